@@ -1,0 +1,100 @@
+"""Every knob of a network and of its training, each with its reason.
+
+Two frozen dataclasses; derived values are properties. `validate` names the field, the value and what was expected.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Self, get_args
+
+from model.errors import ConfigError
+
+Cell = Literal["lstm", "gru", "rnn"]
+
+
+def _knob(default: Any, reason: str, *, low: float, high: float, above: bool = False) -> Any:
+    """A numeric field with its range; `above` makes the low end exclusive."""
+    return field(default=default, metadata={"help": reason, "low": low, "high": high, "above": above})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The shape of a CharRNN."""
+
+    vocab_size: int = field(metadata={"help": "distinct characters", "low": 2, "high": 65536, "above": False})
+    n_hidden: int = _knob(256, "hidden units of a layer; a step costs 8 * n_hidden^2 multiply-adds", low=1, high=8192)
+    n_layers: int = _knob(1, "stacked layers; more need more text and more time", low=1, high=8)
+    n_embed: int = _knob(64, "size of a character's vector; free when sampling: it is folded away", low=1, high=4096)
+    cell: Cell = field(default="lstm", metadata={"help": "lstm forgets by choice; gru is smaller; rnn shows why"})
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    @property
+    def state_tensors(self) -> int:
+        """S: 2 for an lstm (h and c), 1 for gru and rnn."""
+        return 2 if self.cell == "lstm" else 1
+
+    @property
+    def gates(self) -> int:
+        """Rows of H in each weight matrix: 4 for an lstm (i, f, g, o), 3 for a gru (r, z, n), 1 for an rnn."""
+        return {"lstm": 4, "gru": 3, "rnn": 1}[self.cell]
+
+    @property
+    def n_parameters(self) -> int:
+        """Trained numbers."""
+        inputs = [self.n_embed] + [self.n_hidden] * (self.n_layers - 1)
+        layers = sum(self.gates * self.n_hidden * (n + self.n_hidden + 2) for n in inputs)
+        return self.vocab_size * self.n_embed + layers + self.vocab_size * (self.n_hidden + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """How a CharRNN learns: stateful truncated backpropagation with a budget that ends."""
+
+    batch_size: int = _knob(16, "B, streams side by side; small ones learn more per character", low=1, high=4096)
+    seq_length: int = _knob(64, "T, characters of a window: how far a gradient goes back", low=1, high=65536)
+    lr: float = _knob(4e-3, "the largest rate of Adam; it ends at zero", low=0, high=1, above=True)
+    warmup: float = _knob(0.02, "part of the budget in which the rate rises to lr", low=0, high=0.5)
+    dropout: float = _knob(0.0, "part of the activations dropped between layers and before the output", low=0, high=0.95)
+    clip: float = _knob(1.0, "the gradient's norm is cut to this: one bad window cannot wreck a run", low=0, high=1e6, above=True)
+    weight_decay: float = _knob(0.01, "AdamW's pull towards zero, on matrices only", low=0, high=1)
+    val_fraction: float = _knob(0.1, "the end of the text, kept for validation", low=0, high=0.5, above=True)
+    minutes: float = _knob(1.0, "the budget: the schedule is sized to end with it", low=0, high=1e5, above=True)
+    steps: int = _knob(0, "a budget in steps instead of minutes; 0 uses minutes", low=0, high=10**9)
+    validations: int = _knob(12, "looks at the validation part during the run; the best is kept", low=1, high=10000)
+    max_vocab: int = _knob(4096, "more distinct characters than this is refused: probably not the text you meant", low=2, high=65536)
+    seed: int = _knob(1, "of the initial weights and of dropout", low=0, high=2**63 - 1)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Raised: ConfigError for a name that is not a setting."""
+        known = {f.name for f in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"{name}: not a training setting; known: {', '.join(sorted(known))}")
+        return cls(**values)
+
+
+def validate(config: ModelConfig | TrainConfig) -> None:
+    """Raised: ConfigError for the first field whose type or range is wrong."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if f.name == "cell":
+            if value not in get_args(Cell):
+                raise ConfigError(f"cell: got {value!r}, expected one of {', '.join(get_args(Cell))}")
+            continue
+        whole = f.type == "int"
+        low, high, above = f.metadata["low"], f.metadata["high"], f.metadata["above"]
+        right_type = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not right_type or not math.isfinite(value) or not low <= value <= high or (above and value == low):
+            kind = "a whole number" if whole else "a number"
+            raise ConfigError(f"{f.name}: got {value!r}, expected {kind} {'above' if above else 'from'} {low:g} to {high:g}")

@@ -1,0 +1,88 @@
+"""Logits and one uniform number -> an id. Pure: randomness comes in as a value, so a replay draws the same id.
+
+The order of the filters is the field's (Hugging Face, vLLM): temperature, top_k, top_p on what top_k left, min_p
+against the most probable id. Among what is kept, the id is the inverse of the cumulative distribution, in id order,
+at the uniform number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = 0xFFFFFFFFFFFFFFFF
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How an id is drawn from the model's distribution. The defaults draw from it as it is."""
+
+    temperature: float = 1.0  # 0 is greedy: the most probable id, the lowest of equals
+    top_k: int = 0  # keep the k most probable ids; 0 keeps all
+    top_p: float = 1.0  # keep the smallest set of most probable ids that holds this much; 1 keeps all
+    min_p: float = 0.0  # drop ids less probable than this times the most probable; 0 keeps all
+
+
+def uniforms(seed: int, start: int, count: int) -> NDArray[np.float64]:
+    """The random numbers of positions start..start+count-1 of a text, (count,) in [0, 1).
+
+    A counter-based generator: SplitMix64 (Steele, Lea and Flood, 2014) at counter `position`, keyed by a scrambled
+    seed, so that neighbouring seeds share nothing. Its top 53 bits are the number.
+    """
+    key = _mix(np.array([seed & _MASK], dtype=np.uint64))[0]
+    positions = np.arange(start + 1, start + 1 + count, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        mixed = _mix(key + positions * np.uint64(_GOLDEN))
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    with np.errstate(over="ignore"):
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def sample(
+    logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Draw one id a row.
+
+    logits (B, V); every other argument (B,), with the meaning of SamplingParams. Returns ids (B,) int64 and their
+    natural log-probabilities (B,) under the unfiltered distribution at temperature 1. Computed in float64: the
+    cumulative sum over a large vocabulary needs it, and it costs little beside the network.
+    """
+    logits = logits.double()
+    greedy = temperature == 0
+    scaled = logits / torch.where(greedy, 1.0, temperature)[:, None]
+    probs = torch.softmax(scaled, dim=-1)  # (B, V)
+    probs = _filter(probs, top_k, top_p, min_p)
+    cumulative = probs.cumsum(dim=-1)
+    target = uniform.double()[:, None] * cumulative[:, -1:]
+    ids = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    last_kept = probs.shape[-1] - 1 - (probs.flip(-1) > 0).to(torch.int8).argmax(dim=-1)
+    ids = torch.minimum(ids, last_kept)
+    ids = torch.where(greedy, logits.argmax(dim=-1), ids)
+    logprobs = torch.log_softmax(logits, dim=-1).gather(-1, ids[:, None]).squeeze(-1)
+    return ids, logprobs
+
+
+def _filter(probs: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """Zero what the filters drop; what is kept is not renormalised."""
+    if bool(((top_k == 0) & (top_p >= 1) & (min_p <= 0)).all()):
+        return probs
+    ordered, order = probs.sort(dim=-1, descending=True, stable=True)  # stable: of equals the lower id comes first
+    rank = torch.arange(probs.shape[-1], device=probs.device)[None, :]
+    keep = (rank < top_k[:, None]) | (top_k[:, None] == 0)
+    held = torch.where(keep, ordered, 0.0)
+    before = held.cumsum(dim=-1) - held
+    keep &= (before < top_p[:, None] * held.sum(dim=-1, keepdim=True)) | (top_p[:, None] >= 1)
+    keep &= ordered >= min_p[:, None] * ordered[:, :1]
+    keep[:, 0] = True  # top_p = 0 keeps the most probable id
+    return torch.where(torch.zeros_like(keep).scatter(-1, order, keep), probs, 0.0)

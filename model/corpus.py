@@ -1,0 +1,113 @@
+"""A text file -> train and validation streams of (B, T) windows that continue each other.
+
+The split is contiguous: the validation part is the end of the text, so nothing of it is seen in training, not even
+by overlap. Only the set of characters is taken from the whole text, so that every part can be read.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import TextError
+from model.vocab import Vocabulary
+
+Ids = NDArray[np.integer]
+
+
+def read_text(path: Path) -> tuple[str, list[str]]:
+    """A UTF-8 file -> its text with plain newlines, and notes on what was normalised.
+
+    Raised: TextError when the file is missing, empty or not UTF-8 (with the byte offset of the first bad byte).
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as e:
+        raise TextError(f"corpus {path}: cannot be read ({e.strerror}), expected a text file") from e
+    notes = []
+    for bom, name in ((codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16")):
+        if raw.startswith(bom):
+            raise TextError(f"corpus {path}: is {name} (byte order mark at byte 0), expected UTF-8")
+    offset = 0
+    if raw.startswith(codecs.BOM_UTF8):
+        offset = len(codecs.BOM_UTF8)
+        notes.append("a byte order mark at the start was dropped")
+    try:
+        text = raw[offset:].decode("utf-8")
+    except UnicodeDecodeError as e:
+        at = e.start + offset
+        raise TextError(
+            f"corpus {path}: not UTF-8, byte {at} is 0x{raw[at]:02x} ({e.reason}); expected UTF-8 text"
+        ) from e
+    if "\r" in text:
+        crlf, text = text.count("\r\n"), text.replace("\r\n", "\n")
+        lone, text = text.count("\r"), text.replace("\r", "\n")
+        notes.append(f"line ends became \\n ({crlf} CR LF, {lone} CR)")
+    if not text:
+        raise TextError(f"corpus {path}: is empty, expected text")
+    return text, notes
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text as ids, split; `train` and `val` are views of one array."""
+
+    vocab: Vocabulary
+    train: Ids  # (N,) the start of the text
+    val: Ids  # (M,) the end of the text, in order after train
+    sha256: str  # of the normalised text in UTF-8
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_text(
+        cls, text: str, *, val_fraction: float, max_vocab: int, batch_size: int, seq_length: int, notes: list[str] | None = None
+    ) -> Corpus:
+        """Raised: TextError when the text is too short for its split or has too many distinct characters."""
+        vocab = Vocabulary.of(text, max_vocab)
+        ids = vocab.encode(text).astype(np.uint8 if len(vocab) <= 256 else np.uint16)
+        n_val = int(len(ids) * val_fraction)
+        train, val = ids[: len(ids) - n_val], ids[len(ids) - n_val :]
+        need_train = batch_size * (seq_length + 1)
+        if len(train) < need_train or len(val) < 2:
+            needed = max(int(need_train / (1 - val_fraction)), int(2 / val_fraction)) + 1
+            raise TextError(
+                f"the text has {len(ids)} characters, {len(train)} of them to train on; expected at least {needed} "
+                f"(batch_size {batch_size} x seq_length {seq_length}, val_fraction {val_fraction}): give it more text, or "
+                f"a smaller batch_size or seq_length"
+            )
+        return cls(vocab, train, val, hashlib.sha256(text.encode()).hexdigest(), tuple(notes or ()))
+
+    @classmethod
+    def from_file(cls, path: Path, *, val_fraction: float, max_vocab: int, batch_size: int, seq_length: int) -> Corpus:
+        text, notes = read_text(path)
+        try:
+            return cls.from_text(
+                text, val_fraction=val_fraction, max_vocab=max_vocab, batch_size=batch_size, seq_length=seq_length, notes=notes
+            )
+        except TextError as e:
+            raise TextError(f"corpus {path}: {e}") from e
+
+    @property
+    def n_characters(self) -> int:
+        return len(self.train) + len(self.val)
+
+
+def windows(ids: Ids, batch_size: int, seq_length: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """One pass over a text as B contiguous streams: yields x, y (B, T), y being x moved on by one.
+
+    Row b of a window continues row b of the window before, so a state can be carried over. The last window may be
+    shorter than T; what is left over after B equal streams (fewer than B characters) is not read.
+    """
+    length = (len(ids) - 1) // batch_size  # characters to predict in each stream
+    starts = np.arange(batch_size)[:, None] * length
+    for t in range(0, length, seq_length):
+        width = min(seq_length, length - t)
+        index = starts + t + np.arange(width + 1)[None, :]
+        chunk = ids[index].astype(np.int64)
+        yield chunk[:, :-1], chunk[:, 1:]

@@ -132,8 +132,8 @@ def load(path: Path) -> Checkpoint:
     _check_weights(path, checkpoint)
     if checkpoint.fingerprint != meta.get("fingerprint"):
         raise CheckpointError(
-            f"checkpoint {path}: fingerprint is {checkpoint.fingerprint}, its metadata says {meta.get('fingerprint')!r}: "
-            "the file was changed after it was written"
+            f"checkpoint {path}: fingerprint is {checkpoint.fingerprint}, its metadata says "
+            f"{meta.get('fingerprint')!r}: the file was changed after it was written"
         )
     return checkpoint
 
@@ -164,7 +164,7 @@ def promote(path: Path) -> None:
 
 
 def promoted(folder: Path) -> Path | None:
-    """The file to serve, or None where nothing has been promoted. Raised: CheckpointError for a broken promoted.json."""
+    """The file to serve, or None where there is none. Raised: CheckpointError for a promoted.json that is broken."""
     names = _promotions(folder)
     return folder / names[0] if names else None
 
@@ -177,7 +177,9 @@ def _promotions(folder: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise CheckpointError(f"{path}: cannot be used ({e}), expected {{'checkpoint': name, 'before': [names]}}") from e
+        raise CheckpointError(
+            f"{path}: cannot be used ({e}), expected {{'checkpoint': name, 'before': [names]}}"
+        ) from e
     for name in names:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise CheckpointError(f"{path}: names {name!r}, expected a file name like val1.4302-step004200.safetensors")

@@ -58,14 +58,20 @@ class TrainConfig:
     seq_length: int = _knob(64, "T, characters of a window: how far a gradient goes back", low=1, high=65536)
     lr: float = _knob(4e-3, "the largest rate of Adam; it ends at zero", low=0, high=1, above=True)
     warmup: float = _knob(0.02, "part of the budget in which the rate rises to lr", low=0, high=0.5)
-    dropout: float = _knob(0.0, "part of the activations dropped between layers and before the output", low=0, high=0.95)
-    clip: float = _knob(1.0, "the gradient's norm is cut to this: one bad window cannot wreck a run", low=0, high=1e6, above=True)
+    dropout: float = _knob(
+        0.0, "part of the activations dropped between layers and before the output", low=0, high=0.95
+    )
+    clip: float = _knob(
+        1.0, "the gradient's norm is cut to this: one bad window cannot wreck a run", low=0, high=1e6, above=True
+    )
     weight_decay: float = _knob(0.01, "AdamW's pull towards zero, on matrices only", low=0, high=1)
     val_fraction: float = _knob(0.1, "the end of the text, kept for validation", low=0, high=0.5, above=True)
     minutes: float = _knob(1.0, "the budget: the schedule is sized to end with it", low=0, high=1e5, above=True)
     steps: int = _knob(0, "a budget in steps instead of minutes; 0 uses minutes", low=0, high=10**9)
     validations: int = _knob(12, "looks at the validation part during the run; the best is kept", low=1, high=10000)
-    max_vocab: int = _knob(4096, "more distinct characters than this is refused: probably not the text you meant", low=2, high=65536)
+    max_vocab: int = _knob(
+        4096, "more distinct characters than this is refused: probably not the text you meant", low=2, high=65536
+    )
     seed: int = _knob(1, "of the initial weights and of dropout", low=0, high=2**63 - 1)
 
     def __post_init__(self) -> None:
@@ -97,4 +103,12 @@ def validate(config: ModelConfig | TrainConfig) -> None:
         right_type = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
         if not right_type or not math.isfinite(value) or not low <= value <= high or (above and value == low):
             kind = "a whole number" if whole else "a number"
-            raise ConfigError(f"{f.name}: got {value!r}, expected {kind} {'above' if above else 'from'} {low:g} to {high:g}")
+            raise ConfigError(
+                f"{f.name}: got {value!r}, expected {kind} {'above' if above else 'from'} {low:g} to {high:g}"
+            )
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {"n_hidden": 256, "n_layers": 1, "n_embed": 64, "dropout": 0.0, "minutes": 1.0},
+}
+"""Named starting points; any setting given beside one overrides it."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model.config import TrainConfig
 from model.errors import TextError
 from model.vocab import Vocabulary
 
@@ -31,7 +32,11 @@ def read_text(path: Path) -> tuple[str, list[str]]:
     except OSError as e:
         raise TextError(f"corpus {path}: cannot be read ({e.strerror}), expected a text file") from e
     notes = []
-    for bom, name in ((codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16")):
+    for bom, name in (
+        (codecs.BOM_UTF32_LE, "UTF-32"),
+        (codecs.BOM_UTF16_LE, "UTF-16"),
+        (codecs.BOM_UTF16_BE, "UTF-16"),
+    ):
         if raw.startswith(bom):
             raise TextError(f"corpus {path}: is {name} (byte order mark at byte 0), expected UTF-8")
     offset = 0
@@ -54,6 +59,11 @@ def read_text(path: Path) -> tuple[str, list[str]]:
     return text, notes
 
 
+def text_sha256(text: str) -> str:
+    """The identity of a text, in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Corpus:
     """A text as ids, split; `train` and `val` are views of one array."""
@@ -65,31 +75,28 @@ class Corpus:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def from_text(
-        cls, text: str, *, val_fraction: float, max_vocab: int, batch_size: int, seq_length: int, notes: list[str] | None = None
-    ) -> Corpus:
+    def from_text(cls, text: str, config: TrainConfig, notes: Sequence[str] = ()) -> Corpus:
         """Raised: TextError when the text is too short for its split or has too many distinct characters."""
-        vocab = Vocabulary.of(text, max_vocab)
-        ids = vocab.encode(text).astype(np.uint8 if len(vocab) <= 256 else np.uint16)
-        n_val = int(len(ids) * val_fraction)
+        vocab = Vocabulary.of(text, config.max_vocab)
+        ids: Ids = vocab.encode(text).astype(np.uint8 if len(vocab) <= 256 else np.uint16)
+        n_val = int(len(ids) * config.val_fraction)
         train, val = ids[: len(ids) - n_val], ids[len(ids) - n_val :]
-        need_train = batch_size * (seq_length + 1)
+        need_train = config.batch_size * (config.seq_length + 1)
         if len(train) < need_train or len(val) < 2:
-            needed = max(int(need_train / (1 - val_fraction)), int(2 / val_fraction)) + 1
+            needed = max(int(need_train / (1 - config.val_fraction)), int(2 / config.val_fraction)) + 1
             raise TextError(
                 f"the text has {len(ids)} characters, {len(train)} of them to train on; expected at least {needed} "
-                f"(batch_size {batch_size} x seq_length {seq_length}, val_fraction {val_fraction}): give it more text, or "
-                f"a smaller batch_size or seq_length"
+                f"(batch_size {config.batch_size} x seq_length {config.seq_length}, val_fraction {config.val_fraction}"
+                "): give it more text, or a smaller batch_size or seq_length"
             )
-        return cls(vocab, train, val, hashlib.sha256(text.encode()).hexdigest(), tuple(notes or ()))
+        return cls(vocab, train, val, text_sha256(text), tuple(notes))
 
     @classmethod
-    def from_file(cls, path: Path, *, val_fraction: float, max_vocab: int, batch_size: int, seq_length: int) -> Corpus:
+    def from_file(cls, path: Path, config: TrainConfig) -> Corpus:
+        """Raised: TextError naming the file."""
         text, notes = read_text(path)
         try:
-            return cls.from_text(
-                text, val_fraction=val_fraction, max_vocab=max_vocab, batch_size=batch_size, seq_length=seq_length, notes=notes
-            )
+            return cls.from_text(text, config, notes)
         except TextError as e:
             raise TextError(f"corpus {path}: {e}") from e
 

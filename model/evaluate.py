@@ -45,7 +45,7 @@ def loss(network: CharRNN, ids: Ids, protocol: Protocol = "b") -> float:
 
 @torch.inference_mode()
 def look(network: CharRNN, ids: Ids, characters: int) -> float:
-    """Protocol (b) on a sample of the text: 32 evenly placed spans of `characters` in all. For looks during training."""
+    """Protocol (b) on a sample: 32 evenly placed spans of `characters` in all. For looks during training."""
     n = len(ids) - 1
     if characters >= n:
         return loss(network, ids)

@@ -49,7 +49,7 @@ def generate(
     pending, text = ids[-1], ""
     for n in range(max_chars):
         logits, state = network(torch.tensor([[pending]]), state)  # (1, 1, V)
-        uniform = torch.from_numpy(uniforms(seed, len(prompt) + n, 1))
+        uniform = torch.from_numpy(uniforms([seed], [len(prompt) + n], 1)[:, 0])
         drawn, _ = sample(logits[:, 0], uniform, *knobs)
         pending = int(drawn)
         text += vocab.characters[pending]
@@ -75,7 +75,9 @@ def write(
     while remaining:
         steps = min(block_steps, len(to_feed) - 1 + remaining)
         fed = to_feed[:steps]
-        produced = stepper.run(one_row_block(0, fed, steps, uniforms(seed, position, steps), params or SamplingParams()))
+        produced = stepper.run(
+            one_row_block(0, fed, steps, uniforms([seed], [position], steps), params or SamplingParams())
+        )
         new = produced.ids[len(fed) - 1 : steps, 0] if len(fed) == len(to_feed) else produced.ids[:0, 0]
         to_feed = to_feed[steps:] if len(to_feed) > steps else produced.ids[steps - 1 : steps, 0]
         position, remaining = position + steps, remaining - len(new)
@@ -93,7 +95,7 @@ def one_row_block(
         slots=np.array([slot], dtype=np.int32),
         steps=np.array([steps], dtype=np.int32),
         forced=forced,
-        uniforms=np.ascontiguousarray(numbers, dtype=np.float64).reshape(steps, 1),
+        uniforms=numbers,
         temperature=np.array([params.temperature]),
         top_k=np.array([params.top_k], dtype=np.int32),
         top_p=np.array([params.top_p]),

@@ -7,6 +7,7 @@ at the uniform number.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_MASK = 0xFFFFFFFFFFFFFFFF
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MAX_SEED = 2**63 - 1
 
 
@@ -29,24 +29,21 @@ class SamplingParams:
     min_p: float = 0.0  # drop ids less probable than this times the most probable; 0 keeps all
 
 
-def uniforms(seed: int, start: int, count: int) -> NDArray[np.float64]:
-    """The random numbers of positions start..start+count-1 of a text, (count,) in [0, 1).
+def uniforms(seeds: Sequence[int], starts: Sequence[int], count: int) -> NDArray[np.float64]:
+    """The random numbers for positions start..start+count-1 of each text, (count, B) in [0, 1).
 
     A counter-based generator: SplitMix64 (Steele, Lea and Flood, 2014) at counter `position`, keyed by a scrambled
     seed, so that neighbouring seeds share nothing. Its top 53 bits are the number.
     """
-    key = _mix(np.array([seed & _MASK], dtype=np.uint64))[0]
-    positions = np.arange(start + 1, start + 1 + count, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        mixed = _mix(key + positions * np.uint64(_GOLDEN))
-    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    keys = _mix(np.array(seeds, dtype=np.uint64))  # (B,)
+    positions = np.array(starts, dtype=np.uint64) + np.arange(1, count + 1, dtype=np.uint64)[:, None]  # (count, B)
+    return (_mix(keys + positions * _GOLDEN) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    with np.errstate(over="ignore"):
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 def sample(

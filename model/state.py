@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from model.errors import StateError
 
 _LAYOUT = 1
-_DTYPES = {"f4": np.dtype("<f4"), "f8": np.dtype("<f8")}
+_DTYPES: dict[str, np.dtype[np.floating]] = {"f4": np.dtype("<f4"), "f8": np.dtype("<f8")}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +67,8 @@ class HiddenState:
             if len(shape) != 3 or min(shape) < 1 or math.prod(shape) * dtype.itemsize != len(body):
                 raise StateError(f"state: {len(body)} bytes of floats, expected shape {shape} of {dtype.name}")
             values = np.frombuffer(body, dtype=dtype).reshape(shape)
-            return cls(values, int(header["pending"]), int(header["position"]), header["fingerprint"], header["numerics"])
+            return cls(
+                values, int(header["pending"]), int(header["position"]), header["fingerprint"], header["numerics"]
+            )
         except (struct.error, ValueError, KeyError, TypeError) as e:
             raise StateError(f"state: {len(data)} bytes that are not a stored state ({e})") from e

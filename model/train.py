@@ -134,7 +134,7 @@ def _step(run: _Run, config: TrainConfig, x: Tensor, y: Tensor) -> None:
     logits, state = run.network(x, detach(run.state))
     nats = F.cross_entropy(logits.flatten(0, 1), y.flatten())
     run.optimizer.zero_grad(set_to_none=True)
-    nats.backward()
+    nats.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(run.network.parameters(), config.clip)
     run.optimizer.step()
     run.state = state

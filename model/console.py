@@ -16,7 +16,7 @@ from model.evaluate import bits
 from model.train import Progress as Step
 from model.train import Watch
 
-_console = Console(highlight=False)
+_console = Console(highlight=False, soft_wrap=True)
 
 
 @contextmanager

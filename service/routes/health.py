@@ -26,7 +26,12 @@ def blueprint(engine: Engine, model: ModelInfo, sessions: SessionStore) -> Bluep
         except StoreAway:
             store = "away"
         return jsonify(
-            status="ready", sessions=store, model=model.as_dict(), stepper=engine.stepper_name, slots=engine.n_slots
+            status="ready",
+            sessions=store,
+            model=model.as_dict(),
+            stepper=engine.stepper_name,
+            slots=engine.n_slots,
+            in_flight=engine.in_flight,
         )
 
     return routes

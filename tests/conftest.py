@@ -1,0 +1,59 @@
+"""Fixtures that several parts share: a small model, a real Redis, a real service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import checkpoint
+from model.checkpoint import Checkpoint
+from model.config import ModelConfig
+from model.network import CharRNN
+from model.vocab import Vocabulary
+from tests.servers import RedisServer, Service
+
+torch.set_num_threads(1)  # the tests' models are small: threads would only wait for each other
+ALPHABET = Vocabulary("\n !'abcdefghijklmnopqrstuvwxyz")
+
+
+def random_checkpoint(cell: str = "lstm", n_layers: int = 2, n_hidden: int = 24, seed: int = 0) -> Checkpoint:
+    """A model of random weights, loud enough that its distributions are far from flat."""
+    torch.manual_seed(seed)
+    config = ModelConfig(len(ALPHABET), n_hidden, n_layers, n_embed=8, cell=cell)  # type: ignore[arg-type]
+    network = CharRNN(config)
+    network.head.weight.data.mul_(12)
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    return Checkpoint(config, ALPHABET, weights, 2.5 + seed / 10, 100, 10, 2.5, "0" * 64, {"lr": 0.004})
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Checkpoint:
+    return random_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory, tiny: Checkpoint) -> Path:
+    """A folder of checkpoints in which the small model is promoted."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    checkpoint.promote(tiny.save(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    server = RedisServer()
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def service(store: Path, redis_server: RedisServer) -> Iterator[Service]:
+    """A real service on a real Redis, for tests that neither stop nor flood it."""
+    service = Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url)
+    service.start()
+    yield service
+    service.stop()

@@ -1,0 +1,219 @@
+"""The laws through HTTP, gunicorn and Redis."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from model.checkpoint import Checkpoint
+from model.generate import write
+from model.sampling import SamplingParams
+from model.stepper.reference import ReferenceStepper
+from tests.conftest import ALPHABET
+from tests.servers import RedisServer, Service, eventually
+
+ASKED = {"prompt": "hello", "seed": 7, "temperature": 0.9, "top_p": 0.95}
+
+
+@pytest.fixture(scope="module")
+def expected(tiny: Checkpoint) -> str:
+    """The 200 characters that a stepper alone writes."""
+    stepper = ReferenceStepper(tiny.network(), 1)
+    return "".join(write(stepper, ALPHABET, "hello", 200, SamplingParams(0.9, top_p=0.95), seed=7))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_how_a_text_is_cut_into_requests_changes_nothing(service: Service, expected: str, stream: bool) -> None:
+    """200 characters at once = 100 + 100 = 200 x 1, by sessions in Redis, streamed and not; = a stepper alone."""
+    for cuts in ([200], [100, 100], [1] * 200):
+        text, id = "", None
+        for n in cuts:
+            body = (
+                {**ASKED, "max_chars": n} if id is None else {**ASKED, "prompt": "", "session_id": id, "max_chars": n}
+            )
+            if stream:
+                events = service.events(**body)
+                text += "".join(e.data["text"] for e in events if e.name == "message")
+                last = events[-1].data
+            else:
+                last = service.generate(**body)
+                text += last["text"]
+            id = last["session_id"]
+            assert last["saved"] is True
+            assert last["position"] == 5 + len(text)
+        assert text == expected
+
+
+def test_a_session_is_the_text_so_far(service: Service, expected: str) -> None:
+    """Going on in a session equals starting anew with all its text as the prompt: a session is only a saving."""
+    again = service.generate(**{**ASKED, "prompt": "hello" + expected[:150], "max_chars": 50})
+    assert again["text"] == expected[150:]
+
+
+def test_the_session_keeps_its_seed(service: Service, expected: str) -> None:
+    """The seed is asked for once; without one, one is drawn and told, and draws the same text again."""
+    first = service.generate(**{**ASKED, "max_chars": 100})
+    rest = service.generate(session_id=first["session_id"], max_chars=100, temperature=0.9, top_p=0.95)
+    assert first["text"] + rest["text"] == expected
+    drawn = service.generate(prompt="hello", max_chars=40)
+    assert service.generate(prompt="hello", max_chars=40, seed=drawn["seed"])["text"] == drawn["text"]
+
+
+def test_the_stream_tells_where_it_is(service: Service) -> None:
+    """Events: a start, pieces whose ids are the positions after them, a last one like the JSON answer."""
+    start, *pieces, done = service.events(**ASKED, max_chars=60)
+    assert start.name == "start"
+    assert start.data["position"] == 0
+    position = 5
+    for piece in pieces:
+        position += len(piece.data["text"])
+        assert (piece.name, piece.id) == ("message", position)
+    assert done.name == "done"
+    answer = service.generate(**ASKED, max_chars=60)
+    for field in ("finish_reason", "position", "seed", "model", "usage", "saved"):
+        assert done.data[field] == answer[field]
+    assert answer["usage"] == {"prompt_chars": 5, "generated_chars": 60, "reused_chars": 0}
+    assert start.data["session_id"] == done.data["session_id"] != answer["session_id"]
+
+
+def test_a_stop_leaves_the_session_where_the_text_ends(service: Service, expected: str) -> None:
+    """What follows in the session is what followed the shown text, the stop string's own characters first."""
+    stop = expected[40:44]
+    first = service.generate(**ASKED, max_chars=200, stop=[stop])
+    assert first["text"] == expected[: expected.index(stop)]
+    assert first["finish_reason"] == "stop"
+    rest = service.generate(session_id=first["session_id"], max_chars=30, temperature=0.9, top_p=0.95)
+    assert rest["text"] == expected[len(first["text"]) :][:30]
+
+
+def test_of_two_requests_on_one_session_one_wins(service: Service) -> None:
+    """Two at once: one is answered, the other gets 409, and the session goes on as if it had been one."""
+    begun = service.generate(**ASKED, max_chars=10)
+    id = begun["session_id"]
+    statuses: list[int] = []
+    with service.client.stream(
+        "POST", "/generate", json={"session_id": id, "max_chars": 3000, "stream": True}
+    ) as first:
+        assert first.status_code == 200
+        second = service.post(session_id=id, max_chars=5)
+        statuses.append(second.status_code)
+        first.read()
+    assert statuses == [409]
+    assert second.json()["error"]["code"] == "session_conflict"
+    assert service.client.get(f"/sessions/{id}").json()["position"] == 15 + 3000
+    assert service.generate(session_id=id, max_chars=5)["position"] == 15 + 3005
+
+
+def test_sessions_can_be_looked_at_and_forgotten(service: Service) -> None:
+    """GET tells position, seed and tail; after DELETE there is nothing, and it cannot be gone on with."""
+    made = service.generate(**ASKED, max_chars=20)
+    path = f"/sessions/{made['session_id']}"
+    found = service.client.get(path).json()
+    assert (found["position"], found["seed"], found["tail"]) == (25, 7, "hello" + made["text"])
+    assert service.client.delete(path).status_code == 204
+    for gone in (service.client.get(path), service.client.delete(path), service.post(session_id=made["session_id"])):
+        assert gone.status_code == 404
+        assert gone.json()["error"]["code"] == "unknown_session"
+
+
+def test_unknown_characters_can_be_skipped(service: Service) -> None:
+    """on_unknown = skip reads the prompt without them, and says how much it read."""
+    skipped = service.generate(prompt="héllo", max_chars=30, seed=7, on_unknown="skip", stop=["é"])
+    plain = service.generate(prompt="hllo", max_chars=30, seed=7)
+    assert skipped["text"] == plain["text"]
+    assert skipped["usage"]["prompt_chars"] == 4
+
+
+def test_a_restart_changes_nothing(store: Path, redis_server: RedisServer, expected: str) -> None:
+    """A session begun before a restart of the service goes on after it, and Redis may restart too."""
+    service = Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url)
+    service.start()
+    first = service.generate(**ASKED, max_chars=90)
+    service.stop()
+    service.start()
+    rest = service.generate(**{**ASKED, "prompt": ""}, session_id=first["session_id"], max_chars=110)
+    assert first["text"] + rest["text"] == expected
+    service.stop()
+
+
+def test_readers_that_leave_free_their_slots(store: Path) -> None:
+    """As many clients as slots and places hang up, streaming or not, running or waiting: the next is served."""
+    service = Service(CHECKPOINT_DIR=str(store), SLOTS="2", MAX_WAITING="2")
+    service.start()
+    for stream in ("true", "false"):
+        leavers = []
+        for _ in range(4):
+            body = f'{{"max_chars": 100000, "stream": {stream}}}'.encode()
+            s = socket.create_connection(("127.0.0.1", service.port))
+            head = (
+                f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+            )
+            s.sendall(head.encode() + b"\r\n\r\n" + body)
+            leavers.append(s)
+        eventually(lambda: service.client.get("/readyz").json()["in_flight"] == 4)
+        assert service.post(max_chars=1).status_code == 429
+        for s in leavers:
+            s.close()
+        eventually(lambda: service.client.get("/readyz").json()["in_flight"] == 0)
+        assert service.post(max_chars=1).status_code == 200
+    service.stop()
+
+
+def test_a_flood_is_refused_and_health_answers(store: Path) -> None:
+    """Past slots and line every request gets 429 with Retry-After, and none of it starves the health checks."""
+    service = Service(CHECKPOINT_DIR=str(store), SLOTS="2", MAX_WAITING="2")
+    service.start()
+    stop = threading.Event()
+    statuses: set[int] = set()
+
+    def client() -> None:
+        with httpx.Client(base_url=service.url, timeout=60) as mine:
+            while not stop.is_set():
+                response = mine.post("/generate", json={"max_chars": 300})
+                statuses.add(response.status_code)
+                if response.status_code == 429:
+                    assert int(response.headers["Retry-After"]) >= 1
+
+    threads = [threading.Thread(target=client) for _ in range(16)]
+    for t in threads:
+        t.start()
+    eventually(lambda: statuses == {200, 429})
+    for _ in range(20):
+        assert service.client.get("/healthz").status_code == 200
+    stop.set()
+    for t in threads:
+        t.join()
+    service.stop()
+
+
+def test_without_redis_what_needs_none_goes_on(store: Path) -> None:
+    """Redis stopped: texts without a session are answered unsaved, sessions get 503; when it is back, both work."""
+    redis = RedisServer()
+    redis.start()
+    service = Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis.url)
+    service.start()
+    begun = service.generate(**ASKED, max_chars=20)
+    redis.stop()
+    unsaved = service.generate(**ASKED, max_chars=20)
+    assert (unsaved["text"], unsaved["saved"], unsaved["session_id"]) == (begun["text"], False, None)
+    events = service.events(**ASKED, max_chars=20)
+    assert events[-1].data["saved"] is False
+    for refused in (
+        service.post(session_id=begun["session_id"]),
+        service.client.get(f"/sessions/{begun['session_id']}"),
+        service.client.delete(f"/sessions/{begun['session_id']}"),
+    ):
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "store_away"
+        assert int(refused.headers["Retry-After"]) >= 1
+    assert service.client.get("/readyz").json()["sessions"] == "away"
+    redis.start()
+    eventually(lambda: service.client.get("/readyz").json()["sessions"] == "ok")
+    assert service.generate(session_id=begun["session_id"], max_chars=5)["position"] == 30
+    assert service.generate(**ASKED, max_chars=20)["saved"] is True
+    service.stop()
+    redis.remove()

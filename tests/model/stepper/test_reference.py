@@ -1,0 +1,78 @@
+"""The reference stepper: law 1, the oracle, and what a block means."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.checkpoint import Checkpoint
+from model.generate import generate, write
+from model.sampling import SamplingParams
+from model.stepper import Block, Produced
+from model.stepper.reference import ReferenceStepper
+from tests.conftest import ALPHABET, random_checkpoint
+from tests.crowd import alone, differences, random_texts
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("seed", range(3))
+def test_reads_the_same_alone_and_in_a_crowd(cell: str, seed: int) -> None:
+    """Law 1, float32 in padded tiles: joins, leaves, cuts and block lengths change no bit of a text or its state."""
+    rng = np.random.default_rng(seed)
+    stepper = ReferenceStepper(random_checkpoint(cell).network(), n_slots=40)
+    assert differences(stepper, random_texts(rng, 60, len(ALPHABET)), rng) == 0
+
+
+def test_the_harness_sees_a_stepper_that_is_not_invariant(tiny: Checkpoint) -> None:
+    """The negative control: a row that feels the size of its batch, by a millionth, is found."""
+
+    class Feels(ReferenceStepper):
+        def run(self, block: Block) -> Produced:
+            self._head_bias = self._head_bias * (1 + 1e-6 * len(block.slots))
+            try:
+                return super().run(block)
+            finally:
+                self._head_bias = self._head_bias / (1 + 1e-6 * len(block.slots))
+
+    rng = np.random.default_rng(0)
+    stepper = Feels(tiny.network(), n_slots=40)
+    stepper._head_bias = stepper._head_bias + 1
+    assert differences(stepper, random_texts(rng, 60, len(ALPHABET)), rng) > 0
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@settings(max_examples=15, deadline=None)
+@given(
+    prompt=st.text(st.sampled_from(ALPHABET.characters), max_size=12),
+    seed=st.integers(0, 2**63 - 1),
+    temperature=st.sampled_from([0.0, 0.4, 1.0, 2.0]),
+    top_k=st.sampled_from([0, 1, 5]),
+    top_p=st.sampled_from([0.1, 0.9, 1.0]),
+    block=st.integers(1, 40),
+)
+def test_equals_the_oracle(
+    cell: str, prompt: str, seed: int, temperature: float, top_k: int, top_p: float, block: int
+) -> None:
+    """In float64, blocks of any length draw the text of the plain one-character loop over the network."""
+    network = random_checkpoint(cell).network(torch.float64)
+    params = SamplingParams(temperature, top_k, top_p)
+    stepper = ReferenceStepper(network, 1, torch.float64)
+    written = "".join(write(stepper, ALPHABET, prompt, 30, params, seed, block))
+    assert written == generate(network, ALPHABET, prompt, 30, params, seed).text
+
+
+def test_a_freed_slot_leaks_nothing(tiny: Checkpoint) -> None:
+    """A slot that was written anew does not remember whom it held."""
+    rng = np.random.default_rng(4)
+    stepper = ReferenceStepper(tiny.network(), n_slots=1)
+    first, second = random_texts(rng, 2, len(ALPHABET))
+    fresh = alone(ReferenceStepper(tiny.network(), n_slots=1), second)
+    alone(stepper, first)
+    after = alone(stepper, second)
+    assert after.ids == fresh.ids
+    assert after.state is not None
+    assert fresh.state is not None
+    assert np.array_equal(after.state, fresh.state)

@@ -1,0 +1,130 @@
+"""Checkpoints: whole or refused, promoted or not."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from model.checkpoint import Checkpoint, load, promote, promoted
+from model.errors import CheckpointError
+from tests.conftest import random_checkpoint
+
+
+def test_a_checkpoint_comes_back_whole(tmp_path: Path, tiny: Checkpoint) -> None:
+    """Weights to the bit, config, vocabulary, losses, options; the loss is in its name."""
+    path = tiny.save(tmp_path)
+    assert path.name == "val2.5000-step000010.safetensors"
+    back = load(path)
+    assert all(torch.equal(back.weights[k], v) for k, v in tiny.weights.items())
+    assert replace(back, weights={}, created="") == replace(tiny, weights={}, created="")
+    assert back.created
+    assert back.fingerprint == tiny.fingerprint
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_the_fingerprint_follows_every_weight(tiny: Checkpoint) -> None:
+    """One bit of one weight, or the vocabulary, makes it another model; the loss does not."""
+    for name, tensor in tiny.weights.items():
+        changed = tensor.clone()
+        changed.view(-1)[0] += 1e-3
+        assert replace(tiny, weights={**tiny.weights, name: changed}).fingerprint != tiny.fingerprint
+    assert replace(tiny, val_loss=1.0).fingerprint == tiny.fingerprint
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_a_truncated_file_is_refused(tmp_path: Path, tiny: Checkpoint, keep: int) -> None:
+    """Cut anywhere, it is not a whole safetensors file."""
+    path = tiny.save(tmp_path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file") as e:
+        load(path)
+    assert str(path) in str(e.value)
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    """Another program's safetensors, and a pickle, which is not even opened."""
+    save_file({"weight": torch.zeros(3)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="format is None, expected 'longhand-1'"):
+        load(tmp_path / "foreign.safetensors")
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "pickle.safetensors")
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        load(tmp_path / "pickle.safetensors")
+    with pytest.raises(CheckpointError, match="no such file"):
+        load(tmp_path / "none.safetensors")
+
+
+def test_a_tampered_file_is_refused(tmp_path: Path, tiny: Checkpoint) -> None:
+    """A weight changed in place: the fingerprint does not match."""
+    path = tiny.save(tmp_path)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="the file was changed"):
+        load(path)
+
+
+def test_weights_that_are_not_numbers_are_refused(tmp_path: Path, tiny: Checkpoint) -> None:
+    """NaN in a weight, or tensors of another shape than the config says."""
+    poisoned = {k: v.clone() for k, v in tiny.weights.items()}
+    poisoned["head.bias"][0] = torch.nan
+    with pytest.raises(CheckpointError, match=r"head\.bias is not all finite"):
+        load(replace(tiny, weights=poisoned).save(tmp_path))
+    wider = replace(tiny, config=replace(tiny.config, n_hidden=32))
+    with pytest.raises(CheckpointError, match="tensors do not fit its config"):
+        load(wider.save(tmp_path))
+
+
+def test_metadata_that_makes_no_sense_is_refused(tmp_path: Path, tiny: Checkpoint) -> None:
+    """A missing part, or a value out of range, is named."""
+    path = tiny.save(tmp_path)
+    good = {"config": json.dumps(tiny.config.__class__.__name__)}
+    save_file(dict(tiny.weights), path, metadata={"format": "longhand-1", **good})
+    with pytest.raises(CheckpointError, match="metadata cannot be used"):
+        load(path)
+
+
+def test_promotion_names_one_and_remembers_the_others(tmp_path: Path) -> None:
+    """The last one promoted is served; the file is replaced whole."""
+    assert promoted(tmp_path) is None
+    first, second = random_checkpoint(seed=1).save(tmp_path), random_checkpoint(seed=2).save(tmp_path)
+    promote(first)
+    promote(second)
+    assert promoted(tmp_path) == second
+    assert json.loads((tmp_path / "promoted.json").read_text())["before"] == [first.name]
+    promote(first)
+    assert promoted(tmp_path) == first
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"checkpoint": "../x.safetensors", "before": []}', '{"checkpoint": 1, "before": []}']
+)
+def test_a_broken_promotion_is_said(tmp_path: Path, text: str) -> None:
+    """promoted.json that cannot be used names itself, and a name cannot leave the folder."""
+    (tmp_path / "promoted.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"promoted\.json"):
+        promoted(tmp_path)
+
+
+def test_a_full_disk_leaves_the_old_file_whole(
+    tmp_path: Path, tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the disk refuses, the error names the path, and what was there is still there, with nothing beside it."""
+    path = tiny.save(tmp_path)
+    before = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("model.checkpoint.os.fsync", full)
+    with pytest.raises(CheckpointError, match="No space left") as e:
+        tiny.save(tmp_path)
+    assert str(path) in str(e.value)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == [path.name]

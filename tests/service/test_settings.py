@@ -1,0 +1,50 @@
+"""The environment, read once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from service.settings import SettingsError, describe, read_settings
+from tests.servers import ROOT
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("PORT", "http", "PORT='http': "),
+        ("PORT", "70000", "less than or equal to 65535"),
+        ("SLOTS", "0", "greater than or equal to 1"),
+        ("DEVICE", "tpu", "'auto', 'cpu' or 'cuda'"),
+        ("WORKERS", "2", "more than one needs REDIS_URL"),
+    ],
+)
+def test_a_bad_value_stops_the_start(monkeypatch: pytest.MonkeyPatch, key: str, value: str, says: str) -> None:
+    """The error names key, value and what was expected."""
+    monkeypatch.setenv(key, value)
+    with pytest.raises(SettingsError) as e:
+        read_settings()
+    assert key in str(e.value)
+    assert value in str(e.value)
+    assert says in str(e.value)
+
+
+def test_the_start_says_it_in_a_line() -> None:
+    """python -m service with a bad value: one line, exit 1, nothing started."""
+    done = subprocess.run(
+        [sys.executable, "-m", "service"], cwd=ROOT, env={**os.environ, "PORT": "x"}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error   PORT='x': ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_empty_value_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PORT= in a compose file is as if it were not there; every setting is described."""
+    monkeypatch.setenv("PORT", "")
+    assert read_settings().port == 8000
+    assert all(name.upper() in describe() for name in type(read_settings()).model_fields)

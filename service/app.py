@@ -15,8 +15,9 @@ from model.stepper import Stepper
 from model.stepper.reference import ReferenceStepper
 from service import errors
 from service.engine.engine import Engine
-from service.generation import Generation, ModelInfo
+from service.generation import Generation
 from service.routes import generate, health, sessions
+from service.serving import Served, Serving
 from service.settings import Settings, read_settings
 from service.store.memory import MemorySessions
 from service.store.redis import RedisSessions, connect
@@ -29,13 +30,35 @@ def create_app(settings: Settings | None = None) -> Flask:
     Raised: SettingsError, CheckpointError.
     """
     settings = settings or read_settings()
+    store: SessionStore
+    if settings.redis_url:
+        store = RedisSessions(connect(settings.redis_url), settings.session_ttl_s)
+    else:
+        store = MemorySessions(settings.session_ttl_s)
+    serving = Serving()
+    generation = Generation(serving, store, max_chars=settings.max_chars, lease_s=settings.lease_s)
+
+    app = Flask(__name__, static_folder=None)
+    app.json = _Json(app)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    errors.register(app)
+    app.register_blueprint(generate.blueprint(generation))
+    app.register_blueprint(sessions.blueprint(store))
+    app.register_blueprint(health.blueprint(serving, store))
+
+    serving.serve(_load(settings))
+    atexit.register(serving.stop)
+    return app
+
+
+def _load(settings: Settings) -> Served:
+    """The promoted checkpoint on a running engine."""
     path = checkpoint.promoted(settings.checkpoint_dir)
     if path is None:
         raise CheckpointError(
             f"{settings.checkpoint_dir}: nothing has been promoted; python -m model train makes a model"
         )
     loaded = checkpoint.load(path)
-    model = ModelInfo(loaded.fingerprint, path.name)
     engine = Engine(
         _stepper(loaded, settings),
         loaded.vocab,
@@ -43,24 +66,8 @@ def create_app(settings: Settings | None = None) -> Flask:
         max_waiting=settings.max_waiting,
         block_s=settings.block_ms / 1000,
     )
-    store: SessionStore
-    if settings.redis_url:
-        store = RedisSessions(connect(settings.redis_url), settings.session_ttl_s)
-    else:
-        store = MemorySessions(settings.session_ttl_s)
-    generation = Generation(engine, model, store, max_chars=settings.max_chars, lease_s=settings.lease_s)
-
-    app = Flask(__name__, static_folder=None)
-    app.json = _Json(app)
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    app.extensions["engine"] = engine
-    errors.register(app)
-    app.register_blueprint(generate.blueprint(generation))
-    app.register_blueprint(sessions.blueprint(store))
-    app.register_blueprint(health.blueprint(engine, model, store))
     engine.start()
-    atexit.register(engine.stop)
-    return app
+    return Served(engine, path.name)
 
 
 class _Json(DefaultJSONProvider):

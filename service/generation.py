@@ -16,26 +16,15 @@ from typing import Any
 import numpy as np
 
 from model.errors import UnknownCharacters
-from service.engine.engine import Engine
 from service.engine.sequence import Sequence
 from service.engine.stops import StopScanner
 from service.engine.stream import End, Failed, FinishReason, Piece
 from service.errors import BadRequest, ServiceError, SessionConflict, StoreAway
 from service.schemas import GenerateRequest
+from service.serving import Served, Serving
 from service.store.sessions import TAIL_CHARS, Session, SessionStore, new_session_id
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """The model that answers."""
-
-    fingerprint: str
-    name: str
-
-    def as_dict(self) -> dict[str, str]:
-        return {"fingerprint": self.fingerprint, "name": self.name}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +35,7 @@ class Finished:
     session_id: str | None
     position: int
     seed: int
-    model: ModelInfo
+    model: Served
     prompt_chars: int
     generated_chars: int
     saved: bool
@@ -70,11 +59,8 @@ class Finished:
 class Generation:
     """Opens turns."""
 
-    def __init__(
-        self, engine: Engine, model: ModelInfo, sessions: SessionStore, *, max_chars: int, lease_s: float
-    ) -> None:
-        self._engine = engine
-        self._model = model
+    def __init__(self, serving: Serving, sessions: SessionStore, *, max_chars: int, lease_s: float) -> None:
+        self._serving = serving
         self._sessions = sessions
         self._max_chars = max_chars
         self._lease_s = lease_s
@@ -86,11 +72,12 @@ class Generation:
                 f"max_chars: got {request.max_chars}, expected at most {self._max_chars}",
                 field="max_chars", value=request.max_chars, expected=f"0 to {self._max_chars}",
             )  # fmt: skip
-        prompt = self._encode("prompt", request.prompt, request.on_unknown == "skip")
-        stops = self._spellable(request)
+        model = self._serving.current
+        prompt = _encode(model, "prompt", request.prompt, request.on_unknown == "skip")
+        stops = _spellable(model, request)
         session_id, token, session = self._begin(request.session_id)
         try:
-            return self._submit(request, prompt, stops, session_id, token, session)
+            return self._submit(model, request, prompt, stops, session_id, token, session)
         except BaseException:
             if token is not None and session_id is not None:
                 _give_back(self._sessions, session_id, token)
@@ -108,6 +95,7 @@ class Generation:
 
     def _submit(
         self,
+        model: Served,
         request: GenerateRequest,
         prompt: np.ndarray,
         stops: list[str],
@@ -116,12 +104,12 @@ class Generation:
         session: Session | None,
     ) -> Turn:
         state = session.state if session is not None else None
-        if state is not None and not state.fits(self._engine.fingerprint, self._engine.numerics):
+        if state is not None and not state.fits(model.fingerprint, model.engine.numerics):
             raise SessionConflict(
                 "this session was written by another model", position=state.position, model=state.fingerprint
             )
         seed = request.seed if request.seed is not None else session.seed if session else secrets.randbits(53)
-        pending = state.pending if state is not None else self._engine.vocab.start
+        pending = state.pending if state is not None else model.engine.vocab.start
         sequence = Sequence(
             to_feed=np.concatenate([[pending], prompt]).astype(np.int32),
             position=state.position if state is not None else 0,
@@ -133,38 +121,16 @@ class Generation:
         )
         turn = Turn(
             sequence=sequence,
-            model=self._model,
+            model=model,
             sessions=self._sessions,
             session_id=session_id,
             token=token,
             lease_s=self._lease_s,
-            tail=(session.tail if session else "") + self._engine.vocab.decode(prompt),
+            tail=(session.tail if session else "") + model.engine.vocab.decode(prompt),
             prompt_chars=len(prompt),
         )
-        self._engine.submit(sequence)
+        model.engine.submit(sequence)
         return turn
-
-    def _encode(self, name: str, text: str, skip: bool) -> np.ndarray:
-        try:
-            return self._engine.vocab.encode(text, "skip" if skip else "error")
-        except UnknownCharacters as e:
-            raise BadRequest(
-                f"{name}: {e}; expected characters that it has, or on_unknown = 'skip'",
-                field=name, value=[{"position": i, "character": c} for i, c in e.unknown[:32]],
-                expected="characters of the model's vocabulary",
-            ) from e  # fmt: skip
-
-    def _spellable(self, request: GenerateRequest) -> list[str]:
-        """The stop strings that the model could write at all."""
-        spellable = []
-        for i, stop in enumerate(request.stop):
-            try:
-                self._encode(f"stop.{i}", stop, skip=False)
-                spellable.append(stop)
-            except BadRequest:
-                if request.on_unknown == "error":
-                    raise
-        return spellable
 
 
 @dataclass(slots=True, eq=False)
@@ -172,7 +138,7 @@ class Turn:
     """One request that is being answered: iterate over `pieces`, then `finish`; `close` at any time, and again."""
 
     sequence: Sequence
-    model: ModelInfo
+    model: Served
     sessions: SessionStore
     session_id: str | None
     token: str | None
@@ -284,3 +250,27 @@ def _give_back(sessions: SessionStore, session_id: str, token: str) -> None:
         sessions.abandon(session_id, token)
     except StoreAway:
         log.info("a lease could not be given back; it runs out by itself")
+
+
+def _encode(model: Served, name: str, text: str, skip: bool) -> np.ndarray:
+    try:
+        return model.engine.vocab.encode(text, "skip" if skip else "error")
+    except UnknownCharacters as e:
+        raise BadRequest(
+            f"{name}: {e}; expected characters that it has, or on_unknown = 'skip'",
+            field=name, value=[{"position": i, "character": c} for i, c in e.unknown[:32]],
+            expected="characters of the model's vocabulary",
+        ) from e  # fmt: skip
+
+
+def _spellable(model: Served, request: GenerateRequest) -> list[str]:
+    """The stop strings that the model could write at all."""
+    spellable = []
+    for i, stop in enumerate(request.stop):
+        try:
+            _encode(model, f"stop.{i}", stop, skip=False)
+            spellable.append(stop)
+        except BadRequest:
+            if request.on_unknown == "error":
+                raise
+    return spellable

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, jsonify
 
-from service.engine.engine import Engine
 from service.errors import StoreAway
-from service.generation import ModelInfo
+from service.serving import Serving
 from service.store.sessions import SessionStore
 
 
-def blueprint(engine: Engine, model: ModelInfo, sessions: SessionStore) -> Blueprint:
+def blueprint(serving: Serving, sessions: SessionStore) -> Blueprint:
     routes = Blueprint("health", __name__)
 
     @routes.get("/healthz")
@@ -20,6 +19,7 @@ def blueprint(engine: Engine, model: ModelInfo, sessions: SessionStore) -> Bluep
     @routes.get("/readyz")
     def readyz() -> Response:
         """Ready with sessions away: what needs none is answered, and taking every worker out would end that too."""
+        model = serving.current
         try:
             sessions.ping()
             store = "ok"
@@ -29,9 +29,9 @@ def blueprint(engine: Engine, model: ModelInfo, sessions: SessionStore) -> Bluep
             status="ready",
             sessions=store,
             model=model.as_dict(),
-            stepper=engine.stepper_name,
-            slots=engine.n_slots,
-            in_flight=engine.in_flight,
+            stepper=model.engine.stepper_name,
+            slots=model.engine.n_slots,
+            in_flight=model.engine.in_flight,
         )
 
     return routes

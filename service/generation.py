@@ -62,7 +62,8 @@ class Generation:
                     "this Idempotency-Key was used before, for a turn that is not remembered any more"
                 )
             session = self._where(model, request, held)
-            return self._begin(model, request, replace(asked, key=key and digest(key)), session, lease)
+            asked = replace(asked, key=key and digest(key), seed=_seed(request, session, held))
+            return self._begin(model, request, asked, session, lease)
         except BaseException:
             if lease is not None:
                 lease.abandon()
@@ -158,9 +159,8 @@ class Generation:
     def _begin(
         self, model: Served, request: GenerateRequest, asked: TurnRecord, session: Session | None, lease: Lease | None
     ) -> Turn:
-        seed = request.seed if request.seed is not None else session.seed if session else secrets.randbits(53)
         reprimed = session is not None and not replay.is_of(model, session)
-        record = replace(asked, start=session.position if session else 0, seed=seed, reprimed=reprimed)
+        record = replace(asked, start=session.position if session else 0, reprimed=reprimed)
         sequence = replay.from_start(model, record, session)
         reused = self._reuse(model, sequence) if session is None else 0
         if request.timeout_s is not None:
@@ -225,6 +225,15 @@ class Generation:
 def digest_id(key: str, salt: str) -> str:
     """The id of the session that a request with this Idempotency-Key opens: always the same, known to nobody else."""
     return digest("session", key, salt) + digest("again", key, salt)[:16]
+
+
+def _seed(request: GenerateRequest, session: Session | None, held: Held | None) -> int:
+    """The one asked for, else the session's, else one drawn here."""
+    if request.seed is not None:
+        return request.seed
+    if session is not None:
+        return session.seed
+    return held.last.record.seed if held is not None and held.last is not None else secrets.randbits(53)
 
 
 def _checked(model: Served, request: GenerateRequest, max_chars: int) -> TurnRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
@@ -22,7 +23,7 @@ def blueprint(generation: Generation, sessions: SessionStore) -> Blueprint:
     def get(session_id: str) -> Response:
         session, last = sessions.load(_checked(session_id))
         low, high = replay.reach(last, session)
-        found = {"session_id": session_id, "rewindable": {"from": low, "to": high}, "turn": None}
+        found: dict[str, Any] = {"session_id": session_id, "rewindable": {"from": low, "to": high}, "turn": None}
         if last is not None:
             found["turn"] = last.finish_reason or ("running" if last.is_running else "interrupted")
         if session is not None:

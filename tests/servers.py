@@ -106,7 +106,7 @@ class Service:
     def stop(self) -> None:
         assert self._process is not None
         self.client.close()
-        self.signal(signal.SIGCONT)
+        self.send_signal(signal.SIGCONT)
         self._process.terminate()
         try:
             self._process.wait(timeout=40)
@@ -115,15 +115,26 @@ class Service:
 
     def kill(self) -> None:
         """kill -9, the master and its workers."""
-        self.signal(signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
         assert self._process is not None
         self._process.wait()
 
-    def signal(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
         """To every process of the service."""
         assert self._process is not None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
+
+    def workers(self) -> list[int]:
+        """The process ids of gunicorn's workers."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
+
+    def signal_workers(self, number: signal.Signals) -> None:
+        for pid in self.workers():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def post(self, **body: Any) -> httpx.Response:
         return self.client.post("/generate", json=body)

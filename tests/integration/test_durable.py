@@ -130,10 +130,10 @@ def test_a_stopped_process_that_wakes_up_writes_nothing(
             chunks = response.iter_text()
             id = json.loads(next(chunks).split("data: ")[1].split("\n")[0])["session_id"]
             next(chunks)
-            sleeping.signal(signal.SIGSTOP)
+            sleeping.send_signal(signal.SIGSTOP)
             eventually(lambda: other.client.get(f"/sessions/{id}").json().get("turn") == "interrupted")
             placed = other.generate(session_id=id, position=5, max_chars=50, temperature=0.9)
-            sleeping.signal(signal.SIGCONT)
+            sleeping.send_signal(signal.SIGCONT)
             rest = "".join(chunks)
         assert parse_events(rest)[-1].data["error"]["code"] == "session_conflict"
     assert placed["text"] == expected[:50]

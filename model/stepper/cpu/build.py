@@ -33,15 +33,15 @@ def compilers() -> list[list[str]]:
     return found
 
 
-def compile_to(target: Path, compiler: list[str], options: tuple[str, ...]) -> None:
-    """Compile the kernel into `target`. Raised: BuildError with the compiler's words."""
+def compile_to(target: Path, compiler: list[str], options: tuple[str, ...], source: Path = HERE / "kernel.c") -> None:
+    """Compile `source` into `target`. Raised: BuildError with the compiler's words."""
     try:
         handle, partial = tempfile.mkstemp(suffix=".so.partial", dir=target.parent)
     except OSError as error:
         raise BuildError(f"cannot write to {target.parent}: {error.strerror}") from error
     os.close(handle)
     try:
-        command = [*compiler, *options, str(HERE / "kernel.c"), "-o", partial, "-lm"]
+        command = [*compiler, *options, str(source), "-o", partial, "-lm"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise BuildError(f"{shlex.join(command)}\n{done.stderr.strip()}")

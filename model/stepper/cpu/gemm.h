@@ -5,6 +5,9 @@
  *
  * A panel is [k][32] floats, or [k/2][32][2] int8. Weights are walked once per block of KC, which stays in the first
  * cache while all rows pass over it; sums rest in z between blocks, and a float that rests is not changed by it.
+ *
+ * The tiles are macros over named variables, not loops over arrays: gcc unrolls loops after it has decided which
+ * arrays live in registers, and a tile whose sums live in memory runs at a third of the speed.
  */
 #ifndef LONGHAND_GEMM_H
 #define LONGHAND_GEMM_H
@@ -13,133 +16,187 @@
 
 #define PANEL 32
 #define VECS (PANEL / LANES)
-#define KC 128      /* fp32: 128 * 32 * 4 bytes = 16 KB, half of the first cache */
-#define KC_PAIRS 128 /* int8: 128 * 32 * 2 * 2 bytes = 16 KB when widened */
-#define MAX_TILE 6
+#define KC 96        /* fp32: 96 * 32 * 4 bytes = 12 KB: with the rows' inputs, within the first cache */
+#define KC_PAIRS 96  /* int8: as many bytes when widened */
+#define TILE_ROWS 6
 
 typedef union { float f[PANEL]; int32_t i[PANEL]; } zrow;
 
-/* R rows x N vectors of outputs, n steps of k. Twelve sums of eight in registers hide the fma's latency. */
-INLINE void tile_f32(const int R, const int N, const float *const *a, int k0, int n, const float *w, zrow *z, int z0)
-{
-    vf sum[MAX_TILE][VECS];
-    const float *x[MAX_TILE];
-    for (int r = 0; r < R; r++) {
-        x[r] = a[r] + k0;
-        for (int v = 0; v < N; v++) sum[r][v] = vf_load(z[r].f + z0 + v * LANES);
+#define ROWS_1(M, ...) M(0, __VA_ARGS__)
+#define ROWS_2(M, ...) ROWS_1(M, __VA_ARGS__) M(1, __VA_ARGS__)
+#define ROWS_3(M, ...) ROWS_2(M, __VA_ARGS__) M(2, __VA_ARGS__)
+#define ROWS_4(M, ...) ROWS_3(M, __VA_ARGS__) M(3, __VA_ARGS__)
+#define ROWS_5(M, ...) ROWS_4(M, __VA_ARGS__) M(4, __VA_ARGS__)
+#define ROWS_6(M, ...) ROWS_5(M, __VA_ARGS__) M(5, __VA_ARGS__)
+
+/* What a tile does for row r and vector v of outputs, once per kind of arithmetic; I8 has its weights as they are
+ * stored, I16 widened. A step of F32 is one k, of the others a pair of them. */
+#define F32_ROW(r) const float *x##r = a[r] + k0;
+#define F32_INPUT(r) vf i##r = vf_all(x##r[k]);
+#define F32_WEIGHT(v) vf w##v = vf_load(w + v * LANES); KEEP(w##v);
+#define F32_LOAD(r, v) vf s##r##v = vf_load(z[r].f + v * LANES);
+#define F32_STEP(r, v) vf_fma_in(s##r##v, i##r, w##v);
+#define F32_SAVE(r, v) vf_store(z[r].f + v * LANES, s##r##v);
+
+#define I16_ROW(r) const int16_t *x##r = a[r] + 2 * k0;
+#define I16_INPUT(r) vs i##r = vs_pair(x##r + 2 * k);
+#define I16_WEIGHT(v) vs w##v = vs_load(w + v * 2 * LANES); KEEP(w##v);
+#define I16_LOAD(r, v) vi s##r##v = vi_load(z[r].i + v * LANES);
+#define I16_STEP(r, v) vi_dot2_in(s##r##v, w##v, i##r);
+#define I16_SAVE(r, v) vi_store(z[r].i + v * LANES, s##r##v);
+
+#define I8_ROW I16_ROW
+#define I8_INPUT I16_INPUT
+#define I8_WEIGHT(v) vs w##v = vs_widen(w + v * 2 * LANES);
+#define I8_LOAD I16_LOAD
+#define I8_STEP I16_STEP
+#define I8_SAVE I16_SAVE
+
+#define TILE_INPUT(r, KIND) KIND##_INPUT(r)
+#define TILE_ROW(r, KIND) KIND##_ROW(r)
+
+/* R rows by a half panel, over n steps from k0: twelve sums, two weights, one input and one product fill the sixteen
+ * registers. Reads ahead, a line a step from `ahead`: the next block's weights, while this one's are worked on. */
+#define HALF_LOAD(r, KIND) KIND##_LOAD(r, 0) KIND##_LOAD(r, 1)
+#define HALF_STEP(r, KIND) { KIND##_INPUT(r) KIND##_STEP(r, 0) KIND##_STEP(r, 1) }
+#define HALF_SAVE(r, KIND) KIND##_SAVE(r, 0) KIND##_SAVE(r, 1)
+#define HALF(NAME, KIND, X, W, R)                                                                         \
+    static void NAME(const X *const *a, int k0, int n, const W *w, zrow *z, const char *ahead)            \
+    {                                                                                                     \
+        ROWS_##R(TILE_ROW, KIND)                                                                          \
+        ROWS_##R(HALF_LOAD, KIND)                                                                         \
+        for (int k = 0; k < n; k++, w += PANEL * (int)(sizeof(float) / sizeof(W)), ahead += 64) {         \
+            __builtin_prefetch(ahead, 0, 2);                                                               \
+            KIND##_WEIGHT(0) KIND##_WEIGHT(1)                                                             \
+            ROWS_##R(HALF_STEP, KIND)                                                                     \
+        }                                                                                                 \
+        ROWS_##R(HALF_SAVE, KIND)                                                                         \
     }
-    for (int k = 0; k < n; k++, w += PANEL) {
-        vf b[VECS];
-        for (int v = 0; v < N; v++) b[v] = vf_load(w + v * LANES);
-        for (int r = 0; r < R; r++) {
-            vf xr = vf_all(x[r][k]);
-            for (int v = 0; v < N; v++) sum[r][v] = vf_fma(xr, b[v], sum[r][v]);
-        }
+HALF(f32_half_3, F32, float, float, 3)
+HALF(f32_half_4, F32, float, float, 4)
+HALF(f32_half_5, F32, float, float, 5)
+HALF(f32_half_6, F32, float, float, 6)
+HALF(int_half_3, I16, int16_t, int16_t, 3)
+HALF(int_half_4, I16, int16_t, int16_t, 4)
+HALF(int_half_5, I16, int16_t, int16_t, 5)
+HALF(int_half_6, I16, int16_t, int16_t, 6)
+
+/* R rows, few, by a whole panel, so that weights are read once and in order; a weight at a time for all rows. */
+#define WHOLE_LOAD(r, KIND) KIND##_LOAD(r, 0) KIND##_LOAD(r, 1) KIND##_LOAD(r, 2) KIND##_LOAD(r, 3)
+#define WHOLE_STEP(r, KIND, v) KIND##_STEP(r, v)
+#define WHOLE_SAVE(r, KIND) KIND##_SAVE(r, 0) KIND##_SAVE(r, 1) KIND##_SAVE(r, 2) KIND##_SAVE(r, 3)
+#define WHOLE(NAME, KIND, X, W, R)                                                                        \
+    static void NAME(const X *const *a, int n, const W *w, zrow *z)                                       \
+    {                                                                                                     \
+        const int k0 = 0;                                                                                 \
+        ROWS_##R(TILE_ROW, KIND)                                                                          \
+        ROWS_##R(WHOLE_LOAD, KIND)                                                                        \
+        for (int k = 0; k < n; k++, w += PANEL * (sizeof(W) == 1 ? 2 : 1)) {                              \
+            ROWS_##R(TILE_INPUT, KIND)                                                                    \
+            { KIND##_WEIGHT(0) ROWS_##R(WHOLE_STEP, KIND, 0) }                                            \
+            { KIND##_WEIGHT(1) ROWS_##R(WHOLE_STEP, KIND, 1) }                                            \
+            { KIND##_WEIGHT(2) ROWS_##R(WHOLE_STEP, KIND, 2) }                                            \
+            { KIND##_WEIGHT(3) ROWS_##R(WHOLE_STEP, KIND, 3) }                                            \
+        }                                                                                                 \
+        ROWS_##R(WHOLE_SAVE, KIND)                                                                        \
     }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < N; v++) vf_store(z[r].f + z0 + v * LANES, sum[r][v]);
-}
+WHOLE(f32_whole_1, F32, float, float, 1)
+WHOLE(f32_whole_2, F32, float, float, 2)
+WHOLE(f32_whole_3, F32, float, float, 3)
+WHOLE(int_whole_1, I8, int16_t, int8_t, 1)
+WHOLE(int_whole_2, I8, int16_t, int8_t, 2)
+WHOLE(int_whole_3, I8, int16_t, int8_t, 3)
 
 /* One row, two panels: eight chains instead of four, for a row alone is bound by latency and by reading. */
-INLINE void row_f32_two(const float *x, int n, const float *w0, const float *w1, float *z0, float *z1)
+#define TWO_LOAD_F32(v) vf s##v = vf_load(z0->f + v * LANES), t##v = vf_load(z1->f + v * LANES);
+#define TWO_STEP_F32(v)                                                                                   \
+    vf_fma_in(s##v, xk, vf_load(w0 + v * LANES));                                                         \
+    vf_fma_in(t##v, xk, vf_load(w1 + v * LANES));
+#define TWO_SAVE_F32(v) vf_store(z0->f + v * LANES, s##v), vf_store(z1->f + v * LANES, t##v);
+#define EACH_VEC(M) M(0) M(1) M(2) M(3)
+
+static void row_f32_two(const float *x, int n, const float *w0, const float *w1, zrow *z0, zrow *z1)
 {
-    vf s0[VECS], s1[VECS];
-    for (int v = 0; v < VECS; v++) s0[v] = vf_load(z0 + v * LANES), s1[v] = vf_load(z1 + v * LANES);
+    EACH_VEC(TWO_LOAD_F32)
     for (int k = 0; k < n; k++, w0 += PANEL, w1 += PANEL) {
         vf xk = vf_all(x[k]);
-        for (int v = 0; v < VECS; v++) s0[v] = vf_fma(xk, vf_load(w0 + v * LANES), s0[v]);
-        for (int v = 0; v < VECS; v++) s1[v] = vf_fma(xk, vf_load(w1 + v * LANES), s1[v]);
+        EACH_VEC(TWO_STEP_F32)
     }
-    for (int v = 0; v < VECS; v++) vf_store(z0 + v * LANES, s0[v]), vf_store(z1 + v * LANES, s1[v]);
+    EACH_VEC(TWO_SAVE_F32)
 }
 
-/* The same two for int8 weights; `wide` says that w is already int16. */
-INLINE void tile_int(const int R, const int N, const int wide, const int16_t *const *a, int p0, int n, const void *w,
-                     zrow *z, int z0)
+#define TWO_LOAD_INT(v) vi s##v = vi_load(z0->i + v * LANES), t##v = vi_load(z1->i + v * LANES);
+#define TWO_STEP_INT(v)                                                                                   \
+    vi_dot2_in(s##v, vs_widen(w0 + v * 2 * LANES), xk);                                                   \
+    vi_dot2_in(t##v, vs_widen(w1 + v * 2 * LANES), xk);
+#define TWO_SAVE_INT(v) vi_store(z0->i + v * LANES, s##v), vi_store(z1->i + v * LANES, t##v);
+
+static void row_int_two(const int16_t *x, int n, const int8_t *w0, const int8_t *w1, zrow *z0, zrow *z1)
 {
-    vi sum[MAX_TILE][VECS];
-    const int16_t *x[MAX_TILE];
-    const int8_t *w8 = w;
-    const int16_t *w16 = w;
-    for (int r = 0; r < R; r++) {
-        x[r] = a[r] + 2 * p0;
-        for (int v = 0; v < N; v++) sum[r][v] = vi_load(z[r].i + z0 + v * LANES);
+    EACH_VEC(TWO_LOAD_INT)
+    for (int k = 0; k < n; k++, w0 += 2 * PANEL, w1 += 2 * PANEL) {
+        vs xk = vs_pair(x + 2 * k);
+        EACH_VEC(TWO_STEP_INT)
     }
-    for (int p = 0; p < n; p++, w8 += 2 * PANEL, w16 += 2 * PANEL) {
-        vs b[VECS];
-        for (int v = 0; v < N; v++) b[v] = wide ? vs_load(w16 + v * 2 * LANES) : vs_widen(w8 + v * 2 * LANES);
-        for (int r = 0; r < R; r++) {
-            vs xr = vs_pair(x[r] + 2 * p);
-            for (int v = 0; v < N; v++) sum[r][v] = vi_dot2(sum[r][v], b[v], xr);
-        }
-    }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < N; v++) vi_store(z[r].i + z0 + v * LANES, sum[r][v]);
+    EACH_VEC(TWO_SAVE_INT)
 }
 
-INLINE void row_int_two(const int16_t *x, int n, const int8_t *w0, const int8_t *w1, int32_t *z0, int32_t *z1)
+/* The rows of a tile when `left` are to be done: as even as can be, since a tile of few rows waits for its sums. */
+INLINE int tile_rows(int left)
 {
-    vi s0[VECS], s1[VECS];
-    for (int v = 0; v < VECS; v++) s0[v] = vi_load(z0 + v * LANES), s1[v] = vi_load(z1 + v * LANES);
-    for (int p = 0; p < n; p++, w0 += 2 * PANEL, w1 += 2 * PANEL) {
-        vs xp = vs_pair(x + 2 * p);
-        for (int v = 0; v < VECS; v++) s0[v] = vi_dot2(s0[v], vs_widen(w0 + v * 2 * LANES), xp);
-        for (int v = 0; v < VECS; v++) s1[v] = vi_dot2(s1[v], vs_widen(w1 + v * 2 * LANES), xp);
-    }
-    for (int v = 0; v < VECS; v++) vi_store(z0 + v * LANES, s0[v]), vi_store(z1 + v * LANES, s1[v]);
-}
-
-/* All rows over one block of a panel: tiles of three rows (four rows as two and two: four sums would wait). */
-static void block_f32(const float *const *a, int rows, int k0, int n, const float *w, zrow *z)
-{
-    for (int r = 0; r < rows;) {
-        int left = rows - r, take = left == 4 ? 2 : left < 3 ? left : 3;
-        if (take == 3) tile_f32(3, 4, a + r, k0, n, w, z + r, 0);
-        else if (take == 2) tile_f32(2, 4, a + r, k0, n, w, z + r, 0);
-        else tile_f32(1, 4, a + r, k0, n, w, z + r, 0);
-        r += take;
-    }
-}
-
-/* Six rows by half a panel: an integer tile needs a register more for the product before it is added. */
-static void block_i16(const int16_t *const *a, int rows, int p0, int n, const int16_t *w, zrow *z)
-{
-    for (int r = 0; r < rows;) {
-        int left = rows - r, take = left < 6 ? left : 6;
-        for (int v = 0; v < VECS; v += 2) {
-            const int16_t *half = w + v * 2 * LANES;
-            int z0 = v * LANES;
-            switch (take) {
-            case 6: tile_int(6, 2, 1, a + r, p0, n, half, z + r, z0); break;
-            case 5: tile_int(5, 2, 1, a + r, p0, n, half, z + r, z0); break;
-            case 4: tile_int(4, 2, 1, a + r, p0, n, half, z + r, z0); break;
-            case 3: tile_int(3, 2, 1, a + r, p0, n, half, z + r, z0); break;
-            case 2: tile_int(2, 2, 1, a + r, p0, n, half, z + r, z0); break;
-            default: tile_int(1, 2, 1, a + r, p0, n, half, z + r, z0);
-            }
-        }
-        r += take;
-    }
+    int tiles = (left + TILE_ROWS - 1) / TILE_ROWS;
+    return (left + tiles - 1) / tiles;
 }
 
 /* One segment (x or h) of a panel for all rows: z += rows * w. */
 static void panel_f32(const float *const *a, int rows, int k, const float *w, zrow *z)
 {
-    int step = rows <= 3 ? k : KC;
-    for (int k0 = 0; k0 < k; k0 += step)
-        block_f32(a, rows, k0, k - k0 < step ? k - k0 : step, w + (size_t)k0 * PANEL, z);
+    if (rows == 1) f32_whole_1(a, k, w, z);
+    else if (rows == 2) f32_whole_2(a, k, w, z);
+    else if (rows == 3) f32_whole_3(a, k, w, z);
+    else
+        for (int k0 = 0; k0 < k; k0 += KC, w += KC * PANEL) {
+            int n = k - k0 < KC ? k - k0 : KC;
+            for (int r = 0, take; r < rows; r += take) {
+                take = tile_rows(rows - r);
+                for (int v = 0; v < 2; v++) {
+                    const float *half = w + v * 2 * LANES;
+                    zrow *to = (zrow *)(z[r].f + v * 2 * LANES);
+                    const char *ahead = (const char *)(w + KC * PANEL) + v * KC * 64;
+                    switch (take) {
+                    case 6: f32_half_6(a + r, k0, n, half, to, ahead); break;
+                    case 5: f32_half_5(a + r, k0, n, half, to, ahead); break;
+                    case 4: f32_half_4(a + r, k0, n, half, to, ahead); break;
+                    default: f32_half_3(a + r, k0, n, half, to, ahead);
+                    }
+                }
+            }
+        }
 }
 
 static void panel_int(const int16_t *const *a, int rows, int pairs, const int8_t *w, zrow *z, int16_t *wide)
 {
-    if (rows == 1) tile_int(1, 4, 0, a, 0, pairs, w, z, 0);
-    else if (rows == 2) tile_int(2, 4, 0, a, 0, pairs, w, z, 0);
+    if (rows == 1) int_whole_1(a, pairs, w, z);
+    else if (rows == 2) int_whole_2(a, pairs, w, z);
+    else if (rows == 3) int_whole_3(a, pairs, w, z);
     else
-        for (int p0 = 0; p0 < pairs; p0 += KC_PAIRS) {
-            int n = pairs - p0 < KC_PAIRS ? pairs - p0 : KC_PAIRS;
-            const int8_t *from = w + (size_t)p0 * 2 * PANEL;
-            for (int j = 0; j < n * 2 * PANEL; j += 2 * LANES) vs_store(wide + j, vs_widen(from + j));
-            block_i16(a, rows, p0, n, wide, z);
+        for (int k0 = 0; k0 < pairs; k0 += KC_PAIRS, w += KC_PAIRS * 2 * PANEL) {
+            int n = pairs - k0 < KC_PAIRS ? pairs - k0 : KC_PAIRS;
+            for (int j = 0; j < n * 2 * PANEL; j += 2 * LANES) vs_store(wide + j, vs_widen(w + j));
+            for (int r = 0, take; r < rows; r += take) {
+                take = tile_rows(rows - r);
+                for (int v = 0; v < 2; v++) {
+                    const int16_t *half = wide + v * 4 * LANES;
+                    zrow *to = (zrow *)(z[r].i + v * 2 * LANES);
+                    const char *ahead = (const char *)(w + KC_PAIRS * 2 * PANEL);
+                    switch (take) {
+                    case 6: int_half_6(a + r, k0, n, half, to, ahead); break;
+                    case 5: int_half_5(a + r, k0, n, half, to, ahead); break;
+                    case 4: int_half_4(a + r, k0, n, half, to, ahead); break;
+                    default: int_half_3(a + r, k0, n, half, to, ahead);
+                    }
+                }
+            }
         }
 }
 

@@ -125,13 +125,13 @@ static void multiply(lh_stepper *s, const layer_t *l, int panel, int panels, int
         if (s->model.is_int8) {
             const int8_t *w = (const int8_t *)l->weights + (size_t)panel * l->panel_size + (size_t)seg * pairs * 2 * PANEL;
             const int16_t *const *a = (const int16_t *const *)t->row[seg];
-            if (rows == 1 && panels == 2) row_int_two(a[0], pairs, w, w + l->panel_size, t->z[0][0].i, t->z[1][0].i);
+            if (rows == 1 && panels == 2) row_int_two(a[0], pairs, w, w + l->panel_size, t->z[0], t->z[1]);
             else
                 for (int g = 0; g < panels; g++) panel_int(a, rows, pairs, w + g * l->panel_size, t->z[g], t->wide);
         } else {
             const float *w = (const float *)l->weights + (size_t)panel * l->panel_size + (size_t)seg * h * PANEL;
             const float *const *a = (const float *const *)t->row[seg];
-            if (rows == 1 && panels == 2) row_f32_two(a[0], h, w, w + l->panel_size, t->z[0][0].f, t->z[1][0].f);
+            if (rows == 1 && panels == 2) row_f32_two(a[0], h, w, w + l->panel_size, t->z[0], t->z[1]);
             else
                 for (int g = 0; g < panels; g++) panel_f32(a, rows, h, w + g * l->panel_size, t->z[g]);
         }

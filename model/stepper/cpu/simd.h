@@ -14,12 +14,17 @@
 #define INLINE static inline __attribute__((always_inline))
 #define LANES 8
 
+/* Of a tile's step, the sum is updated in place, in the order written: vf_fma_in, vi_dot2_in; KEEP(x) holds x in its
+ * register. Left to themselves gcc 12 and clang reorder and move until the sums no longer fit the registers, and the
+ * tile runs at half the speed; which one does it where changes with every edit. */
+
 #if defined(__AVX2__) && defined(__FMA__) && !defined(LONGHAND_PLAIN)
 #include <immintrin.h>
 #define SIMD_NAME "avx2"
 typedef __m256 vf;
 typedef __m256i vi;
 typedef __m256i vs;
+#define KEEP(a) __asm__ volatile("" : "+x"(a))
 
 INLINE vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
 INLINE void vf_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
@@ -44,8 +49,10 @@ INLINE vs vs_pair(const int16_t *p)
     memcpy(&both, p, 4);
     return _mm256_set1_epi32(both);
 }
-/* c[j] + a[2j] b[2j] + a[2j+1] b[2j+1] */
-INLINE vi vi_dot2(vi c, vs a, vs b) { return _mm256_add_epi32(c, _mm256_madd_epi16(a, b)); }
+/* c[j] += a[2j] b[2j] + a[2j+1] b[2j+1] */
+#define vi_dot2_in(c, a, b) __asm__ volatile("vpaddd %1, %0, %0" : "+x"(c) : "x"(_mm256_madd_epi16(a, b)))
+/* c[j] = a[j] b[j] + c[j], rounded once */
+#define vf_fma_in(c, a, b) __asm__ volatile("vfmadd231ps %2, %1, %0" : "+x"(c) : "x"(a), "x"(b))
 /* 8 floats, to nearest even, -> 8 int16; the caller keeps them in range */
 INLINE void vf_to_int16(int16_t *p, vf a)
 {
@@ -60,6 +67,7 @@ INLINE void vf_to_int16(int16_t *p, vf a)
 typedef struct { float32x4_t a, b; } vf;
 typedef struct { int32x4_t a, b; } vi;
 typedef struct { int16x8_t a, b; } vs;
+#define KEEP(x) __asm__ volatile("" : "+w"((x).a), "+w"((x).b))
 
 INLINE vf vf_load(const float *p) { return (vf){vld1q_f32(p), vld1q_f32(p + 4)}; }
 INLINE void vf_store(float *p, vf x) { vst1q_f32(p, x.a), vst1q_f32(p + 4, x.b); }
@@ -94,10 +102,12 @@ INLINE int32x4_t dot2_half(int16x8_t x, int16x8_t y)
 {
     return vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
 }
-INLINE vi vi_dot2(vi c, vs x, vs y)
-{
-    return (vi){vaddq_s32(c.a, dot2_half(x.a, y.a)), vaddq_s32(c.b, dot2_half(x.b, y.b))};
-}
+#define vi_dot2_in(c, x, y)                        \
+    do {                                           \
+        (c).a = vaddq_s32((c).a, dot2_half((x).a, (y).a)); \
+        (c).b = vaddq_s32((c).b, dot2_half((x).b, (y).b)); \
+    } while (0)
+#define vf_fma_in(c, x, y) ((c) = vf_fma(x, y, c))
 INLINE void vf_to_int16(int16_t *p, vf x)
 {
     vst1_s16(p, vqmovn_s32(vcvtnq_s32_f32(x.a))), vst1_s16(p + 4, vqmovn_s32(vcvtnq_s32_f32(x.b)));
@@ -109,6 +119,7 @@ INLINE void vf_to_int16(int16_t *p, vf x)
 typedef struct { float x[8]; } vf;
 typedef struct { int32_t x[8]; } vi;
 typedef struct { int16_t x[16]; } vs;
+#define KEEP(a) (void)(a)
 #define EACH(n) for (int j = 0; j < (n); j++)
 
 INLINE vf vf_load(const float *p) { vf r; memcpy(&r, p, sizeof r); return r; }
@@ -137,6 +148,8 @@ INLINE vi vi_dot2(vi c, vs a, vs b)
     EACH(8) c.x[j] += a.x[2 * j] * b.x[2 * j] + a.x[2 * j + 1] * b.x[2 * j + 1];
     return c;
 }
+#define vi_dot2_in(c, a, b) ((c) = vi_dot2(c, a, b))
+#define vf_fma_in(c, a, b) ((c) = vf_fma(a, b, c))
 INLINE void vf_to_int16(int16_t *p, vf a)
 {
     /* 1.5 * 2^23 pushes the fraction out under round-to-nearest-even */

@@ -3,9 +3,10 @@
     python -m bench.decode [--models 2x512] [--rows 1,64] [--rounds 7] [--picture decode.svg]
 
 Peers: the loop most courses show (nn.LSTM, one step, multinomial), the same over nn.LSTMCell, and ONNX Runtime (bench
-extra: pip install onnx onnxruntime), of which only the step is timed, not the sampling. All are timed in turn, round
-after round, and each one's best round counts: on a machine that also does other work, that is what repeats.
-Limits: the weights' bytes over the measured speed of reading as many, the multiply-adds over the measured sgemm.
+extra: pip install onnx onnxruntime), once with sampling in numpy and once, "onnx step", without any. All are timed in
+turn, round after round, and each one's best round counts: on a machine that also does other work, that is what repeats.
+Limits: "reading" is the weights' bytes over the measured speed of reading as many; "fma peak" and "sgemm" are the
+multiply-adds over what registers alone and torch's matrix product make of them.
 The last line is JSON.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import mmap
 import sys
 import tempfile
 import threading
@@ -28,7 +30,7 @@ import torch
 from model.config import ModelConfig
 from model.network import CharRNN
 from model.stepper import FREE, Block, Stepper
-from model.stepper.cpu import CpuStepper, Unsupported, available_cores
+from model.stepper.cpu import CpuStepper, Precision, Unsupported, available_cores
 from model.stepper.cpu.build import BuildError, compile_to, compilers
 
 VOCAB, EMBED = 65, 64
@@ -93,7 +95,7 @@ def of_cells(network: CharRNN, rows: int) -> Turn:
     return turn
 
 
-def of_onnx(network: CharRNN, rows: int, threads: int) -> Turn:
+def of_onnx(network: CharRNN, rows: int, threads: int, *, sampled: bool) -> Turn:
     """Raised: ImportError without onnx and onnxruntime."""
     import onnxruntime  # type: ignore[import-not-found, unused-ignore]
 
@@ -101,13 +103,17 @@ def of_onnx(network: CharRNN, rows: int, threads: int) -> Turn:
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(onnx_step(network, rows), options, providers=["CPUExecutionProvider"])
     layers, hidden = network.config.n_layers, network.config.n_hidden
+    chance = np.random.default_rng(1)
 
     def turn() -> None:
         ids = (np.arange(rows) % VOCAB)[None]
         state = [np.zeros((1, rows, hidden), np.float32) for _ in range(2 * layers)]
         for _ in range(STEPS):
             feeds = {"ids": ids, **{f"{n}{i}": state[2 * i + j] for i in range(layers) for j, n in enumerate("hc")}}
-            _, *state = session.run(None, feeds)
+            logits, *state = session.run(None, feeds)
+            if sampled:
+                weights = np.exp(logits - logits.max(axis=1, keepdims=True)).cumsum(axis=1)
+                ids = (weights < chance.random((rows, 1)) * weights[:, -1:]).sum(axis=1)[None]
 
     return turn
 
@@ -155,31 +161,47 @@ def onnx_step(network: CharRNN, rows: int) -> bytes:
     return bytes(step.SerializeToString())
 
 
-class Reader:
-    """Reads buffers with as many threads as there are cores."""
+class Machine:
+    """What the machine can do at most, measured with as many threads as the steppers use."""
 
     def __init__(self, threads: int) -> None:
         """Raised: BuildError without a compiler."""
         self.threads = threads
         with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / "read.so"
-            flags = ("-O3", "-fPIC", "-shared", "-march=native")
-            compile_to(target, compilers()[0] if compilers() else ["cc"], flags, Path(__file__).with_name("read.c"))
-            self._read = ctypes.CDLL(str(target)).read_all
+            target = Path(folder) / "limits.so"
+            flags = ("-O3", "-fPIC", "-shared", "-march=native", "-ffp-contract=fast")
+            compile_to(target, (compilers() or [["cc"]])[0], flags, Path(__file__).with_name("limits.c"))
+            library = ctypes.CDLL(str(target))
+        self._read, self._multiply = library.read_all, library.multiply_all
         self._read.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        self._multiply.argtypes, self._multiply.restype = [ctypes.c_long], ctypes.c_float
 
     def bytes_per_s(self, size: int) -> float:
-        """Of each thread reading its own part of `size` bytes again and again, for about 30 ms."""
-        words = max(64, size // 8 // self.threads)
-        parts = [np.ones(words, np.uint64) for _ in range(self.threads)]
-        times = max(1, int(0.03 * 40e9 / (words * 8)))
-        workers = [threading.Thread(target=self._read, args=(p.ctypes.data, words, times)) for p in parts]
+        """Each thread reads its own part of `size` bytes again and again, for about 20 ms."""
+        part = max(4096, size // self.threads)
+        buffers = [mmap.mmap(-1, (part + 2**21 - 1) // 2**21 * 2**21) for _ in range(self.threads)]
+        for buffer in buffers:
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                buffer.madvise(mmap.MADV_HUGEPAGE)
+        arrays = [np.frombuffer(b, np.uint64) for b in buffers]
+        for array in arrays:
+            array[:] = 1
+        times = max(1, int(0.02 * 40e9 / part))
+        seconds = self._together(lambda i: self._read(arrays[i].ctypes.data, part // 8, times))
+        return part * self.threads * times / seconds
+
+    def products_per_s(self) -> float:
+        times = 5_000_000
+        return 96 * times * self.threads / self._together(lambda _: self._multiply(times))
+
+    def _together(self, work: Callable[[int], object]) -> float:
+        workers = [threading.Thread(target=work, args=(i,)) for i in range(self.threads)]
         start = time.perf_counter()
         for w in workers:
             w.start()
         for w in workers:
             w.join()
-        return words * 8 * self.threads * times / (time.perf_counter() - start)
+        return time.perf_counter() - start
 
 
 def sgemm_products_per_s() -> float:
@@ -190,16 +212,17 @@ def sgemm_products_per_s() -> float:
     return 6 * 512 * 512 * 2048 / (time.perf_counter() - start)
 
 
-def measure(name: str, rows: int, rounds: int, threads: int, reader: Reader | None, notes: set[str]) -> dict[str, Any]:
+def measure(name: str, rows: int, rounds: int, threads: int, machine: Machine | None, notes: set[str]) -> dict[str, Any]:
     layers, hidden = (int(n) for n in name.split("x"))
     torch.manual_seed(1)
     network = CharRNN(ModelConfig(VOCAB, hidden, layers, EMBED)).eval()
     turns: dict[str, Turn] = {}
     steppers = []
-    for key, precision in (("fp32", "fp32"), ("int8", "int8")):
+    precisions: tuple[Precision, ...] = ("fp32", "int8")
+    for precision in precisions:
         try:
-            steppers.append(CpuStepper(network, rows, "int8" if precision == "int8" else "fp32", threads))
-            turns[key] = of_stepper(steppers[-1], rows)
+            steppers.append(CpuStepper(network, rows, precision, threads))
+            turns[precision] = of_stepper(steppers[-1], rows)
         except Unsupported as reason:
             notes.add(f"native: {reason}")
     try:
@@ -211,13 +234,14 @@ def measure(name: str, rows: int, rounds: int, threads: int, reader: Reader | No
     turns["nn.LSTM"] = of_course_loop(network, rows)
     turns["LSTMCell"] = of_cells(network, rows)
     try:
-        turns["onnx"] = of_onnx(network, rows, threads)
+        turns["onnx"] = of_onnx(network, rows, threads, sampled=True)
+        turns["onnx step"] = of_onnx(network, rows, threads, sampled=False)
     except ImportError:
         notes.add("onnx: pip install onnx onnxruntime")
 
     products = 4 * hidden * hidden * (2 * layers - 1) + hidden * VOCAB  # of a character; the embedding is folded away
     best: dict[str, float] = dict.fromkeys(turns, 0.0)
-    read = sgemm = 0.0
+    read = peak = sgemm = 0.0
     for _ in range(rounds):
         for key, turn in turns.items():
             turn()
@@ -227,12 +251,13 @@ def measure(name: str, rows: int, rounds: int, threads: int, reader: Reader | No
                 turn()
                 best[key] = max(best[key], STEPS * rows / (time.perf_counter() - start))
                 count += 1
-        if reader:
-            read = max(read, reader.bytes_per_s(products * 4))
+        if machine:
+            read = max(read, machine.bytes_per_s(products * 4))
+            peak = max(peak, machine.products_per_s())
         sgemm = max(sgemm, sgemm_products_per_s())
     for stepper in steppers:
         stepper.close()
-    limits = {"read limit": read / (products * 4) * rows, "sgemm limit": sgemm / products}
+    limits = {"reading": read / (products * 4) * rows, "fma peak": peak / products, "sgemm": sgemm / products}
     return {"model": name, "rows": rows, "chars_per_s": best, "limits": limits}
 
 
@@ -260,7 +285,7 @@ def picture(results: list[dict[str, Any]], target: Path) -> None:
         of_model = [r for r in results if r["model"] == name]
         for key in of_model[0]["chars_per_s"]:
             axis.plot([r["rows"] for r in of_model], [r["chars_per_s"][key] for r in of_model], marker="o", label=key)
-        least = [min(r["limits"].values()) for r in of_model]
+        least = [min(r["limits"]["reading"], r["limits"]["fma peak"]) for r in of_model]
         axis.plot([r["rows"] for r in of_model], least, "k:", label="fp32 limit")
         axis.set(title=name, xscale="log", yscale="log", xlabel="rows", ylabel="characters / s")
     axes[0][0].legend(fontsize=7)
@@ -279,14 +304,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     notes: set[str] = set()
     try:
-        reader = Reader(options.threads)
+        machine: Machine | None = Machine(options.threads)
     except BuildError as reason:
-        reader = None
-        notes.add(f"read limit: {reason}")
+        machine = None
+        notes.add(f"limits: {reason}")
     results = []
     for name in options.models.split(","):
         for rows in options.rows.split(","):
-            results.append(measure(name, int(rows), options.rounds, options.threads, reader, notes))
+            results.append(measure(name, int(rows), options.rounds, options.threads, machine, notes))
             print(f"{name} {rows} done", file=sys.stderr)
     print(table(results))
     for note in sorted(notes):

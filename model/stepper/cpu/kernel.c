@@ -25,7 +25,7 @@
 
 typedef struct { /* as pack.py describes it; see struct Model there */
     int32_t layers, hidden, vocab, slots, is_int8, threads;
-    const void *weights[MAX_LAYERS + 1]; /* layers, then the head: panels of [k][32] */
+    const void *weights[MAX_LAYERS + 1]; /* layers, then the head: panels, see gemm.h */
     const float *initial[MAX_LAYERS + 1]; /* [0]: (V, panels, 32), by the id; others: (panels, 32) */
     const float *scale[MAX_LAYERS + 1];   /* int8: (panels, 32), of a sum */
     float activation_scale;               /* int8: h * this is the int16 */
@@ -54,7 +54,7 @@ typedef struct {
 
 typedef struct { /* a thread's own */
     zrow z[GROUP][ROWS];
-    int16_t wide[KC_PAIRS * 2 * PANEL];
+    int16_t wide[KC * 2 * HALF];
     const void *row[2][ROWS];
     draw_t draw;
 } scratch_t;
@@ -118,24 +118,60 @@ static void layer_inputs(lh_stepper *s, int layer, int k, int first, int count, 
 }
 
 /* z += rows * w for one or two panels, all segments. */
-static void multiply(lh_stepper *s, const layer_t *l, int panel, int panels, int rows, scratch_t *t)
+static void multiply_f32(lh_stepper *s, const layer_t *l, int panel, int panels, int rows, scratch_t *t)
 {
-    int h = s->model.hidden, pairs = (h + 1) / 2;
-    for (int seg = 0; seg < l->inputs; seg++) {
-        if (s->model.is_int8) {
-            const int8_t *w = (const int8_t *)l->weights + (size_t)panel * l->panel_size + (size_t)seg * pairs * 2 * PANEL;
-            const int16_t *const *a = (const int16_t *const *)t->row[seg];
-            if (rows == 1 && panels == 2) row_int_two(a[0], pairs, w, w + l->panel_size, t->z[0], t->z[1]);
-            else
-                for (int g = 0; g < panels; g++) panel_int(a, rows, pairs, w + g * l->panel_size, t->z[g], t->wide);
+    const int depth = s->model.hidden;
+    const size_t size = l->panel_size, second = size / 2, segment = (size_t)depth * HALF;
+    const float *w = (const float *)l->weights + (size_t)panel * size;
+    if (rows > FEW_ROWS) {
+        for (int g = 0; g < panels; g++)
+            for (int h = 0; h < 2; h++)
+                for (int seg = 0; seg < l->inputs; seg++)
+                    half_f32((const float *const *)t->row[seg], rows, depth, w + g * size + h * second + seg * segment,
+                             (zrow *)(t->z[g][0].f + h * HALF));
+        return;
+    }
+    for (int seg = 0; seg < l->inputs; seg++, w += segment) {
+        const float *const *a = (const float *const *)t->row[seg];
+        if (rows == 1 && panels == 2) {
+            zrow both[2] = {t->z[0][0], t->z[1][0]};
+            f32_two_panels(a[0], depth, w, second, size, both);
+            t->z[0][0] = both[0], t->z[1][0] = both[1];
         } else {
-            const float *w = (const float *)l->weights + (size_t)panel * l->panel_size + (size_t)seg * h * PANEL;
-            const float *const *a = (const float *const *)t->row[seg];
-            if (rows == 1 && panels == 2) row_f32_two(a[0], h, w, w + l->panel_size, t->z[0], t->z[1]);
-            else
-                for (int g = 0; g < panels; g++) panel_f32(a, rows, h, w + g * l->panel_size, t->z[g]);
+            for (int g = 0; g < panels; g++) few_f32(a, rows, depth, w + g * size, second, t->z[g]);
         }
     }
+}
+
+static void multiply_int(lh_stepper *s, const layer_t *l, int panel, int panels, int rows, scratch_t *t)
+{
+    const int depth = (s->model.hidden + 1) / 2;
+    const size_t size = l->panel_size, second = size / 2, segment = (size_t)depth * 2 * HALF;
+    const int8_t *w = (const int8_t *)l->weights + (size_t)panel * size;
+    if (rows > FEW_ROWS) {
+        for (int g = 0; g < panels; g++)
+            for (int h = 0; h < 2; h++)
+                for (int seg = 0; seg < l->inputs; seg++)
+                    half_int((const int16_t *const *)t->row[seg], rows, depth, w + g * size + h * second + seg * segment,
+                             (zrow *)(t->z[g][0].i + h * HALF), t->wide);
+        return;
+    }
+    for (int seg = 0; seg < l->inputs; seg++, w += segment) {
+        const int16_t *const *a = (const int16_t *const *)t->row[seg];
+        if (rows == 1 && panels == 2) {
+            zrow both[2] = {t->z[0][0], t->z[1][0]};
+            int_two_panels(a[0], depth, w, second, size, both);
+            t->z[0][0] = both[0], t->z[1][0] = both[1];
+        } else {
+            for (int g = 0; g < panels; g++) few_int(a, rows, depth, w + g * size, second, t->z[g]);
+        }
+    }
+}
+
+static void multiply(lh_stepper *s, const layer_t *l, int panel, int panels, int rows, scratch_t *t)
+{
+    if (s->model.is_int8) multiply_int(s, l, panel, panels, rows, t);
+    else multiply_f32(s, l, panel, panels, rows, t);
 }
 
 /* Eight sums, made floats. fp32 began with the initial value; int8 adds it here. */

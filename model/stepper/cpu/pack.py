@@ -1,8 +1,8 @@
 """A CharRNN's weights, laid out as kernel.c reads them; for int8, rounded as well.
 
 Outputs come in panels of 32. Of a layer, a panel is 8 hidden units with their gates i, f, g, o; of the head, 32 ids.
-A panel holds its weights by k: fp32 [k][32], int8 [k/2][32][2]; layers above the first have the weights of their input
-(the layer below), then those of their own h. The first layer's input is an id: what the embedding and W_ih make of it
+A panel is two halves, each with its weights by k: fp32 [k][16], int8 [k/2][16][2]; layers above the first have the
+weights of their input (the layer below), then those of their own h. The first layer's input is an id: what the embedding and W_ih make of it
 is a table, made here once.
 
 Everything is computed in float64 by additions in a fixed order (no BLAS), so that two machines pack the same bits.
@@ -11,7 +11,7 @@ Everything is computed in float64 by additions in a fixed order (no BLAS), so th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ MAX_TABLE_BYTES = 2**30
 _INT32_MAX = 2**31 - 1
 
 Array = NDArray[np.float64]
+D = TypeVar("D", np.float32, np.int8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def pack(network: CharRNN, precision: Precision) -> Packed:
     initial = [_first_layer_table(named), *[np.ascontiguousarray(b, dtype=np.float32) for b in panelled]]
     if precision == "fp32":
         panels = [_gate_panels(m) for m in matrices[:-1]] + [_head_panels(matrices[-1])]
-        return Packed([np.ascontiguousarray(x, dtype=np.float32) for x in panels], initial, [], 0.0)
+        return Packed([_halves(x, np.float32) for x in panels], initial, [], 0.0)
     return _pack_int8(matrices, initial, config.n_hidden)
 
 
@@ -93,6 +94,12 @@ def _head_panels(matrix: Array) -> Array:
     padded = np.zeros((panels * PANEL, k), matrix.dtype)
     padded[:outputs] = matrix
     return padded.reshape(panels, PANEL, k).transpose(0, 2, 1)
+
+
+def _halves(panels: Array, dtype: type[D]) -> NDArray[D]:
+    """(panels, K, 32, ...) -> (panels, 2, K, 16, ...)"""
+    count, k, _, *rest = panels.shape
+    return np.ascontiguousarray(panels.reshape(count, k, 2, PANEL // 2, *rest).swapaxes(1, 2), dtype=dtype)
 
 
 def _first_layer_table(named: dict[str, Array]) -> NDArray[np.float32]:
@@ -133,7 +140,7 @@ def _pack_int8(matrices: list[Array], initial: list[NDArray[np.float32]], hidden
             segment = w[:, first : first + hidden]
             segments.append(np.pad(segment, ((0, 0), (0, hidden % 2))))
         panels = to_panels(np.concatenate(segments, axis=1))  # (panels, K, 32)
-        pairs = panels.reshape(panels.shape[0], -1, 2, PANEL).transpose(0, 1, 3, 2)
-        weights.append(np.ascontiguousarray(pairs, dtype=np.int8))
+        pairs = panels.reshape(panels.shape[0], -1, 2, PANEL).swapaxes(2, 3)  # (panels, K / 2, 32, 2)
+        weights.append(_halves(pairs, np.int8))
         scale.append(np.ascontiguousarray(to_panels(s / activation_scale)[:, 0], dtype=np.float32))
     return Packed(weights, initial, scale, activation_scale)

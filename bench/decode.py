@@ -1,4 +1,4 @@
-"""Characters a second of the steppers, beside what others do with the same weights and beside what the machine could do.
+"""Characters a second of the steppers, beside what others make of the same weights and what the machine could do.
 
     python -m bench.decode [--models 2x512] [--rows 1,64] [--rounds 7] [--picture decode.svg]
 
@@ -37,6 +37,7 @@ VOCAB, EMBED = 65, 64
 ROUND_S = 0.15
 STEPS = 16  # of a block, and of a peer's turn
 
+Result = dict[str, Any]
 Turn = Callable[[], object]
 """Advances every row by STEPS characters."""
 
@@ -97,7 +98,7 @@ def of_cells(network: CharRNN, rows: int) -> Turn:
 
 def of_onnx(network: CharRNN, rows: int, threads: int, *, sampled: bool) -> Turn:
     """Raised: ImportError without onnx and onnxruntime."""
-    import onnxruntime  # type: ignore[import-not-found, unused-ignore]
+    import onnxruntime  # type: ignore[import, unused-ignore]
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -120,7 +121,7 @@ def of_onnx(network: CharRNN, rows: int, threads: int, *, sampled: bool) -> Turn
 
 def onnx_step(network: CharRNN, rows: int) -> bytes:
     """One step as an ONNX graph with its LSTM operator, whose gates are in the order i, o, f, c."""
-    import onnx  # type: ignore[import-not-found, unused-ignore]
+    import onnx  # type: ignore[import, unused-ignore]
     from onnx import TensorProto, helper, numpy_helper
 
     config = network.config
@@ -131,7 +132,8 @@ def onnx_step(network: CharRNN, rows: int) -> bytes:
         i, f, g, o = np.split(array, 4)
         return np.concatenate([i, o, f, g])
 
-    constants = {"embedding": weights["embedding.weight"], "head_w": weights["head.weight"], "head_b": weights["head.bias"]}
+    names = {"embedding": "embedding.weight", "head_w": "head.weight", "head_b": "head.bias"}
+    constants = {short: weights[name] for short, name in names.items()}
     nodes = [helper.make_node("Gather", ["embedding", "ids"], ["x0"])]
     for n in range(layers):
         constants[f"w{n}"] = iofc(weights[f"rnn.weight_ih_l{n}"])[None]
@@ -212,7 +214,7 @@ def sgemm_products_per_s() -> float:
     return 6 * 512 * 512 * 2048 / (time.perf_counter() - start)
 
 
-def measure(name: str, rows: int, rounds: int, threads: int, machine: Machine | None, notes: set[str]) -> dict[str, Any]:
+def measure(name: str, rows: int, rounds: int, threads: int, machine: Machine | None, notes: set[str]) -> Result:
     layers, hidden = (int(n) for n in name.split("x"))
     torch.manual_seed(1)
     network = CharRNN(ModelConfig(VOCAB, hidden, layers, EMBED)).eval()
@@ -226,7 +228,7 @@ def measure(name: str, rows: int, rounds: int, threads: int, machine: Machine | 
         except Unsupported as reason:
             notes.add(f"native: {reason}")
     try:
-        from model.stepper.reference import ReferenceStepper  # type: ignore[import-not-found, unused-ignore]
+        from model.stepper.reference import ReferenceStepper  # type: ignore[import, unused-ignore]
 
         turns["reference"] = of_stepper(ReferenceStepper(network, rows), rows)
     except ImportError:
@@ -261,7 +263,7 @@ def measure(name: str, rows: int, rounds: int, threads: int, machine: Machine | 
     return {"model": name, "rows": rows, "chars_per_s": best, "limits": limits}
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def table(results: list[Result]) -> str:
     names = list(dict.fromkeys(key for r in results for key in (*r["chars_per_s"], *r["limits"])))
     lines = ["characters a second", "model  rows " + "".join(f"{n:>12}" for n in names) + "   fp32/onnx  int8/onnx"]
     for r in results:
@@ -272,9 +274,9 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def picture(results: list[dict[str, Any]], target: Path) -> None:
+def picture(results: list[Result], target: Path) -> None:
     """Raised: ImportError without matplotlib."""
-    import matplotlib  # type: ignore[import-not-found, unused-ignore]
+    import matplotlib  # type: ignore[import, unused-ignore]
 
     matplotlib.use("svg")
     from matplotlib import pyplot

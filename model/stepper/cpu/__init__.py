@@ -125,9 +125,7 @@ class CpuStepper:
         """Replace a slot's state; None is the zero state. Raised: ValueError unless it is finite float32 (S, L, H)."""
         if state is not None:
             if state.dtype != np.float32 or state.shape != self.state_shape or not np.isfinite(state).all():
-                raise ValueError(
-                    f"state: got {state.dtype} {state.shape}, expected finite float32 {self.state_shape}"
-                )
+                raise ValueError(f"state: got {state.dtype} {state.shape}, expected finite float32 {self.state_shape}")
             state = np.ascontiguousarray(state)
         with self._lock:
             pointer = None if state is None else state.ctypes.data

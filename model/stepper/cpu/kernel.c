@@ -10,6 +10,9 @@
 #include <errno.h>
 #include <math.h>
 #include <sys/mman.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "gates.h"
 #include "gemm.h"
@@ -88,8 +91,11 @@ EXPORT const char *lh_simd(void) { return SIMD_NAME; }
 EXPORT int lh_supported(void)
 {
 #if defined(__x86_64__) && defined(__AVX2__)
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    /* by hand: __builtin_cpu_supports always says no in a library linked by zig */
+    unsigned a, b, c, d, state, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_FMA) || !(c & bit_AVX) || !(c & bit_OSXSAVE)) return 0;
+    __asm__("xgetbv" : "=a"(state), "=d"(high) : "c"(0)); /* does the system keep the wide registers? */
+    return (state & 6) == 6 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX2);
 #else
     return 1;
 #endif
@@ -533,4 +539,21 @@ EXPORT void lh_write(lh_stepper *s, int32_t slot, const float *state)
         else memset(state_of(s, i, slot), 0, bytes);
     }
     s->current[slot] = 0;
+}
+
+/* Draws one id from logits, for tests of the sampling by itself; -1 when there is no memory. */
+EXPORT int32_t lh_sample(const float *logits, int32_t vocab, double temperature, int32_t top_k, double top_p,
+                         double min_p, double uniform, float *logprob)
+{
+    size_t n = (size_t)vocab;
+    draw_t d = {malloc(n * sizeof(double)), malloc(n * sizeof(int32_t)), malloc(n)};
+    sampling_t how = {temperature, top_p, min_p, top_k};
+    int32_t id = -1;
+    if (d.weight && d.heap && d.keep) {
+        uint64_t mode = float_mode_enter();
+        id = draw(logits, vocab, &how, uniform, &d, logprob);
+        float_mode_leave(mode);
+    }
+    free(d.weight), free(d.heap), free(d.keep);
+    return id;
 }

@@ -11,7 +11,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 SOURCES = ("kernel.c", "gemm.h", "gates.h", "sampling.h", "pool.h", "simd.h")
 # contract=off: a product and a sum that the source keeps apart stay apart, or compilers would disagree in the last bit
-_FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
+_ARITHMETIC = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno")
+_LINKAGE = ("-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
 _FOR_MACHINE = {
     "x86_64": ("-mavx2", "-mfma"),
     "amd64": ("-mavx2", "-mfma"),
@@ -62,7 +63,7 @@ def flags() -> tuple[str, ...]:
     if machine not in _FOR_MACHINE:
         known = ", ".join(sorted(_FOR_MACHINE))
         raise Unsupported(f"the native stepper has no kernel for a CPU of type {machine!r}; it has for {known}")
-    return _FLAGS + _FOR_MACHINE[machine]
+    return _ARITHMETIC + _LINKAGE + _FOR_MACHINE[machine]
 
 
 def library_path() -> Path:
@@ -90,4 +91,7 @@ def load_library(path: Path) -> ctypes.CDLL:
     library.lh_read.argtypes, library.lh_read.restype = [POINTER, ctypes.c_int32, POINTER], None
     library.lh_write.argtypes, library.lh_write.restype = [POINTER, ctypes.c_int32, POINTER], None
     library.lh_rewind.argtypes, library.lh_rewind.restype = [POINTER, ctypes.c_int32], None
+    real, whole = ctypes.c_double, ctypes.c_int32
+    library.lh_sample.argtypes = [POINTER, whole, real, whole, real, real, real, POINTER]
+    library.lh_sample.restype = whole
     return library

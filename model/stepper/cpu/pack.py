@@ -2,8 +2,8 @@
 
 Outputs come in panels of 32. Of a layer, a panel is 8 hidden units with their gates i, f, g, o; of the head, 32 ids.
 A panel is two halves, each with its weights by k: fp32 [k][16], int8 [k/2][16][2]; layers above the first have the
-weights of their input (the layer below), then those of their own h. The first layer's input is an id: what the embedding and W_ih make of it
-is a table, made here once.
+weights of their input (the layer below), then those of their own h. The first layer's input is an id: what the
+embedding and W_ih make of it is a table, made here once.
 
 Everything is computed in float64 by additions in a fixed order (no BLAS), so that two machines pack the same bits.
 """
@@ -51,7 +51,7 @@ def pack(network: CharRNN, precision: Precision) -> Packed:
             f"the table of {config.vocab_size} characters by {config.n_hidden} units takes {table_bytes >> 20} MiB; "
             f"the native stepper stops at {MAX_TABLE_BYTES >> 20} MiB"
         )
-    named = {name: _finite(name, tensor.detach().cpu().double().numpy()) for name, tensor in network.state_dict().items()}
+    named = {name: _finite(name, t.detach().cpu().double().numpy()) for name, t in network.state_dict().items()}
     matrices: list[Array] = []  # (outputs, inputs), as trained
     biases: list[Array] = []  # (outputs,), of layers above the first and the head
     for layer in range(config.n_layers):

@@ -390,13 +390,13 @@ static void store_rows(lh_stepper *s)
     }
 }
 
-/* Threads for the work of a step: a phase must be worth the meeting at its end. */
-static int threads_for(const lh_stepper *s, int rows)
+/* Threads for a run. A phase must be worth the meeting at its end (0.2 us), a run the waking of the others (30 us). */
+static int threads_for(const lh_stepper *s, const lh_block *b)
 {
-    double products = 0.0;
+    double products = 0.0; /* of a step */
     for (int i = 0; i <= s->model.layers; i++)
-        products += (double)s->layer[i].panels * PANEL * s->layer[i].inputs * s->model.hidden * rows;
-    double worth = products / 65536.0;
+        products += (double)s->layer[i].panels * PANEL * s->layer[i].inputs * s->model.hidden * b->rows;
+    double worth = products * b->steps < 4e6 ? 1.0 : products / 65536.0;
     return worth < 2.0 ? 1 : worth < s->model.threads ? (int)worth : s->model.threads;
 }
 
@@ -510,7 +510,7 @@ EXPORT int lh_run(lh_stepper *s, lh_block *b)
     uint64_t mode = float_mode_enter();
     plan(s, b);
     load_rows(s);
-    pool_run(&s->pool, threads_for(s, b->rows), run_steps, s);
+    pool_run(&s->pool, threads_for(s, b), run_steps, s);
     store_rows(s);
     float_mode_leave(mode);
     free(lists);

@@ -13,11 +13,11 @@ SOURCES = ("kernel.c", "gemm.h", "gates.h", "sampling.h", "pool.h", "simd.h")
 # contract=off: a product and a sum that the source keeps apart stay apart, or compilers would disagree in the last bit
 _ARITHMETIC = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno")
 _LINKAGE = ("-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
-_FOR_MACHINE = {
+_FOR_MACHINE: dict[str, tuple[str, ...]] = {
     "x86_64": ("-mavx2", "-mfma"),
     "amd64": ("-mavx2", "-mfma"),
-    "aarch64": ("-march=armv8-a",),
-    "arm64": ("-march=armv8-a",),
+    "aarch64": (),  # NEON is part of it
+    "arm64": (),
 }
 MAX_LAYERS = 8
 POINTER = ctypes.c_void_p

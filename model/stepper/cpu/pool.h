@@ -3,24 +3,26 @@
  * Each thread owns a range of items and takes from it; when it is through it takes from the others' ranges, so that a
  * thread the machine gives no time to holds up at most one item. Which thread computes an item changes no bit of it.
  *
- * Waiting: a short spin, then giving the core away, then sleep. On a machine with more runnable threads than cores the
- * one waited for may need this very core.
+ * Waiting: a short spin, then sleep: on a machine with more runnable threads than cores the one waited for may need
+ * this very core. (Yielding it instead gives it to a stranger for a whole slice, milliseconds.) Where threads mostly
+ * wait for one another, since others have the cores, a run is better off on one: pool_threads sees to that.
  */
 #ifndef LONGHAND_POOL_H
 #define LONGHAND_POOL_H
 
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "simd.h"
 
 #define MAX_THREADS 256
-#define SPINS 1000 /* about 20 us */
-#define YIELDS 40
+#define SPINS 2000     /* about 30 us */
+#define ALONE_FIRST 8  /* runs on one thread after one in which threads waited; doubled each time it happens again */
+#define ALONE_MOST 128
 
 /* Where threads sleep until a word changes. */
 typedef struct {
@@ -39,6 +41,8 @@ typedef struct pool {
     _Alignas(64) atomic_int arrived;
     _Alignas(64) atomic_uint phase;
     room_t between_phases, between_runs;
+    atomic_llong slept_ns; /* by all threads together, between phases of this run */
+    int alone, alone_next; /* runs still to be done on one thread; how many the next time */
     int active;  /* threads in this run */
     int started; /* threads that exist, the caller's counted as one */
     int stop;
@@ -53,21 +57,27 @@ typedef struct {
     int index;
 } worker_start_t;
 
-static void room_wait(room_t *room, atomic_uint *word, unsigned seen)
+static int64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+/* Returns the ns it slept. */
+static int64_t room_wait(room_t *room, atomic_uint *word, unsigned seen)
 {
     for (int i = 0; i < SPINS; i++) {
-        if (atomic_load_explicit(word, memory_order_acquire) != seen) return;
+        if (atomic_load_explicit(word, memory_order_acquire) != seen) return 0;
         relax();
     }
-    for (int i = 0; i < YIELDS; i++) {
-        if (atomic_load_explicit(word, memory_order_acquire) != seen) return;
-        sched_yield();
-    }
+    int64_t since = now_ns();
     pthread_mutex_lock(&room->lock);
     atomic_fetch_add(&room->sleepers, 1);
     while (atomic_load(word) == seen) pthread_cond_wait(&room->changed, &room->lock);
     atomic_fetch_sub(&room->sleepers, 1);
     pthread_mutex_unlock(&room->lock);
+    return now_ns() - since;
 }
 
 /* After the word was changed (sequentially consistent, as is the sleepers' own order: count, then look). */
@@ -93,7 +103,8 @@ static void pool_meet(pool_t *p)
         atomic_fetch_add(&p->phase, 1);
         room_wake(&p->between_phases);
     } else {
-        room_wait(&p->between_phases, &p->phase, seen);
+        int64_t slept = room_wait(&p->between_phases, &p->phase, seen);
+        if (slept) atomic_fetch_add_explicit(&p->slept_ns, slept, memory_order_relaxed);
     }
 }
 
@@ -135,14 +146,37 @@ static void pool_init(pool_t *p)
         pthread_cond_init(&room->changed, NULL);
     }
     p->started = 1;
+    p->alone_next = ALONE_FIRST;
     p->pid = getpid();
+}
+
+/* How many of n threads a run should use now. Changes no bit of it. */
+static int pool_threads(pool_t *p, int n)
+{
+    if (n == 1 || p->alone == 0) return n;
+    p->alone--;
+    return 1;
+}
+
+/* After a run on n threads: if together they did no more than one would, the next runs are on one. */
+static void pool_learn(pool_t *p, int n, int64_t run_ns)
+{
+    int64_t slept = atomic_exchange(&p->slept_ns, 0);
+    if (n == 1) return;
+    if (slept < (n - 1) * run_ns / 10 * 6) {
+        p->alone_next = ALONE_FIRST;
+        return;
+    }
+    p->alone = p->alone_next;
+    if (p->alone_next < ALONE_MOST) p->alone_next *= 2;
 }
 
 /* Runs work(argument, thread) on up to n threads, the caller's among them; returns when all are through. */
 static void pool_run(pool_t *p, int n, void (*work)(void *, int), void *argument)
 {
     if (p->pid != getpid()) pool_init(p);
-    if (n > MAX_THREADS) n = MAX_THREADS;
+    n = pool_threads(p, n < MAX_THREADS ? n : MAX_THREADS);
+    int64_t since = now_ns();
     sigset_t all, before; /* signals are for the host's threads */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -163,6 +197,7 @@ static void pool_run(pool_t *p, int n, void (*work)(void *, int), void *argument
     if (n > 1) room_wake(&p->between_runs);
     work(argument, 0);
     pool_meet(p);
+    pool_learn(p, n, now_ns() - since);
 }
 
 static void pool_close(pool_t *p)

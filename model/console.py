@@ -62,7 +62,7 @@ def trained(checkpoint: Checkpoint, path: Path, *, promoted: bool) -> None:
     )
 
 
-def describe(checkpoint: Checkpoint, path: Path) -> None:
+def describe(checkpoint: Checkpoint, path: Path, *, stepper: str) -> None:
     c = checkpoint.config
     rows = {
         "file": path,
@@ -75,6 +75,7 @@ def describe(checkpoint: Checkpoint, path: Path) -> None:
         "corpus": f"sha256 {checkpoint.corpus_sha256}",
         "options": ", ".join(f"{k}={v}" for k, v in checkpoint.options.items()),
         "created": checkpoint.created,
+        "stepper": f"on this machine's CPU: {stepper}",
     }
     for name, value in rows.items():
         _console.print(f"{name:<12}{value}", markup=False)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import logging
 
-import torch
 from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 
 from model import checkpoint
-from model.checkpoint import Checkpoint
 from model.errors import CheckpointError
-from model.stepper import Stepper
-from model.stepper.reference import ReferenceStepper
+from model.stepper.choose import choose
 from service import errors
 from service.engine.engine import Engine
 from service.generation import Generation, Policy
@@ -24,6 +22,8 @@ from service.store.memory import MemorySessions
 from service.store.prefixes import MemoryPrefixes, PrefixStore, RedisPrefixes
 from service.store.redis import RedisSessions
 from service.store.sessions import SessionStore
+
+log = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -65,8 +65,10 @@ def _load(settings: Settings) -> Served:
             f"{settings.checkpoint_dir}: nothing has been promoted; python -m model train makes a model"
         )
     loaded = checkpoint.load(path)
+    stepper, why = choose(loaded.network(), settings.slots, settings.device, settings.precision)
+    log.info("stepper: %s", why)
     engine = Engine(
-        _stepper(loaded, settings),
+        stepper,
         loaded.vocab,
         loaded.fingerprint,
         max_waiting=settings.max_waiting,
@@ -81,10 +83,3 @@ class _Json(DefaultJSONProvider):
 
     ensure_ascii = False
     sort_keys = False
-
-
-def _stepper(loaded: Checkpoint, settings: Settings) -> Stepper:
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return ReferenceStepper(loaded.network(), settings.slots, device=device)

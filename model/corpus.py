@@ -77,19 +77,23 @@ class Corpus:
     @classmethod
     def from_text(cls, text: str, config: TrainConfig, notes: Sequence[str] = ()) -> Corpus:
         """Raised: TextError when the text is too short for its split or has too many distinct characters."""
-        vocab = Vocabulary.of(text, config.max_vocab)
-        ids: Ids = vocab.encode(text).astype(np.uint8 if len(vocab) <= 256 else np.uint16)
-        n_val = int(len(ids) * config.val_fraction)
-        train, val = ids[: len(ids) - n_val], ids[len(ids) - n_val :]
-        need_train = config.batch_size * (config.seq_length + 1)
-        if len(train) < need_train or len(val) < 2:
-            needed = max(int(need_train / (1 - config.val_fraction)), int(2 / config.val_fraction)) + 1
-            raise TextError(
-                f"the text has {len(ids)} characters, {len(train)} of them to train on; expected at least {needed} "
-                f"(batch_size {config.batch_size} x seq_length {config.seq_length}, val_fraction {config.val_fraction}"
-                "): give it more text, or a smaller batch_size or seq_length"
-            )
-        return cls(vocab, train, val, text_sha256(text), tuple(notes))
+        return cls.from_texts([text], config, notes)
+
+    @classmethod
+    def from_texts(cls, texts: Sequence[str], config: TrainConfig, notes: Sequence[str] = ()) -> Corpus:
+        """Several texts as one: each is split, so that the end of each of them validates.
+
+        Raised: TextError when a text is too short to be split, all are too short to be trained on, or they have too
+        many distinct characters.
+        """
+        vocab = Vocabulary.of("".join(texts), config.max_vocab)
+        check_lengths([len(text) for text in texts], config)
+        dtype = np.uint8 if len(vocab) <= 256 else np.uint16
+        parts: list[Ids] = [vocab.encode(text).astype(dtype) for text in texts]
+        cuts = [len(ids) - _validating(len(ids), config) for ids in parts]
+        train = np.concatenate([ids[:cut] for ids, cut in zip(parts, cuts, strict=True)])
+        val = np.concatenate([ids[cut:] for ids, cut in zip(parts, cuts, strict=True)])
+        return cls(vocab, train, val, text_sha256("".join(texts)), tuple(notes))
 
     @classmethod
     def from_file(cls, path: Path, config: TrainConfig) -> Corpus:
@@ -103,6 +107,26 @@ class Corpus:
     @property
     def n_characters(self) -> int:
         return len(self.train) + len(self.val)
+
+
+def check_lengths(lengths: Sequence[int], config: TrainConfig) -> None:
+    """Whether texts of so many characters can be trained on. Raised: TextError saying what they would need."""
+    total, n_train = sum(lengths), sum(n - _validating(n, config) for n in lengths)
+    need_train, need_each = config.batch_size * (config.seq_length + 1), int(2 / config.val_fraction)
+    shortest = min(lengths)
+    if n_train < need_train or _validating(shortest, config) < 2:
+        whose = "the text has" if len(lengths) == 1 else f"the {len(lengths)} texts (the shortest of {shortest}) have"
+        needed = max(int(need_train / (1 - config.val_fraction)), need_each) + 1
+        each = f", and {need_each + 1} in each text" if len(lengths) > 1 else ""
+        raise TextError(
+            f"{whose} {total} characters, {n_train} of them to train on; expected at least {needed}{each} "
+            f"(batch_size {config.batch_size} x seq_length {config.seq_length}, val_fraction {config.val_fraction}"
+            "): give it more text, or a smaller batch_size or seq_length"
+        )
+
+
+def _validating(n_characters: int, config: TrainConfig) -> int:
+    return int(n_characters * config.val_fraction)
 
 
 def windows(ids: Ids, batch_size: int, seq_length: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:

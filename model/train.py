@@ -25,6 +25,7 @@ from model.corpus import Corpus, windows
 from model.errors import TrainingError
 from model.evaluate import look, loss
 from model.network import CharRNN, State, detach
+from model.self_test import with_self_test
 
 _CALIBRATION = 0.05  # the part of a budget in minutes after which its number of steps is fixed
 
@@ -161,16 +162,18 @@ def _look(run: _Run, corpus: Corpus, config: TrainConfig, folder: Path, watch: W
 
 
 def _keep(run: _Run, corpus: Corpus, config: TrainConfig, folder: Path, val_loss: float, characters: int) -> None:
-    checkpoint = Checkpoint(
-        config=run.network.config,
-        vocab=corpus.vocab,
-        weights={name: tensor.detach() for name, tensor in run.network.state_dict().items()},
-        val_loss=val_loss,
-        val_characters=characters,
-        step=run.step,
-        train_loss=run.train_loss,
-        corpus_sha256=corpus.sha256,
-        options=config.as_dict(),
+    checkpoint = with_self_test(
+        Checkpoint(
+            config=run.network.config,
+            vocab=corpus.vocab,
+            weights={name: tensor.detach() for name, tensor in run.network.state_dict().items()},
+            val_loss=val_loss,
+            val_characters=characters,
+            step=run.step,
+            train_loss=run.train_loss,
+            corpus_sha256=corpus.sha256,
+            options=config.as_dict(),
+        )
     )
     beaten, run.best, run.best_path = run.best_path, val_loss, checkpoint.save(folder)
     if beaten is not None and beaten != run.best_path:

@@ -26,6 +26,8 @@ from service.errors import BadRequest, BodyTooLarge, CorpusConflict, UnknownCorp
 BUILT_IN = "shakespeare"
 NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 _CHUNK = 1 << 20
+_BOM_BYTES = 4
+_OTHER_BOMS = ((codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"))
 
 
 class Corpora:
@@ -141,48 +143,57 @@ class _Scan:
         self._name = name
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._sha256 = hashlib.sha256()
-        self._after_cr = False
+        self._head: bytes | None = b""  # the first bytes, until there are enough to see a byte order mark
+        self._decoded = 0  # bytes
+        self._has_bom = self._after_cr = False
+        self._n_crlf = self._n_cr = 0
         self._seen: set[str] = set()
-        self._notes: dict[str, int] = {}
         self.n_bytes = 0
         self.n_characters = 0
 
     def feed(self, chunk: bytes) -> None:
         """Raised: BadRequest with the offset of the first byte that is no UTF-8."""
-        if not self.n_bytes:
-            for bom, kind in (
-                (codecs.BOM_UTF32_LE, "UTF-32"),
-                (codecs.BOM_UTF16_LE, "UTF-16"),
-                (codecs.BOM_UTF16_BE, "UTF-16"),
-            ):
-                if chunk.startswith(bom):
-                    raise self._wrong(f"is {kind} (byte order mark at byte 0)", "UTF-8")
-        held = len(self._decoder.getstate()[0])
-        try:
-            text = self._decoder.decode(chunk)
-        except UnicodeDecodeError as e:
-            at = self.n_bytes - held + e.start
-            raise self._wrong(f"not UTF-8, byte {at} is 0x{e.object[e.start]:02x} ({e.reason})", "UTF-8 text") from None
-        if self.n_characters == 0 and text.startswith("\ufeff"):
-            text = text[1:]
-            self._notes["a byte order mark at the start was dropped"] = 0
         self.n_bytes += len(chunk)
-        self._take(text)
+        if self._head is not None:
+            self._head += chunk
+            if len(self._head) < _BOM_BYTES:
+                return
+            chunk = self._begin(self._head)
+        self._decode(chunk)
 
     def end(self) -> None:
         """Raised: BadRequest when the text is empty, or ends within a character."""
-        left = self._decoder.getstate()[0]
-        if left:
-            at = self.n_bytes - len(left)
-            raise self._wrong(f"not UTF-8, byte {at} is 0x{left[0]:02x} (unexpected end of data)", "UTF-8 text")
+        if self._head is not None:
+            self._decode(self._begin(self._head))
+        self._decode(b"", final=True)
         if not self.n_characters:
-            raise self._wrong("is empty", "text")
+            raise self._wrong("is empty", ", expected text")
+
+    def _begin(self, head: bytes) -> bytes:
+        """Look for a byte order mark; what of these bytes is text."""
+        self._head = None
+        for bom, kind in _OTHER_BOMS:
+            if head.startswith(bom):
+                raise self._wrong(f"is {kind} (byte order mark at byte 0)", ", expected UTF-8")
+        if head.startswith(codecs.BOM_UTF8):
+            self._has_bom = True
+            self._decoded = len(codecs.BOM_UTF8)
+        return head[self._decoded :]
+
+    def _decode(self, chunk: bytes, *, final: bool = False) -> None:
+        held = len(self._decoder.getstate()[0])
+        try:
+            text = self._decoder.decode(chunk, final)
+        except UnicodeDecodeError as e:
+            at, byte = self._decoded - held + e.start, e.object[e.start]
+            raise self._wrong(f"not UTF-8, byte {at} is 0x{byte:02x} ({e.reason})", "; expected UTF-8 text") from None
+        self._decoded += len(chunk)
+        self._take(text)
 
     def facts(self) -> dict[str, Any]:
-        crlf, lone = self._notes.get("crlf", 0), self._notes.get("cr", 0)
-        notes = [n for n in self._notes if n not in ("crlf", "cr")]
-        if crlf or lone:
-            notes.append(f"line ends became \\n ({crlf} CR LF, {lone} CR)")
+        notes = ["a byte order mark at the start was dropped"] if self._has_bom else []
+        if self._n_crlf or self._n_cr:
+            notes.append(f"line ends became \\n ({self._n_crlf} CR LF, {self._n_cr} CR)")
         return {
             "bytes": self.n_bytes,
             "n_characters": self.n_characters,
@@ -194,24 +205,23 @@ class _Scan:
     def _take(self, text: str) -> None:
         if self._after_cr and text.startswith("\n"):  # a CR LF that was cut in two has been counted as a CR
             text = text[1:]
-            self._notes["cr"] -= 1
-            self._notes["crlf"] = self._notes.get("crlf", 0) + 1
+            self._n_cr -= 1
+            self._n_crlf += 1
+            self._after_cr = False
         if text:
             self._after_cr = text.endswith("\r")
         if "\r" in text:
-            crlf = text.count("\r\n")
-            text = text.replace("\r\n", "\n")
-            lone = text.count("\r")
-            text = text.replace("\r", "\n")
-            self._notes["crlf"] = self._notes.get("crlf", 0) + crlf
-            self._notes["cr"] = self._notes.get("cr", 0) + lone
+            n_crlf = text.count("\r\n")
+            self._n_crlf += n_crlf
+            self._n_cr += text.count("\r") - n_crlf
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
         self._seen.update(text)
         self.n_characters += len(text)
         self._sha256.update(text.encode())
 
     def _wrong(self, what: str, expected: str) -> BadRequest:
-        message = f"corpus {self._name}: {what}; expected {expected}"
-        return BadRequest(message, field="body", value=what, expected=expected)
+        message = f"corpus {self._name}: {what}{expected}"
+        return BadRequest(message, field="body", value=what, expected=expected.partition("expected ")[2])
 
 
 @lru_cache(maxsize=1)

@@ -22,9 +22,8 @@ from model.config import ModelConfig, TrainConfig
 from model.corpus import Corpus
 from model.errors import CheckpointError
 from model.evaluate import loss
-from model.generate import write
+from model.generate import generate
 from model.sampling import SamplingParams
-from model.stepper.reference import ReferenceStepper
 from model.train import Progress, fit
 from service.corpora import Corpora
 from service.jobs.request import settings_of
@@ -144,9 +143,7 @@ class Training:
         best = checkpoint.load(path)
         if self.is_first and self.wanted["promote"] != "never":
             self._promote_on_the_way(path, best.val_loss)
-        text = "".join(
-            write(ReferenceStepper(best.network(), 1), best.vocab, "", SAMPLE_CHARS, _SAMPLED, seed=best.step)
-        )
+        text = generate(best.network(), best.vocab, "", SAMPLE_CHARS, _SAMPLED, seed=best.step).text
         sample = {"step": progress.step, "text": text}
         self._samples.append(sample)
         self.log.put(samples=self._samples[-12:])

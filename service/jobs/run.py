@@ -61,7 +61,6 @@ def retrain(job_id: str, wanted: dict[str, Any]) -> None:
             raise
         watch.disarm()
     record.end(result)
-    record.emit("end", {})
 
 
 def _nothing_promoted(settings: Settings) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from model import checkpoint
+from model import checkpoint, registry
 from model.checkpoint import PROMOTED
 from model.errors import CheckpointError
 from service.serving import Served, Serving
@@ -76,7 +76,8 @@ class Reloader:
         if path is None:
             return
         try:
-            self._swap(path)
+            if not self._serves(path):
+                self._swap(path)
             self.refused = None
         except Exception as e:  # whatever is wrong with a new model, the old one goes on
             self._refuse(path.name, e)
@@ -86,6 +87,12 @@ class Reloader:
         self._serving.serve(served)
         self.swaps_total += 1
         log.info("serving %s", path.name)
+
+    def _serves(self, path: Path) -> bool:
+        """Whether this is the model that is served, in a file that was written again or promoted again."""
+        if self._serving.is_empty or self._serving.current.name != path.name:
+            return False
+        return registry.summary(path).fingerprint == self._serving.current.fingerprint
 
     def _fall_back(self) -> None:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import IO
+
 from flask import Blueprint, Response, jsonify, request
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
@@ -22,14 +24,9 @@ def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
         request.max_content_length = max_bytes
         only_new = request.headers.get("If-None-Match") == "*"
         try:
-            stored, is_new = corpora.put(name, request.stream.read, only_new=only_new)
+            stored, is_new = corpora.put(name, _Body(request.stream, request.content_length).read, only_new=only_new)
         except RequestEntityTooLarge as e:
             raise too_large(max_bytes, request.content_length) from e
-        except ClientDisconnected as e:
-            raise BadRequest(
-                "body: ended before its Content-Length; nothing was stored",
-                field="body", value=None, expected=f"{request.content_length} bytes",
-            ) from e  # fmt: skip
         return jsonify(stored), 201 if is_new else 200, {"Location": f"/corpora/{name}"}
 
     @routes.get("/<path:name>")
@@ -42,3 +39,29 @@ def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
         return Response(status=204)
 
     return routes
+
+
+class _Body:
+    """A request's body that says when it ended too early: servers do not, and half a text is a text."""
+
+    def __init__(self, stream: IO[bytes], length: int | None) -> None:
+        self._stream, self._length = stream, length
+        self._read = 0
+
+    def read(self, size: int) -> bytes:
+        """Raised: BadRequest when the client hung up."""
+        try:
+            data = self._stream.read(size)
+        except (OSError, ClientDisconnected) as e:
+            raise self._cut() from e
+        self._read += len(data)
+        if not data and self._length is not None and self._read < self._length:
+            raise self._cut()
+        return data
+
+    def _cut(self) -> BadRequest:
+        expected = f"{self._length} bytes" if self._length is not None else "a last chunk"
+        return BadRequest(
+            f"body: ended after {self._read} bytes, expected {expected}; nothing was stored",
+            field="body", value=self._read, expected=expected,
+        )  # fmt: skip

@@ -28,7 +28,7 @@ from service.corpora import Corpora
 from service.errors import ServiceError
 from service.jobs.queue import JobQueue
 from service.settings import Settings, SettingsError, describe, read_settings
-from service.store.redis import connect
+from service.store.connect import connect
 
 _WORKER_AGAIN_S = 2.0
 

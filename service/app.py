@@ -20,15 +20,17 @@ from service.auth import Keys, Limits
 from service.corpora import Corpora
 from service.engine.engine import Engine
 from service.errors import StoreAway
-from service.generation import Generation
+from service.generation import Generation, Policy
 from service.jobs.queue import JobQueue
 from service.reload import Reloader
 from service.routes import corpora, generate, health, jobs, models, sessions
 from service.serving import Served, Serving
 from service.settings import Settings, loopback_only, read_settings
+from service.store.connect import connect
 from service.store.memory import MemorySessions
+from service.store.prefixes import MemoryPrefixes, PrefixStore, RedisPrefixes
 from service.store.promotions import MemoryPromotions, Promotions, RedisPromotions
-from service.store.redis import RedisSessions, connect
+from service.store.redis import RedisSessions
 from service.store.sessions import SessionStore
 
 
@@ -39,17 +41,22 @@ def create_app(settings: Settings | None = None) -> Flask:
     """
     settings = settings or read_settings()
     store: SessionStore
+    prefixes: PrefixStore
     promotions: Promotions
     queue: JobQueue | None = None
     if settings.redis_url:
         client = connect(settings.redis_url)
-        store, promotions = RedisSessions(client, settings.session_ttl_s), RedisPromotions(client)
-        queue = JobQueue(client, settings.max_queued_jobs)
+        store = RedisSessions(client, settings.session_ttl_s, settings.turn_ttl_s)
+        prefixes, promotions = RedisPrefixes(client, settings.prefix_ttl_s), RedisPromotions(client)
+        if "+cluster" not in settings.redis_url:  # RQ has no way with one: trainings want a Redis of their own then
+            queue = JobQueue(client, settings.max_queued_jobs)
     else:
-        store, promotions = MemorySessions(settings.session_ttl_s), MemoryPromotions()
+        store, prefixes = MemorySessions(settings.session_ttl_s, settings.turn_ttl_s), MemoryPrefixes()
+        promotions = MemoryPromotions()
     serving = Serving(lambda: _first_job(queue))
     reloader = Reloader(serving, settings.checkpoint_dir, lambda path: load(path, settings), promotions.wait)
-    generation = Generation(serving, store, max_chars=settings.max_chars, lease_s=settings.lease_s)
+    policy = Policy(settings.max_chars, settings.lease_s, settings.snapshot_s, settings.session_tail_chars)
+    generation = Generation(serving, store, prefixes, policy)
     texts = Corpora(settings.corpora_dir, settings.max_corpus_bytes)
 
     app = Flask(__name__, static_folder=None)
@@ -58,7 +65,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     errors.register(app)
     keys = Keys(settings.admin_key, settings.api_keys, loopback_only=loopback_only(settings))
     limits = Limits(settings.rate_limit, settings.redis_url)
-    for blueprint in (generate.blueprint(generation), sessions.blueprint(store)):
+    for blueprint in (generate.blueprint(generation), sessions.blueprint(generation, store)):
         app.register_blueprint(_guarded(blueprint, _check_api(keys, limits)))
     for blueprint in (
         jobs.blueprint(queue, texts),

@@ -11,7 +11,10 @@ ServiceError
 ├── UnknownJob           404  no such job, or it is long over
 ├── UnknownModel         404  no such checkpoint
 ├── UnknownCorpus        404  no such corpus
-├── SessionConflict      409  someone else is writing this session, or has moved it
+├── NoTurn               404  the session remembers no turn to go on with
+├── SessionConflict      409  someone else is writing this session, or it is not where it should be
+│   ├── TurnInterrupted  409  its last turn was cut off: resume it, or say with `position` what you have
+│   └── ModelChanged     409  its state was made by another model
 ├── JobHasEnded          409  what has ended cannot be cancelled
 ├── ModelConflict        409  this checkpoint cannot be promoted, or there is none to go back to
 ├── CorpusConflict       409  this corpus is there already, or cannot be changed
@@ -20,7 +23,8 @@ ServiceError
 │   └── TooMany          429  this client asks too often
 ├── NoModel              503  no checkpoint has been promoted yet
 ├── StoreAway            503  the session store does not answer
-└── Draining             503  this worker is stopping
+├── Draining             503  this worker is stopping
+└── TimedOut             504  the request's own timeout_s was over before anything was written
 
 Each class carries its status and its code; where trying again helps, `retry_after_s` says when. The body is
 {"error": {"code", "message", and what the error adds}}.
@@ -136,6 +140,24 @@ class CorpusConflict(ServiceError):
     status, code = 409, "corpus_conflict"
 
 
+class NoTurn(ServiceError):
+    """Raised when a session remembers no turn that could be gone on with."""
+
+    status, code = 404, "no_turn"
+
+
+class TurnInterrupted(SessionConflict):
+    """Raised when a session's last turn was cut off, so that only its client knows what was shown."""
+
+    code = "turn_interrupted"
+
+
+class ModelChanged(SessionConflict):
+    """Raised when a state was made by another model or arithmetic and may not, or cannot, be made anew."""
+
+    code = "model_changed"
+
+
 class Overloaded(ServiceError):
     """Raised when every slot and every place in the line is taken."""
 
@@ -170,6 +192,12 @@ class Draining(ServiceError):
     """Raised when this worker is stopping."""
 
     status, code, retry_after_s = 503, "draining", 1
+
+
+class TimedOut(ServiceError):
+    """Raised when the request's own timeout_s was over before anything was written."""
+
+    status, code = 504, "timeout"
 
 
 def register(app: Flask) -> None:

@@ -26,7 +26,7 @@ class Served:
 
     engine: Engine
     name: str  # the checkpoint's file name
-    stepper: Stepper = field(repr=False)
+    stepper: Stepper | None = field(default=None, repr=False)  # to be closed when this is retired, if it can be
 
     @property
     def fingerprint(self) -> str:
@@ -40,7 +40,7 @@ class Served:
 class _Retired:
     users: weakref.ref[Served]
     engine: Engine
-    stepper: Stepper
+    stepper: Stepper | None
 
     @property
     def is_idle(self) -> bool:

@@ -6,7 +6,7 @@ import sys
 
 from service.jobs.worker import RetrainWorker, alone_on
 from service.settings import SettingsError, read_settings
-from service.store.redis import connect
+from service.store.connect import connect
 
 
 def main() -> int:
@@ -14,6 +14,8 @@ def main() -> int:
         settings = read_settings()
         if not settings.redis_url:
             raise SettingsError("REDIS_URL='': a worker needs one, for that is where the line is")
+        if "+cluster" in settings.redis_url:
+            raise SettingsError(f"REDIS_URL={settings.redis_url!r}: the queue of trainings cannot be in a cluster")
     except SettingsError as e:
         print(f"error   {e}", file=sys.stderr)
         return 1

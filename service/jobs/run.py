@@ -20,8 +20,8 @@ from service.errors import ServiceError
 from service.jobs.record import Record
 from service.jobs.training import Places, Training
 from service.settings import Settings, read_settings
+from service.store.connect import connect
 from service.store.promotions import RedisPromotions
-from service.store.redis import connect
 
 log = logging.getLogger(__name__)
 _LOOK_S = 0.25

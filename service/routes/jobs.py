@@ -41,7 +41,7 @@ def blueprint(queue: JobQueue | None, corpora: Corpora) -> Blueprint:
 
     def line() -> JobQueue:
         if queue is None:
-            raise StoreAway("trainings need a queue: set REDIS_URL")
+            raise StoreAway("trainings need a queue: set REDIS_URL, to one that is no cluster")
         return queue
 
     @routes.post("/retrain")

@@ -15,7 +15,7 @@ import httpx
 
 from service.errors import JobsFull
 from service.jobs.queue import JobQueue
-from service.store.redis import connect
+from service.store.connect import connect
 from tests.integration.test_jobs import words
 from tests.servers import ROOT, RedisServer, eventually
 

@@ -330,7 +330,7 @@ def test_only_a_training_can_be_run(lab: Lab) -> None:
     from rq import Queue
     from rq.serializers import JSONSerializer
 
-    from service.store.redis import connect
+    from service.store.connect import connect
 
     client = connect(lab.redis.url)
     target = lab.checkpoints.parent / "touched"

@@ -92,7 +92,7 @@ class Checkpoint:
         }
         data = save({k: v.detach().cpu().contiguous() for k, v in self.weights.items()}, metadata=meta)
         path = folder / self.file_name
-        with _atomic(path) as f:
+        with atomic(path) as f:
             f.write(data)
         return path
 
@@ -159,7 +159,7 @@ def promote(path: Path) -> None:
     """Make this file the one that its folder's readers serve."""
     folder = path.parent
     before = [name for name in _promotions(folder) if name != path.name]
-    with _atomic(folder / _PROMOTED) as f:
+    with atomic(folder / _PROMOTED) as f:
         f.write(json.dumps({"checkpoint": path.name, "before": before}, indent=1).encode())
 
 
@@ -187,7 +187,7 @@ def _promotions(folder: Path) -> list[str]:
 
 
 @contextmanager
-def _atomic(path: Path) -> Iterator[IO[bytes]]:
+def atomic(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears under its name whole and synced, or not at all. Raised: CheckpointError naming the path."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

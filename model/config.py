@@ -136,9 +136,9 @@ def validate(config: ModelConfig | TrainConfig) -> None:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": dict(n_hidden=256, n_layers=1, n_embed=64, minutes=1.0),
-    "standard": dict(n_hidden=512, n_layers=2, batch_size=32, lr=2e-3, dropout=0.35, minutes=20.0),
-    "best": dict(n_hidden=448, n_layers=1, n_embed=128, dropout=0.35, minutes=15.0),
+    "quick": {"n_hidden": 256, "n_layers": 1, "n_embed": 64, "minutes": 1.0},
+    "standard": {"n_hidden": 512, "n_layers": 2, "batch_size": 32, "lr": 2e-3, "dropout": 0.35, "minutes": 20.0},
+    "best": {"n_hidden": 448, "n_layers": 1, "n_embed": 128, "dropout": 0.35, "minutes": 15.0},
 }
 """Named starting points; any setting given beside one overrides it.
 

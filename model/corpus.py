@@ -123,7 +123,7 @@ def _check_size(n: int, n_train: int, n_val: int, n_test: int, config: TrainConf
     if n_train >= need_train and n_val >= 2 and (n_test >= 2 or not config.test_fraction):
         return
     held_out = config.val_fraction + config.test_fraction
-    needed = int(need_train / (1 - held_out)) + 2
+    needed = int(need_train / (1 - held_out)) + 1
     for fraction in (config.val_fraction, config.test_fraction):
         needed = max(needed, int(2 / fraction) + 1 if fraction else 0)
     fits = f"; a batch_size of 1 and a seq_length of {n_train - 1} would fit" if n_train >= 2 and n_val >= 2 else ""

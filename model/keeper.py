@@ -63,6 +63,7 @@ class Keeper:
     ) -> None:
         self._state, self._corpus, self._config = state, corpus, config
         self._folder, self._run, self._ranks = folder, run, ranks
+        self._recording = bool(ranks.agreed(int(run is not None))[0])  # all give their parts to rank 0's file
 
     def keep(self, val_loss: float, characters: int) -> Path | None:
         """Save the running mean as the best so far; returns the checkpoint that may go once a point names this one."""
@@ -86,11 +87,11 @@ class Keeper:
     def write_point(self) -> None:
         """Keep all that the next step depends on. All ranks come here at the same step."""
         s = self._state
-        if self._run is None:
+        if not self._recording:
             return
         tensors = s.learner.tensors()
         s.pointed = s.elapsed_s
-        if self._ranks.leads:
+        if self._run is not None and self._ranks.leads:
             values = {
                 "step": s.step,
                 "best": s.best if math.isfinite(s.best) else None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def fit(
     warm_start: Checkpoint | None = None,
     sample_chars: int = 0,
     ranks: Ranks | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train, and return the path of the best-validation checkpoint in `folder`.
 
@@ -59,11 +61,13 @@ def fit(
 
     `run` is a folder for metrics and for the point from which `resume` goes on: on a CPU with the very losses of the
     run that was not stopped. `warm_start` gives the weights to begin with; characters that both vocabularies have keep
-    theirs. Raised: TrainingError when the loss is not a number, CheckpointError when the disk refuses or a file is
+    theirs. `about` is kept in run.json for whoever resumes: where the text lies, say. Ranks other than 0 return
+    `folder`. Raised: TrainingError when the loss is not a number, CheckpointError when the disk refuses or a file is
     damaged, ConfigError for settings that cannot be, also those that are not the run's own.
     """
-    trainer = _Trainer(corpus, model, config, folder, device, watch, run, sample_chars, ranks or Ranks())
-    trainer.begin(resume, warm_start)
+    record = RunFolder(run) if run is not None else None
+    trainer = _Trainer(corpus, model, config, folder, device, watch, record, resume, sample_chars, ranks or Ranks())
+    trainer.begin(warm_start, dict(about or {}))
     return trainer.train()
 
 
@@ -78,17 +82,18 @@ class _Trainer:
         folder: Path,
         device: str,
         watch: Watch,
-        run: Path | None,
+        record: RunFolder | None,
+        resume: bool,
         sample_chars: int,
         ranks: Ranks,
     ) -> None:
         self.corpus, self.config, self.folder, self.device, self.ranks = corpus, config, folder, device, ranks
         self.watch = watch if ranks.leads else lambda progress: None
         self.sample_chars = sample_chars
-        self.record = RunFolder(run) if run is not None else None
-        self.n_workers = workers_that_fit(config, device, ranks.world)
+        self.record, self.resume = record, resume and record is not None
+        n_workers = self._n_workers()
         kind = GraphedLearner if device.startswith("cuda") and ranks.world == 1 else Learner
-        learner = kind(model, config, device, ranks, self.n_workers)
+        learner = kind(model, config, device, ranks, n_workers)
         self.state = RunState(learner, Budget(config, len(corpus.train)), torch.tensor(math.nan, device=device))
         self.keeper = Keeper(self.state, corpus, config, folder, self.record, ranks)
         self.streams = Streams(corpus.train, config.batch_size, config.seq_length, device)
@@ -97,18 +102,25 @@ class _Trainer:
             "train": config.as_dict(),
             "corpus_sha256": corpus.sha256,
             "device": device.split(":")[0],
-            "threads": self.n_workers * ranks.world,
+            "parts": n_workers * ranks.world,
         }
 
-    def begin(self, resume: bool, warm_start: Checkpoint | None) -> None:
+    def _n_workers(self) -> int:
+        """As fits this machine; a resumed run keeps its own, for another division adds up in another order."""
+        if not self.resume:
+            return workers_that_fit(self.config, self.device, self.ranks.world)
+        assert self.record is not None
+        return max(1, int(self.record.settings().get("parts", 1)) // self.ranks.world)
+
+    def begin(self, warm_start: Checkpoint | None, about: dict[str, Any]) -> None:
         """Make the run's folder, or take up what it holds."""
         if warm_start is not None:
             take_over(warm_start, self.state.learner, self.corpus.vocab)
         if self.record is None:
             return
-        if not resume:
+        if not self.resume:
             if self.ranks.leads:
-                self.record.begin(self.settings)
+                self.record.begin({**self.settings, "about": about})
             return
         self.record.check_same(self.settings)
         point = self.record.point()
@@ -125,7 +137,7 @@ class _Trainer:
             with s.learner.working():
                 self._loop()
         except KeyboardInterrupt:
-            if s.between_steps:
+            if s.between_steps and self.ranks.world == 1:
                 self.keeper.write_point()
             if s.best_path is None or self.ranks.world > 1:
                 raise

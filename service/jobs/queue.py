@@ -108,6 +108,7 @@ class JobQueue:
             "losses": record.get("looks", []),
             "samples": record.get("samples", []),
             "notes": record.get("notes", []),
+            "advice": record.get("advice", []),
             "result": record.get("result"),
             "error": _reason(job, record) if state == "failed" else None,
         }
@@ -120,7 +121,7 @@ class JobQueue:
         for job_id in ids:
             with contextlib.suppress(UnknownJob):
                 job = self.get(job_id.decode())
-                listed.append({k: v for k, v in job.items() if k not in ("losses", "samples", "notes")})
+                listed.append({k: v for k, v in job.items() if k not in ("losses", "samples", "notes", "advice")})
         return listed
 
     def cancel(self, job_id: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What is known of a job, kept in Redis: small JSON values in one hash, and a capped stream of events.
 
     lh:jobs              ids by the time of their submission; the oldest beyond MAX_RECORDS are forgotten
-    lh:job:{id}          created, request, attempt, progress, looks, samples, notes, result, error, cancel
+    lh:job:{id}          created, request, attempt, progress, looks, samples, notes, advice, result, error, cancel
     lh:job:{id}:events   a stream: name, data; its ids are what a reader resumes from
 
 Whoever trains must not fail because Redis is away for a moment: what is written meanwhile is lost, and that is all.
@@ -21,7 +21,7 @@ JOBS = "lh:jobs"
 MAX_RECORDS = 50
 MAX_EVENTS = 2000
 MAX_LOOKS, MAX_SAMPLES, MAX_NOTES = 500, 12, 50
-_JSON = ("request", "progress", "looks", "samples", "notes", "result")
+_JSON = ("request", "progress", "looks", "samples", "notes", "advice", "result")
 
 
 def key_of(job_id: str) -> str:

@@ -10,28 +10,24 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from model import checkpoint, registry
+from model.advice import Facts, Look, at_start, of_curve
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.corpus import Corpus
-from model.errors import CheckpointError
-from model.evaluate import loss
-from model.generate import generate
-from model.sampling import SamplingParams
+from model.errors import CheckpointError, ConfigError
+from model.run import RunFolder
 from model.train import Progress, fit
 from service.corpora import Corpora
+from service.jobs.judge import decision_of, judge
 from service.jobs.request import settings_of
 
 SAMPLE_CHARS = 240
-_SAMPLED = SamplingParams(temperature=0.8)
 _TELL_S = 0.5  # between two words of progress
-_LEFT_OUT = 0.01  # of the validation text may be unknown to the promoted model, for the two to be compared
 
 
 class Log(Protocol):
@@ -67,13 +63,14 @@ class Training:
     _samples: list[dict[str, Any]] = field(default_factory=list)
     _told: float = -math.inf
     _promoted: list[Path] = field(default_factory=list)  # by this job, on the way
+    _facts: Facts | None = None
 
     def run(self) -> dict[str, Any]:
         """The job's result. Raised: ModelError, ServiceError: what cannot be mended by trying again."""
-        config, corpus, network = self._prepare()
+        config, corpus, network, source = self._prepare()
         path: Path | None
         try:
-            path = self._fit(corpus, network, config)
+            path = self._fit(config, corpus, network, source)
         except KeyboardInterrupt:
             path = self._best()
         if path is None:
@@ -81,18 +78,18 @@ class Training:
         kept = registry.publish(path, self.places.checkpoints)
         cancelled = self.is_cancelled()
         if self._promoted:
-            decision = _decision(True, "there was no model before this job")
+            decision = decision_of(True, "there was no model before this job")
         elif cancelled:
-            decision = _decision(False, "the job was cancelled; its best checkpoint can be promoted by hand")
+            decision = decision_of(False, "the job was cancelled; its best checkpoint can be promoted by hand")
         else:
-            decision = self._judge(kept, corpus)
+            decision = judge(self.wanted["promote"], kept, corpus, self.places.device)
         if decision["promoted"]:
             checkpoint.promote(kept)
             self.announce()
         self._tidy(kept)
         return {"cancelled": cancelled, "checkpoint": registry.summary(kept).as_dict(), "decision": decision}
 
-    def _prepare(self) -> tuple[TrainConfig, Corpus, ModelConfig]:
+    def _prepare(self) -> tuple[TrainConfig, Corpus, ModelConfig, Checkpoint | None]:
         network, config = settings_of(self.wanted)
         names = [self.wanted["corpus"]] if isinstance(self.wanted["corpus"], str) else self.wanted["corpus"]
         read = [self.places.corpora.text(name) for name in names]
@@ -100,18 +97,66 @@ class Training:
         for name, (_, notes) in zip(names, read, strict=True):
             for note in notes:
                 self.log.note(f"{name}: {note}")
+        source = self._source()
+        if source is not None:  # its shape, unless another was asked for: then the trainer says that it does not fit
+            shape = {k: v for k, v in asdict(source.config).items() if k != "vocab_size"}
+            network = {**shape, **{k: v for k, v in self.wanted.items() if k in shape}}
         model = ModelConfig(vocab_size=len(corpus.vocab), **network)
         self.log.note(
             f"{corpus.n_characters:,} characters, {len(corpus.vocab)} distinct; {model.cell} {model.n_layers} x "
             f"{model.n_hidden}, {model.n_parameters:,} parameters"
         )
-        return config, corpus, model
+        self._facts = Facts(
+            n_parameters=model.n_parameters,
+            n_train=len(corpus.train),
+            n_val=len(corpus.val),
+            n_vocab=len(corpus.vocab),
+            dropout=config.dropout,
+            seq_length=config.seq_length,
+        )
+        self._advise()
+        return config, corpus, model, source
 
-    def _fit(self, corpus: Corpus, network: ModelConfig, config: TrainConfig) -> Path:
-        """The seam to the trainer: what it is given, and where an attempt after the first begins."""
-        shutil.rmtree(self.places.run, ignore_errors=True)
-        self.places.run.mkdir(parents=True)
-        return fit(corpus, network, config, self.places.run, device=self.places.device, watch=self._watch)
+    def _source(self) -> Checkpoint | None:
+        """The model whose weights are begun with."""
+        if not self.wanted["warm_start"]:
+            return None
+        path = checkpoint.promoted(self.places.checkpoints)
+        if path is None:
+            self.log.note("warm_start: nothing has been promoted yet, so it begins fresh")
+            return None
+        self.log.note(f"warm_start: begins with the weights of {path.name}")
+        return checkpoint.load(path)
+
+    def _fit(self, config: TrainConfig, corpus: Corpus, model: ModelConfig, source: Checkpoint | None) -> Path:
+        """Train; an attempt after the first goes on from the last resume point, if there is one that can be used."""
+        folder = self.places.run
+
+        def begin(resume: bool) -> Path:
+            return fit(
+                corpus,
+                model,
+                config,
+                folder,
+                device=self.places.device,
+                watch=self._watch,
+                run=folder,
+                resume=resume,
+                warm_start=source,
+                sample_chars=SAMPLE_CHARS,
+            )
+
+        if (folder / "run.json").exists():
+            try:
+                self.log.note("goes on from its last resume point")
+                self._looks = [_shown(line) for line in RunFolder(folder).metrics() if line["val_loss"] is not None]
+                return begin(resume=True)
+            except (ConfigError, CheckpointError) as e:
+                self.log.note(f"cannot go on, and begins anew: {e}")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        self._looks.clear()
+        return begin(resume=False)
 
     def _watch(self, progress: Progress) -> None:
         now = time.monotonic()
@@ -126,28 +171,25 @@ class Training:
             raise KeyboardInterrupt
 
     def _look(self, progress: Progress) -> None:
-        is_best = progress.val_loss == progress.best
-        look = {
-            "step": progress.step,
-            "elapsed_s": round(progress.elapsed_s, 1),
-            "train": progress.train_loss,
-            "val": progress.val_loss,
-            "is_best": is_best,
-        }
-        self._looks.append(look)
+        look = _shown(asdict(progress))
+        self._looks = [each for each in self._looks if each["step"] < progress.step] + [look]
         self.log.put(looks=self._looks[-500:])
         self.log.emit("look", look)
-        path = self._best()
-        if not is_best or path is None:
-            return
-        best = checkpoint.load(path)
-        if self.is_first and self.wanted["promote"] != "never":
-            self._promote_on_the_way(path, best.val_loss)
-        text = generate(best.network(), best.vocab, "", SAMPLE_CHARS, _SAMPLED, seed=best.step).text
-        sample = {"step": progress.step, "text": text}
-        self._samples.append(sample)
-        self.log.put(samples=self._samples[-12:])
-        self.log.emit("sample", sample)
+        if look["is_best"] and progress.best_path is not None and self.is_first and self.wanted["promote"] != "never":
+            self._promote_on_the_way(progress.best_path, float(progress.best or 0.0))
+        if progress.sample is not None:
+            sample = {"step": progress.step, "text": progress.sample}
+            self._samples.append(sample)
+            self.log.put(samples=self._samples[-12:])
+            self.log.emit("sample", sample)
+        self._advise()
+
+    def _advise(self) -> None:
+        """What the sizes and the losses so far say to do."""
+        if self._facts is not None:
+            looks = [Look(each["step"], each["train"], each["val"]) for each in self._looks]
+            found = [*at_start(self._facts), *of_curve(self._facts, looks)]
+            self.log.put(advice=[asdict(each) for each in found])
 
     def _promote_on_the_way(self, path: Path, val_loss: float) -> None:
         before = checkpoint.promoted(self.places.checkpoints)
@@ -167,22 +209,6 @@ class Training:
         found = [p for p in registry.files(self.places.run) if p.name.startswith("val")]
         return found[0] if found else None
 
-    def _judge(self, path: Path, corpus: Corpus) -> dict[str, Any]:
-        """Whether this checkpoint is to be promoted, why, and the numbers that say so."""
-        rule = self.wanted["promote"]
-        if rule == "never":
-            return _decision(False, "promote is never")
-        if rule == "always":
-            return _decision(True, "promote is always")
-        try:
-            before = checkpoint.promoted(self.places.checkpoints)
-            old = checkpoint.load(before) if before is not None else None
-        except CheckpointError as e:
-            return _decision(True, f"what is promoted cannot be used: {e}")
-        if old is None:
-            return _decision(True, "there was no model before it")
-        return compare(checkpoint.load(path), old, corpus, self.places.device)
-
     def _tidy(self, kept: Path) -> None:
         promoted = checkpoint.promotions(self.places.checkpoints)[:2]
         for path in self._promoted:
@@ -192,41 +218,15 @@ class Training:
         shutil.rmtree(self.places.run, ignore_errors=True)
 
 
-def compare(new: Checkpoint, old: Checkpoint, corpus: Corpus, device: str) -> dict[str, Any]:
-    """Both models on the new one's validation text, protocol (b).
-
-    Characters that the old model has never seen are left out for both, as long as they are few; where they are not, the
-    two cannot be compared, and the old one stays.
-    """
-    ids = np.array([old.vocab.characters.find(c) for c in new.vocab.characters])[corpus.val]  # (M,) the old model's
-    unknown = ids < 0
-    n_unknown = int(unknown.sum())
-    numbers = {"protocol": "b", "characters": len(ids) - n_unknown, "left_out": n_unknown}
-    if n_unknown > _LEFT_OUT * len(ids):
-        missing = "".join(sorted(set(new.vocab.characters) - set(old.vocab.characters)))
-        return _decision(
-            False,
-            f"not comparable: the promoted model cannot read {n_unknown} of the {len(ids)} characters of the "
-            f"validation text ({missing[:40]!r}); promote by hand, or ask for promote = always",
-            **numbers,
-        )
-    losses = [
-        loss(model.network().to(device), text) for model, text in ((new, corpus.val[~unknown]), (old, ids[~unknown]))
-    ]
-    is_better = losses[0] < losses[1]
-    what = "lower" if is_better else "not lower"
-    return _decision(
-        is_better,
-        f"its validation loss, {losses[0]:.4f}, is {what} than the promoted model's, {losses[1]:.4f}",
-        new=losses[0],
-        before=losses[1],
-        before_id=old.fingerprint,
-        **numbers,
-    )
-
-
-def _decision(promoted: bool, reason: str, **numbers: Any) -> dict[str, Any]:
-    return {"promoted": promoted, "reason": reason, **numbers}
+def _shown(progress: dict[str, Any]) -> dict[str, Any]:
+    """What is shown of a look at the validation part."""
+    return {
+        "step": progress["step"],
+        "elapsed_s": round(progress["elapsed_s"], 1),
+        "train": progress["train_loss"],
+        "val": progress["val_loss"],
+        "is_best": progress["val_loss"] == progress["best"],
+    }
 
 
 def _told(progress: Progress) -> dict[str, Any]:

@@ -106,6 +106,7 @@ def test_a_job_from_request_to_result(lab: Lab) -> None:
     assert len(losses) == 4
     assert losses[-1] < losses[0]
     assert job["samples"][-1]["text"]
+    assert {a["rule"] for a in job["advice"]} >= {"validation"}  # it is a small text
     made = job["result"]["checkpoint"]
     assert job["result"]["decision"] == {"promoted": True, "reason": "promote is always"}
     assert load(lab.checkpoints / made["name"]).fingerprint == made["id"]
@@ -167,6 +168,19 @@ def test_a_text_that_the_promoted_model_cannot_read_is_said(lab: Lab) -> None:
     assert decision["promoted"] is False
     assert "not comparable: the promoted model cannot read" in decision["reason"]
     assert "бжщюя" in decision["reason"]
+
+
+def test_a_warm_start_begins_where_the_promoted_model_is(lab: Lab) -> None:
+    """Its shape is taken over, and after one step it is as good as that; another shape is said."""
+    before = checkpoint.promoted(lab.checkpoints)
+    assert before is not None
+    wanted = {k: v for k, v in SMALL.items() if k not in ("n_hidden", "n_embed")}
+    job = lab.ended(lab.submit(**{**wanted, "steps": 1, "lr": 1e-6}, warm_start=True, promote="never"))
+    assert f"warm_start: begins with the weights of {before.name}" in job["notes"]
+    assert job["result"]["checkpoint"]["val_loss"] == pytest.approx(load(before).val_loss, abs=0.01)
+    wrong = lab.ended(lab.submit(**{**SMALL, "n_hidden": 8}, warm_start=True))
+    assert (wrong["state"], wrong["attempt"]) == ("failed", 1)
+    assert "n_hidden is 16 there, 8 here" in wrong["error"]
 
 
 def test_several_corpora_are_one_training(lab: Lab) -> None:
@@ -234,7 +248,7 @@ def test_a_killed_training_is_tried_again_and_then_failed(lab: Lab) -> None:
     """
     rng = random.Random(1)
     for kills, ends in ((1, "finished"), (4, "failed")):
-        job_id = lab.submit(**{**SMALL, "steps": 2000, "validations": 5}, promote="never")
+        job_id = lab.submit(**{**SMALL, "steps": 4000, "validations": 20}, promote="never")
         for attempt in range(1, kills + 1):
             eventually(partial(lab.is_at, job_id, attempt), within_s=60)
             time.sleep(rng.random())
@@ -245,7 +259,9 @@ def test_a_killed_training_is_tried_again_and_then_failed(lab: Lab) -> None:
         job = lab.ended(job_id)
         assert job["state"] == ends
         assert job["attempt"] == min(kills + 1, 4)
-        if ends == "failed":
+        if ends == "finished":
+            assert len(job["losses"]) == 20
+        else:
             assert "the training process was killed (by signal 9)" in job["error"]
         for path in registry.files(lab.checkpoints):
             load(path)
@@ -262,8 +278,10 @@ def test_a_dead_worker_is_noticed(lab: Lab) -> None:
     eventually(lambda: lab.job(job_id)["state"] == "queued", within_s=60)  # noticed with no worker there
     assert lab.service.post(max_chars=5).status_code == 200
     lab.worker.start()
-    assert lab.ended(job_id)["state"] == "finished"
-    assert lab.job(job_id)["attempt"] == 2
+    job = lab.ended(job_id)
+    assert (job["state"], job["attempt"]) == ("finished", 2)
+    assert "goes on from its last resume point" in job["notes"]
+    assert [look["step"] for look in job["losses"]] == [600 * (i + 1) for i in range(5)]
 
 
 def test_a_worker_that_is_stopped_gives_its_job_back(lab: Lab) -> None:

@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 CORPUS ?=
-MINUTES ?= 1
+MINUTES ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test check clean
@@ -10,7 +10,7 @@ MINUTES ?= 1
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-serve: .venv/.ready .venv/.kernel ## train a first model if there is none, and serve on HOST:PORT (CORPUS=file, MINUTES=1)
+serve: .venv/.ready .venv/.kernel ## serve on HOST:PORT, and train a first model meanwhile if there is none (CORPUS=file, MINUTES=3)
 	@$(BIN)/python -m service $(if $(CORPUS),--corpus "$(CORPUS)") --minutes $(MINUTES)
 
 test: .venv/.ready-test .venv/.kernel ## every test

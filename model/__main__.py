@@ -1,4 +1,4 @@
-"""python -m model train | sample | info: the trainer job and its neighbours, at a terminal."""
+"""python -m model train | sample | score | sweep | plot | info: the trainer job and its neighbours, at a terminal."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from model import checkpoint, console
+from model import checkpoint, console, evaluate
 from model.config import PRESETS, ModelConfig, TrainConfig
-from model.corpus import Corpus
+from model.corpus import Corpus, read_text
 from model.default_text import default_text
-from model.errors import CheckpointError, ModelError
+from model.dynamic import dynamic_loss
+from model.errors import CheckpointError, ConfigError, ModelError
 from model.generate import write
+from model.large_text import corpus_from_file
+from model.ranks import Ranks, joined
+from model.run import RunFolder, new_folder
 from model.sampling import SamplingParams
 from model.stepper.choose import choose
 from model.train import fit
 
 _STORE = Path("data/checkpoints")
+_SAMPLE_CHARS = 120
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,21 +40,21 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m model", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="train | sample | info")
+    commands = parser.add_subparsers(required=True, metavar="train | sample | score | sweep | plot | info")
 
     train = commands.add_parser("train", help="a text in, a checkpoint with the best validation loss out")
-    train.add_argument("corpus", type=Path, nargs="?", help="a UTF-8 text file; without it, Shakespeare's works")
-    train.add_argument("--out", type=Path, default=_STORE, help=f"folder of checkpoints (default {_STORE})")
-    train.add_argument("--preset", choices=PRESETS, default="quick", help="a starting point; options override it")
-    train.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    _add_training(train)
     train.add_argument("--no-promote", action="store_true", help="do not make it the model that is served")
-    for config in (ModelConfig, TrainConfig):
-        for f in fields(config):
-            if f.name != "vocab_size":
-                kind = {"int": int, "float": float}.get(str(f.type), str)
-                option = "--" + f.name.replace("_", "-")
-                train.add_argument(option, dest=f.name, type=kind, help=f"{f.metadata['help']} (default {f.default})")
+    train.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run that was stopped: its folder")
+    train.add_argument("--warm-start", type=Path, metavar="CHECKPOINT", help="begin with the weights of this one")
     train.set_defaults(run=_train)
+
+    sweep = commands.add_parser("sweep", help="many short runs over sizes, dropouts and rates; the best is promoted")
+    _add_training(sweep, minutes="the budget of the whole sweep (default 10)")
+    sweep.add_argument("--runs", type=int, default=10, help="how many runs share the budget (default 10)")
+    sweep.add_argument("--study", default="sweep", help="its name: the same name goes on with it (default sweep)")
+    sweep.add_argument("--storage", default="", help="a file or a Redis URL, to be shared; default: a file in --out")
+    sweep.set_defaults(run=_sweep)
 
     sample = commands.add_parser("sample", help="write text, the same that the service would")
     sample.add_argument("prompt", nargs="?", default="")
@@ -64,6 +69,19 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--precision", choices=["fp32", "int8"], default="fp32", help="of the native stepper's weights")
     sample.set_defaults(run=_sample)
 
+    score = commands.add_parser("score", help="a model's loss on a text, by named protocols")
+    score.add_argument("corpus", type=Path, nargs="?", help="a UTF-8 text file; without it, Shakespeare's works")
+    score.add_argument("--checkpoint", type=Path, help="default: the promoted one")
+    score.add_argument("--store", type=Path, default=_STORE, help=argparse.SUPPRESS)
+    score.add_argument("--part", choices=("val", "test", "all"), default="val", help="as the model's run cut it")
+    score.add_argument("--protocols", default="ab", help="a: crops of 256; b: one pass; c: dynamic, slow (default ab)")
+    score.set_defaults(run=_score)
+
+    plot = commands.add_parser("plot", help="a run's curves as a picture")
+    plot.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
+    plot.add_argument("--out", type=Path, help="a .svg or .png file (default: curves.svg in the run's folder)")
+    plot.set_defaults(run=_plot)
+
     info = commands.add_parser("info", help="what a checkpoint is and where it came from")
     info.add_argument("checkpoint", type=Path, nargs="?", help="default: the promoted one")
     info.add_argument("--store", type=Path, default=_STORE, help=argparse.SUPPRESS)
@@ -71,16 +89,94 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_training(command: argparse.ArgumentParser, minutes: str = "") -> None:
+    command.add_argument("corpus", type=Path, nargs="?", help="a UTF-8 text file; without it, Shakespeare's works")
+    command.add_argument("--out", type=Path, help=f"folder of checkpoints (default {_STORE})")
+    presets = "; ".join(f"{name}: {' '.join(f'{k} {v}' for k, v in p.items())}" for name, p in PRESETS.items())
+    help = f"a starting point; options override it (default quick). {presets}"
+    command.add_argument("--preset", choices=PRESETS, help=help)
+    command.add_argument("--device", help="cpu or cuda (default cpu)")
+    for config in (ModelConfig, TrainConfig):
+        for f in fields(config):
+            if f.name != "vocab_size":
+                kind = {"int": int, "float": float}.get(str(f.type), str)
+                help = minutes if minutes and f.name == "minutes" else f"{f.metadata['help']} (default {f.default})"
+                command.add_argument("--" + f.name.replace("_", "-"), dest=f.name, type=kind, help=help)
+
+
 def _train(args: argparse.Namespace) -> None:
-    given = {**PRESETS[args.preset], **{k: v for k, v in vars(args).items() if v is not None}}
+    with joined(args.device or "cpu") as (ranks, device):
+        _train_as(args, ranks, device)
+
+
+def _train_as(args: argparse.Namespace, ranks: Ranks, device: str) -> None:
+    about, given = _begun(args.resume), _given(args)
+    source = args.corpus or (Path(about["corpus"]) if about.get("corpus") else None)
+    store = args.out or Path(about.get("store", _STORE))
     config = TrainConfig.from_dict(_only(TrainConfig, given))
-    corpus = Corpus.from_file(args.corpus, config) if args.corpus else Corpus.from_text(default_text(), config)
-    model = ModelConfig(vocab_size=len(corpus.vocab), **_only(ModelConfig, given))
-    with console.training(corpus, model, config) as watch:
-        path = fit(corpus, model, config, args.out, device=args.device, watch=watch)
+    corpus = _corpus(source, config, store)
+    warm = checkpoint.load(args.warm_start) if args.warm_start else None
+    shape = {f.name: getattr(warm.config, f.name) for f in fields(ModelConfig)} if warm else {}
+    model = ModelConfig(**{**shape, **_only(ModelConfig, given), "vocab_size": len(corpus.vocab)})
+    run: Path | None = args.resume or (new_folder(store / "runs") if ranks.leads else None)
+    told = {"corpus": str(source.resolve()) if source else None, "store": str(store.resolve())}
+    options: dict[str, Any] = {"device": device, "run": run, "resume": bool(args.resume), "warm_start": warm}
+    options |= {"ranks": ranks, "about": told, "sample_chars": _SAMPLE_CHARS}
+    if not ranks.leads:
+        fit(corpus, model, config, store, **options)
+        return
+    assert run is not None
+    with console.training(corpus, model, config) as watch, console.GentleInterrupt(watch) as watching:
+        try:
+            path = fit(corpus, model, config, store, watch=watching, **options)
+        finally:
+            if watching.asked:
+                console.stopped(run)
+    loaded = checkpoint.load(path)
     if not args.no_promote:
         checkpoint.promote(path)
-    console.trained(checkpoint.load(path), path, promoted=not args.no_promote)
+    console.trained(loaded, path, run=run, promoted=not args.no_promote)
+    if len(corpus.test) and not watching.asked:
+        console.scores("test", len(corpus.test) - 1, {"b": evaluate.loss(loaded.network(), corpus.test)})
+
+
+def _begun(resume: Path | None) -> dict[str, Any]:
+    return dict(RunFolder(resume).settings().get("about") or {}) if resume else {}
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings: the resumed run's or the preset's, under those that were given."""
+    named = {k: v for k, v in vars(args).items() if v is not None}
+    if getattr(args, "resume", None):
+        begun = RunFolder(args.resume).settings()
+        preset = PRESETS[args.preset] if args.preset else {}
+        return {**begun["model"], **begun["train"], **preset, **named}
+    return {**PRESETS[args.preset or "quick"], **named}
+
+
+def _corpus(source: Path | None, config: TrainConfig, store: Path) -> Corpus:
+    if source is None:
+        return Corpus.from_text(default_text(), config)
+    with console.encoding() as watch:
+        return corpus_from_file(source, config, store / "texts", watch)
+
+
+def _sweep(args: argparse.Namespace) -> None:
+    from model.sweep import Sweep  # Optuna takes a second to load: only who sweeps waits for it
+
+    if args.runs < 1:
+        raise ConfigError(f"runs: got {args.runs}, expected a whole number from 1")
+    given = _given(args)
+    minutes = args.minutes or 10.0
+    config = TrainConfig.from_dict({**_only(TrainConfig, given), "minutes": minutes})
+    store = args.out or _STORE
+    corpus = _corpus(args.corpus, config, store)
+    model = ModelConfig(vocab_size=len(corpus.vocab), **_only(ModelConfig, given))
+    sweep = Sweep(corpus, model, config, store, study=args.study, storage=args.storage, device=args.device or "cpu")
+    path = sweep.run(args.runs, minutes, console.swept)
+    checkpoint.promote(path)
+    console.leaderboard(sweep.leaderboard())
+    _describe(path)
 
 
 def _sample(args: argparse.Namespace) -> None:
@@ -93,8 +189,36 @@ def _sample(args: argparse.Namespace) -> None:
     print()
 
 
+def _score(args: argparse.Namespace) -> None:
+    unknown = sorted(set(args.protocols) - set("abc"))
+    if unknown or not args.protocols:
+        raise ConfigError(f"protocols: got {args.protocols!r}, expected letters of a, b and c")
+    loaded = checkpoint.load(args.checkpoint or _promoted(args.store))
+    text = read_text(args.corpus)[0] if args.corpus else default_text()
+    cut = {name: loaded.options[name] for name in ("val_fraction", "test_fraction") if name in loaded.options}
+    config = TrainConfig.from_dict({**cut, "batch_size": 1, "seq_length": 1})
+    whole = Corpus.from_ids(loaded.vocab, loaded.vocab.encode(text), "", config)
+    if args.part == "test" and not len(whole.test):
+        raise ConfigError("part: got 'test', but the model's run kept no test part (its test_fraction is 0)")
+    ids = {"val": whole.val, "test": whole.test, "all": loaded.vocab.encode(text)}[args.part]
+    network = loaded.network()
+    losses = {"a": lambda: evaluate.loss(network, ids, "a"), "b": lambda: evaluate.loss(network, ids, "b")}
+    losses["c"] = lambda: dynamic_loss(network, ids)
+    console.scores(args.part, len(ids) - 1, {p: losses[p]() for p in sorted(set(args.protocols))})
+
+
+def _plot(args: argparse.Namespace) -> None:
+    from model.plot import draw  # matplotlib takes a second to load
+
+    print(draw(args.folder, args.out or args.folder / "curves.svg"))
+
+
 def _info(args: argparse.Namespace) -> None:
     path = args.checkpoint or _promoted(args.store)
+    _describe(path)
+
+
+def _describe(path: Path) -> None:
     loaded = checkpoint.load(path)
     console.describe(loaded, path, stepper=choose(loaded.network(), n_slots=1, device="cpu")[1])
 

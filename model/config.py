@@ -1,4 +1,4 @@
-"""Every knob of a network and of its training, each with its reason.
+"""Every knob of a network and of its training, each with its reason, and the presets.
 
 Two frozen dataclasses; derived values are properties. `validate` names the field, the value and what was expected.
 """
@@ -12,11 +12,18 @@ from typing import Any, Literal, Self, get_args
 from model.errors import ConfigError
 
 Cell = Literal["lstm", "gru", "rnn"]
+Schedule = Literal["cosine", "linear", "constant"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def _knob(default: Any, reason: str, *, low: float, high: float, above: bool = False) -> Any:
     """A numeric field with its range; `above` makes the low end exclusive."""
     return field(default=default, metadata={"help": reason, "low": low, "high": high, "above": above})
+
+
+def _words(reason: str, choices: object) -> dict[str, Any]:
+    """The metadata of a field that takes one of a Literal's words."""
+    return {"help": reason, "choices": get_args(choices)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +34,7 @@ class ModelConfig:
     n_hidden: int = _knob(256, "hidden units of a layer; a step costs 8 * n_hidden^2 multiply-adds", low=1, high=8192)
     n_layers: int = _knob(1, "stacked layers; more need more text and more time", low=1, high=8)
     n_embed: int = _knob(64, "size of a character's vector; free when sampling: it is folded away", low=1, high=4096)
-    cell: Cell = field(default="lstm", metadata={"help": "lstm forgets by choice; gru is smaller; rnn shows why"})
+    cell: Cell = field(default="lstm", metadata=_words("lstm forgets by choice; gru is smaller; rnn shows why", Cell))
 
     def __post_init__(self) -> None:
         validate(self)
@@ -57,22 +64,42 @@ class TrainConfig:
     batch_size: int = _knob(16, "B, streams side by side; small ones learn more per character", low=1, high=4096)
     seq_length: int = _knob(64, "T, characters of a window: how far a gradient goes back", low=1, high=65536)
     lr: float = _knob(4e-3, "the largest rate of Adam; it ends at zero", low=0, high=1, above=True)
+    schedule: Schedule = field(
+        default="cosine", metadata=_words("how the rate falls; most of a run's gain comes while it does", Schedule)
+    )
     warmup: float = _knob(0.02, "part of the budget in which the rate rises to lr", low=0, high=0.5)
     dropout: float = _knob(
         0.0, "part of the activations dropped between layers and before the output", low=0, high=0.95
+    )
+    embed_dropout: float = _knob(
+        0.0, "part of a character's vector dropped, the same all through a window", low=0, high=0.95
+    )
+    weight_drop: float = _knob(
+        0.0, "part of the recurrent weights dropped in each step (DropConnect): for many passes", low=0, high=0.95
+    )
+    reset: float = _knob(
+        0.0, "chance that a stream forgets its state before a window: learns to begin from nothing", low=0, high=1
     )
     clip: float = _knob(
         1.0, "the gradient's norm is cut to this: one bad window cannot wreck a run", low=0, high=1e6, above=True
     )
     weight_decay: float = _knob(0.01, "AdamW's pull towards zero, on matrices only", low=0, high=1)
-    val_fraction: float = _knob(0.1, "the end of the text, kept for validation", low=0, high=0.5, above=True)
+    ema: float = _knob(0.998, "decay of the running mean of the weights, which is what is kept; 0: none", low=0, high=1)
+    val_fraction: float = _knob(0.1, "part of the text kept for validation", low=0, high=0.5, above=True)
+    test_fraction: float = _knob(0.0, "the very end, looked at once, after the run; 0: none", low=0, high=0.4)
     minutes: float = _knob(1.0, "the budget: the schedule is sized to end with it", low=0, high=1e5, above=True)
-    steps: int = _knob(0, "a budget in steps instead of minutes; 0 uses minutes", low=0, high=10**9)
+    epochs: float = _knob(0.0, "a budget in passes over the text instead; 0 uses minutes", low=0, high=1e5)
+    steps: int = _knob(0, "a budget in steps instead of minutes or epochs; 0 uses those", low=0, high=10**9)
     validations: int = _knob(12, "looks at the validation part during the run; the best is kept", low=1, high=10000)
+    patience: int = _knob(0, "looks without a new best after which the run ends; 0: never", low=0, high=10000)
+    workers: int = _knob(0, "threads that share a batch, on a CPU; 0: as fits the cores", low=0, high=256)
+    precision: Precision = field(
+        default="fp32", metadata=_words("of the products on a GPU; the weights stay fp32", Precision)
+    )
     max_vocab: int = _knob(
         4096, "more distinct characters than this is refused: probably not the text you meant", low=2, high=65536
     )
-    seed: int = _knob(1, "of the initial weights and of dropout", low=0, high=2**63 - 1)
+    seed: int = _knob(1, "of the initial weights and of all that is dropped", low=0, high=2**63 - 1)
 
     def __post_init__(self) -> None:
         validate(self)
@@ -94,9 +121,9 @@ def validate(config: ModelConfig | TrainConfig) -> None:
     """Raised: ConfigError for the first field whose type or range is wrong."""
     for f in fields(config):
         value = getattr(config, f.name)
-        if f.name == "cell":
-            if value not in get_args(Cell):
-                raise ConfigError(f"cell: got {value!r}, expected one of {', '.join(get_args(Cell))}")
+        if "choices" in f.metadata:
+            if value not in f.metadata["choices"]:
+                raise ConfigError(f"{f.name}: got {value!r}, expected one of {', '.join(f.metadata['choices'])}")
             continue
         whole = f.type == "int"
         low, high, above = f.metadata["low"], f.metadata["high"], f.metadata["above"]
@@ -109,6 +136,12 @@ def validate(config: ModelConfig | TrainConfig) -> None:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"n_hidden": 256, "n_layers": 1, "n_embed": 64, "dropout": 0.0, "minutes": 1.0},
+    "quick": {"n_hidden": 256, "n_layers": 1, "n_embed": 64, "minutes": 1.0},
+    "standard": {"n_hidden": 512, "n_layers": 2, "batch_size": 32, "lr": 2e-3, "dropout": 0.35, "minutes": 20.0},
+    "best": {"n_hidden": 448, "n_layers": 1, "n_embed": 128, "dropout": 0.35, "minutes": 15.0},
 }
-"""Named starting points; any setting given beside one overrides it."""
+"""Named starting points; any setting given beside one overrides it.
+
+quick: a model while you wait. standard: the course's 2 x 512. best: the lowest loss in a quarter of an hour on two
+cores that we know of; docs/decisions-trainer.md says what each of its settings bought.
+"""

@@ -2,6 +2,7 @@
 
 (a) zero state, crops of 256 that overlap nowhere: what models with a fixed window report.
 (b) one pass over the whole part, state carried, every character counted once: ours.
+(c) dynamic evaluation: (b) by a model that goes on learning from what it has been shown; in model/dynamic.py.
 """
 
 from __future__ import annotations
@@ -71,19 +72,21 @@ def _evaluating(network: CharRNN) -> Iterator[None]:
 
 
 def _spans(network: CharRNN, ids: Ids, starts: Bounds, ends: Bounds, lead: int) -> float:
-    """Mean loss of predicting ids[start + 1 .. end] over all spans, side by side, each after an uncounted lead."""
+    """Mean loss of predicting ids[start + 1 .. end] over all spans, side by side, each after an uncounted lead.
+
+    Only a chunk of each span is ever held: the part may be larger than memory.
+    """
     device = network.head.weight.device
     begins = np.maximum(starts - lead, 0)
     width = int((ends - begins).max())
-    data = np.zeros((len(starts), width + 1), dtype=np.int64)
-    for i, (begin, end) in enumerate(zip(begins, ends, strict=True)):
-        data[i, : end + 1 - begin] = ids[begin : end + 1]
-    first, last = torch.from_numpy(starts - begins).to(device), torch.from_numpy(ends - begins).to(device)
-    on_device = torch.from_numpy(data).to(device)  # (B, T + 1)
+    first, last = (torch.from_numpy(at - begins).to(device) for at in (starts, ends))
     state = network.zero_state(len(starts))
     total = torch.zeros((), dtype=torch.float64, device=device)
     for t in range(0, width, _CHUNK):
-        x, y = on_device[:, t : t + _CHUNK + 1][:, :-1], on_device[:, t + 1 : t + _CHUNK + 1]
+        reach = np.arange(t, min(t + _CHUNK, width) + 1)
+        within = np.minimum(begins[:, None] + reach[None, :], len(ids) - 1)
+        chunk = torch.from_numpy(ids[within].astype(np.int64)).to(device)  # (B, T + 1)
+        x, y = chunk[:, :-1], chunk[:, 1:]
         logits, state = network(x, state)
         each = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), reduction="none").view_as(y)  # (B, T)
         at = torch.arange(t, t + y.shape[1], device=device)[None, :]
@@ -96,11 +99,11 @@ def _crops(network: CharRNN, ids: Ids) -> float:
     device = network.head.weight.device
     crop = min(CROP, len(ids) - 1)
     n = (len(ids) - 1) // crop
-    x = torch.from_numpy(ids[: n * crop].reshape(n, crop).astype(np.int64)).to(device)
-    y = torch.from_numpy(ids[1 : n * crop + 1].reshape(n, crop).astype(np.int64)).to(device)
     total = 0.0
     for rows in range(0, n, 64):
-        xs, ys = x[rows : rows + 64], y[rows : rows + 64]
-        logits, _ = network(xs, network.zero_state(len(xs)))
-        total += float(F.cross_entropy(logits.flatten(0, 1).float(), ys.flatten(), reduction="sum"))
+        last = min(rows + 64, n)
+        chunk = torch.from_numpy(ids[rows * crop : last * crop + 1].astype(np.int64)).to(device)
+        x, y = chunk[:-1].view(-1, crop), chunk[1:].view(-1, crop)
+        logits, _ = network(x, network.zero_state(len(x)))
+        total += float(F.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), reduction="sum"))
     return total / (n * crop)

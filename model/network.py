@@ -1,4 +1,4 @@
-"""CharRNN: embedding -> lstm | gru | rnn -> linear. It knows nothing of texts, budgets or requests."""
+"""CharRNN: embedding -> lstm | gru | rnn -> linear. It knows nothing of texts, budgets, requests or regularisation."""
 
 from __future__ import annotations
 
@@ -19,14 +19,12 @@ class CharRNN(nn.Module):
     before it has learnt what to forget.
     """
 
-    def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         kind = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[config.cell]
         self.embedding = nn.Embedding(config.vocab_size, config.n_embed)
-        between = dropout if config.n_layers > 1 else 0.0
-        self.rnn = kind(config.n_embed, config.n_hidden, config.n_layers, batch_first=True, dropout=between)
-        self.dropout = nn.Dropout(dropout)
+        self.rnn = kind(config.n_embed, config.n_hidden, config.n_layers, batch_first=True)
         self.head = nn.Linear(config.n_hidden, config.vocab_size)
         self._initialise()
 
@@ -59,7 +57,7 @@ class CharRNN(nn.Module):
         else:
             out, h = self.rnn(x, state[0])
             new_state = (h,)
-        return self.head(self.dropout(out)), new_state
+        return self.head(out), new_state
 
 
 def detach(state: State) -> State:

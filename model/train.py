@@ -2,67 +2,40 @@
 
 Stateful truncated backpropagation: the text is B contiguous streams, the state is carried from window to window and
 its history cut between them. The rate rises, then falls to zero with the budget: most of what a run gains, it gains
-while the rate falls. Validation decides which weights are kept.
+while the rate falls. What is kept is the running mean of the weights, and validation decides which.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
-from model.checkpoint import Checkpoint, load
+from model.budget import CALIBRATION, Budget, learning_rate
+from model.checkpoint import Checkpoint
 from model.config import ModelConfig, TrainConfig
-from model.corpus import Corpus, windows
+from model.corpus import Corpus, Streams
 from model.errors import TrainingError
-from model.evaluate import look, loss
-from model.network import CharRNN, State, detach
+from model.evaluate import look
+from model.generate import write
+from model.graphed import GraphedLearner
+from model.keeper import Keeper, RunState, remove
+from model.learner import Learner, workers_that_fit
+from model.progress import Progress, Watch
+from model.ranks import Ranks
+from model.run import RunFolder
+from model.stepper.reference import ReferenceStepper
+from model.warm_start import take_over
 
-_CALIBRATION = 0.05  # the part of a budget in minutes after which its number of steps is fixed
+__all__ = ["Progress", "Watch", "fit"]
 
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What a run says of itself, after some steps and after each look at the validation part."""
-
-    step: int
-    total_steps: int  # an estimate until the budget has been sized
-    train_loss: float  # nats per character, a running mean
-    val_loss: float | None  # nats per character, protocol (b) on a sample; None between looks
-    best: float | None
-    lr: float
-    chars_per_s: float
-    elapsed_s: float
-
-
-Watch = Callable[[Progress], None]
-
-
-@dataclass(slots=True)
-class _Run:
-    """All that changes while a run goes on."""
-
-    network: CharRNN
-    optimizer: torch.optim.Optimizer
-    state: State
-    step: int = 0
-    total_steps: int = 0
-    train_loss: float = math.nan
-    best: float = math.inf
-    best_path: Path | None = None
-    started: float = field(default_factory=time.monotonic)
-
-    @property
-    def elapsed_s(self) -> float:
-        return time.monotonic() - self.started
+_REPORT_STEPS = 20
+_POINT_S = 60.0  # a resume point at least this often, besides those at each look
 
 
 def fit(
@@ -73,134 +46,216 @@ def fit(
     *,
     device: str = "cpu",
     watch: Watch = lambda progress: None,
+    run: Path | None = None,
+    resume: bool = False,
+    warm_start: Checkpoint | None = None,
+    sample_chars: int = 0,
+    ranks: Ranks | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train, and return the path of the best-validation checkpoint in `folder`.
 
     Each look at the validation part that is better than those before leaves a checkpoint, and removes the one that it
-    beats; the last is measured on the whole part. Nothing is promoted. An interrupt ends the run early and keeps the
-    best so far. Raised: TrainingError when the loss is not a number, CheckpointError when the disk refuses.
+    beats (unless that is promoted); the last is measured on the whole part. Nothing is promoted. An interrupt, also
+    one that `watch` raises, ends the run early and keeps the best so far.
+
+    `run` is a folder for metrics and for the point from which `resume` goes on: on a CPU with the very losses of the
+    run that was not stopped. `warm_start` gives the weights to begin with; characters that both vocabularies have keep
+    theirs. `about` is kept in run.json for whoever resumes: where the text lies, say. Ranks other than 0 return
+    `folder`. Raised: TrainingError when the loss is not a number, CheckpointError when the disk refuses or a file is
+    damaged, ConfigError for settings that cannot be, also those that are not the run's own.
     """
-    torch.manual_seed(config.seed)
-    network = CharRNN(model, config.dropout).to(device).train()
-    run = _Run(network, _optimizer(network, config), network.zero_state(config.batch_size), total_steps=config.steps)
-    try:
-        for x, y in _epochs(corpus, config):
-            if not run.total_steps and run.elapsed_s > _CALIBRATION * config.minutes * 60 and run.step >= 3:
-                run.total_steps = math.ceil(run.step * config.minutes * 60 / run.elapsed_s)
-            if run.total_steps and run.step >= run.total_steps:
-                break
-            _step(run, config, torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
-            if _due(run.step, run.total_steps, config.validations):
-                _look(run, corpus, config, folder, watch)
-            elif run.step % 20 == 0:
-                watch(_progress(run, config, None))
-    except KeyboardInterrupt:
-        if run.best_path is None:
-            raise
-    if run.best_path is None:
-        _look(run, corpus, config, folder, watch)
-    return _measure_whole(run, corpus, folder)
+    record = RunFolder(run) if run is not None else None
+    trainer = _Trainer(corpus, model, config, folder, device, watch, record, resume, sample_chars, ranks or Ranks())
+    trainer.begin(warm_start, dict(about or {}))
+    return trainer.train()
 
 
-def _optimizer(network: CharRNN, config: TrainConfig) -> torch.optim.Optimizer:
-    matrices = [p for p in network.parameters() if p.dim() >= 2]
-    rest = [p for p in network.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
+class _Trainer:
+    """What stays the same while a run goes on; `state` is what does not."""
 
+    def __init__(
+        self,
+        corpus: Corpus,
+        model: ModelConfig,
+        config: TrainConfig,
+        folder: Path,
+        device: str,
+        watch: Watch,
+        record: RunFolder | None,
+        resume: bool,
+        sample_chars: int,
+        ranks: Ranks,
+    ) -> None:
+        self.corpus, self.config, self.folder, self.device, self.ranks = corpus, config, folder, device, ranks
+        self.watch = watch if ranks.leads else lambda progress: None
+        self.sample_chars = sample_chars
+        self.record, self.resume = record, resume and record is not None
+        n_workers = self._n_workers()
+        kind = GraphedLearner if device.startswith("cuda") and ranks.world == 1 else Learner
+        learner = kind(model, config, device, ranks, n_workers)
+        self.state = RunState(learner, Budget(config, len(corpus.train)), torch.tensor(math.nan, device=device))
+        self.keeper = Keeper(self.state, corpus, config, folder, self.record, ranks)
+        self.streams = Streams(corpus.train, config.batch_size, config.seq_length, device)
+        self.settings: dict[str, Any] = {
+            "model": asdict(model),
+            "train": config.as_dict(),
+            "corpus_sha256": corpus.sha256,
+            "device": device.split(":")[0],
+            "parts": n_workers * ranks.world,
+        }
 
-def _epochs(corpus: Corpus, config: TrainConfig) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    while True:
-        yield from windows(corpus.train, config.batch_size, config.seq_length)
+    def _n_workers(self) -> int:
+        """As fits this machine; a resumed run keeps its own, for another division adds up in another order."""
+        if not self.resume:
+            return workers_that_fit(self.config, self.device, self.ranks.world)
+        assert self.record is not None
+        return max(1, int(self.record.settings().get("parts", 1)) // self.ranks.world)
 
+    def begin(self, warm_start: Checkpoint | None, about: dict[str, Any]) -> None:
+        """Make the run's folder, or take up what it holds."""
+        if warm_start is not None:
+            take_over(warm_start, self.state.learner, self.corpus.vocab)
+        if self.record is None:
+            return
+        if not self.resume:
+            if self.ranks.leads:
+                self.record.begin({**self.settings, "about": about})
+            return
+        self.record.check_same(self.settings)
+        point = self.record.point()
+        if point is None:  # killed before its first point: there is nothing but the settings
+            self.record.forget_after(-1)
+            return
+        self.keeper.take_up(*point)
+        if self.ranks.leads:
+            self.record.forget_after(self.state.step)
 
-def _lr(config: TrainConfig, done: float) -> float:
-    """The rate when `done` of the budget is spent: a linear rise, then a cosine to zero."""
-    if done < config.warmup:
-        return config.lr * (done / config.warmup)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (done - config.warmup) / (1 - config.warmup)))
+    def train(self) -> Path:
+        s = self.state
+        try:
+            with s.learner.working():
+                self._loop()
+        except KeyboardInterrupt:
+            if s.between_steps and self.ranks.world == 1:
+                self.keeper.write_point()
+            if s.best_path is None or self.ranks.world > 1:
+                raise
+        if s.best_path is None and self.ranks.leads:
+            self._look()
+        return self.keeper.measure_whole()
 
+    def _loop(self) -> None:
+        s, c = self.state, self.config
+        while not (s.budget.total and s.step >= s.budget.total):
+            elapsed = self._agreed_elapsed()
+            if not s.budget.total and elapsed > CALIBRATION * c.minutes * 60 and s.step >= 3:
+                self._size(elapsed)
+                self.keeper.write_point()
+                continue
+            done = s.budget.done(s.step + 1, elapsed) if s.budget.total else elapsed / (c.minutes * 60) + 1e-3
+            s.lr = learning_rate(c, min(1.0, done))
+            s.between_steps = False
+            nats = s.learner.step(self.streams, s.lr)
+            s.mean_loss = nats if s.step == 1 else s.mean_loss.lerp(nats, 0.02)
+            s.between_steps = True
+            if s.budget.due(s.step):
+                if self._look_and_decide():
+                    return
+            elif s.step % _REPORT_STEPS == 0 or time.monotonic() - s.reported > 1:
+                self._report(None, None)
+            elif self.device == "cpu":  # there it costs nothing to look at once
+                self._check_finite()
 
-def _done(run: _Run, config: TrainConfig) -> float:
-    if run.total_steps:
-        return min(1.0, (run.step + 1) / run.total_steps)
-    return min(1.0, run.elapsed_s / (config.minutes * 60) + 1e-3)
+    def _agreed_elapsed(self) -> float:
+        """Seconds so far: those of rank 0 while they decide anything."""
+        if self.state.budget.total:
+            return self.state.elapsed_s
+        (milliseconds,) = self.ranks.agreed(round(self.state.elapsed_s * 1000))
+        return milliseconds / 1000
 
+    def _size(self, elapsed_s: float) -> None:
+        """Size what is left of a budget in minutes by the speed since the last time."""
+        s = self.state
+        step, at = s.sized
+        if s.step > step and s.budget.decide(s.step, elapsed_s, max(1e-6, (elapsed_s - at) / (s.step - step))):
+            s.sized = (s.step, elapsed_s)
+            if self.record is not None and self.ranks.leads:
+                self.record.write_budget(s.budget.decisions)
 
-def _step(run: _Run, config: TrainConfig, x: Tensor, y: Tensor) -> None:
-    lr = _lr(config, _done(run, config))
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
-    logits, state = run.network(x, detach(run.state))
-    nats = F.cross_entropy(logits.flatten(0, 1), y.flatten())
-    run.optimizer.zero_grad(set_to_none=True)
-    nats.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(run.network.parameters(), config.clip)
-    run.optimizer.step()
-    run.state = state
-    run.step += 1
-    value = float(nats.detach())
-    if not math.isfinite(value):
-        kept = f"the best so far is {run.best_path}" if run.best_path else "nothing was kept yet"
-        raise TrainingError(f"step {run.step}: the loss is {value}; try a smaller lr (now {config.lr:g}); {kept}")
-    run.train_loss = value if math.isnan(run.train_loss) else 0.98 * run.train_loss + 0.02 * value
+    def _look_and_decide(self) -> bool:
+        """A look at the validation part, and what follows from it; says whether the run is to end."""
+        s, c = self.state, self.config
+        self._check_finite()
+        beaten = self._look() if self.ranks.leads else None
+        s.since_best = self.ranks.agreed(s.since_best)[0]
+        (milliseconds,) = self.ranks.agreed(round(s.elapsed_s * 1000))
+        self._size(milliseconds / 1000)
+        self.keeper.write_point()
+        remove(beaten)
+        return bool(c.patience) and s.since_best >= c.patience
 
+    def _check_finite(self) -> None:
+        s = self.state
+        value = float(s.mean_loss)
+        if not math.isfinite(value):
+            kept = f"the best so far is {s.best_path}" if s.best_path else "nothing was kept yet"
+            raise TrainingError(
+                f"step {s.step}: the loss is {value}; try a smaller lr (now {self.config.lr:g}) or a smaller clip "
+                f"(now {self.config.clip:g}); {kept}"
+            )
 
-def _due(step: int, total: int, validations: int) -> bool:
-    """Whether this step is followed by a look: `validations` of them, evenly spaced, the last after the last step."""
-    return total > 0 and step * validations // total > (step - 1) * validations // total
+    def _look(self) -> Path | None:
+        """Measure, keep the best, report; returns the checkpoint that was beaten, if it may go."""
+        s, c = self.state, self.config
+        trained = s.budget.total * c.batch_size * c.seq_length
+        characters = max(16384, int(0.06 * trained / c.validations))  # all looks cost about a fiftieth of the run
+        val_loss = look(s.learner.average, self.corpus.val, characters)
+        s.since_best += 1
+        beaten = None
+        if val_loss < s.best:
+            beaten = self.keeper.keep(val_loss, min(characters, len(self.corpus.val) - 1))
+        self._report(val_loss, self._sample())
+        return beaten
 
+    def _sample(self) -> str | None:
+        if not self.sample_chars:
+            return None
+        stepper = ReferenceStepper(self.state.learner.average, n_slots=1, device=self.device)
+        return "".join(write(stepper, self.corpus.vocab, "", self.sample_chars, seed=self.config.seed))
 
-def _look(run: _Run, corpus: Corpus, config: TrainConfig, folder: Path, watch: Watch) -> None:
-    trained = run.total_steps * config.batch_size * config.seq_length
-    characters = max(16384, int(0.25 * trained / config.validations))  # all looks cost less than a tenth of the run
-    val_loss = look(run.network, corpus.val, characters)
-    if val_loss < run.best:
-        _keep(run, corpus, config, folder, val_loss, min(characters, len(corpus.val) - 1))
-    watch(_progress(run, config, val_loss))
-
-
-def _keep(run: _Run, corpus: Corpus, config: TrainConfig, folder: Path, val_loss: float, characters: int) -> None:
-    checkpoint = Checkpoint(
-        config=run.network.config,
-        vocab=corpus.vocab,
-        weights={name: tensor.detach() for name, tensor in run.network.state_dict().items()},
-        val_loss=val_loss,
-        val_characters=characters,
-        step=run.step,
-        train_loss=run.train_loss,
-        corpus_sha256=corpus.sha256,
-        options=config.as_dict(),
-    )
-    beaten, run.best, run.best_path = run.best_path, val_loss, checkpoint.save(folder)
-    if beaten is not None and beaten != run.best_path:
-        beaten.unlink(missing_ok=True)
-
-
-def _measure_whole(run: _Run, corpus: Corpus, folder: Path) -> Path:
-    """Give the best checkpoint the loss of the whole validation part, in its metadata and in its name."""
-    assert run.best_path is not None
-    best = load(run.best_path)
-    if best.val_characters < len(corpus.val) - 1:
-        network = best.network().to(next(run.network.parameters()).device)
-        whole = replace(best, val_loss=loss(network, corpus.val), val_characters=len(corpus.val) - 1)
-        path = whole.save(folder)
-        if path != run.best_path:
-            run.best_path.unlink(missing_ok=True)
-        return path
-    return run.best_path
-
-
-def _progress(run: _Run, config: TrainConfig, val_loss: float | None) -> Progress:
-    total = run.total_steps or math.ceil(run.step * config.minutes * 60 / run.elapsed_s)
-    characters = run.step * config.batch_size * config.seq_length
-    return Progress(
-        step=run.step,
-        total_steps=total,
-        train_loss=run.train_loss,
-        val_loss=val_loss,
-        best=run.best if math.isfinite(run.best) else None,
-        lr=run.optimizer.param_groups[0]["lr"],
-        chars_per_s=characters / run.elapsed_s,
-        elapsed_s=run.elapsed_s,
-    )
+    def _report(self, val_loss: float | None, sample: str | None) -> None:
+        self._check_finite()
+        s, c = self.state, self.config
+        s.reported = time.monotonic()
+        characters = s.step * c.batch_size * c.seq_length
+        elapsed = s.elapsed_s
+        progress = Progress(
+            step=s.step,
+            total_steps=s.budget.total or math.ceil(s.step * c.minutes * 60 / elapsed),
+            train_loss=float(s.mean_loss),
+            val_loss=val_loss,
+            best=s.best if math.isfinite(s.best) else None,
+            lr=s.lr,
+            chars_per_s=characters / elapsed,
+            elapsed_s=elapsed,
+            best_path=s.best_path,
+            sample=sample,
+            epochs=characters / len(self.corpus.train),
+        )
+        if self.record is not None and self.ranks.leads and (val_loss is not None or s.step % _REPORT_STEPS == 0):
+            names = (
+                "step",
+                "total_steps",
+                "train_loss",
+                "val_loss",
+                "best",
+                "lr",
+                "chars_per_s",
+                "elapsed_s",
+                "epochs",
+            )
+            self.record.log({name: getattr(progress, name) for name in names})
+        if s.budget.total and val_loss is None and elapsed - s.pointed > _POINT_S and self.ranks.world == 1:
+            self.keeper.write_point()
+        self.watch(progress)

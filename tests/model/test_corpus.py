@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.config import TrainConfig
-from model.corpus import Corpus, read_text, text_sha256, windows
+from model.corpus import Corpus, Streams, read_text, text_sha256
 from model.default_text import default_text
 from model.errors import TextError
 
@@ -74,19 +74,32 @@ def test_the_validation_part_is_the_end() -> None:
     assert corpus.sha256 == text_sha256(text)
 
 
-@given(n=st.integers(2, 300), b=st.integers(1, 7), t=st.integers(1, 11))
-def test_windows_continue_each_other(n: int, b: int, t: int) -> None:
-    """Row by row, the windows of a pass are B contiguous, equal pieces of the text; y is x moved on by one."""
-    ids = np.arange(n)
-    found = list(windows(ids, b, t))
-    length = (n - 1) // b
-    if not length:
-        assert not found
-        return
-    x, y = (np.concatenate(part, axis=1) for part in zip(*found, strict=True))
-    assert np.array_equal(y, x + 1)
-    assert np.array_equal(x, np.arange(b)[:, None] * length + np.arange(length))
-    assert all(w.shape[1] == t for w, _ in found[:-1])
+@given(n=st.integers(24, 300), b=st.integers(1, 7), t=st.integers(1, 11), step=st.integers(0, 200))
+def test_windows_continue_each_other(n: int, b: int, t: int, step: int) -> None:
+    """Row by row each window goes on where the one before ended, round the text; rows are equally far apart."""
+    streams = Streams(np.arange(n), b, t)
+    x, y = (part.numpy() for part in streams.window(step, slice(0, b)))
+    following, _ = (part.numpy() for part in streams.window(step + 1, slice(0, b)))
+    assert x.shape == y.shape == (b, t)
+    assert np.array_equal(y, (x + 1) % n)
+    assert np.array_equal(following[:, 0], y[:, -1])
+    assert np.array_equal(x[:, 0], (np.arange(b) * (n // b) + step * t) % n)
+
+
+def test_rows_can_be_read_apart() -> None:
+    """The rows of a part of a batch are those of the whole batch: what threads and processes share."""
+    streams = Streams(np.arange(100), 6, 5)
+    whole, _ = streams.window(3, slice(0, 6))
+    parts = [streams.window(3, slice(i, i + 2))[0] for i in (0, 2, 4)]
+    assert np.array_equal(np.concatenate(parts), whole)
+
+
+def test_the_test_part_is_the_very_end() -> None:
+    """With a test part the order is train, validation, test, and together they are the text."""
+    text = "".join(chr(97 + i % 26) for i in range(10000))
+    corpus = Corpus.from_text(text, TrainConfig(test_fraction=0.05))
+    assert (len(corpus.val), len(corpus.test)) == (1000, 500)
+    assert corpus.vocab.decode(np.concatenate([corpus.train, corpus.val, corpus.test])) == text
 
 
 def test_the_default_text_is_the_plays() -> None:
@@ -95,3 +108,13 @@ def test_the_default_text_is_the_plays() -> None:
     assert len(text) > 5_000_000
     assert "To be, or not to be" in text
     assert text.isascii()
+
+
+def test_several_texts_are_split_each(tmp_path: Path) -> None:
+    """The end of each validates, one vocabulary reads all, and a text too short for its split is said."""
+    config = TrainConfig(batch_size=2, seq_length=4)
+    both = Corpus.from_texts(["ab" * 100, "cd" * 50], config)
+    assert both.vocab.decode(both.train) == "ab" * 90 + "cd" * 45
+    assert both.vocab.decode(both.val) == "ab" * 10 + "cd" * 5
+    with pytest.raises(TextError, match=r"the 2 texts \(the shortest of 5\) have 205 .* and 21 in each text"):
+        Corpus.from_texts(["ab" * 100, "cdefg"], config)

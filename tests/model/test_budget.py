@@ -1,0 +1,89 @@
+"""A budget ends when it says, and the rate ends with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.budget import Budget, Decision, learning_rate
+from model.config import TrainConfig
+
+MINUTES = TrainConfig(minutes=1.0, validations=10)
+
+
+def test_epochs_are_passes_over_the_text() -> None:
+    """Two passes: every character twice."""
+    config = TrainConfig(epochs=2, batch_size=10, seq_length=50)
+    assert Budget(config, 100_000).total == 400
+
+
+def test_steps_come_before_epochs_and_epochs_before_minutes() -> None:
+    """The most exact budget that was given counts."""
+    assert Budget(TrainConfig(steps=7, epochs=2, minutes=3), 10**6).total == 7
+    assert Budget(TrainConfig(minutes=3), 10**6).total == 0
+
+
+def test_a_slower_machine_makes_fewer_steps_and_ends_in_time() -> None:
+    """Sized at a tenth of a second a step, then found to take two: what is left is halved, and nothing jumps."""
+    budget = Budget(MINUTES, 10**6)
+    assert budget.decide(30, 3.0, 0.1)
+    assert budget.total == 30 + 570
+    before = budget.done(330, 0)
+    assert budget.decide(330, 33.0, 0.2)
+    assert budget.total == 330 + 135
+    assert budget.done(330, 0) == before
+    assert budget.done(budget.total, 0) == 1.0
+
+
+@given(cuts=st.lists(st.tuples(st.integers(1, 60), st.floats(0.01, 1.0)), max_size=8), n=st.integers(1, 20))
+def test_every_look_comes_whatever_is_decided(cuts: list[tuple[int, float]], n: int) -> None:
+    """`done` never falls, ends at one, and as many looks are due as were asked for, but for those that coincide."""
+    budget = Budget(replace(MINUTES, validations=n), 10**6)
+    budget.decide(5, 3.0, 0.2)
+    step, looks, last = 5, 0, budget.done(5, 0)
+    changes = iter(cuts)
+    wait, step_s = next(changes, (0, 0.0))
+    while step < budget.total:
+        step += 1
+        done = budget.done(step, 0)
+        assert done >= last
+        last = done
+        looks += budget.due(step)
+        wait -= 1
+        if not wait and step < budget.total:
+            budget.decide(step, min(59.0, step * 0.2), step_s)
+            wait, step_s = next(changes, (0, 0.0))
+    assert last == 1.0
+    assert budget.due(budget.total)
+    assert 1 <= looks <= n
+
+
+def test_decisions_are_repeated_not_made_again() -> None:
+    """A budget that is given a killed run's decisions takes each at its step."""
+    first = Budget(MINUTES, 10**6)
+    first.decide(30, 3.0, 0.1)
+    first.decide(330, 33.0, 0.2)
+    again = Budget(MINUTES, 10**6, list(first.decisions))
+    again.advance(30)
+    assert again.total == 600
+    assert not again.decide(330, 50.0, 9.9)
+    assert again.total == first.total
+    assert again.decisions == first.decisions == [Decision(30, 0.05, 600), first.decisions[1]]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_the_rate_ends_at_zero(schedule: str) -> None:
+    """It rises to lr in the warm-up, and falls from there to nothing."""
+    config = TrainConfig(lr=0.01, warmup=0.1, schedule=schedule)  # type: ignore[arg-type]
+    assert learning_rate(config, 0.05) == pytest.approx(0.005)
+    assert learning_rate(config, 0.1) == pytest.approx(0.01)
+    assert learning_rate(config, 0.55) == pytest.approx(0.005)
+    assert learning_rate(config, 1.0) == pytest.approx(0)
+
+
+def test_a_constant_rate_stays() -> None:
+    """For those who want no fall."""
+    assert learning_rate(TrainConfig(lr=0.01, schedule="constant"), 1.0) == 0.01

@@ -1,0 +1,95 @@
+"""Large texts go through a mapped file, and come out as small ones do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model import large_text
+from model.config import ModelConfig, TrainConfig
+from model.corpus import Corpus
+from model.errors import TextError
+from model.large_text import corpus_from_file
+from model.train import fit
+from tests.model.test_train import words
+
+CONFIG = TrainConfig(steps=20, batch_size=4, seq_length=16, validations=2)
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any text is large, and read in pieces that cut characters and line ends in two."""
+    monkeypatch.setattr(large_text, "LARGE_BYTES", 0)
+    monkeypatch.setattr(large_text, "_PIECE_BYTES", 7)
+
+
+@pytest.mark.parametrize(
+    "text", [words(300), "häßlich — 日本語\r\nzwei\rdrei\n" * 60, "\ufeff" + "mark it\n" * 90, "ab\r" * 90]
+)
+def test_it_is_the_same_corpus(tmp_path: Path, text: str) -> None:
+    """Ids, split, vocabulary and hash are those of a text that was read whole."""
+    file = tmp_path / "text.txt"
+    file.write_bytes(text.encode())
+    mapped, whole = corpus_from_file(file, CONFIG, tmp_path / "texts"), Corpus.from_file(file, CONFIG)
+    assert mapped.sha256 == whole.sha256
+    assert mapped.vocab == whole.vocab
+    assert np.array_equal(mapped.train, whole.train)
+    assert np.array_equal(mapped.val, whole.val)
+    assert len(mapped.notes) == len(whole.notes)
+    assert isinstance(mapped.train.base, np.memmap)
+    assert mapped.train.dtype == np.uint8
+
+
+def test_many_characters_take_two_bytes(tmp_path: Path) -> None:
+    """More than 256 distinct characters: uint16."""
+    file = tmp_path / "text.txt"
+    file.write_text("".join(chr(0x4E00 + i % 300) for i in range(900)))
+    corpus = corpus_from_file(file, CONFIG, tmp_path / "texts")
+    assert corpus.train.dtype == np.uint16
+    assert corpus.vocab.decode(corpus.train[:300]) == file.read_text()[:300]
+
+
+def test_the_ids_are_written_once(tmp_path: Path) -> None:
+    """A second run on the same text maps what is there; progress is told in both stages."""
+    file, stages = tmp_path / "text.txt", []
+    file.write_text(words(300))
+    corpus_from_file(file, CONFIG, tmp_path / "texts", lambda stage, done: stages.append((stage, done)))
+    assert {stage for stage, _ in stages} == {"reading", "encoding"}
+    assert stages[-1] == ("encoding", 1.0)
+    stages.clear()
+    corpus_from_file(file, CONFIG, tmp_path / "texts", lambda stage, done: stages.append((stage, done)))
+    assert {stage for stage, _ in stages} == {"reading"}
+    (ids,) = (tmp_path / "texts").iterdir()
+    ids.write_bytes(ids.read_bytes()[:-1])
+    assert corpus_from_file(file, CONFIG, tmp_path / "texts").n_characters == len(words(300))
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"abcdefgh\xffdef", "not UTF-8, byte 8 is 0xff"),
+        ("abcdeé".encode()[:-1], "not UTF-8, byte 5 is 0xc3"),
+        ("abc".encode("utf-16"), "UTF-16"),
+        (b"a" * 500, "1 distinct characters"),
+        (b"abab", "expected at least"),
+    ],
+)
+def test_a_text_that_cannot_be_used_is_said(tmp_path: Path, raw: bytes, says: str) -> None:
+    """With the file's name, also where the bad byte lies on the edge of a piece."""
+    file = tmp_path / "text.txt"
+    file.write_bytes(raw)
+    with pytest.raises(TextError, match=says) as e:
+        corpus_from_file(file, CONFIG, tmp_path / "texts")
+    assert str(file) in str(e.value)
+
+
+def test_training_from_the_map_is_training(tmp_path: Path) -> None:
+    """The same checkpoint as from memory."""
+    file = tmp_path / "text.txt"
+    file.write_text(words(800))
+    corpora = corpus_from_file(file, CONFIG, tmp_path / "texts"), Corpus.from_file(file, CONFIG)
+    model = ModelConfig(len(corpora[0].vocab), n_hidden=8, n_embed=4)
+    paths = [fit(c, model, CONFIG, tmp_path / str(i)) for i, c in enumerate(corpora)]
+    assert paths[0].name == paths[1].name

@@ -1,0 +1,145 @@
+"""One step: threads and parts change nothing but the order of a sum, and nothing is dropped that was not asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.checkpoint import load
+from model.config import ModelConfig, TrainConfig
+from model.corpus import Corpus
+from model.errors import ConfigError
+from model.learner import workers_that_fit
+from model.network import CharRNN
+from model.regularise import forward, mask
+from model.train import fit
+from tests.model.test_train import words
+
+CONFIG = TrainConfig(steps=60, batch_size=16, seq_length=16, lr=1e-2, validations=2, workers=1)
+PLAIN = replace(CONFIG, dropout=0.0)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_with_nothing_dropped_it_is_the_network(cell: str) -> None:
+    """The training pass with every knob at zero is CharRNN's own, to the bit, and so are its gradients."""
+    torch.manual_seed(0)
+    network = CharRNN(ModelConfig(30, n_hidden=24, n_layers=2, n_embed=8, cell=cell)).train()  # type: ignore[arg-type]
+    ids = torch.randint(30, (3, 20))
+    state = network.zero_state(3)
+    logits, after = forward(network, ids, state, PLAIN, torch.Generator())
+    expected, expected_after = network(ids, state)
+    assert torch.equal(logits, expected)
+    assert all(torch.equal(a, b) for a, b in zip(after, expected_after, strict=True))
+    parameters = list(network.parameters())
+    ours = torch.autograd.grad(logits.square().sum(), parameters)
+    theirs = torch.autograd.grad(expected.square().sum(), parameters)
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("name", ["dropout", "embed_dropout", "weight_drop", "reset"])
+def test_each_knob_changes_the_pass(name: str) -> None:
+    """Every kind of regularisation acts, is drawn anew each time, and is repeatable by its generator."""
+    torch.manual_seed(0)
+    network = CharRNN(ModelConfig(30, n_hidden=24, n_layers=1, n_embed=8)).train()
+    ids, config = torch.randint(30, (4, 10)), replace(PLAIN, **{name: 0.5})  # type: ignore[arg-type]
+    state = tuple(torch.randn(1, 4, 24) for _ in range(2))
+    first = torch.Generator().manual_seed(1)
+    a, b = (forward(network, ids, state, config, first)[0] for _ in range(2))
+    again = forward(network, ids, state, config, torch.Generator().manual_seed(1))[0]
+    assert not torch.equal(a, network(ids, state)[0])
+    assert not torch.equal(a, b)
+    assert torch.equal(a, again)
+
+
+def test_a_forgotten_state_is_zero() -> None:
+    """With reset at 1 what a stream remembered does not matter."""
+    torch.manual_seed(0)
+    network = CharRNN(ModelConfig(30, n_hidden=8, n_embed=8)).train()
+    ids = torch.randint(30, (2, 5))
+    state = tuple(torch.randn(1, 2, 8) for _ in range(2))
+    logits, _ = forward(network, ids, state, replace(PLAIN, reset=1.0), torch.Generator())
+    assert torch.equal(logits, network(ids, network.zero_state(2))[0])
+
+
+@pytest.mark.parametrize("dropped", [0.1, 0.35, 0.9])
+def test_a_mask_drops_its_part_and_keeps_the_mean(dropped: float) -> None:
+    """Zeros with the probability asked for, the rest scaled so that the mean is one."""
+    drawn = mask((1000, 333), dropped, torch.Generator().manual_seed(0))
+    assert float((drawn == 0).float().mean()) == pytest.approx(dropped, abs=0.004)
+    assert float(drawn.mean()) == pytest.approx(1, abs=0.02)
+    assert len(set(drawn.flatten().tolist())) == 2
+
+
+def test_two_workers_learn_what_one_does(tmp_path: Path) -> None:
+    """With nothing dropped, two threads with half the rows each come to the same weights, but for rounding."""
+    corpus = Corpus.from_text(words(4000), CONFIG)
+    model = ModelConfig(len(corpus.vocab), n_hidden=16, n_embed=8)
+    one, two = (
+        load(fit(corpus, model, replace(PLAIN, workers=n, steps=12), tmp_path / str(n))).weights for n in (1, 2)
+    )
+    for name in one:
+        assert torch.allclose(one[name], two[name], atol=1e-4), name
+
+
+def test_two_workers_are_repeatable(tmp_path: Path) -> None:
+    """Threads draw from generators of their own: bitwise the same model each time."""
+    corpus = Corpus.from_text(words(4000), CONFIG)
+    model = ModelConfig(len(corpus.vocab), n_hidden=16, n_embed=8)
+    config = replace(CONFIG, workers=2, dropout=0.3, weight_drop=0.3)
+    assert len({load(fit(corpus, model, config, tmp_path / str(i))).fingerprint for i in range(3)}) == 1
+
+
+def test_workers_fit_the_cores_and_the_batch(two_threads: None) -> None:
+    """As many as there are cores, but none with less than eight rows, and all with as many."""
+    config = TrainConfig()
+    assert workers_that_fit(config, "cpu", 1) == 2
+    assert workers_that_fit(replace(config, batch_size=8), "cpu", 1) == 1
+    assert workers_that_fit(replace(config, batch_size=17), "cpu", 1) == 1
+    assert workers_that_fit(config, "cuda", 1) == 1
+    with pytest.raises(ConfigError, match="workers: got 3, expected a divisor of the 16 rows"):
+        workers_that_fit(replace(config, workers=3), "cpu", 1)
+    with pytest.raises(ConfigError, match="batch_size: got 16, expected a multiple of the 3 processes"):
+        workers_that_fit(config, "cpu", 3)
+
+
+def test_a_warm_start_keeps_what_is_shared(tmp_path: Path) -> None:
+    """Characters that both texts have keep their rows, the network keeps its matrices, new characters start fresh."""
+    old = Corpus.from_text(words(4000), CONFIG)
+    model = ModelConfig(len(old.vocab), n_hidden=16, n_embed=8)
+    source = load(fit(old, model, CONFIG, tmp_path / "old"))
+    new = Corpus.from_text(words(4000).replace("tea", "TEA").replace("coffee", "cocoa"), CONFIG)
+    wider = replace(model, vocab_size=len(new.vocab))
+    barely = replace(CONFIG, steps=1, lr=1e-9)
+    warm = load(fit(new, wider, barely, tmp_path / "new", warm_start=source))
+    for character in sorted(set(old.vocab.characters) & set(new.vocab.characters)):
+        there, here = old.vocab.characters.index(character), new.vocab.characters.index(character)
+        for name in ("embedding.weight", "head.weight", "head.bias"):
+            assert torch.allclose(warm.weights[name][here], source.weights[name][there], atol=1e-6)
+    assert torch.allclose(warm.weights["rnn.weight_hh_l0"], source.weights["rnn.weight_hh_l0"], atol=1e-6)
+    assert not torch.allclose(source.weights["rnn.weight_hh_l0"], CharRNN(model).rnn.weight_hh_l0, atol=1e-2)
+    with pytest.raises(ConfigError, match=r"warm start: .*n_hidden is 16 there, 24 here"):
+        fit(new, replace(wider, n_hidden=24), barely, tmp_path / "no", warm_start=source)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: none here")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_the_graph_learns_on_a_gpu(tmp_path: Path, precision: str) -> None:
+    """The captured step learns as the plain one does, in every precision."""
+    corpus = Corpus.from_text(words(8000), CONFIG)
+    model = ModelConfig(len(corpus.vocab), n_hidden=128, n_embed=16)
+    config = replace(CONFIG, steps=200, precision=precision)  # type: ignore[arg-type]
+    on_gpu = load(fit(corpus, model, config, tmp_path / "gpu", device="cuda")).val_loss
+    on_cpu = load(fit(corpus, model, replace(config, precision="fp32"), tmp_path / "cpu")).val_loss
+    assert on_gpu == pytest.approx(on_cpu, abs=0.05)

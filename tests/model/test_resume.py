@@ -1,0 +1,238 @@
+"""A run that was stopped and resumed is the run that was not: to the bit, from any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.checkpoint import load
+from model.config import ModelConfig, TrainConfig
+from model.corpus import Corpus
+from model.errors import CheckpointError, ConfigError
+from model.run import RunFolder, new_folder
+from model.train import Progress, fit
+from tests.model.test_train import words
+from tests.servers import ROOT
+
+SIZES = TrainConfig(steps=120, batch_size=8, seq_length=16, lr=1e-2, validations=6, seed=3)
+CONFIG = replace(SIZES, dropout=0.2, embed_dropout=0.1, weight_drop=0.2, reset=0.1)
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    return Corpus.from_text(words(4000), CONFIG)
+
+
+def model(corpus: Corpus) -> ModelConfig:
+    return ModelConfig(len(corpus.vocab), n_hidden=16, n_layers=2, n_embed=8)
+
+
+class Killed(BaseException):
+    """Leaves fit as a kill does: nothing is caught, nothing is saved."""
+
+
+def losses(run: Path) -> list[tuple[int, float, float | None]]:
+    return [(m["step"], m["train_loss"], m["val_loss"]) for m in RunFolder(run).metrics() if m["step"] % 20 == 0]
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run that nobody stopped: its folder and its checkpoint."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder / "run", fit(corpus, model(corpus), CONFIG, folder, run=folder / "run")
+
+
+def test_killed_at_ten_moments_it_is_the_same_run(
+    corpus: Corpus, whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after any step, ten times over, and resumed: every loss and the checkpoint are those of the whole run."""
+    monkeypatch.setattr("model.train._POINT_S", 0.0)  # a resume point at each report
+    monkeypatch.setattr("model.train._REPORT_STEPS", 5)
+    stops = [7, 23, 24, 40, 41, 66, 80, 99, 100, 119]
+
+    def watch(progress: Progress) -> None:
+        if stops and progress.step >= stops[0]:
+            stops.pop(0)
+            raise Killed
+
+    resume = False
+    while True:
+        try:
+            path = fit(corpus, model(corpus), CONFIG, tmp_path, run=tmp_path / "run", resume=resume, watch=watch)
+            break
+        except Killed:
+            resume = True
+    assert not stops
+    assert losses(tmp_path / "run") == losses(whole[0])
+    assert path.name == whole[1].name
+    assert load(path).fingerprint == load(whole[1]).fingerprint
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", path.name]
+
+
+def test_kill_9_at_random_moments(whole: tuple[Path, Path], corpus: Corpus, tmp_path: Path) -> None:
+    """A process killed by the system in the middle of whatever it does leaves files that can be gone on from."""
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_text(words(4000))
+    options = ["--steps", "600", "--batch-size", "8", "--seq-length", "16", "--n-hidden", "16", "--validations", "12"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(*more: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "model", "train", str(text), "--out", str(out), *options, *more]
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+
+    def steps() -> int:
+        runs = list((out / "runs").glob("*"))
+        lines = RunFolder(runs[0]).metrics() if runs else []
+        return int(lines[-1]["step"]) if lines else 0
+
+    process, more = start(), []
+    for goal in (50, 230, 400):
+        while steps() < goal and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for file in out.glob("*.safetensors"):
+            load(file)
+        (run,) = (out / "runs").iterdir()
+        RunFolder(run).point()
+        more = ["--resume", str(run)]
+        process = start(*more)
+    assert process.wait() == 0
+    reference = fit(
+        corpus,
+        ModelConfig(len(corpus.vocab), n_hidden=16),
+        TrainConfig(steps=600, batch_size=8, seq_length=16, validations=12),
+        tmp_path / "whole",
+        run=tmp_path / "whole" / "run",
+        sample_chars=10,
+    )
+    assert losses(run) == losses(tmp_path / "whole" / "run")
+    (left,) = out.glob("*.safetensors")
+    assert load(left).fingerprint == load(reference).fingerprint
+
+
+def test_a_run_in_minutes_takes_the_same_steps_again(corpus: Corpus, tmp_path: Path) -> None:
+    """What was decided about its length is kept: from the last point on, a killed run makes the same losses again."""
+    config = replace(CONFIG, steps=0, minutes=0.04, validations=8)
+    looks = 0
+
+    def watch(progress: Progress) -> None:
+        nonlocal looks
+        looks += progress.val_loss is not None
+        if looks == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(corpus, model(corpus), config, tmp_path, run=tmp_path / "run", watch=watch)
+    before = [m for m in RunFolder(tmp_path / "run").metrics() if m["val_loss"] is not None]
+    fit(corpus, model(corpus), config, tmp_path, run=tmp_path / "run", resume=True)
+    after = [m for m in RunFolder(tmp_path / "run").metrics() if m["val_loss"] is not None]
+    assert len(after) == 8
+    for name in ("step", "train_loss", "val_loss", "lr"):
+        assert [m[name] for m in after[:5]] == [m[name] for m in before]
+
+
+def test_an_interrupt_can_be_gone_on_from(corpus: Corpus, whole: tuple[Path, Path], tmp_path: Path) -> None:
+    """Ctrl-C keeps the best so far and the place; resumed, the run ends as if nothing had been."""
+
+    def watch(progress: Progress) -> None:
+        if progress.step == 60:
+            raise KeyboardInterrupt
+
+    first = fit(corpus, model(corpus), CONFIG, tmp_path, run=tmp_path / "run", watch=watch)
+    assert load(first).step <= 60
+    last = fit(corpus, model(corpus), CONFIG, tmp_path, run=tmp_path / "run", resume=True)
+    assert losses(tmp_path / "run") == losses(whole[0])
+    assert load(last).fingerprint == load(whole[1]).fingerprint
+
+
+def test_a_finished_run_is_not_trained_again(corpus: Corpus, whole: tuple[Path, Path]) -> None:
+    """Resuming what is done gives its checkpoint."""
+    before = losses(whole[0])
+    assert fit(corpus, model(corpus), CONFIG, whole[1].parent, run=whole[0], resume=True) == whole[1]
+    assert losses(whole[0]) == before
+
+
+def test_other_settings_are_named(corpus: Corpus, whole: tuple[Path, Path], tmp_path: Path) -> None:
+    """Going on with another rate, another size, another text: each difference is said."""
+    run = whole[0]
+    with pytest.raises(ConfigError, match=r"dropout is 0\.2 in the run, 0\.5 now; lr is 0\.01 in the run, 0\.02 now"):
+        fit(corpus, model(corpus), replace(CONFIG, lr=0.02, dropout=0.5), tmp_path, run=run, resume=True)
+    with pytest.raises(ConfigError, match="n_hidden is 16 in the run, 17 now"):
+        fit(corpus, replace(model(corpus), n_hidden=17), CONFIG, tmp_path, run=run, resume=True)
+    other = Corpus.from_text(words(4000, seed=1), CONFIG)
+    with pytest.raises(ConfigError, match="corpus_sha256 is"):
+        fit(other, model(corpus), CONFIG, tmp_path, run=run, resume=True)
+    with pytest.raises(ConfigError, match="there is a run already"):
+        fit(corpus, model(corpus), CONFIG, tmp_path, run=run)
+    with pytest.raises(CheckpointError, match=r"not a run's folder, expected a run\.json"):
+        fit(corpus, model(corpus), CONFIG, tmp_path, run=tmp_path, resume=True)
+
+
+def test_a_damaged_point_is_refused(corpus: Corpus, whole: tuple[Path, Path], tmp_path: Path) -> None:
+    """Truncated or foreign, it is named and nothing is made of it."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("run.json", "metrics.jsonl", "resume.safetensors"):
+        (run / name).write_bytes((whole[0] / name).read_bytes())
+    (run / "resume.safetensors").write_bytes((whole[0] / "resume.safetensors").read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match="not a whole resume point"):
+        fit(corpus, model(corpus), CONFIG, tmp_path, run=run, resume=True)
+
+
+def test_a_torn_last_line_is_not_read(tmp_path: Path) -> None:
+    """Metrics are read up to the last whole line."""
+    record = RunFolder(tmp_path)
+    record.log({"step": 1})
+    with open(tmp_path / "metrics.jsonl", "a") as f:
+        f.write('{"step": 2, "tra')
+    assert record.metrics() == [{"step": 1}]
+    record.forget_after(1)
+    assert record.metrics() == [{"step": 1}]
+
+
+def test_new_runs_have_folders_of_their_own(tmp_path: Path) -> None:
+    """Even in the same second."""
+    assert len({new_folder(tmp_path) for _ in range(3)}) == 3
+
+
+def test_a_full_disk_is_said_and_what_was_best_stays(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a save is refused the run ends with the path; the checkpoint of before is whole."""
+    real, calls = os.fsync, 0
+
+    def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 12:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(CheckpointError, match="No space left") as e:
+        fit(corpus, model(corpus), CONFIG, tmp_path, run=tmp_path / "run")
+    assert str(tmp_path) in str(e.value)
+    kept = [load(p) for p in tmp_path.glob("*.safetensors")]
+    assert kept
+    point: Any = RunFolder(tmp_path / "run").point()
+    assert (tmp_path / point[1]["best_name"]).exists()
+
+
+def test_the_point_holds_no_code(whole: tuple[Path, Path]) -> None:
+    """It is safetensors and JSON, with the generators' states among the tensors."""
+    point = RunFolder(whole[0]).point()
+    assert point is not None
+    tensors, values = point
+    assert tensors["generator.0"].dtype == torch.uint8
+    assert json.loads(json.dumps(values)) == values

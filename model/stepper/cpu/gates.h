@@ -28,13 +28,14 @@ INLINE vf vf_sigmoid(vf x)
     return vf_fma(half, vf_tanh(vf_mul(half, x)), half);
 }
 
-/* Eight units of a row: the pre-activations of gates i, f, g, o and the cell c -> h; c is replaced. */
-INLINE vf cell_update(vf i, vf f, vf g, vf o, float *c)
+/* Eight units of a row, from the pre-activations of gates i, f, g, o: first the cell, then what it shows. In two, since
+ * each is a long chain of dependent steps: the core overlaps more rows of a short chain. */
+INLINE void cell_update(vf i, vf f, vf g, float *c)
 {
     vf written = vf_mul(vf_sigmoid(i), vf_tanh(g));
-    vf cell = vf_fma(vf_sigmoid(f), vf_load(c), written);
-    vf_store(c, cell);
-    return vf_mul(vf_sigmoid(o), vf_tanh(cell));
+    vf_store(c, vf_fma(vf_sigmoid(f), vf_load(c), written));
 }
+
+INLINE vf cell_output(vf o, const float *c) { return vf_mul(vf_sigmoid(o), vf_tanh(vf_load(c))); }
 
 #endif

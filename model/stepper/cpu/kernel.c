@@ -189,8 +189,10 @@ INLINE vf finish(int is_int8, const zrow *z, int v, const float *scale, const fl
 
 INLINE void begin(int is_int8, zrow *z, const float *initial)
 {
-    if (is_int8) memset(z, 0, sizeof *z);
-    else memcpy(z, initial, sizeof *z);
+    for (int v = 0; v < PANEL; v += LANES) {
+        if (is_int8) vi_store(z->i + v, vi_zero());
+        else vf_store(z->f + v, vf_load(initial + v));
+    }
 }
 
 /* How rows are divided among items: evenly, at most ROWS each, whole tiles of six but for the last. */
@@ -206,6 +208,27 @@ static int32_t id_fed(const lh_stepper *s, int k, int column)
     return k ? b->ids[(size_t)(k - 1) * b->rows + column] : b->forced[column];
 }
 
+/* A panel's sums, of `rows` rows, become c and h; `at` is where the first row's eight units are. */
+static void apply_gates(lh_stepper *s, int layer, int now, size_t at, int rows, const zrow *z, const float *scale,
+                        const float *const *initial, int offset)
+{
+    const int is_int8 = s->model.is_int8;
+    const size_t stride = (size_t)s->stride;
+    const vf to_int16 = vf_all(s->model.activation_scale), one = vf_all(1.0f), minus_one = vf_all(-1.0f);
+    float *c = s->c[layer] + at, *h = s->h[layer][now] + at;
+    for (int r = 0; r < rows; r++) {
+        const float *start = initial[r] + offset;
+        cell_update(finish(is_int8, z + r, 0, scale, start), finish(is_int8, z + r, 1, scale, start),
+                    finish(is_int8, z + r, 2, scale, start), c + r * stride);
+    }
+    for (int r = 0; r < rows; r++)
+        vf_store(h + r * stride, cell_output(finish(is_int8, z + r, 3, scale, initial[r] + offset), c + r * stride));
+    if (!is_int8) return;
+    int16_t *hq = s->hq[layer][now] + at;
+    for (int r = 0; r < rows; r++)
+        vf_to_int16(hq + r * stride, vf_mul(vf_clamp(vf_load(h + r * stride), minus_one, one), to_int16));
+}
+
 static void layer_phase(lh_stepper *s, int layer, int k, int thread)
 {
     const layer_t *l = &s->layer[layer];
@@ -213,7 +236,6 @@ static void layer_phase(lh_stepper *s, int layer, int k, int thread)
     int is_int8 = s->model.is_int8, rows = s->running[k], each = rows_per_item(rows);
     int groups = (l->panels + GROUP - 1) / GROUP, items = groups * ((rows + each - 1) / each);
     int now = (k & 1) ^ 1, from = thread;
-    vf to_int16 = vf_all(s->model.activation_scale), one = vf_all(1.0f), minus_one = vf_all(-1.0f);
     for (int item; (item = pool_take(&s->pool, items, &from)) >= 0;) {
         int first = item / groups * each, count = rows - first < each ? rows - first : each;
         int panel = item % groups * GROUP, panels = l->panels - panel < GROUP ? l->panels - panel : GROUP;
@@ -225,17 +247,9 @@ static void layer_phase(lh_stepper *s, int layer, int k, int thread)
         }
         layer_inputs(s, layer, k, first, count, t->row);
         multiply(s, l, panel, panels, count, t);
-        for (int r = 0; r < count; r++) {
-            size_t row = (size_t)(first + r) * s->stride + (size_t)panel * UNITS;
-            for (int g = 0; g < panels; g++, row += UNITS) {
-                const zrow *z = &t->z[g][r];
-                const float *scale = l->scale + (panel + g) * PANEL, *start = initial[r] + g * PANEL;
-                vf h = cell_update(finish(is_int8, z, 0, scale, start), finish(is_int8, z, 1, scale, start),
-                                   finish(is_int8, z, 2, scale, start), finish(is_int8, z, 3, scale, start),
-                                   s->c[layer] + row);
-                vf_store(s->h[layer][now] + row, h);
-                if (is_int8) vf_to_int16(s->hq[layer][now] + row, vf_mul(vf_clamp(h, minus_one, one), to_int16));
-            }
+        for (int g = 0; g < panels; g++) {
+            size_t at = (size_t)first * s->stride + (size_t)(panel + g) * UNITS;
+            apply_gates(s, layer, now, at, count, t->z[g], l->scale + (panel + g) * PANEL, initial, g * PANEL);
         }
     }
 }

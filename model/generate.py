@@ -67,11 +67,15 @@ def write(
     params: SamplingParams | None = None,
     seed: int = 0,
     block_steps: int = 32,
+    start: int = 0,
 ) -> Iterator[str]:
-    """Continue a prompt on slot 0 of a stepper, a block at a time; yields the text of each block."""
+    """Continue a prompt on slot 0 of a stepper, a block at a time; yields the text of each block.
+
+    `start` is the position of the prompt's first character, for a text whose beginning is not read.
+    """
     stepper.write(0, None)
     to_feed = np.array([vocab.start, *vocab.encode(prompt)], dtype=np.int32)
-    position, remaining = 0, max_chars
+    position, remaining = start, max_chars
     while remaining:
         steps = min(block_steps, len(to_feed) - 1 + remaining)
         fed = to_feed[:steps]

@@ -15,12 +15,14 @@ from model.stepper import Stepper
 from model.stepper.reference import ReferenceStepper
 from service import errors
 from service.engine.engine import Engine
-from service.generation import Generation
+from service.generation import Generation, Policy
 from service.routes import generate, health, sessions
 from service.serving import Served, Serving
 from service.settings import Settings, read_settings
+from service.store.connect import connect
 from service.store.memory import MemorySessions
-from service.store.redis import RedisSessions, connect
+from service.store.prefixes import MemoryPrefixes, PrefixStore, RedisPrefixes
+from service.store.redis import RedisSessions
 from service.store.sessions import SessionStore
 
 
@@ -31,19 +33,23 @@ def create_app(settings: Settings | None = None) -> Flask:
     """
     settings = settings or read_settings()
     store: SessionStore
+    prefixes: PrefixStore
     if settings.redis_url:
-        store = RedisSessions(connect(settings.redis_url), settings.session_ttl_s)
+        client = connect(settings.redis_url)
+        store = RedisSessions(client, settings.session_ttl_s, settings.turn_ttl_s)
+        prefixes = RedisPrefixes(client, settings.prefix_ttl_s)
     else:
-        store = MemorySessions(settings.session_ttl_s)
+        store, prefixes = MemorySessions(settings.session_ttl_s, settings.turn_ttl_s), MemoryPrefixes()
     serving = Serving()
-    generation = Generation(serving, store, max_chars=settings.max_chars, lease_s=settings.lease_s)
+    policy = Policy(settings.max_chars, settings.lease_s, settings.snapshot_s, settings.session_tail_chars)
+    generation = Generation(serving, store, prefixes, policy)
 
     app = Flask(__name__, static_folder=None)
     app.json = _Json(app)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     errors.register(app)
     app.register_blueprint(generate.blueprint(generation))
-    app.register_blueprint(sessions.blueprint(store))
+    app.register_blueprint(sessions.blueprint(generation, store))
     app.register_blueprint(health.blueprint(serving, store))
 
     serving.serve(_load(settings))

@@ -6,11 +6,15 @@ ServiceError
 │   ├── BodyTooLarge     413
 │   └── WrongMediaType   415
 ├── UnknownSession       404  no such session, or it has expired
-├── SessionConflict      409  someone else is writing this session, or has moved it
+├── NoTurn               404  the session remembers no turn to go on with
+├── SessionConflict      409  someone else is writing this session, or it is not where it should be
+│   ├── TurnInterrupted  409  its last turn was cut off: resume it, or say with `position` what you have
+│   └── ModelChanged     409  its state was made by another model
 ├── Overloaded           429  every slot and every place in the line is taken
 ├── NoModel              503  no checkpoint has been promoted yet
 ├── StoreAway            503  the session store does not answer
-└── Draining             503  this worker is stopping
+├── Draining             503  this worker is stopping
+└── TimedOut             504  the request's own timeout_s was over before anything was written
 
 Each class carries its status and its code; where trying again helps, `retry_after_s` says when. The body is
 {"error": {"code", "message", and what the error adds}}.
@@ -78,6 +82,24 @@ class SessionConflict(ServiceError):
     status, code = 409, "session_conflict"
 
 
+class NoTurn(ServiceError):
+    """Raised when a session remembers no turn that could be gone on with."""
+
+    status, code = 404, "no_turn"
+
+
+class TurnInterrupted(SessionConflict):
+    """Raised when a session's last turn was cut off, so that only its client knows what was shown."""
+
+    code = "turn_interrupted"
+
+
+class ModelChanged(SessionConflict):
+    """Raised when a state was made by another model or arithmetic and may not, or cannot, be made anew."""
+
+    code = "model_changed"
+
+
 class Overloaded(ServiceError):
     """Raised when every slot and every place in the line is taken."""
 
@@ -100,6 +122,12 @@ class Draining(ServiceError):
     """Raised when this worker is stopping."""
 
     status, code, retry_after_s = 503, "draining", 1
+
+
+class TimedOut(ServiceError):
+    """Raised when the request's own timeout_s was over before anything was written."""
+
+    status, code = 504, "timeout"
 
 
 def register(app: Flask) -> None:

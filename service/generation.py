@@ -1,255 +1,268 @@
-"""The use case: open a session, submit its text, hand out what is written, commit what was shown.
+"""The use case: open a turn on a new or a stored session, take one over, fork.
 
-It knows no HTTP: every error that has a status code is raised by `open`, before anything is sent.
+It knows no HTTP. Every error that has a status code is raised here, before anything is sent.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import secrets
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from model.errors import UnknownCharacters
+from model.errors import StateError, UnknownCharacters
+from model.state import HiddenState
+from service import replay
 from service.engine.sequence import Sequence
-from service.engine.stops import StopScanner
-from service.engine.stream import End, Failed, FinishReason, Piece
-from service.errors import BadRequest, ServiceError, SessionConflict, StoreAway
+from service.errors import BadRequest, ModelChanged, NoTurn, SessionConflict, StoreAway, TurnInterrupted, UnknownSession
 from service.schemas import GenerateRequest
 from service.serving import Served, Serving
-from service.store.sessions import TAIL_CHARS, Session, SessionStore, new_session_id
-
-log = logging.getLogger(__name__)
+from service.store.prefixes import PrefixStore, prefix_keys
+from service.store.sessions import NO_SESSION, Held, Session, SessionStore, TurnRecord, digest, new_session_id
+from service.turn import Lease, Turn
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """How a turn ended: the body of a JSON answer, less its text, and the data of a stream's last event."""
+class Policy:
+    """The operator's choices."""
 
-    finish_reason: FinishReason
-    session_id: str | None
-    position: int
-    seed: int
-    model: Served
-    prompt_chars: int
-    generated_chars: int
-    saved: bool
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "finish_reason": self.finish_reason,
-            "session_id": self.session_id,
-            "position": self.position,
-            "seed": self.seed,
-            "model": self.model.as_dict(),
-            "usage": {
-                "prompt_chars": self.prompt_chars,
-                "generated_chars": self.generated_chars,
-                "reused_chars": 0,
-            },
-            "saved": self.saved,
-        }
+    max_chars: int
+    lease_s: float
+    snapshot_every_s: float
+    tail_chars: int
 
 
 class Generation:
     """Opens turns."""
 
-    def __init__(self, serving: Serving, sessions: SessionStore, *, max_chars: int, lease_s: float) -> None:
+    def __init__(self, serving: Serving, sessions: SessionStore, prefixes: PrefixStore, policy: Policy) -> None:
         self._serving = serving
         self._sessions = sessions
-        self._max_chars = max_chars
-        self._lease_s = lease_s
+        self._prefixes = prefixes
+        self._policy = policy
 
-    def open(self, request: GenerateRequest) -> Turn:
-        """Begin to answer a request. Raised: BadRequest, UnknownSession, SessionConflict, StoreAway, Overloaded."""
-        if request.max_chars > self._max_chars:
-            raise BadRequest(
-                f"max_chars: got {request.max_chars}, expected at most {self._max_chars}",
-                field="max_chars", value=request.max_chars, expected=f"0 to {self._max_chars}",
-            )  # fmt: skip
+    def open(self, request: GenerateRequest, key: str = "") -> Turn:
+        """Begin to answer a request; with an Idempotency-Key that was used before, answer that turn again.
+
+        Raised: BadRequest, UnknownSession, SessionConflict and its kinds, StoreAway, Overloaded, NoModel.
+        """
         model = self._serving.current
-        prompt = _encode(model, "prompt", request.prompt, request.on_unknown == "skip")
-        stops = _spellable(model, request)
-        session_id, token, session = self._begin(request.session_id)
+        asked = _checked(model, request, self._policy.max_chars)
+        model.engine.refuse_if_full()
+        session_id, held = self._acquire(request.session_id, key and digest(key))
+        lease = self._lease(session_id, held) if held is not None else None
         try:
-            return self._submit(model, request, prompt, stops, session_id, token, session)
+            if held is not None and held.last is not None and key and held.last.record.key == digest(key):
+                if held.last.record.request != digest(request.model_dump_json()):
+                    raise SessionConflict("this Idempotency-Key was used for another request")
+                return self._take_over(model, lease, held, held.last.record.first)
+            if held is not None and (held.knows_key or (key and not request.session_id and held.session is not None)):
+                raise SessionConflict(
+                    "this Idempotency-Key was used before, for a turn that is not remembered any more"
+                )
+            session = self._where(model, request, held)
+            asked = replace(asked, key=key and digest(key), seed=_seed(request, session, held))
+            return self._begin(model, request, asked, session, lease)
         except BaseException:
-            if token is not None and session_id is not None:
-                _give_back(self._sessions, session_id, token)
+            if lease is not None:
+                lease.abandon()
             raise
 
-    def _begin(self, session_id: str | None) -> tuple[str | None, str | None, Session | None]:
-        if session_id is not None:
-            token, session = self._sessions.begin(session_id, is_new=False, lease_s=self._lease_s)
-            return session_id, token, session
-        try:
-            session_id = new_session_id()
-            return session_id, self._sessions.begin(session_id, is_new=True, lease_s=self._lease_s)[0], None
-        except StoreAway:  # the text can still be written; it just cannot be gone on with
-            return None, None, None
+    def resume(self, session_id: str, after: int | None) -> Turn:
+        """Go on with a session's last turn after this position, wherever it was written until now.
 
-    def _submit(
-        self,
-        model: Served,
-        request: GenerateRequest,
-        prompt: np.ndarray,
-        stops: list[str],
-        session_id: str | None,
-        token: str | None,
-        session: Session | None,
-    ) -> Turn:
-        state = session.state if session is not None else None
-        if state is not None and not state.fits(model.fingerprint, model.engine.numerics):
-            raise SessionConflict(
-                "this session was written by another model", position=state.position, model=state.fingerprint
+        Raised: UnknownSession, NoTurn, BadRequest for a position outside the turn, ModelChanged, StoreAway, Overloaded.
+        """
+        model = self._serving.current
+        model.engine.refuse_if_full()
+        held = self._sessions.acquire(session_id, lease_s=self._policy.lease_s, force=True)
+        lease = self._lease(session_id, held)
+        try:
+            last = held.last
+            if last is None:
+                raise NoTurn("this session remembers no turn that could be gone on with")
+            record = last.record
+            after = record.first if after is None else max(after, record.first)
+            ended = last.finish_reason in ("length", "stop") and held.session is not None
+            highest = held.session.position if ended and held.session else record.first + record.max_chars
+            if after > highest:
+                raise BadRequest(
+                    f"Last-Event-ID: got {after}, expected a position from {record.first} to {highest}",
+                    field="Last-Event-ID", value=after, expected=f"{record.first} to {highest}",
+                )  # fmt: skip
+            return self._take_over(model, lease, held, after)
+        except BaseException:
+            lease.abandon()
+            raise
+
+    def fork(self, session_id: str, position: int | None, seed: int | None) -> tuple[str, Session]:
+        """A new session that holds what this one holds, or held at a position; the id, and the session.
+
+        Raised: UnknownSession, SessionConflict for a position that cannot be reached, StoreAway, Overloaded.
+        """
+        session, last = self._sessions.load(session_id)
+        if session is None and last is None:
+            raise UnknownSession(NO_SESSION)
+        if position is not None:
+            session = replay.rewound(self._serving.current, last, session, position, self._policy.tail_chars)
+        if session is None:
+            raise BadRequest(
+                "position: this session has not been saved yet; expected a position in its first turn",
+                field="position", value=position, expected="a position in its first turn",
+            )  # fmt: skip
+        new_id = new_session_id()
+        session = Session(session.state, session.seed if seed is None else seed, session.tail)
+        self._sessions.create(new_id, session)
+        return new_id, session
+
+    def _acquire(self, session_id: str | None, key: str) -> tuple[str | None, Held | None]:
+        lease_s = self._policy.lease_s
+        if session_id is not None:
+            return session_id, self._sessions.acquire(session_id, lease_s=lease_s, key=key)
+        try:
+            session_id = digest_id(key, self._sessions.salt_of(key)) if key else new_session_id()
+            return session_id, self._sessions.acquire(session_id, lease_s=lease_s, is_new=True, key=key)
+        except StoreAway:
+            if key:
+                raise  # without the store nobody can say whether this turn was written before
+            return None, None  # the text can still be written; it just cannot be gone on with
+
+    def _lease(self, session_id: str | None, held: Held) -> Lease:
+        assert session_id is not None
+        return Lease(self._sessions, session_id, held.token, self._policy.lease_s)
+
+    def _where(self, model: Served, request: GenerateRequest, held: Held | None) -> Session | None:
+        """The session to go on from."""
+        if held is None:
+            return None
+        if request.position is not None:
+            session = replay.rewound(model, held.last, held.session, request.position, self._policy.tail_chars)
+        elif held.last is not None and not held.last.finish_reason:
+            at = held.session.position if held.session else 0
+            raise TurnInterrupted(
+                "the last turn was interrupted: go on with it (GET /sessions/{id}/stream), or say with `position` how "
+                "much of the text you have",
+                position=at,
             )
-        seed = request.seed if request.seed is not None else session.seed if session else secrets.randbits(53)
-        pending = state.pending if state is not None else model.engine.vocab.start
-        sequence = Sequence(
-            to_feed=np.concatenate([[pending], prompt]).astype(np.int32),
-            position=state.position if state is not None else 0,
-            remaining=request.max_chars,
-            params=request.sampling,
-            seed=seed,
-            values=state.values if state is not None else None,
-            stops=StopScanner(stops),
-        )
-        turn = Turn(
-            sequence=sequence,
-            model=model,
-            sessions=self._sessions,
-            session_id=session_id,
-            token=token,
-            lease_s=self._lease_s,
-            tail=(session.tail if session else "") + model.engine.vocab.decode(prompt),
-            prompt_chars=len(prompt),
-        )
+        else:
+            session = held.session
+            if session is None and request.session_id is not None:
+                raise UnknownSession(NO_SESSION)
+        if session is not None and not replay.is_of(model, session):
+            if request.on_new_model == "conflict":
+                raise ModelChanged("this session was written by another model", position=session.position)
+            if not session.tail:
+                raise ModelChanged("another model is served now, and no text of this session is kept to read anew")
+        return session
+
+    def _begin(
+        self, model: Served, request: GenerateRequest, asked: TurnRecord, session: Session | None, lease: Lease | None
+    ) -> Turn:
+        reprimed = session is not None and not replay.is_of(model, session)
+        record = replace(asked, start=session.position if session else 0, reprimed=reprimed)
+        sequence = replay.from_start(model, record, session)
+        reused = self._reuse(model, sequence) if session is None else 0
+        if request.timeout_s is not None:
+            sequence.deadline = time.monotonic() + request.timeout_s
+        tail = (session.tail if session else "") + record.prompt
+        turn = self._turn(model, record, session, sequence, lease, tail, record.first)
+        turn.reused_chars = reused
+        model.engine.submit(sequence)
+        try:
+            if lease is not None:
+                lease.is_there = lease.sessions.begin(lease.session_id, lease.token, record, session, lease.lease_s)
+        except StoreAway:
+            if request.session_id is not None:
+                sequence.stream.close()
+                raise
+            turn.lease = None
+        return turn
+
+    def _take_over(self, model: Served, lease: Lease | None, held: Held, after: int) -> Turn:
+        assert held.last is not None
+        sequence, tail = replay.from_nearest(model, held.last, held.session, after)
+        turn = self._turn(model, held.last.record, held.last.start, sequence, lease, tail, after)
         model.engine.submit(sequence)
         return turn
 
+    def _turn(
+        self,
+        model: Served,
+        record: TurnRecord,
+        start: Session | None,
+        sequence: Sequence,
+        lease: Lease | None,
+        tail: str,
+        show_from: int,
+    ) -> Turn:
+        if lease is not None:
+            sequence.snapshot_every_s = self._policy.snapshot_every_s
+        return Turn(sequence, record, start, model, lease, tail, self._policy.tail_chars, show_from, self._prefixes)
 
-@dataclass(slots=True, eq=False)
-class Turn:
-    """One request that is being answered: iterate over `pieces`, then `finish`; `close` at any time, and again."""
-
-    sequence: Sequence
-    model: Served
-    sessions: SessionStore
-    session_id: str | None
-    token: str | None
-    lease_s: float
-    tail: str
-    prompt_chars: int
-    start: int = field(init=False)  # the session's position before this turn
-    generated_chars: int = field(init=False, default=0)
-    _end: End | None = field(init=False, default=None)
-    _renew_at: float = field(init=False, default=0.0)
-    _closed: bool = field(init=False, default=False)
-
-    def __post_init__(self) -> None:
-        self.start = self.sequence.position
-        self._renew_at = time.monotonic() + self.lease_s / 3
-
-    def opening(self) -> dict[str, Any]:
-        """What is known before anything is written."""
-        return {
-            "session_id": self.session_id,
-            "position": self.start,
-            "seed": self.sequence.seed,
-            "model": self.model.as_dict(),
-        }
-
-    def pieces(self, patience_s: float) -> Iterator[Piece | None]:
-        """What is written, block by block; None each time nothing came for patience_s.
-
-        Raised: SessionConflict when the session was lost meanwhile, ServiceError when the text cannot go on.
-        """
-        while self._end is None:
-            item = self.sequence.stream.get(patience_s)
-            self._keep_lease()
-            if isinstance(item, Piece):
-                self.generated_chars += len(item.text)
-                self.tail = (self.tail + item.text)[-TAIL_CHARS:]
-                yield item
-            elif isinstance(item, End):
-                self._end = item
-            elif isinstance(item, Failed):
-                self._closed = True
-                self._release()
-                if isinstance(item.error, ServiceError):
-                    raise item.error
-                raise ServiceError("an error on our side; it has been logged") from item.error
-            else:
-                yield None
-
-    def finish(self) -> Finished:
-        """Commit what was shown. Raised: SessionConflict when someone else has taken the session."""
-        end = self._end
-        assert end is not None, "finish follows the last piece"
-        self._closed = True
-        saved = self._commit(end)
-        return Finished(
-            finish_reason=end.finish_reason,
-            session_id=self.session_id,
-            position=end.state.position if end.state is not None else self.start,
-            seed=self.sequence.seed,
-            model=self.model,
-            prompt_chars=self.prompt_chars,
-            generated_chars=self.generated_chars,
-            saved=saved,
-        )
-
-    def close(self) -> None:
-        """The reader is gone: stop writing, and keep the session at what was written until then."""
-        if self._closed:
-            return
-        self._closed = True
-        self.sequence.stream.close()
-        try:
-            for _ in self.pieces(patience_s=5.0):
-                pass
-            if self._end is not None:
-                self._commit(self._end)
-        except ServiceError as e:
-            log.info("a reader left and its session could not be kept: %s", e.code)
-
-    def _commit(self, end: End) -> bool:
-        if self.session_id is None or self.token is None:
-            return False
-        try:
-            if end.state is None:
-                self.sessions.abandon(self.session_id, self.token)
-                return False
-            self.sessions.commit(
-                self.session_id, self.token, Session(end.state, self.sequence.seed, self.tail[-TAIL_CHARS:])
-            )
-            return True
-        except StoreAway:
-            return False
-
-    def _keep_lease(self) -> None:
-        now = time.monotonic()
-        if self.session_id is None or self.token is None or now < self._renew_at:
-            return
-        self._renew_at = now + self.lease_s / 3
-        with contextlib.suppress(StoreAway):  # the text goes on; whether it can be saved shows at its end
-            self.sessions.renew(self.session_id, self.token, self.lease_s)
-
-    def _release(self) -> None:
-        if self.session_id is not None and self.token is not None:
-            _give_back(self.sessions, self.session_id, self.token)
+    def _reuse(self, model: Served, sequence: Sequence) -> int:
+        """Begin a new text at the longest of its prefixes that is known, and ask for the states of the others."""
+        ids = sequence.to_feed[1:]
+        keys = prefix_keys(model.fingerprint, model.engine.numerics, ids)
+        if not keys:
+            return 0
+        keys.reverse()
+        found = self._prefixes.first([key for _, key in keys])
+        reused = 0
+        if found is not None:
+            try:
+                state = HiddenState.from_bytes(found[1])
+            except StateError:
+                return 0
+            reused = keys[found[0]][0]
+            sequence.to_feed = sequence.to_feed[reused:]
+            sequence.position, sequence.values = reused, state.values
+            keys = keys[: found[0]]
+        sequence.marks = dict(reversed(keys))
+        return reused
 
 
-def _give_back(sessions: SessionStore, session_id: str, token: str) -> None:
-    try:
-        sessions.abandon(session_id, token)
-    except StoreAway:
-        log.info("a lease could not be given back; it runs out by itself")
+def digest_id(key: str, salt: str) -> str:
+    """The id of the session that a request with this Idempotency-Key opens: always the same, known to nobody else."""
+    return digest("session", key, salt) + digest("again", key, salt)[:16]
+
+
+def _seed(request: GenerateRequest, session: Session | None, held: Held | None) -> int:
+    """The one asked for, else the session's, else one drawn here."""
+    if request.seed is not None:
+        return request.seed
+    if session is not None:
+        return session.seed
+    return held.last.record.seed if held is not None and held.last is not None else secrets.randbits(53)
+
+
+def _checked(model: Served, request: GenerateRequest, max_chars: int) -> TurnRecord:
+    """The turn that is asked for, its start and seed still open. Raised: BadRequest."""
+    if request.max_chars > max_chars:
+        raise BadRequest(
+            f"max_chars: got {request.max_chars}, expected at most {max_chars}",
+            field="max_chars", value=request.max_chars, expected=f"0 to {max_chars}",
+        )  # fmt: skip
+    if request.position is not None and request.session_id is None:
+        raise BadRequest(
+            "position: got it without a session_id, expected both: it says where to go on in a session",
+            field="position", value=request.position, expected="only with a session_id",
+        )  # fmt: skip
+    prompt = _encode(model, "prompt", request.prompt, request.on_unknown == "skip")
+    return TurnRecord(
+        start=0,
+        prompt=request.prompt if len(prompt) == len(request.prompt) else model.engine.vocab.decode(prompt),
+        max_chars=request.max_chars,
+        temperature=request.temperature,
+        top_k=request.top_k,
+        top_p=request.top_p,
+        min_p=request.min_p,
+        stop=_spellable(model, request),
+        seed=0,
+        fingerprint=model.fingerprint,
+        numerics=model.engine.numerics,
+        request=digest(request.model_dump_json()),
+    )
 
 
 def _encode(model: Served, name: str, text: str, skip: bool) -> np.ndarray:

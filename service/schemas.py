@@ -34,6 +34,11 @@ class GenerateRequest(Body):
     min_p: float = Field(0.0, ge=0, le=1, description="drop what is less probable than this times the most probable")
     stop: list[str] = Field(default_factory=list, description="the text ends before the first of these")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="without it: the session's, or a random one")
+    position: int | None = Field(None, ge=0, description="put the session back to this position first")
+    on_new_model: Literal["reprime", "conflict"] = Field(
+        "reprime", description="for a session of a model that is not served any more: read the end of its text, or 409"
+    )
+    timeout_s: float | None = Field(None, gt=0, le=86400, description="end the text where it is after so many seconds")
     stream: bool = Field(False, description="answer as server-sent events, a block at a time")
     on_unknown: Literal["error", "skip"] = Field("error", description="for characters that the model has never seen")
 
@@ -54,6 +59,13 @@ class GenerateRequest(Body):
     @property
     def sampling(self) -> SamplingParams:
         return SamplingParams(self.temperature, self.top_k, self.top_p, self.min_p)
+
+
+class ForkRequest(Body):
+    """POST /sessions/{id}/fork."""
+
+    position: int | None = Field(None, ge=1, description="fork the session as it was here; without it, as it is")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="another seed than the session's")
 
 
 B = TypeVar("B", bound=Body)

@@ -35,6 +35,16 @@ class Settings(BaseSettings):
     max_chars: int = Field(100_000, ge=1, le=10**8, description="the most that one request may ask for")
     max_body_bytes: int = Field(1 << 20, ge=1024, le=1 << 30, description="the largest request body")
     session_ttl_s: int = Field(86_400, ge=1, description="a session that nobody uses for so long is forgotten")
+    turn_ttl_s: int = Field(
+        900, ge=1, description="so long a turn is remembered: its stream can be resumed, its text rewound"
+    )
+    session_tail_chars: int = Field(
+        1024, ge=0, le=65536, description="text kept of each session, for a new model to read; 0 keeps none"
+    )
+    prefix_ttl_s: int = Field(
+        3600, ge=1, description="the state of a long prompt that nobody sends for so long is forgotten"
+    )
+    snapshot_s: float = Field(1.0, gt=0, le=3600, description="a running stream's state is saved so often")
     lease_s: float = Field(10.0, ge=0.5, le=3600, description="after so long without a word, a turn counts as lost")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from model import checkpoint
 from model.checkpoint import Checkpoint
@@ -15,6 +16,9 @@ from model.network import CharRNN
 from model.vocab import Vocabulary
 from tests.servers import RedisServer, Service
 
+settings.register_profile("quick", max_examples=60, deadline=None)
+settings.register_profile("many", max_examples=10_000, deadline=None)
+settings.load_profile("quick")
 torch.set_num_threads(1)  # the tests' models are small: threads would only wait for each other
 ALPHABET = Vocabulary("\n !'abcdefghijklmnopqrstuvwxyz")
 

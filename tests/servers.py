@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -82,7 +83,9 @@ class Service:
     def start(self) -> None:
         self.client = httpx.Client(base_url=self.url, timeout=60)
         command = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "service.app:create_app()"]
-        self._process = subprocess.Popen(command, cwd=ROOT, env=self._environment, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=self._environment, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         eventually(self._answers, within_s=60)
 
     def _answers(self) -> bool:
@@ -93,11 +96,45 @@ class Service:
         except httpx.TransportError:
             return False
 
+    def __enter__(self) -> Service:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def stop(self) -> None:
         assert self._process is not None
         self.client.close()
+        self.send_signal(signal.SIGCONT)
         self._process.terminate()
+        try:
+            self._process.wait(timeout=40)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """kill -9, the master and its workers."""
+        self.send_signal(signal.SIGKILL)
+        assert self._process is not None
         self._process.wait()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """To every process of the service."""
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def workers(self) -> list[int]:
+        """The process ids of gunicorn's workers."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
+
+    def signal_workers(self, number: signal.Signals) -> None:
+        for pid in self.workers():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def post(self, **body: Any) -> httpx.Response:
         return self.client.post("/generate", json=body)
@@ -112,6 +149,13 @@ class Service:
     def events(self, **body: Any) -> list[Event]:
         """A streamed answer, to its end."""
         with self.client.stream("POST", "/generate", json={**body, "stream": True}) as response:
+            assert response.status_code == 200, response.read()
+            return parse_events(response.read().decode())
+
+    def resume(self, session_id: str, after: int | None = None) -> list[Event]:
+        """A stream that is gone on with, to its end."""
+        headers = {} if after is None else {"Last-Event-ID": str(after)}
+        with self.client.stream("GET", f"/sessions/{session_id}/stream", headers=headers) as response:
             assert response.status_code == 200, response.read()
             return parse_events(response.read().decode())
 

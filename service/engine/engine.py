@@ -19,7 +19,7 @@ from model.stepper import Produced, Stepper
 from model.vocab import Vocabulary
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence, Values
-from service.engine.stream import End, Failed, FinishReason, Piece
+from service.engine.stream import End, Failed, FinishReason, Mark, Piece
 from service.errors import Draining, Overloaded
 
 log = logging.getLogger(__name__)
@@ -59,13 +59,17 @@ class Engine:
     def submit(self, sequence: Sequence) -> None:
         """Put a text in the line. Raised: Overloaded when the line is full, Draining when the engine stops."""
         with self._changed:
-            if self._stopping:
-                raise Draining("this worker is stopping")
-            if self._in_flight >= self.n_slots + self.max_waiting:
-                raise Overloaded(f"all {self.n_slots} slots and all {self.max_waiting} places in the line are taken")
+            self.refuse_if_full()
             self._in_flight += 1
             self._inbox.append(sequence)
             self._changed.notify()
+
+    def refuse_if_full(self) -> None:
+        """Raised: as by submit, were it called now. For a look before any work is done."""
+        if self._stopping:
+            raise Draining("this worker is stopping")
+        if self._in_flight >= self.n_slots + self.max_waiting:
+            raise Overloaded(f"all {self.n_slots} slots and all {self.max_waiting} places in the line are taken")
 
     @property
     def in_flight(self) -> int:
@@ -80,10 +84,8 @@ class Engine:
                 log.exception("a block failed")
                 for slot in list(self._scheduler.running):
                     self._leave(slot, Failed(e))
-        for slot, sequence in list(self._scheduler.running.items()):
-            self._finish(slot, sequence, "cancelled")
-        for sequence in [*self._scheduler.waiting, *self._inbox]:
-            sequence.stream.put(Failed(Draining("this worker is stopping")))
+        for sequence in [*self._scheduler.running.values(), *self._scheduler.waiting, *self._inbox]:
+            sequence.stream.put(Failed(Draining("this worker is stopping; go on with the stream on another")))
 
     def _take_in(self) -> bool:
         """Wait for work; False when it is time to stop."""
@@ -122,6 +124,9 @@ class Engine:
         for b, (slot, n) in enumerate(zip(slots.tolist(), steps.tolist(), strict=True)):
             sequence = self._scheduler.running[slot]
             new = sequence.advance(produced.ids[:n, b])
+            key = sequence.marks.pop(sequence.position, None)
+            if key is not None:
+                sequence.stream.put(Mark(key, self._state(slot, sequence)))
             logprobs = [*sequence.held_logprobs, *produced.logprobs[n - len(new) : n, b].tolist()]
             shown_before = sequence.position - len(logprobs)
             shown, met = sequence.stops.feed(self.vocab.decode(new))

@@ -54,8 +54,9 @@ class Scheduler:
     def block(self) -> Block:
         """The next block: every running row, K steps or what the row has left."""
         rows = list(self.running.items())
-        left = np.array([s.steps_left for _, s in rows], dtype=np.int32)
-        k = min(self._k(), int(left.max()))
+        limit = self._k()
+        steps = np.array([s.steps_within(limit) for _, s in rows], dtype=np.int32)
+        k = int(steps.max())
         forced = np.full((k, len(rows)), FREE, dtype=np.int32)
         for b, (_, s) in enumerate(rows):
             fed = s.to_feed[:k]
@@ -63,7 +64,7 @@ class Scheduler:
         params = [s.params for _, s in rows]
         return Block(
             slots=np.array([slot for slot, _ in rows], dtype=np.int32),
-            steps=np.minimum(left, k),
+            steps=steps,
             forced=forced,
             uniforms=uniforms([s.seed for _, s in rows], [s.position for _, s in rows], k),
             temperature=np.array([p.temperature for p in params], dtype=np.float64),

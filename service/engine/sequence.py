@@ -42,14 +42,14 @@ class Sequence:
     snapshot_every_s: float | None = None
     deadline: float | None = None  # time.monotonic() at which the text ends where it is
     stream: Stream = field(default_factory=Stream)
+    marks: dict[int, str] = field(default_factory=dict)  # positions, in order, whose states are wanted, and their names
     submitted: float = field(default_factory=time.monotonic)
-    snapshot_at: float = field(init=False)
+    snapshot_at: float = field(init=False, default=0.0)
     anchor: Anchor | None = field(init=False, default=None)
     wrote: bool = field(init=False, default=False)  # whether a first character has been drawn
     held_logprobs: list[float] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self.snapshot_at = self.submitted + (self.snapshot_every_s or 0.0)
         if self.stops.any:
             self.drop_anchor(self.values)
 
@@ -62,6 +62,11 @@ class Sequence:
     def is_reading(self) -> bool:
         """Whether a part of the prompt has not been read; its last character stays pending until a step needs it."""
         return len(self.to_feed) > 1
+
+    def steps_within(self, limit: int) -> int:
+        """Steps in the next block: at most `limit`, and not past a mark."""
+        to_mark = next(iter(self.marks)) - self.position if self.marks else limit
+        return min(limit, self.steps_left, to_mark)
 
     def advance(self, produced: NDArray[np.int32]) -> NDArray[np.int32]:
         """Take a block's ids (n_steps,), and return those that are new text rather than prompt."""
@@ -80,7 +85,10 @@ class Sequence:
         self.anchor = Anchor(values, self.position, [int(self.to_feed[0])])
 
     def snapshot_is_due(self, now: float) -> bool:
-        if self.snapshot_every_s is None or now < self.snapshot_at or self.stops.held:
+        if self.snapshot_every_s is None or self.stops.held:
+            return False
+        self.snapshot_at = self.snapshot_at or self.submitted + self.snapshot_every_s
+        if now < self.snapshot_at:
             return False
         self.snapshot_at = now + self.snapshot_every_s
         return True

@@ -40,7 +40,15 @@ class Failed:
     error: Exception
 
 
-Item = Piece | End | Failed
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The state at a place of the prompt that was asked for."""
+
+    key: str
+    state: HiddenState
+
+
+Item = Mark | Piece | End | Failed
 
 
 class Stream:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable
+import re
 
 from flask import Blueprint, Response, jsonify, request
 
+from service.errors import BadRequest
 from service.generation import Generation
 from service.routes import body
-from service.routes.sse import LOOK_S, EventStream
+from service.routes.sse import LOOK_S, EventStream, reader_watch
 from service.schemas import GenerateRequest
+
+_KEY = r"[\x21-\x7e]{16,128}"
 
 
 def blueprint(generation: Generation) -> Blueprint:
@@ -19,11 +21,10 @@ def blueprint(generation: Generation) -> Blueprint:
     @routes.post("/generate")
     def generate() -> Response:
         wanted = body.read(GenerateRequest)
-        reader_is_gone = _reader_watch(request.environ.get("gunicorn.socket"))
-        turn = generation.open(wanted)
+        reader_is_gone = reader_watch()
+        turn = generation.open(wanted, _idempotency_key())
         if wanted.stream:
-            headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-            return Response(EventStream(turn, reader_is_gone), mimetype="text/event-stream", headers=headers)
+            return EventStream(turn, reader_is_gone).response()
         try:
             text = []
             for piece in turn.pieces(LOOK_S):
@@ -38,17 +39,12 @@ def blueprint(generation: Generation) -> Blueprint:
     return routes
 
 
-def _reader_watch(connection: socket.socket | None) -> Callable[[], bool]:
-    """A look at whether the client has hung up. Without it, that would show only when a write fails."""
-
-    def gone() -> bool:
-        if connection is None:
-            return False
-        try:
-            return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-
-    return gone
+def _idempotency_key() -> str:
+    """Raised: BadRequest for a key that could be someone else's, too."""
+    key = request.headers.get("Idempotency-Key", "")
+    if key and not re.fullmatch(_KEY, key):
+        raise BadRequest(
+            f"Idempotency-Key: got {key[:80]!r}, expected 16 to 128 visible characters that nobody else sends: a UUID",
+            field="Idempotency-Key", value=key[:80], expected="16 to 128 visible characters",
+        )  # fmt: skip
+    return key

@@ -10,12 +10,15 @@ event: error   data: {"error": {"code", "message"}}          or this end: the st
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from flask import Response, request
+
 from service.errors import ServiceError
-from service.generation import Turn
+from service.turn import Turn
 
 HEARTBEAT_S = 5.0
 LOOK_S = 0.25  # how often an idle stream looks whether its reader is still there
@@ -33,6 +36,10 @@ class EventStream:
         self._turn = turn
         self._reader_is_gone = reader_is_gone
         self._events = self._make()
+
+    def response(self) -> Response:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return Response(self, mimetype="text/event-stream", headers=headers)
 
     def __iter__(self) -> EventStream:
         return self
@@ -60,3 +67,20 @@ class EventStream:
             yield event(turn.finish().as_dict(), name="done")
         except ServiceError as e:
             yield event({"error": e.as_dict()}, name="error")
+
+
+def reader_watch() -> Callable[[], bool]:
+    """A look at whether the client has hung up. Without it, that would show only when a write fails."""
+    connection: socket.socket | None = request.environ.get("gunicorn.socket")
+
+    def gone() -> bool:
+        if connection is None:
+            return False
+        try:
+            return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    return gone

@@ -5,99 +5,164 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from dataclasses import dataclass
+from typing import Any
 
 from service.errors import SessionConflict, UnknownSession
-from service.store.sessions import Session, key_of
-
-
-@dataclass(slots=True)
-class _Lease:
-    token: str
-    until: float  # time.monotonic()
+from service.store.sessions import (
+    BUSY,
+    KEYS_KEPT,
+    LOST,
+    NO_SESSION,
+    Held,
+    LastTurn,
+    Session,
+    TurnRecord,
+    digest,
+    turn_of,
+)
 
 
 class MemorySessions:
     """Implements `SessionStore`. It keeps bytes, as Redis does, so that nothing is shared with the caller."""
 
-    def __init__(self, ttl_s: float) -> None:
+    def __init__(self, ttl_s: float, turn_ttl_s: float = 900.0) -> None:
         self._ttl_s = ttl_s
+        self._turn_ttl_s = turn_ttl_s
         self._lock = threading.Lock()
-        self._sessions: dict[str, tuple[bytes, float]] = {}  # key -> record, when it expires
-        self._leases: dict[str, _Lease] = {}
+        self._records = _Expiring()
+        self._turns = _Expiring()  # the fields of a turn: token, until, keys, and what turn_of reads
+        self._salts = _Expiring()
 
-    def load(self, session_id: str) -> Session | None:
-        key = key_of(session_id)
+    def load(self, session_id: str) -> tuple[Session | None, LastTurn | None]:
+        key = digest(session_id)
         with self._lock:
-            data = self._get(key)
-            if data is None:
-                return None
-            self._put(key, data)
-        return Session.from_bytes(data)
+            data, turn = self._records.get(key), self._turns.get(key)
+            if data is not None:
+                self._records.put(key, data, self._ttl_s)
+        return Session.from_bytes(data) if data else None, turn_of(turn or {}, _now_ms())
 
-    def begin(self, session_id: str, *, is_new: bool, lease_s: float) -> tuple[str, Session | None]:
-        key, token = key_of(session_id), secrets.token_hex(8)
+    def acquire(
+        self, session_id: str, *, lease_s: float, is_new: bool = False, force: bool = False, key: str = ""
+    ) -> Held:
+        at, token = digest(session_id), secrets.token_hex(8)
         with self._lock:
-            data = None if is_new else self._get(key)
-            if data is None and not is_new:
-                raise UnknownSession("no such session: it never was, was deleted, or has expired")
-            if self._lease(key) is not None:
-                raise SessionConflict("another request is writing this session; try again when it has ended")
-            self._leases[key] = _Lease(token, time.monotonic() + lease_s)
-        return token, None if data is None else Session.from_bytes(data)
+            data, turn = self._records.get(at), self._turns.get(at) or {}
+            if data is None and not is_new and not turn.get("turn"):
+                raise UnknownSession(NO_SESSION)
+            same = bool(key) and turn.get("key") == key
+            if turn.get("until", 0) > _now_ms() and not force and not same:
+                raise SessionConflict(BUSY)
+            last = turn_of({**turn, "until": 0}, _now_ms())
+            knows = key in turn.get("keys", [])
+            self._turns.put(at, {**turn, "token": token, "until": _now_ms(lease_s)}, self._turn_ttl_s)
+        return Held(token, None if data is None else Session.from_bytes(data), last, knows)
 
-    def renew(self, session_id: str, token: str, lease_s: float) -> None:
+    def begin(self, session_id: str, token: str, turn: TurnRecord, start: Session | None, lease_s: float) -> bool:
+        new = {
+            "turn": turn.to_bytes(),
+            "start": start.to_bytes() if start else None,
+            "before": None,
+            "end": None,
+            "key": turn.key,
+        }
         with self._lock:
-            self._check(key_of(session_id), token).until = time.monotonic() + lease_s
+            fields = self._held(digest(session_id), token)
+            if fields is None:
+                return False
+            if new["start"] is None:
+                self._records.drop(digest(session_id))
+            else:
+                self._records.put(digest(session_id), new["start"], self._ttl_s)
+            keys = [*fields.get("keys", []), turn.key][-KEYS_KEPT:] if turn.key else fields.get("keys", [])
+            fields.update(new, keys=keys, until=_now_ms(lease_s))
+            return True
 
-    def commit(self, session_id: str, token: str, session: Session) -> None:
-        key = key_of(session_id)
+    def renew(self, session_id: str, token: str, lease_s: float) -> bool:
         with self._lock:
-            self._check(key, token)
-            self._put(key, session.to_bytes())
-            del self._leases[key]
+            fields = self._held(digest(session_id), token)
+            if fields is not None:
+                fields["until"] = _now_ms(lease_s)
+            return fields is not None
+
+    def save(self, session_id: str, token: str, session: Session, lease_s: float) -> bool:
+        at = digest(session_id)
+        with self._lock:
+            fields = self._held(at, token)
+            if fields is None:
+                return False
+            fields.update(before=self._records.get(at), until=_now_ms(lease_s))
+            self._records.put(at, session.to_bytes(), self._ttl_s)
+            return True
+
+    def commit(self, session_id: str, token: str, session: Session, finish_reason: str) -> bool:
+        at = digest(session_id)
+        with self._lock:
+            fields = self._held(at, token)
+            if fields is None:
+                return False
+            fields.update(before=None, end=finish_reason.encode(), until=0)
+            self._records.put(at, session.to_bytes(), self._ttl_s)
+            return True
 
     def abandon(self, session_id: str, token: str) -> None:
-        key = key_of(session_id)
+        at = digest(session_id)
         with self._lock:
-            lease = self._leases.get(key)
-            if lease is not None and lease.token == token:
-                del self._leases[key]
+            fields = self._turns.get(at)
+            if fields is not None and fields["token"] == token:
+                fields["until"] = 0
+                if not fields.get("turn"):
+                    self._turns.drop(at)
+
+    def create(self, session_id: str, session: Session) -> None:
+        with self._lock:
+            self._records.put(digest(session_id), session.to_bytes(), self._ttl_s)
 
     def delete(self, session_id: str) -> bool:
-        key = key_of(session_id)
+        at = digest(session_id)
         with self._lock:
-            existed = self._get(key) is not None
-            self._sessions.pop(key, None)
-            self._leases.pop(key, None)
-        return existed
+            existed = self._records.drop(at)
+            return self._turns.drop(at) or existed
+
+    def salt_of(self, key: str) -> str:
+        with self._lock:
+            salt = self._salts.get(key) or secrets.token_hex(16)
+            self._salts.put(key, salt, self._ttl_s)
+            return str(salt)
 
     def ping(self) -> None:
         return None
 
-    def _get(self, key: str) -> bytes | None:
-        record = self._sessions.get(key)
-        if record is None or record[1] <= time.monotonic():
-            self._sessions.pop(key, None)
+    def _held(self, at: str, token: str) -> dict[str, Any] | None:
+        """The turn's fields if the token holds it, kept for longer; None if nothing is there."""
+        fields: dict[str, Any] | None = self._turns.get(at)
+        if fields is None:
             return None
-        return record[0]
+        if fields["token"] != token:
+            raise SessionConflict(LOST)
+        self._turns.put(at, fields, self._turn_ttl_s)
+        return fields
 
-    def _put(self, key: str, data: bytes) -> None:
+
+class _Expiring:
+    """Values that are forgotten some time after they were last put. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, tuple[Any, float]] = {}
+
+    def get(self, key: str) -> Any:
+        value, until = self._values.get(key, (None, 0.0))
+        return value if until > time.monotonic() else None
+
+    def put(self, key: str, value: Any, ttl_s: float) -> None:
         now = time.monotonic()
-        self._sessions.pop(key, None)
-        self._sessions[key] = (data, now + self._ttl_s)  # in order of expiry, for every record has the same ttl
-        while self._sessions and next(iter(self._sessions.values()))[1] <= now:
-            del self._sessions[next(iter(self._sessions))]
+        self._values.pop(key, None)  # to the end: with one ttl, the order is that of expiry
+        self._values[key] = (value, now + ttl_s)
+        while self._values and next(iter(self._values.values()))[1] <= now:
+            del self._values[next(iter(self._values))]
 
-    def _lease(self, key: str) -> _Lease | None:
-        lease = self._leases.get(key)
-        if lease is not None and lease.until <= time.monotonic():
-            del self._leases[key]
-            return None
-        return lease
+    def drop(self, key: str) -> bool:
+        return self.get(key) is not None and self._values.pop(key, None) is not None
 
-    def _check(self, key: str, token: str) -> _Lease:
-        lease = self._lease(key)
-        if lease is None or lease.token != token:
-            raise SessionConflict("this turn lost its session: it took too long, or the session was deleted")
-        return lease
+
+def _now_ms(plus_s: float = 0.0) -> int:
+    return round((time.monotonic() + plus_s) * 1000)

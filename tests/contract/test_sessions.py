@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import json
+import struct
 import threading
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import Any
 
 import numpy as np
 import pytest
 
+from model.errors import StateError
 from model.state import HiddenState
 from service.errors import SessionConflict, UnknownSession
+from service.store.connect import connect
 from service.store.memory import MemorySessions
-from service.store.redis import RedisSessions, connect
-from service.store.sessions import Session, SessionStore, key_of, new_session_id
+from service.store.redis import RedisSessions
+from service.store.sessions import Session, SessionStore, TurnRecord, digest, new_session_id
 from tests.servers import RedisServer
 
 
 @pytest.fixture(params=["memory", "redis"])
-def sessions(request: pytest.FixtureRequest) -> SessionStore:
+def make(request: pytest.FixtureRequest) -> Callable[..., SessionStore]:
     if request.param == "memory":
-        return MemorySessions(ttl_s=60)
+        return lambda ttl_s=60, turn_ttl_s=60: MemorySessions(ttl_s, turn_ttl_s)
     server: RedisServer = request.getfixturevalue("redis_server")
-    return RedisSessions(connect(server.url), ttl_s=60)
+    return lambda ttl_s=60, turn_ttl_s=60: RedisSessions(connect(server.url), ttl_s, turn_ttl_s)
+
+
+@pytest.fixture
+def sessions(make: Callable[..., SessionStore]) -> SessionStore:
+    return make()
 
 
 def session(position: int = 7, seed: int = 3, tail: str = "früh\n") -> Session:
@@ -31,29 +40,45 @@ def session(position: int = 7, seed: int = 3, tail: str = "früh\n") -> Session:
     return Session(HiddenState(values, pending=4, position=position, fingerprint="f" * 16, numerics="n"), seed, tail)
 
 
-def saved(sessions: SessionStore, what: Session) -> str:
+def record(start: int = 0, **more: Any) -> TurnRecord:
+    sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "stop": ["ü"], "seed": 3}
+    made = {"start": start, "prompt": "é", "max_chars": 9, **sampling, "fingerprint": "f" * 16, "numerics": "n"}
+    return TurnRecord(**{**made, **more})
+
+
+def saved(sessions: SessionStore, what: Session, key: str = "") -> str:
     id = new_session_id()
-    token, _ = sessions.begin(id, is_new=True, lease_s=10)
-    sessions.commit(id, token, what)
+    token = sessions.acquire(id, is_new=True, lease_s=10).token
+    assert sessions.begin(id, token, record(key=key), None, 10)
+    assert sessions.commit(id, token, what, "length")
     return id
 
 
+def loaded(sessions: SessionStore, id: str) -> Session:
+    session, _ = sessions.load(id)
+    assert session is not None
+    return session
+
+
 def test_a_session_comes_back_with_the_bits_it_had(sessions: SessionStore) -> None:
-    """What is committed is what is loaded, to the bit, and so is what the next turn is given."""
+    """What is committed is what is loaded, to the bit, and so is what the next turn is given, and the turn itself."""
     id = saved(sessions, session())
-    _, begun = sessions.begin(id, is_new=False, lease_s=10)
-    for found in (sessions.load(id), begun):
+    held = sessions.acquire(id, lease_s=10)
+    for found in (loaded(sessions, id), held.session):
         assert found is not None
         assert found.to_bytes() == session().to_bytes()
+    assert held.last is not None
+    assert (held.last.record, held.last.start, held.last.finish_reason) == (record(), None, "length")
 
 
 def test_what_is_not_there_is_said(sessions: SessionStore) -> None:
-    """An unknown session loads as None, cannot be begun, and deleting it deletes nothing."""
+    """An unknown session loads as None, cannot be acquired, and deleting it deletes nothing."""
     id = new_session_id()
-    assert sessions.load(id) is None
+    assert sessions.load(id)[0] is None
     assert sessions.delete(id) is False
-    with pytest.raises(UnknownSession):
-        sessions.begin(id, is_new=False, lease_s=10)
+    for force in (False, True):
+        with pytest.raises(UnknownSession):
+            sessions.acquire(id, lease_s=10, force=force)
 
 
 def test_of_two_writers_one_wins(sessions: SessionStore) -> None:
@@ -63,7 +88,7 @@ def test_of_two_writers_one_wins(sessions: SessionStore) -> None:
 
     def writer() -> None:
         try:
-            won.append(sessions.begin(id, is_new=False, lease_s=10)[0])
+            won.append(sessions.acquire(id, lease_s=10).token)
         except SessionConflict:
             lost.append(1)
 
@@ -73,87 +98,191 @@ def test_of_two_writers_one_wins(sessions: SessionStore) -> None:
     for t in threads:
         t.join()
     assert (len(won), len(lost)) == (1, 19)
-    sessions.commit(id, won[0], session(9))
-    found = sessions.load(id)
-    assert found is not None
-    assert found.state.position == 9
+    assert sessions.commit(id, won[0], session(9), "length")
+    assert loaded(sessions, id).position == 9
 
 
-def test_a_lease_that_ran_out_cannot_write(sessions: SessionStore) -> None:
-    """The slow one is told, and what the quick one stored stays."""
+@pytest.mark.parametrize("how", ["its lease ran out", "by force", "by the turn's own key"])
+def test_who_was_taken_over_cannot_write(sessions: SessionStore, how: str) -> None:
+    """The old one is told at its next write of any kind, and what the new one stores stays."""
     id = saved(sessions, session())
-    slow, _ = sessions.begin(id, is_new=False, lease_s=0.05)
+    old = sessions.acquire(id, lease_s=0.05 if how == "its lease ran out" else 10).token
+    sessions.begin(id, old, record(7, key="k" * 32), session(), 0.05 if how == "its lease ran out" else 10)
     time.sleep(0.1)
-    quick, _ = sessions.begin(id, is_new=False, lease_s=10)
-    writes: list[Callable[[], None]] = [
-        lambda: sessions.commit(id, slow, session(100)),
-        lambda: sessions.renew(id, slow, 10),
+    new = sessions.acquire(id, lease_s=10, force=how == "by force", key="k" * 32 if "key" in how else "").token
+    writes: list[Callable[[], object]] = [
+        lambda: sessions.commit(id, old, session(100), "length"),
+        lambda: sessions.save(id, old, session(100), 10),
+        lambda: sessions.renew(id, old, 10),
+        lambda: sessions.begin(id, old, record(100), None, 10),
     ]
     for write in writes:
         with pytest.raises(SessionConflict):
             write()
-    sessions.abandon(id, slow)
-    sessions.commit(id, quick, session(8))
-    found = sessions.load(id)
-    assert found is not None
-    assert found.state.position == 8
+    sessions.abandon(id, old)
+    assert sessions.commit(id, new, session(8), "length")
+    assert loaded(sessions, id).position == 8
 
 
 def test_a_renewed_lease_lasts(sessions: SessionStore) -> None:
-    """A turn that takes longer than its lease keeps it by asking."""
+    """A turn that takes longer than its lease keeps it by asking, and by saving."""
     id = saved(sessions, session())
-    token, _ = sessions.begin(id, is_new=False, lease_s=0.2)
-    for _ in range(4):
-        time.sleep(0.1)
-        sessions.renew(id, token, 0.2)
-    sessions.commit(id, token, session(8))
+    token = sessions.acquire(id, lease_s=0.3).token
+    for keep in (sessions.renew, lambda *a: sessions.save(id, token, session(8), 0.3), sessions.renew):
+        time.sleep(0.2)
+        assert keep(id, token, 0.3)
+        with pytest.raises(SessionConflict):
+            sessions.acquire(id, lease_s=1)
 
 
-def test_an_abandoned_turn_leaves_the_session_as_it_was(sessions: SessionStore) -> None:
-    """After abandon, the session is free at once and unchanged; abandoning again is nothing."""
+def test_a_running_turn_leaves_what_it_needs_to_be_gone_on_with(sessions: SessionStore) -> None:
+    """After two saves and a death: its record, the state before it, the last save and the one before."""
+    id = saved(sessions, session(7))
+    token = sessions.acquire(id, lease_s=0.2).token
+    sessions.begin(id, token, record(7), session(7), 0.2)
+    for position in (20, 30):
+        assert sessions.save(id, token, session(position), 0.2)
+    _, last = sessions.load(id)
+    assert last is not None
+    assert last.is_running
+    time.sleep(0.3)
+    held = sessions.acquire(id, lease_s=10)
+    assert held.last is not None
+    assert held.last.record == record(7)
+    assert held.last.finish_reason == ""
+    positions = [s.position if s else None for s in (held.last.start, held.last.before, held.session)]
+    assert positions == [7, 20, 30]
+
+
+def test_a_turn_that_begins_elsewhere_takes_the_session_there(sessions: SessionStore) -> None:
+    """A rewound turn: from its begin on, no state of the branch that was left is to be found."""
+    id = saved(sessions, session(50))
+    token = sessions.acquire(id, lease_s=10).token
+    sessions.begin(id, token, record(7), session(7), 10)
+    assert loaded(sessions, id).position == 7
+    sessions.abandon(id, token)
+    token = sessions.acquire(id, lease_s=10).token
+    sessions.begin(id, token, record(0), None, 10)
+    assert sessions.load(id)[0] is None
+
+
+def test_an_abandoned_lease_leaves_all_as_it_was(sessions: SessionStore) -> None:
+    """Free at once and unchanged, the remembered turn too; abandoning again is nothing."""
     id = saved(sessions, session())
-    token, _ = sessions.begin(id, is_new=False, lease_s=10)
+    token = sessions.acquire(id, lease_s=10).token
     sessions.abandon(id, token)
     sessions.abandon(id, token)
-    token, begun = sessions.begin(id, is_new=False, lease_s=10)
-    assert begun is not None
-    assert begun.to_bytes() == session().to_bytes()
+    held = sessions.acquire(id, lease_s=10)
+    assert held.session is not None
+    assert held.session.to_bytes() == session().to_bytes()
+    assert held.last is not None
+    assert held.last.record == record()
 
 
 def test_a_new_session_that_was_abandoned_never_was(sessions: SessionStore) -> None:
-    """Nothing is stored before the first commit."""
+    """Nothing is stored before the turn begins."""
     id = new_session_id()
-    token, begun = sessions.begin(id, is_new=True, lease_s=10)
-    assert begun is None
-    sessions.abandon(id, token)
-    assert sessions.load(id) is None
+    held = sessions.acquire(id, is_new=True, lease_s=10)
+    assert (held.session, held.last) == (None, None)
+    sessions.abandon(id, held.token)
+    assert sessions.load(id)[0] is None
+    with pytest.raises(UnknownSession):
+        sessions.acquire(id, lease_s=10)
+
+
+def test_committing_twice_is_committing_once(sessions: SessionStore) -> None:
+    """A commit whose answer was lost may be sent again."""
+    id = saved(sessions, session())
+    token = sessions.acquire(id, lease_s=10).token
+    sessions.begin(id, token, record(7), session(), 10)
+    for _ in range(2):
+        assert sessions.commit(id, token, session(9), "stop")
+    assert loaded(sessions, id).position == 9
 
 
 def test_deleting_forgets_all(sessions: SessionStore) -> None:
-    """A deleted session is gone for its readers and its running writer."""
+    """A deleted session is gone for its readers; its running writer is told that nothing is there."""
     id = saved(sessions, session())
-    token, _ = sessions.begin(id, is_new=False, lease_s=10)
+    token = sessions.acquire(id, lease_s=10).token
+    sessions.begin(id, token, record(7), session(), 10)
     assert sessions.delete(id) is True
-    assert sessions.load(id) is None
-    with pytest.raises(SessionConflict):
-        sessions.commit(id, token, session(8))
-    assert sessions.load(id) is None
+    assert sessions.load(id)[0] is None
+    assert sessions.save(id, token, session(8), 10) is False
+    assert sessions.commit(id, token, session(8), "length") is False
+    assert sessions.load(id)[0] is None
 
 
-def test_sessions_expire(redis_server: RedisServer) -> None:
-    """A session that nobody uses for its time to live is forgotten; use starts the time anew."""
-    for store in (MemorySessions(ttl_s=1), RedisSessions(connect(redis_server.url), ttl_s=1)):
-        used, unused = saved(store, session()), saved(store, session())
-        for _ in range(3):
-            time.sleep(0.5)
-            assert store.load(used) is not None
-        assert store.load(unused) is None
+def test_keys_of_earlier_turns_are_known(sessions: SessionStore) -> None:
+    """The last turn's key and those before are remembered; another's is not."""
+    a, b, c = "a" * 32, "b" * 32, "c" * 32
+    id = saved(sessions, session(), key=a)
+    held = sessions.acquire(id, lease_s=10, key=a)
+    assert held.last is not None
+    assert (held.last.record.key, held.knows_key) == (a, True)
+    sessions.begin(id, held.token, record(7, key=b), session(), 10)
+    sessions.commit(id, held.token, session(8), "length")
+    held = sessions.acquire(id, lease_s=10, key=a)
+    assert held.last is not None
+    assert (held.last.record.key, held.knows_key) == (b, True)
+    sessions.abandon(id, held.token)
+    assert sessions.acquire(id, lease_s=10, key=c).knows_key is False
+
+
+def test_a_salt_is_made_once(sessions: SessionStore) -> None:
+    """Whoever asks first makes it, twenty at once: all get the same; another key has another."""
+    key, salts = digest(new_session_id()), []
+    threads = [threading.Thread(target=lambda: salts.append(sessions.salt_of(key))) for _ in range(20)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(set(salts)) == 1
+    assert sessions.salt_of(digest(new_session_id())) != salts[0]
+
+
+def test_a_fork_is_a_session(sessions: SessionStore) -> None:
+    """What is created can be loaded and acquired, with no turn to remember."""
+    id = new_session_id()
+    sessions.create(id, session(12))
+    assert loaded(sessions, id).position == 12
+    assert sessions.acquire(id, lease_s=10).last is None
+
+
+def test_sessions_and_turns_expire(make: Callable[..., SessionStore]) -> None:
+    """What nobody uses for its time to live is forgotten; use starts a session's time anew, not its turn's."""
+    store = make(ttl_s=2, turn_ttl_s=1)
+    used, unused = saved(store, session()), saved(store, session())
+    for _ in range(5):
+        time.sleep(0.5)
+        loaded(store, used)
+    assert store.load(used)[1] is None
+    assert store.load(unused) == (None, None)
 
 
 def test_nobody_gets_a_session_by_looking_into_redis(redis_server: RedisServer) -> None:
     """Keys hold a digest of the session's id, never the id."""
     client = connect(redis_server.url)
     id = saved(RedisSessions(client, ttl_s=60), session())
-    keys = [bytes(k).decode() for k in cast(list[bytes], client.keys("*"))]
-    assert f"lh:{{{key_of(id)}}}" in keys
+    keys = [k.decode() for k in client.keys("*")]
+    assert f"lh:{{{digest(id)}}}" in keys
     assert not any(id in k for k in keys)
+
+
+def test_older_layouts_are_read() -> None:
+    """A record of layout 1, as the first version wrote it, is the same session; an unknown layout is named."""
+    new = session()
+    state, tail = new.state.to_bytes(), new.tail.encode()
+    header = json.dumps({"seed": 3, "state_bytes": len(state)}).encode()
+    old = Session.from_bytes(struct.pack("<BH", 1, len(header)) + header + state + tail)
+    assert old.to_bytes() == new.to_bytes()
+    with pytest.raises(StateError, match=r"layout '63', expected one of \[1, 2\]"):
+        Session.from_bytes(b"c" + new.to_bytes())
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5, 20, 100])
+def test_damaged_records_are_refused(cut: int) -> None:
+    """Cut anywhere, a record raises StateError and nothing else."""
+    with pytest.raises(StateError):
+        Session.from_bytes(session().to_bytes()[:cut])
+    with pytest.raises(StateError):
+        TurnRecord.from_bytes(record().to_bytes()[:cut])

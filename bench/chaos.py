@@ -1,0 +1,279 @@
+"""Streams under fire: workers are killed, stopped and restarted, Redis goes away, connections drop; no character may.
+
+    python -m bench.chaos                      # 200 streams at a time, 100 kills, 10^6 characters
+    python -m bench.chaos --kills 5 --characters 30000 --streams 20
+    python -m bench.chaos --negative-control   # saves are off by one: it must find differences
+
+Workers are whole services on one Redis, behind a proxy that takes any of them for each connection and drops some. Each
+client reads a stream, and when it breaks asks again: by Idempotency-Key before it knows its session, by Last-Event-ID
+after. At the end every text is compared with the one that a stepper makes alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import signal
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from model import checkpoint
+from model.generate import write
+from model.sampling import SamplingParams
+from model.stepper.reference import ReferenceStepper
+from tests.conftest import ALPHABET, random_checkpoint
+from tests.servers import RedisServer, Service, parse_events
+
+TURNS = 2
+
+
+@dataclass
+class Story:
+    """A session's text as its client saw it, and what was asked."""
+
+    seed: int
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    text: str = ""
+    finished: bool = False
+    unlocked: bool = False
+
+
+@dataclass
+class Proxy:
+    """Takes each connection to any of the workers, and drops one in fifty for no reason."""
+
+    ports: list[int]
+    rng: random.Random
+    dropped: int = 0
+
+    async def start(self) -> str:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.rng.choice(self.ports))
+        except OSError:
+            writer.transport.abort()
+            return
+        pipes = [asyncio.create_task(p) for p in (_pipe(reader, up_writer), _pipe(up_reader, writer))]
+        drop = self.rng.random() < 0.02
+        self.dropped += drop
+        with suppress(asyncio.CancelledError):  # the benchmark is over
+            await asyncio.wait(pipes, timeout=self.rng.random() * 3 if drop else None, return_when="FIRST_COMPLETED")
+        for pipe in pipes:
+            pipe.cancel()
+        for w in (writer, up_writer):
+            w.transport.abort()
+
+
+async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+
+
+class Client:
+    """Gets whole texts through whatever happens."""
+
+    def __init__(self, url: str, counts: Counter[str]) -> None:
+        self._http = httpx.AsyncClient(base_url=url, timeout=15, limits=httpx.Limits(max_keepalive_connections=0))
+        self._counts = counts
+
+    async def tell(self, story: Story, lengths: list[int], rng: random.Random) -> None:
+        session_id, position = "", 0
+        for n in lengths:
+            prompt = "".join(rng.choices(ALPHABET.characters, k=rng.randrange(0, 30)))
+            ask = {"prompt": prompt, "max_chars": n, "temperature": 0.9, "seed": story.seed, "stream": True}
+            story.turns.append({"prompt": prompt, "max_chars": n})
+            story.text += prompt
+            if session_id:
+                ask["session_id"] = session_id
+            session_id, position = await self._turn(story, ask, position + len(prompt))
+        story.finished = True
+        found = await self._insist("GET", f"/sessions/{session_id}")
+        story.unlocked = found["turn"] == "length" and found["position"] == position
+
+    async def _turn(self, story: Story, ask: dict[str, Any], position: int) -> tuple[str, int]:
+        key, session_id = str(uuid.uuid4()), ""
+        first = position
+        while True:
+            if session_id:
+                request = self._http.build_request(
+                    "GET", f"/sessions/{session_id}/stream", headers={"Last-Event-ID": str(position)}
+                )
+            else:
+                request = self._http.build_request("POST", "/generate", json=ask, headers={"Idempotency-Key": key})
+            try:
+                response = await self._http.send(request, stream=True)
+                if response.status_code != 200:
+                    await response.aread()
+                    self._counts[f"{response.status_code} {response.json()['error']['code']}"] += 1
+                    await asyncio.sleep(0.2)
+                    continue
+                buffer = ""
+                async for chunk in response.aiter_text():
+                    *whole, buffer = (buffer + chunk).split("\n\n")
+                    for event in parse_events("\n\n".join(whole)):
+                        if event.name == "start":
+                            session_id = event.data["session_id"] or ""
+                        elif event.name == "message":
+                            assert event.id is not None
+                            story.text += event.data["text"]
+                            position += len(event.data["text"])
+                            if position != event.id:
+                                self._counts["events out of place"] += 1
+                        elif event.name == "done":
+                            if event.data["saved"]:
+                                return session_id, position
+                            self._counts["unsaved"] += 1  # Redis was away at the end: ask until it is saved
+                        else:
+                            self._counts[f"event: error {event.data['error']['code']}"] += 1
+            except (httpx.TransportError, json.JSONDecodeError):
+                self._counts["connection lost"] += 1
+            await asyncio.sleep(0.05)
+            if position == first and not session_id:
+                self._counts["asked again by key"] += 1
+            else:
+                self._counts["resumed"] += 1
+
+    async def _insist(self, method: str, path: str) -> dict[str, Any]:
+        while True:
+            with suppress(httpx.TransportError):
+                response = await self._http.request(method, path)
+                if response.status_code == 200:
+                    found: dict[str, Any] = response.json()
+                    return found
+            await asyncio.sleep(0.1)
+
+
+async def attack(services: list[Service], redis: RedisServer, kills: int, rng: random.Random, done: asyncio.Event,
+                 counts: Counter[str]) -> None:  # fmt: skip
+    """Kill until enough were killed and the streams are done."""
+    while counts["kills"] < kills and not done.is_set():
+        victim = rng.choice(services)
+        workers = victim.workers()
+        what = rng.choices(["SIGKILL", "SIGTERM", "SIGSTOP", "redis"], weights=[6, 2, 1, 0.3])[0]
+        if what == "redis":
+            counts["redis restarts"] += 1
+            redis.stop()
+            await asyncio.sleep(0.5)
+            redis.start()
+        elif workers and what == "SIGSTOP":
+            counts["stops"] += 1
+            victim.signal_workers(signal.SIGSTOP)
+            await asyncio.sleep(2.0)  # longer than the lease
+            victim.signal_workers(signal.SIGCONT)
+        elif workers:
+            counts["kills"] += 1
+            victim.signal_workers(signal.Signals[what])
+        await asyncio.sleep(rng.random() * 1.5)
+
+
+async def run(args: argparse.Namespace) -> dict[str, Any]:
+    rng, counts = random.Random(args.seed), Counter[str]()
+    model = random_checkpoint(n_layers=2, n_hidden=32)
+    store = Path(tempfile.mkdtemp(prefix="chaos-"))
+    checkpoint.promote(model.save(store))
+    redis = RedisServer()
+    redis.start()
+    settings = {"CHECKPOINT_DIR": str(store), "REDIS_URL": redis.url, "LEASE_S": "1", "SNAPSHOT_S": "0.2"}
+    settings |= {"SLOTS": "100", "MAX_WAITING": "200"}
+    if args.negative_control:
+        settings["PYTHONPATH"] = str(_off_by_one(store))
+    services = [Service(**settings) for _ in range(args.workers)]
+    for service in services:
+        service.start()
+    proxy = Proxy([s.port for s in services], rng)
+    client = Client(await proxy.start(), counts)
+    stories: list[Story] = []
+    asked, done = 0, asyncio.Event()
+
+    async def one_after_the_other() -> None:
+        nonlocal asked
+        while asked < args.characters or counts["kills"] < args.kills:
+            lengths = [rng.randrange(1000, 4000) for _ in range(TURNS)]
+            asked += sum(lengths)
+            story = Story(seed=rng.getrandbits(40))
+            stories.append(story)
+            await client.tell(story, lengths, random.Random(story.seed))
+
+    started = time.monotonic()
+    attacker = asyncio.create_task(attack(services, redis, args.kills, rng, done, counts))
+    await asyncio.gather(*(one_after_the_other() for _ in range(args.streams)))
+    done.set()
+    await attacker
+    took = time.monotonic() - started
+    for service in services:
+        service.kill()
+    redis.remove()
+    counts["connections dropped by the proxy"] = proxy.dropped
+    return judge(stories, counts, model.network(), took)
+
+
+def judge(stories: list[Story], counts: Counter[str], network: Any, took: float) -> dict[str, Any]:
+    """Every text against the one made alone."""
+    alone, changed = ReferenceStepper(network, 1), 0
+    for story in stories:
+        text = ""
+        for turn in story.turns:
+            prompt = text + turn["prompt"]
+            text = prompt + "".join(
+                write(alone, ALPHABET, prompt, turn["max_chars"], SamplingParams(0.9), story.seed, block_steps=256)
+            )
+        changed += text != story.text
+    return {
+        "sessions": len(stories),
+        "characters": sum(len(s.text) for s in stories),
+        "seconds": round(took, 1),
+        "finished": sum(s.finished for s in stories),
+        "left locked": sum(not s.unlocked for s in stories),
+        "texts changed": changed,
+        **dict(sorted(counts.items())),
+    }
+
+
+def _off_by_one(folder: Path) -> Path:
+    """The negative control: a sitecustomize that makes every saved state claim one character more than it has read."""
+    (folder / "sitecustomize.py").write_text(
+        "import model.state as s\n"
+        "_to = s.HiddenState.to_bytes\n"
+        "def wrong(self):\n"
+        "    from dataclasses import replace\n"
+        "    return _to(replace(self, position=self.position + 1))\n"
+        "s.HiddenState.to_bytes = wrong\n"
+    )
+    return folder
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--streams", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--characters", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--negative-control", action="store_true")
+    args = parser.parse_args()
+    result = asyncio.run(run(args))
+    for name, value in result.items():
+        print(f"{name:<40}{value:>12}")
+    whole = result["texts changed"] == 0 and result["left locked"] == 0 and result["finished"] == result["sessions"]
+    print(json.dumps(result))
+    return 0 if whole != args.negative_control else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""The native stepper: K steps for B slots inside one C call, without the GIL. lstm only.
+
+    stepper = CpuStepper(network, n_slots=64, precision="int8")   # Unsupported, with the reason, where it cannot be
+
+Nothing is compiled here: `python -m model.stepper.cpu.build` does that once, when the project is installed. What
+each file holds: build compiles; pack lays the weights out; kernel.c has the phases of a step, gemm.h the products,
+gates.h the cell, sampling.h the drawing, pool.h the threads, simd.h the vectors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.network import CharRNN
+from model.stepper import Block, Produced
+from model.stepper.cpu.library import BlockArrays, ModelArrays, Unsupported, library_path, load_library
+from model.stepper.cpu.pack import Precision, pack
+
+__all__ = ["CpuStepper", "Precision", "Unsupported"]
+
+_OK, _MEMORY = 0, 1
+_WRONG = {
+    2: "slots[{row}] is not a slot",
+    3: "slots[{row}] is there twice",
+    4: "steps[{row}] is not from 1 to K",
+    5: "forced[0, {row}] is FREE: a row begins with its pending id",
+    6: "forced[{step}, {row}] is not an id",
+    7: "uniforms[{step}, {row}] is not in [0, 1)",
+    8: "row {row}: temperature, top_k, top_p and min_p are finite and not negative",
+}
+
+
+def available_cores() -> int:
+    """Cores that this process may use: fewer than the machine has in a container or under taskset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class CpuStepper:
+    """A Stepper in native code; its own copy of the weights, its own threads (which sleep between runs)."""
+
+    def __init__(
+        self,
+        network: CharRNN,
+        n_slots: int,
+        precision: Precision = "fp32",
+        threads: int | None = None,
+        library: Path | None = None,
+    ) -> None:
+        """threads: the most that a run uses, None for one per core; they change no bit of what is produced.
+
+        Raised: Unsupported, with the reason, for a model or machine it has no code for; ValueError for weights that
+        are not finite.
+        """
+        if precision not in ("fp32", "int8"):
+            raise ValueError(f"precision: got {precision!r}, expected 'fp32' or 'int8'")
+        threads = available_cores() if threads is None else threads
+        if n_slots < 1 or threads < 1:
+            raise ValueError(f"n_slots and threads: got {n_slots} and {threads}, expected at least 1")
+        self._handle: int | None = None
+        self._lock = threading.Lock()  # run and close from two threads must not meet
+        self._library = load_library(library or library_path())
+        config = network.config
+        packed = pack(network, precision)
+        model = ModelArrays(
+            layers=config.n_layers,
+            hidden=config.n_hidden,
+            vocab=config.vocab_size,
+            slots=n_slots,
+            is_int8=precision == "int8",
+            threads=threads,
+            activation_scale=packed.activation_scale,
+        )
+        for i, weights in enumerate(packed.weights):
+            model.weights[i] = weights.ctypes.data
+            model.initial[i] = packed.initial[i].ctypes.data
+            model.scale[i] = packed.scale[i].ctypes.data if packed.scale else None
+        self.n_slots = n_slots
+        self.vocab_size = config.vocab_size
+        self.state_shape = (2, config.n_layers, config.n_hidden)  # (S, L, H)
+        self.name = "cpu-f32" if precision == "fp32" else "cpu-i8"
+        self.numerics = self.name + "-v1"
+        self._handle = self._library.lh_open(ctypes.byref(model))
+        if not self._handle:
+            raise MemoryError("no memory for the native stepper")
+
+    def run(self, block: Block) -> Produced:
+        """Advance the block's rows in place. Raised: ValueError for a bad block; then no row has moved."""
+        if block.forced.ndim != 2:
+            raise ValueError(f"forced: got {block.forced.ndim} dimensions, expected (K, B)")
+        steps, rows = block.forced.shape
+        fields = (
+            _checked("slots", block.slots, np.int32, (rows,)),
+            _checked("steps", block.steps, np.int32, (rows,)),
+            _checked("forced", block.forced, np.int32, (steps, rows)),
+            _checked("uniforms", block.uniforms, np.float64, (steps, rows)),
+            _checked("temperature", block.temperature, np.float64, (rows,)),
+            _checked("top_k", block.top_k, np.int32, (rows,)),
+            _checked("top_p", block.top_p, np.float64, (rows,)),
+            _checked("min_p", block.min_p, np.float64, (rows,)),
+        )
+        produced = Produced(np.empty((steps, rows), np.int32), np.empty((steps, rows), np.float32))
+        arrays = BlockArrays(rows, steps, *fields, produced.ids.ctypes.data, produced.logprobs.ctypes.data)
+        with self._lock:
+            code = self._library.lh_run(self._open(), ctypes.byref(arrays))
+        if code == _MEMORY:
+            raise MemoryError("no memory for the block")
+        if code != _OK:
+            raise ValueError("block: " + _WRONG[code].format(row=arrays.bad_row, step=arrays.bad_step))
+        return produced
+
+    def read(self, slot: int) -> NDArray[np.float32]:
+        """A copy of a slot's state, (S, L, H)."""
+        state = np.empty(self.state_shape, np.float32)
+        with self._lock:
+            self._library.lh_read(self._open(), self._slot(slot), state.ctypes.data)
+        return state
+
+    def write(self, slot: int, state: NDArray[np.floating] | None) -> None:
+        """Replace a slot's state; None is the zero state. Raised: ValueError unless it is finite float32 (S, L, H)."""
+        if state is not None:
+            if state.dtype != np.float32 or state.shape != self.state_shape or not np.isfinite(state).all():
+                raise ValueError(f"state: got {state.dtype} {state.shape}, expected finite float32 {self.state_shape}")
+            state = np.ascontiguousarray(state)
+        with self._lock:
+            pointer = None if state is None else state.ctypes.data
+            self._library.lh_write(self._open(), self._slot(slot), pointer)
+
+    def rewind(self, slot: int) -> None:
+        """Back to before the last run that had the slot; a second time, or with no run since a write, it stays."""
+        with self._lock:
+            self._library.lh_rewind(self._open(), self._slot(slot))
+
+    def close(self) -> None:
+        """Free the weights and end the threads; a second time does nothing."""
+        with self._lock:
+            handle, self._handle = self._handle, None
+            if handle:
+                self._library.lh_close(handle)
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):  # nothing to free where the constructor raised
+            self.close()
+
+    def _open(self) -> int:
+        if self._handle is None:
+            raise ValueError("the stepper is closed")
+        return self._handle
+
+    def _slot(self, slot: int) -> int:
+        if not 0 <= slot < self.n_slots:
+            raise ValueError(f"slot: got {slot}, expected 0 to {self.n_slots - 1}")
+        return slot
+
+
+def _checked(name: str, array: NDArray[np.generic], dtype: type[np.generic], shape: tuple[int, ...]) -> int:
+    """The address of an array that is as the kernel reads it."""
+    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+        layout = "" if array.flags.c_contiguous else " not contiguous"
+        expected = f"contiguous {np.dtype(dtype)} {shape}"
+        raise ValueError(f"{name}: got {array.dtype} {array.shape}{layout}, expected {expected}")
+    return array.ctypes.data

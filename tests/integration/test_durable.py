@@ -1,0 +1,323 @@
+"""Streams that survive: killed workers, lost connections, two at once, a new model, an emptied Redis."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model import checkpoint
+from model.checkpoint import Checkpoint
+from model.generate import write
+from model.sampling import SamplingParams
+from model.stepper.reference import ReferenceStepper
+from tests.conftest import ALPHABET, random_checkpoint
+from tests.servers import Event, RedisServer, Service, eventually, parse_events
+
+N = 6000
+ASKED = {"prompt": "hello", "seed": 7, "temperature": 0.9, "max_chars": N}
+QUICK = {"LEASE_S": "1", "SNAPSHOT_S": "0.05"}
+
+
+@pytest.fixture(scope="module")
+def expected(tiny: Checkpoint) -> str:
+    stepper = ReferenceStepper(tiny.network(), 1)
+    return "".join(write(stepper, ALPHABET, "hello", N + 500, SamplingParams(0.9), seed=7, block_steps=256))
+
+
+@pytest.fixture(scope="module")
+def other(store: Path, redis_server: RedisServer) -> Iterator[Service]:
+    """A second service on the same Redis: any worker goes on with any session."""
+    with Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, **QUICK) as other:
+        yield other
+
+
+class Cut:
+    """A client that reads a stream and loses it after some characters."""
+
+    def __init__(self, service: Service, after_chars: int, **body: Any) -> None:
+        self.text, self.at, self.session_id = "", 0, ""
+        with service.client.stream("POST", "/generate", json={**ASKED, **body, "stream": True}) as response:
+            assert response.status_code == 200, response.read()
+            buffer = ""
+            for chunk in response.iter_text():
+                buffer += chunk
+                *whole, buffer = buffer.split("\n\n")
+                for event in parse_events("\n\n".join(whole)):
+                    if event.name == "start":
+                        self.session_id = event.data["session_id"]
+                    if event.name == "message":
+                        self.text += event.data["text"]
+                        self.at = event.id or 0
+                if len(self.text) >= after_chars:
+                    return
+
+
+def text_of(events: list[Event]) -> str:
+    return "".join(e.data["text"] for e in events if e.name == "message")
+
+
+@pytest.mark.parametrize("after", [50, 2500])
+def test_a_killed_worker_s_stream_goes_on_elsewhere(
+    store: Path, redis_server: RedisServer, other: Service, expected: str, after: int
+) -> None:
+    """kill -9 in mid-stream; another worker goes on with the very next character, and commits."""
+    dying = Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, **QUICK)
+    dying.start()
+    client = Cut(dying, after)
+    dying.kill()
+    events = other.resume(client.session_id, client.at)
+    assert events[0].data["position"] == client.at
+    assert client.text + text_of(events) == expected[:N]
+    done = events[-1].data
+    assert (done["finish_reason"], done["position"], done["saved"]) == ("length", 5 + N, True)
+    assert done["usage"]["generated_chars"] == N
+    more = other.generate(session_id=client.session_id, max_chars=500, temperature=0.9)
+    assert more["text"] == expected[N:]
+
+
+def test_a_lost_stream_can_be_had_from_any_character(other: Service, expected: str) -> None:
+    """While the turn is remembered, running or ended, its stream is written again from any position."""
+    client = Cut(other, 100)
+    for after in (client.at, 5, 5 + 77, 5 + N - 1, 5 + N):
+        assert text_of(other.resume(client.session_id, after)) == expected[after - 5 : N]
+    assert text_of(other.resume(client.session_id)) == expected[:N]
+    assert text_of(other.resume(client.session_id, 0)) == expected[:N]
+    response = other.client.get(f"/sessions/{client.session_id}/stream?from=5999")
+    assert text_of(parse_events(response.text)) == expected[5994:N]
+
+
+def test_a_stopped_text_ends_again_where_it_ended(other: Service, expected: str) -> None:
+    """A stop string holds for the resumed stream, too, and after the end nothing more comes."""
+    stop = expected[700:704]
+    end = expected.index(stop)
+    client = Cut(other, min(50, end), stop=[stop])
+    for after in (5 + 20, client.at):
+        events = other.resume(client.session_id, after)
+        assert text_of(events) == expected[after - 5 : end]
+        assert events[-1].data["finish_reason"] == "stop"
+    assert other.client.get(f"/sessions/{client.session_id}").json()["position"] == 5 + end
+
+
+def test_an_interrupted_turn_wants_to_be_resumed_or_placed(
+    store: Path, redis_server: RedisServer, other: Service, expected: str
+) -> None:
+    """A plain POST after a crash gets 409 and is told why; with `position` it goes on from what its client has."""
+    dying = Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, **QUICK)
+    dying.start()
+    client = Cut(dying, 1000)
+    dying.kill()
+    eventually(lambda: other.client.get(f"/sessions/{client.session_id}").json()["turn"] == "interrupted")
+    refused = other.post(session_id=client.session_id, max_chars=10)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "turn_interrupted")
+    on = other.generate(session_id=client.session_id, position=client.at, max_chars=100, temperature=0.9)
+    assert client.text + on["text"] == expected[: len(client.text) + 100]
+
+
+def test_a_stopped_process_that_wakes_up_writes_nothing(
+    store: Path, redis_server: RedisServer, other: Service, expected: str
+) -> None:
+    """SIGSTOP past its lease, taken over, SIGCONT: the session is what the second made of it."""
+    with Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, **QUICK) as sleeping:
+        body = {**ASKED, "max_chars": 100_000, "stream": True}
+        with sleeping.client.stream("POST", "/generate", json=body) as response:
+            chunks = response.iter_text()
+            id = json.loads(next(chunks).split("data: ")[1].split("\n")[0])["session_id"]
+            next(chunks)
+            sleeping.send_signal(signal.SIGSTOP)
+            eventually(lambda: other.client.get(f"/sessions/{id}").json().get("turn") == "interrupted")
+            placed = other.generate(session_id=id, position=5, max_chars=50, temperature=0.9)
+            sleeping.send_signal(signal.SIGCONT)
+            rest = "".join(chunks)
+        assert parse_events(rest)[-1].data["error"]["code"] == "session_conflict"
+    assert placed["text"] == expected[:50]
+    found = other.client.get(f"/sessions/{id}").json()
+    assert (found["position"], found["tail"]) == (55, "hello" + expected[:50])
+
+
+def test_a_session_can_be_put_back(other: Service, expected: str) -> None:
+    """`position` goes back to any character of the last turn, text or prompt; beyond it, 409 with the range."""
+    first = other.generate(**{**ASKED, "max_chars": 300})
+    id = first["session_id"]
+    assert other.client.get(f"/sessions/{id}").json()["rewindable"] == {"from": 0, "to": 305}
+    for back in (5, 6, 105, 304):
+        made = other.generate(session_id=id, position=back, max_chars=305 - back, temperature=0.9)
+        assert made["text"] == expected[back - 5 : 300]
+        assert other.client.get(f"/sessions/{id}").json()["rewindable"] == {"from": back, "to": 305}
+    id = other.generate(**{**ASKED, "max_chars": 300})["session_id"]
+    in_prompt = other.generate(session_id=id, position=3, prompt="lo", max_chars=40, temperature=0.9)
+    assert in_prompt["text"] == expected[:40]
+    for beyond in (2, 1000):
+        refused = other.post(session_id=id, position=beyond, max_chars=5)
+        assert refused.status_code == 409
+        assert refused.json()["error"]["rewindable"] == {"from": 3, "to": 45}
+    id = other.generate(**{**ASKED, "max_chars": 30})["session_id"]
+    anew = other.generate(session_id=id, position=0, prompt="hello", max_chars=30, temperature=0.9)
+    assert anew["text"] == expected[:30]
+
+
+def test_a_fork_goes_its_own_way(other: Service, expected: str) -> None:
+    """A fork, now or at a position, goes on as its origin would, or by its own seed, and leaves the origin alone."""
+    first = other.generate(**{**ASKED, "max_chars": 100})
+    path = f"/sessions/{first['session_id']}/fork"
+    for body, at in (({}, 105), ({"position": 55}, 55)):
+        forked = other.client.post(path, json=body)
+        assert forked.status_code == 201
+        assert forked.json()["position"] == at
+        on = other.generate(session_id=forked.json()["session_id"], max_chars=50, temperature=0.9)
+        assert on["text"] == expected[at - 5 : at + 45]
+    seeded = other.client.post(path, json={"seed": 8}).json()
+    assert seeded["seed"] == 8
+    assert other.generate(session_id=seeded["session_id"], max_chars=50, temperature=0.9)["text"] != expected[100:150]
+    assert other.generate(session_id=first["session_id"], max_chars=50, temperature=0.9)["text"] == expected[100:150]
+    assert other.client.post(path, json={"position": 10**6}).status_code == 409
+    assert other.client.post(path, json={"position": 0}).status_code == 422
+    assert other.client.post(f"/sessions/{'x' * 32}/fork", json={}).status_code == 404
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_the_same_key_twice_is_one_turn(other: Service, expected: str, existing: bool) -> None:
+    """Later, at once, streamed or not: the same session, the same text, once; for other requests the key is taken."""
+    body: dict[str, Any] = {**ASKED, "max_chars": 2000}
+    if existing:
+        begun = other.generate(**{**ASKED, "max_chars": 10})
+        body = {**body, "prompt": "", "session_id": begun["session_id"]}
+        expected = expected[10:]
+    key = {"Idempotency-Key": str(uuid.uuid4())}
+    answers: list[dict[str, Any]] = []
+
+    def ask() -> None:
+        response = other.client.post("/generate", json=body, headers=key)
+        answers.append(response.json() if response.status_code == 200 else response.json()["error"])
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    ask()
+    whole = [a for a in answers if "text" in a]
+    assert whole
+    assert {a["code"] for a in answers if a not in whole} <= {"session_conflict"}
+    assert {(a["text"], a["session_id"], a["position"]) for a in whole} == {
+        (expected[:2000], whole[0]["session_id"], 2005 + 10 * existing)
+    }
+    assert other.client.get(f"/sessions/{whole[0]['session_id']}").json()["position"] == 2005 + 10 * existing
+    changed = other.client.post("/generate", json={**body, "max_chars": 7}, headers=key)
+    assert (changed.status_code, changed.json()["error"]["code"]) == (409, "session_conflict")
+    other.generate(session_id=whole[0]["session_id"], max_chars=5)
+    late = other.client.post("/generate", json=body, headers=key)
+    assert (late.status_code, late.json()["error"]["code"]) == (409, "session_conflict")
+
+
+def test_a_key_that_others_may_send_is_refused(other: Service) -> None:
+    """Short keys, and such as headers cannot carry whole."""
+    for key in ("1", "x" * 129, "a b" * 8):
+        refused = other.client.post("/generate", json={}, headers={"Idempotency-Key": key})
+        assert refused.status_code == 422
+        assert refused.json()["error"]["field"] == "Idempotency-Key"
+
+
+def test_what_cannot_be_resumed_is_said(other: Service) -> None:
+    """No session, no turn, a position outside the turn, or none at all."""
+    made = other.generate(**{**ASKED, "max_chars": 20})
+    path = f"/sessions/{made['session_id']}/stream"
+    for headers, field in (({"Last-Event-ID": "26"}, "Last-Event-ID"), ({"Last-Event-ID": "-1"}, "Last-Event-ID")):
+        refused = other.client.get(path, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["field"]) == (422, field)
+    assert other.client.get(path + "?from=x").status_code == 422
+    assert other.client.get(f"/sessions/{'x' * 32}/stream").status_code == 404
+    forked = other.client.post(f"/sessions/{made['session_id']}/fork", json={}).json()
+    refused = other.client.get(f"/sessions/{forked['session_id']}/stream")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "no_turn")
+    assert other.post(position=5, max_chars=1).json()["error"]["field"] == "position"
+
+
+def test_a_long_prompt_is_read_once_for_everybody(other: Service, expected: str) -> None:
+    """The second time its state is found, at its end or at a stride, and the text is bitwise that of a cold read."""
+    prompt = (expected * 2)[:9000]
+    cold = other.generate(prompt=prompt, seed=3, max_chars=50)
+    warm = other.generate(prompt=prompt, seed=3, max_chars=50)
+    longer = other.generate(prompt=prompt + "hello", seed=3, max_chars=50)
+    assert [r["usage"]["reused_chars"] for r in (cold, warm, longer)] == [0, 9000, 8192]
+    assert warm["text"] == cold["text"]
+    split = other.generate(prompt=prompt[:100], seed=3, max_chars=0)
+    whole = other.generate(session_id=split["session_id"], prompt=prompt[100:], max_chars=50)
+    assert whole["text"] == cold["text"]
+
+
+def test_a_timeout_ends_a_text_where_it_is(other: Service) -> None:
+    """timeout_s: the text so far, finish_reason timeout, and the session goes on from there; 504 before any text."""
+    made = other.generate(**{**ASKED, "max_chars": 100_000}, timeout_s=0.3)
+    assert made["finish_reason"] == "timeout"
+    assert 0 < len(made["text"]) < 100_000
+    assert other.generate(session_id=made["session_id"], max_chars=5)["position"] == made["position"] + 5
+    late = other.post(prompt="hello " * 20_000, timeout_s=0.001)
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
+
+
+def test_an_emptied_redis_ends_sessions_and_nothing_else(store: Path, expected: str) -> None:
+    """Killed under a stream and back without its data: the stream finishes unsaved; then 404, not another's text."""
+    redis = RedisServer()
+    redis.start()
+    with Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis.url, **QUICK) as service:
+        old = service.generate(**{**ASKED, "max_chars": 20})
+        with service.client.stream("POST", "/generate", json={**ASKED, "stream": True}) as response:
+            chunks = response.iter_text()
+            seen = next(chunks)
+            redis.stop(lose_data=True)
+            redis.start()
+            events = parse_events(seen + "".join(chunks))
+        assert text_of(events) == expected[:N]
+        assert events[-1].data["saved"] is False
+        for id in (old["session_id"], events[0].data["session_id"]):
+            eventually(lambda id=id: service.client.get(f"/sessions/{id}").status_code != 503)  # type: ignore[misc]
+            for answer in (service.post(session_id=id, max_chars=5), service.client.get(f"/sessions/{id}/stream")):
+                assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_session")
+        assert service.generate(**{**ASKED, "max_chars": 20})["saved"] is True
+    redis.remove()
+
+
+def test_a_new_model_reads_the_end_of_the_text(tmp_path: Path, redis_server: RedisServer, tiny: Checkpoint) -> None:
+    """A session of an old model goes on "reprimed", as the new one would from its last 1,024 characters; or 409."""
+    new = random_checkpoint(seed=5)
+    checkpoint.promote(tiny.save(tmp_path))
+    service = Service(CHECKPOINT_DIR=str(tmp_path), REDIS_URL=redis_server.url, **QUICK)
+    with service:
+        made = [service.generate(**{**ASKED, "max_chars": 1500}) for _ in range(2)]
+    text = "hello" + made[0]["text"]
+    checkpoint.promote(new.save(tmp_path))
+    with service:
+        id = made[0]["session_id"]
+        refused = service.post(session_id=id, max_chars=5, on_new_model="conflict")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_changed")
+        assert service.client.get(f"/sessions/{id}/stream").json()["error"]["code"] == "model_changed"
+        on = service.generate(session_id=id, prompt="a", max_chars=40, temperature=0.9)
+        assert (on["reprimed"], on["position"]) == (True, 1546)
+        assert text_of(service.resume(id)) == on["text"]
+        more = service.generate(session_id=id, max_chars=40, temperature=0.9)
+        assert more["reprimed"] is False
+    stepper = ReferenceStepper(new.network(), 1)
+    prompt = text[-1024:] + "a"
+    plain = "".join(write(stepper, ALPHABET, prompt, 80, SamplingParams(0.9), seed=7, start=1505 - 1024))
+    assert on["text"] + more["text"] == plain
+
+
+def test_no_text_need_be_kept(tmp_path: Path, redis_server: RedisServer, tiny: Checkpoint) -> None:
+    """With SESSION_TAIL_CHARS=0 sessions go on as ever, no text of them is stored, and a new model is a conflict."""
+    checkpoint.promote(tiny.save(tmp_path))
+    service = Service(CHECKPOINT_DIR=str(tmp_path), REDIS_URL=redis_server.url, SESSION_TAIL_CHARS="0")
+    with service:
+        made = service.generate(**{**ASKED, "max_chars": 30})
+        assert service.generate(session_id=made["session_id"], max_chars=5)["position"] == 40
+        assert service.client.get(f"/sessions/{made['session_id']}").json()["tail"] == ""
+    checkpoint.promote(random_checkpoint(seed=5).save(tmp_path))
+    with service:
+        refused = service.post(session_id=made["session_id"], max_chars=5)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_changed")

@@ -1,0 +1,480 @@
+"""The native stepper against the float64 network, against itself alone and in crowds, and against bad input."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import sys
+import threading
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from model.config import Cell, ModelConfig
+from model.network import CharRNN
+from model.sampling import SamplingParams, sample
+from model.stepper import FREE, Block, Produced
+from model.stepper.cpu import CpuStepper, Precision, Unsupported
+from model.stepper.cpu import build as build_module
+from model.stepper.cpu.build import BuildError, build, compile_to, compilers
+from model.stepper.cpu.library import flags, library_path, load_library
+from tests.model.stepper.crowd import Played, Text, alone, block_of, different, in_crowds, random_texts
+
+PRECISIONS: list[Precision] = ["fp32", "int8"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _built() -> None:
+    try:
+        build()
+    except (BuildError, Unsupported) as reason:
+        pytest.skip(str(reason))
+
+
+def network(vocab: int = 65, hidden: int = 64, layers: int = 2, embed: int = 16, cell: Cell = "lstm") -> CharRNN:
+    return copy.deepcopy(_network(vocab, hidden, layers, embed, cell))
+
+
+@lru_cache
+def _network(vocab: int, hidden: int, layers: int, embed: int, cell: Cell) -> CharRNN:
+    torch.manual_seed(7)
+    made = CharRNN(ModelConfig(vocab, hidden, layers, embed, cell)).double()
+    with torch.no_grad():
+        made.head.weight.mul_(6.0)  # as decided as a trained one
+        made.head.bias.uniform_(-1.0, 1.0)
+    return made
+
+
+def plain_block(rows: int, steps: int, vocab: int = 65, slots: list[int] | None = None) -> Block:
+    rng = np.random.default_rng(rows * 1000 + steps)
+    forced = np.full((steps, rows), FREE, np.int32)
+    forced[0] = rng.integers(0, vocab, rows)
+    return Block(
+        slots=np.arange(rows, dtype=np.int32) if slots is None else np.array(slots, np.int32),
+        steps=np.full(rows, steps, np.int32),
+        forced=forced,
+        uniforms=rng.random((steps, rows)),
+        temperature=np.ones(rows),
+        top_k=np.zeros(rows, np.int32),
+        top_p=np.ones(rows),
+        min_p=np.zeros(rows),
+    )
+
+
+def bits(stepper: CpuStepper, produced: Produced) -> tuple[bytes, ...]:
+    states = [stepper.read(slot).tobytes() for slot in range(stepper.n_slots)]
+    return produced.ids.tobytes(), produced.logprobs.tobytes(), *states
+
+
+@pytest.mark.parametrize("shape", [(65, 64, 2, 16), (5, 1, 1, 1), (33, 7, 3, 4), (300, 100, 1, 8), (65, 48, 8, 16)])
+def test_agrees_with_the_float64_network(shape: tuple[int, int, int, int]) -> None:
+    """After 50 forced steps states and log-probabilities of fp32 are the float64 network's within 1e-5."""
+    vocab, hidden, layers, embed = shape
+    net, rows, steps = network(vocab, hidden, layers, embed), 9, 50
+    block = plain_block(rows, steps, vocab)
+    block.forced[:] = np.random.default_rng(3).integers(0, vocab, (steps, rows))
+    with torch.no_grad():
+        logits, state = net(torch.tensor(block.forced.T.astype(np.int64)), net.zero_state(rows))
+    stepper = CpuStepper(net, rows)
+    produced = stepper.run(block)
+    expected = torch.stack(state).permute(2, 0, 1, 3).numpy()  # (B, S, L, H)
+    assert np.abs(np.stack([stepper.read(b) for b in range(rows)]) - expected).max() < 1e-5
+    logprobs = torch.log_softmax(logits[:, -1], dim=-1).numpy()
+    assert np.abs(produced.logprobs[-1] - logprobs[np.arange(rows), produced.ids[-1]]).max() < 1e-5
+    assert (produced.ids[:-1] == block.forced[1:]).all()
+    assert np.isnan(produced.logprobs[:-1]).all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("shape", [(65, 64, 2), (37, 21, 3)])
+def test_reads_the_same_alone_and_in_a_crowd(precision: Precision, threads: int, shape: tuple[int, int, int]) -> None:
+    """Law 1: ids, log-probabilities and states are the same bits alone, and with joins, leaves, cuts and rewinds."""
+    vocab, hidden, layers = shape
+    net, rng = network(vocab, hidden, layers), Random(threads)
+    texts = random_texts(70, vocab, rng)
+    by_itself = alone(CpuStepper(net, 1, precision, threads=1), texts)
+    crowded = in_crowds(CpuStepper(net, rng.choice([13, 64]), precision, threads), texts, rng)
+    assert different(by_itself, crowded) == []
+    assert len({tuple(p.ids) for p in by_itself}) > 60  # the texts do differ
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 64, 97, 200])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_size_of_a_batch_gives_the_same_bits(rows: int, precision: Precision) -> None:
+    """Every tile of the kernel gives a row what the kernel for one row gives it (K past a block of 256 too)."""
+    net = network(hidden=260, layers=2)
+    block = plain_block(200, 3)
+    one, many = CpuStepper(net, 1, precision, threads=1), CpuStepper(net, rows, precision, threads=2)
+    produced = many.run(_columns(block, range(rows)))
+    for row in {0, rows // 2, rows - 1}:
+        one.write(0, None)
+        single = one.run(_columns(block, [row], slots=[0]))
+        assert single.ids[:, 0].tobytes() == produced.ids[:, row].tobytes()
+        assert single.logprobs[:, 0].tobytes() == produced.logprobs[:, row].tobytes()
+        assert one.read(0).tobytes() == many.read(row).tobytes()
+
+
+def _columns(block: Block, columns: range | list[int], slots: list[int] | None = None) -> Block:
+    pick = list(columns)
+    return Block(
+        slots=np.array(slots if slots is not None else pick, np.int32),
+        steps=np.ascontiguousarray(block.steps[pick]),
+        forced=np.ascontiguousarray(block.forced[:, pick]),
+        uniforms=np.ascontiguousarray(block.uniforms[:, pick]),
+        temperature=block.temperature[pick],
+        top_k=block.top_k[pick],
+        top_p=block.top_p[pick],
+        min_p=block.min_p[pick],
+    )
+
+
+class _Careless:
+    """A stepper whose last bit depends on how many rows there are: what the harness must notice."""
+
+    name, numerics = "careless", "careless"
+
+    def __init__(self, inner: CpuStepper) -> None:
+        self.inner, self.n_slots = inner, inner.n_slots
+        self.read, self.write, self.rewind = inner.read, inner.write, inner.rewind
+
+    def run(self, block: Block) -> Produced:
+        produced = self.inner.run(block)
+        if len(block.slots) > 8:
+            slot = int(block.slots[0])
+            state = self.inner.read(slot)
+            state[0, 0, 0] = np.nextafter(state[0, 0, 0], np.float32(1))
+            self.inner.write(slot, state)
+        return produced
+
+
+def test_the_harness_notices_a_careless_stepper() -> None:
+    """One ulp in one number of one row, in batches above 8 only, is found."""
+    net, rng = network(), Random(5)
+    texts = random_texts(70, 65, rng)
+    by_itself = alone(CpuStepper(net, 1), texts)
+    assert different(by_itself, in_crowds(_Careless(CpuStepper(net, 64)), texts, rng)) != []
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_replay_after_rewind_gives_the_same_again(precision: Precision) -> None:
+    """rewind restores the state before the last run, to the bit; a second rewind changes nothing."""
+    stepper = CpuStepper(network(), 4, precision)
+    stepper.run(plain_block(4, 5))
+    before = [stepper.read(slot).tobytes() for slot in range(4)]
+    first = bits(stepper, stepper.run(plain_block(4, 7)))
+    for slot in (0, 1, 1, 2, 3):
+        stepper.rewind(slot)
+    assert [stepper.read(slot).tobytes() for slot in range(4)] == before
+    assert bits(stepper, stepper.run(plain_block(4, 7))) == first
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_state_read_and_written_goes_on_as_if_it_had_stayed(precision: Precision) -> None:
+    """write(read()) is exact, in another slot and another stepper as well; None is the zero state."""
+    net = network()
+    here, there = CpuStepper(net, 3, precision), CpuStepper(net, 5, precision)
+    here.run(plain_block(1, 9, slots=[2]))
+    state = here.read(2)
+    there.write(4, state)
+    assert there.read(4).tobytes() == state.tobytes()
+    stayed, moved = here.run(plain_block(1, 8, slots=[2])), there.run(plain_block(1, 8, slots=[4]))
+    assert stayed.ids.tobytes() == moved.ids.tobytes()
+    assert here.read(2).tobytes() == there.read(4).tobytes()
+    there.write(4, None)
+    assert not there.read(4).any()
+
+
+def test_rows_that_stand_still_are_left_alone() -> None:
+    """A row with fewer steps keeps the state it had after its last one; a slot outside the block keeps its own."""
+    net = network()
+    stepper, short = CpuStepper(net, 4), CpuStepper(net, 4)
+    stepper.run(plain_block(4, 1)), short.run(plain_block(4, 1))
+    block = plain_block(3, 10)
+    block.steps[:] = [10, 2, 6]
+    stepper.run(block)
+    short.run(Block(*[a[:2] if a.shape[0] == 10 else a for a in _arrays(_with_steps(block, [2, 2, 2]))]))
+    assert stepper.read(1).tobytes() == short.read(1).tobytes()
+    assert stepper.read(3).tobytes() == short.read(3).tobytes()
+    assert stepper.read(0).tobytes() != short.read(0).tobytes()
+
+
+def _arrays(block: Block) -> list[np.ndarray]:
+    return [getattr(block, name) for name in Block.__slots__]
+
+
+def _with_steps(block: Block, steps: list[int]) -> Block:
+    return replace(block, steps=np.array(steps, np.int32))
+
+
+any_logits = st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=70)
+equal_logits = st.lists(st.sampled_from([0.0, 1.0, -2.5]), min_size=2, max_size=9)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    logits=any_logits | equal_logits,
+    uniform=st.floats(0, 1, exclude_max=True),
+    temperature=st.just(0.0) | st.just(1.0) | st.floats(0.05, 5),
+    top_k=st.integers(0, 75),
+    top_p=st.just(1.0) | st.floats(0, 1),
+    min_p=st.just(0.0) | st.floats(0, 1),
+)
+def test_sampling_is_that_of_the_model_package(
+    logits: list[float], uniform: float, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    """The id is the one model.sampling draws, unless a number lies within 1e-9 of a border; the log-probability too."""
+    scores = np.array(logits, np.float32)
+    if temperature > 0:
+        _assume_no_border(scores.astype(np.float64), uniform, SamplingParams(temperature, top_k, top_p, min_p))
+    got = np.zeros(1, np.float32)
+    library = load_library(library_path())
+    address = got.ctypes.data
+    drawn = library.lh_sample(scores.ctypes.data, len(scores), temperature, top_k, top_p, min_p, uniform, address)
+    ids, logprobs = _expected(scores, uniform, SamplingParams(temperature, top_k, top_p, min_p))
+    assert drawn == ids
+    assert abs(got[0] - logprobs) <= 1e-6 * max(1.0, abs(logprobs))
+
+
+def _expected(scores: np.ndarray, uniform: float, params: SamplingParams) -> tuple[int, float]:
+    def number(x: float) -> torch.Tensor:
+        return torch.tensor([x], dtype=torch.float64)
+
+    filters = torch.tensor([params.top_k]), number(params.top_p), number(params.min_p)
+    ids, logprobs = sample(torch.tensor(scores)[None], number(uniform), number(params.temperature), *filters)
+    return int(ids), float(logprobs)
+
+
+def _assume_no_border(scores: np.ndarray, uniform: float, params: SamplingParams) -> None:
+    """Gives up on cases where rounding decides: what is kept, or which id the uniform number falls to."""
+    weights = np.exp((scores - scores.max()) / params.temperature)
+    order = np.argsort(-weights, kind="stable")
+    held = weights[order][: params.top_k or None]
+    before = np.cumsum(held) - held
+    if params.top_p < 1:
+        assume(np.abs(before[1:] / held.sum() - params.top_p).min(initial=1) > 1e-9)
+    if params.min_p > 0:
+        assume(np.abs(weights[weights < 1] - params.min_p).min(initial=1) > 1e-9)
+    kept = held[((before < params.top_p * held.sum()) | (params.top_p >= 1)) & (held >= params.min_p)]
+    chosen = np.zeros_like(weights)
+    chosen[order[: len(kept)]] = kept
+    chosen[order[0]] = weights[order[0]]
+    cumulative = np.cumsum(chosen) / chosen.sum()
+    assume(np.abs(cumulative - uniform).min() > 1e-9)
+
+
+def test_a_large_vocabulary_is_filtered_alike() -> None:
+    """65,536 ids, with and without filters: the same ids as model.sampling."""
+    rng = np.random.default_rng(2)
+    scores, unused = rng.normal(size=65536).astype(np.float32) * 3, np.zeros(1, np.float32)
+    library = load_library(library_path())
+    for params in (SamplingParams(), SamplingParams(0.8, 40, 0.95, 0.0), SamplingParams(1.0, 0, 0.9, 0.001)):
+        for uniform in rng.random(3):
+            arguments = (params.temperature, params.top_k, params.top_p, params.min_p, uniform)
+            drawn = library.lh_sample(scores.ctypes.data, len(scores), *arguments, unused.ctypes.data)
+            assert drawn == _expected(scores, uniform, params)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda b: replace(b, slots=np.array([0, 4], np.int32)), r"slots\[1\] is not a slot"),
+        (lambda b: replace(b, slots=np.array([-1, 1], np.int32)), r"slots\[0\] is not a slot"),
+        (lambda b: replace(b, slots=np.array([1, 1], np.int32)), r"slots\[1\] is there twice"),
+        (lambda b: replace(b, steps=np.array([3, 0], np.int32)), r"steps\[1\]"),
+        (lambda b: replace(b, steps=np.array([4, 1], np.int32)), r"steps\[0\]"),
+        (lambda b: replace(b, forced=np.full((3, 2), FREE, np.int32)), r"forced\[0, 0\] is FREE"),
+        (lambda b: replace(b, forced=np.array([[1, 1], [2, 65], [1, 1]], np.int32)), r"forced\[1, 1\] is not an id"),
+        (lambda b: replace(b, forced=np.array([[1, 1], [2, -2], [1, 1]], np.int32)), r"forced\[1, 1\] is not an id"),
+        (lambda b: replace(b, uniforms=np.ones((3, 2))), r"uniforms\[0, 0\]"),
+        (lambda b: replace(b, uniforms=np.full((3, 2), np.nan)), r"uniforms\[0, 0\]"),
+        (lambda b: replace(b, temperature=np.array([1.0, np.nan])), "row 1: temperature"),
+        (lambda b: replace(b, top_k=np.array([-1, 0], np.int32)), "row 0: temperature"),
+        (lambda b: replace(b, slots=np.array([0, 1], np.int64)), "slots: got int64"),
+        (lambda b: replace(b, forced=b.forced.T), "forced|slots"),
+        (lambda b: replace(b, uniforms=np.asfortranarray(b.uniforms)), "not contiguous"),
+        (lambda b: replace(b, min_p=np.zeros(3)), "min_p"),
+    ],
+)
+def test_a_bad_block_is_refused_and_moves_nothing(change: object, words: str) -> None:
+    """ValueError names what is wrong; no state has changed."""
+    stepper = CpuStepper(network(), 4)
+    stepper.run(plain_block(4, 2))
+    before = [stepper.read(slot).tobytes() for slot in range(4)]
+    assert callable(change)
+    with pytest.raises(ValueError, match=words):
+        stepper.run(change(plain_block(2, 3)))
+    assert [stepper.read(slot).tobytes() for slot in range(4)] == before
+
+
+def test_bad_states_slots_and_weights_are_refused() -> None:
+    """ValueError for a state of another shape or type or with a NaN, for a slot that is not there, for NaN weights."""
+    stepper = CpuStepper(network(), 2)
+    good = stepper.read(0)
+    poisoned = good.copy()
+    poisoned[1, 0, 3] = np.nan
+    for state in (good[:, :1], good.astype(np.float64), poisoned):
+        with pytest.raises(ValueError, match="finite float32"):
+            stepper.write(0, state)
+    for slot in (-1, 2):
+        with pytest.raises(ValueError, match="slot: got"):
+            stepper.read(slot)
+    for value in (np.nan, np.inf, 1e39):
+        net = network()
+        net.rnn.weight_hh_l1.data[3, 3] = value
+        with pytest.raises(ValueError, match=r"rnn\.weight_hh_l1"):
+            CpuStepper(net, 2)
+
+
+def test_what_it_cannot_run_is_unsupported_with_the_reason(tmp_path: Path) -> None:
+    """gru, rnn, a table past its bound and a library that is not built raise Unsupported, which says so."""
+    with pytest.raises(Unsupported, match="this model is gru"):
+        CpuStepper(network(cell="gru"), 2)
+    with pytest.raises(Unsupported, match="MiB"):
+        CpuStepper(network(65536, 1500, 1, 1), 2)
+    with pytest.raises(Unsupported, match="not built"):
+        CpuStepper(network(), 2, library=tmp_path / "none.so")
+
+
+def test_closing_twice_is_fine_and_a_closed_stepper_says_so() -> None:
+    """close is idempotent; afterwards every call raises ValueError instead of touching freed memory."""
+    stepper = CpuStepper(network(hidden=128), 40, threads=2)
+    stepper.run(plain_block(40, 2))
+    stepper.close()
+    stepper.close()
+    with pytest.raises(ValueError, match="closed"):
+        stepper.run(plain_block(40, 2))
+
+
+def test_two_steppers_run_at_once() -> None:
+    """Steppers of two models, each on its own thread, while both share the cores, produce what they produce alone."""
+    nets = [network(hidden=96, layers=1), network(hidden=64, layers=3)]
+    expected = [bits(s, s.run(plain_block(30, 40))) for s in (CpuStepper(n, 30, threads=1) for n in nets)]
+    got: list[tuple[bytes, ...]] = [(), ()]
+
+    def play(i: int) -> None:
+        for _ in range(5):
+            stepper = CpuStepper(nets[i], 30, threads=2)
+            got[i] = bits(stepper, stepper.run(plain_block(30, 40)))
+            assert got[i] == expected[i]
+            stepper.close()
+
+    workers = [threading.Thread(target=play, args=(i,)) for i in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert got == expected
+
+
+def _other_builds() -> dict[str, tuple[list[str] | None, tuple[str, ...]]]:
+    """Name -> compiler (None where it is not there) and flags."""
+    found = {command[-1] if "ziglang" not in command else "zig": command for command in compilers()}
+    zig = [sys.executable, "-m", "ziglang", "cc"] if importlib.util.find_spec("ziglang") else None
+    main = compilers()[0] if compilers() else None
+    optimised = tuple(f for f in flags() if f != "-O3")
+    return {
+        "O1": (main, (*optimised, "-O1")),
+        "O2": (main, (*optimised, "-O2")),
+        "plain C": (main, (*flags(), "-DLONGHAND_PLAIN")),
+        "gcc": (found.get("gcc"), flags()),
+        "clang": (found.get("clang"), flags()),
+        "zig": (zig, flags()),
+    }
+
+
+@pytest.mark.parametrize("name", ["O1", "O2", "plain C", "gcc", "clang", "zig"])
+def test_another_build_gives_the_same_bits(name: str, tmp_path: Path) -> None:
+    """The bits depend on the source: not on the compiler, the optimisation or the vector instructions."""
+    compiler, options = _other_builds()[name]
+    if compiler is None:
+        pytest.skip(f"no {name} here")
+    compile_to(tmp_path / "other.so", compiler, options)
+    net = network(hidden=37, layers=2)
+    for precision in PRECISIONS:
+        results = []
+        for library in (None, tmp_path / "other.so"):
+            stepper, texts = CpuStepper(net, 8, precision, library=library), random_texts(7, 65, Random(1))
+            results.append(in_crowds(stepper, texts, Random(2)))
+        assert different(*results) == []
+
+
+def test_building_again_writes_nothing_and_failures_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second build is a no-op; with no compiler --optional says why and exits with 0, without it with 1."""
+    made = library_path().stat().st_mtime_ns
+    assert "up to date" in build()
+    assert library_path().stat().st_mtime_ns == made
+    monkeypatch.setattr(build_module, "library_path", lambda: tmp_path / "kernel.so")
+    monkeypatch.setattr(build_module, "compilers", list)
+    for arguments, code in ((["build", "--optional"], 0), (["build"], 1)):
+        monkeypatch.setattr(sys, "argv", arguments)
+        assert build_module.main() == code
+        assert "no C compiler" in capsys.readouterr().err
+
+
+def test_int8_costs_less_than_half_a_hundredth_of_a_nat() -> None:
+    """On a network trained for a moment on a made-up language, int8's loss is within 0.005 nats of float64's."""
+    ids, vocab = _made_up_text()
+    net = _trained(ids, vocab)
+    rows, steps = 32, 60
+    starts = np.arange(rows) * 90
+    window = np.stack([ids[s : s + steps + 1] for s in starts]).astype(np.int32)  # (B, K + 1)
+    with torch.no_grad():
+        logits, _ = net(torch.tensor(window[:, :-1].astype(np.int64)), net.zero_state(rows))
+    logprobs = torch.log_softmax(logits, dim=-1).numpy()
+    following = window[:, 1:, None].astype(np.int64)
+    targets = np.take_along_axis(logprobs, following, axis=2)[:, :, 0]  # (B, K)
+    # a uniform number in the middle of the next character's part of the distribution draws just that character
+    upto = np.take_along_axis(np.cumsum(np.exp(logprobs), axis=2), following, axis=2)[:, :, 0]
+    stepper, differences = CpuStepper(net, rows, "int8"), []
+    for k in range(steps):
+        block = plain_block(rows, 1, vocab)
+        block.forced[0], block.uniforms[0] = window[:, k], np.clip(upto[:, k] - np.exp(targets[:, k]) / 2, 0, 1 - 1e-9)
+        produced = stepper.run(block)
+        same = produced.ids[0] == window[:, k + 1]
+        differences.append(np.where(same, targets[:, k] - produced.logprobs[0], np.nan))
+    assert np.isnan(differences).mean() < 0.02  # characters too rare to be hit
+    assert abs(np.nanmean(differences)) < 0.005
+    assert -targets.mean() < 0.7 * np.log(vocab)  # it did learn
+
+
+def _made_up_text() -> tuple[np.ndarray, int]:
+    rng = Random(4)
+    syllables = ["ka", "lo", "mi", "ren", "tu", "sha", "vel", "o", "pir"]
+    words = ["".join(rng.choices(syllables, k=rng.randint(1, 3))) for _ in range(60)]
+    text = " ".join(rng.choice(words) + rng.choice(["", "", "", ",", ".\n"]) for _ in range(4000))
+    letters = {c: i for i, c in enumerate(sorted(set(text)))}
+    return np.array([letters[c] for c in text]), len(letters)
+
+
+def _trained(ids: np.ndarray, vocab: int) -> CharRNN:
+    torch.manual_seed(1)
+    net = CharRNN(ModelConfig(vocab, 64, 2, 16))
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for step in range(120):
+        starts = np.random.default_rng(step).integers(0, len(ids) - 41, 32)
+        batch = torch.tensor(np.stack([ids[s : s + 41] for s in starts]))
+        logits, _ = net(batch[:, :-1], net.zero_state(32))
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    return net.double()
+
+
+def test_crowd_blocks_are_well_formed() -> None:
+    """The harness feeds the prompt, then what was sampled, and draws each position's own uniform number."""
+    text = Text(prompt=[3, 1, 4], length=5, seed=9, params=SamplingParams())
+    block = block_of([text], [Played(fed=1)], [0], [4])
+    assert block.forced[:, 0].tolist() == [1, 4, FREE, FREE]
+    whole = block_of([text], [Played()], [0], [5])
+    assert (block.uniforms[:, 0] == whole.uniforms[1:, 0]).all()

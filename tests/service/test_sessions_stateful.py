@@ -1,0 +1,244 @@
+"""Random operations on sessions against a plain oracle: a session is nothing but its text, its seed and its model.
+
+`pytest tests/service/test_sessions_stateful.py --hypothesis-profile=many` runs 10,000 sequences instead of 60.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, multiple, rule
+
+from model.checkpoint import Checkpoint
+from model.generate import write
+from model.sampling import SamplingParams
+from model.stepper.reference import ReferenceStepper
+from service.engine.engine import Engine
+from service.errors import SessionConflict, TurnInterrupted, UnknownSession
+from service.generation import Generation, Policy
+from service.schemas import GenerateRequest
+from service.serving import Served, Serving
+from service.store.memory import MemorySessions
+from service.store.prefixes import MemoryPrefixes
+from service.turn import Turn
+from tests.conftest import ALPHABET, random_checkpoint
+from tests.servers import eventually
+
+MODELS = [random_checkpoint(n_layers=1, n_hidden=6, seed=s) for s in (1, 2)]
+TAIL = 40
+
+
+def engine_of(checkpoint: Checkpoint) -> Engine:
+    stepper = ReferenceStepper(checkpoint.network(), n_slots=4)
+    engine = Engine(stepper, checkpoint.vocab, checkpoint.fingerprint, max_waiting=20, block_s=0.002)
+    engine.start()
+    return engine
+
+
+@cache
+def engines() -> list[list[Engine]]:
+    """[worker][model]"""
+    return [[engine_of(checkpoint) for checkpoint in MODELS] for _ in range(2)]
+
+
+ALONE = [ReferenceStepper(checkpoint.network(), n_slots=1) for checkpoint in MODELS]
+
+
+@dataclass
+class Plain:
+    """The oracle's session: what its model has read, from which position, and the text as its client sees it."""
+
+    id: str
+    seed: int
+    model: int
+    read: str = ""
+    read_from: int = 0
+    text: str = ""
+    turn_start: int = 0  # the last turn can be put back to here
+    before: tuple[str, int, int] = ("", 0, 0)  # read, read_from, model before the last turn
+    prompt: str = ""
+    asked: dict[str, Any] = field(default_factory=dict)
+    interrupted: bool = False
+
+    def next(self, model: int, prompt: str, n: int, params: SamplingParams) -> str:
+        """What must come after `prompt`; begins the oracle's turn."""
+        self.before = (self.read, self.read_from, self.model)
+        if model != self.model:
+            self.read = self.text[-TAIL:]
+            self.read_from = len(self.text) - len(self.read)
+            self.model = model
+        self.turn_start, self.prompt = len(self.text), prompt
+        return "".join(write(ALONE[model], ALPHABET, self.read + prompt, n, params, self.seed, start=self.read_from))
+
+    def shown(self, characters: str) -> None:
+        self.read += characters
+        self.text += characters
+
+    def back_to(self, position: int) -> None:
+        """Forget what came after a position of the last turn."""
+        cut = len(self.text) - position
+        self.text = self.text[:position]
+        if position == self.turn_start:
+            self.read, self.read_from, self.model = self.before
+        elif cut:
+            self.read = self.read[:-cut]
+
+
+PARAMS = st.builds(
+    SamplingParams, st.sampled_from([0.0, 0.7, 1.0]), st.sampled_from([0, 3]), st.sampled_from([0.8, 1.0]), st.just(0.0)
+)
+TEXT = st.text(st.sampled_from(ALPHABET.characters), max_size=6)
+LENGTH = st.integers(0, 25)
+
+
+class Sessions(RuleBasedStateMachine):
+    """Two workers, two models, one store."""
+
+    sessions = Bundle("sessions")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = self.make_store()
+        self.model = 0
+        self.serving = [Serving(), Serving()]
+        self.workers = [
+            Generation(serving, self.store, MemoryPrefixes(), Policy(1000, 60.0, 0.0, TAIL)) for serving in self.serving
+        ]
+        self.swap(0)
+
+    def make_store(self) -> Any:
+        return MemorySessions(60.0)
+
+    def swap(self, model: int) -> None:
+        self.model = model
+        for worker, serving in enumerate(self.serving):
+            serving.serve(Served(engines()[worker][model], f"model {model}"))
+
+    def ask(self, prompt: str, n: int, p: SamplingParams, **more: Any) -> GenerateRequest:
+        return GenerateRequest(
+            prompt=prompt, max_chars=n, temperature=p.temperature, top_k=p.top_k, top_p=p.top_p, min_p=p.min_p, **more
+        )
+
+    def read(self, turn: Turn, at_least: int | None = None) -> str:
+        """A turn's text, to its end and committed, or the pieces until so much is there."""
+        text = ""
+        for piece in turn.pieces(5.0):
+            text += piece.text if piece else ""
+            if at_least is not None and len(text) >= at_least:
+                return text
+        if at_least is None:
+            assert turn.finish().saved
+        return text
+
+    @rule(target=sessions, worker=st.integers(0, 1), prompt=TEXT, n=LENGTH, params=PARAMS, seed=st.integers(0, 5))
+    def begin(self, worker: int, prompt: str, n: int, params: SamplingParams, seed: int) -> Plain:
+        turn = self.workers[worker].open(self.ask(prompt, n, params, seed=seed))
+        plain = Plain(turn.opening()["session_id"], seed, self.model)
+        expected = plain.next(self.model, prompt, n, params)
+        assert self.read(turn) == expected
+        plain.shown(prompt + expected)
+        return plain
+
+    @rule(plain=sessions, worker=st.integers(0, 1), prompt=TEXT, n=LENGTH, params=PARAMS)
+    def go_on(self, plain: Plain, worker: int, prompt: str, n: int, params: SamplingParams) -> None:
+        request = self.ask(prompt, n, params, session_id=plain.id)
+        if plain.interrupted:
+            with pytest.raises(TurnInterrupted):
+                self.workers[worker].open(request)
+            return
+        expected = plain.next(self.model, prompt, n, params)
+        turn = self.workers[worker].open(request)
+        assert turn.opening()["position"] == len(plain.text) + len(prompt)
+        assert self.read(turn) == expected
+        plain.shown(prompt + expected)
+
+    @rule(
+        plain=sessions,
+        worker=st.integers(0, 1),
+        n=st.integers(1, 25),
+        params=PARAMS,
+        at=st.integers(0, 25),
+        dies=st.booleans(),
+    )
+    def cut(self, plain: Plain, worker: int, n: int, params: SamplingParams, at: int, dies: bool) -> None:
+        """The worker dies in mid-stream, or the client leaves; then the stream is asked for again elsewhere."""
+        if plain.interrupted:
+            return
+        expected = plain.next(self.model, "", n, params)
+        turn = self.workers[worker].open(self.ask("", n, params, session_id=plain.id))
+        seen = self.read(turn, at_least=min(at, n))
+        if dies:
+            turn.sequence.stream.close()  # nothing of it will be heard of again
+        else:
+            turn.close()
+        rest = self.read(self.workers[1 - worker].resume(plain.id, len(plain.text) + len(seen)))
+        assert seen + rest == expected
+        plain.shown(expected)
+
+    @rule(plain=sessions, worker=st.integers(0, 1), n=st.integers(1, 25), params=PARAMS, at=st.integers(0, 25))
+    def die(self, plain: Plain, worker: int, n: int, params: SamplingParams, at: int) -> None:
+        """The worker dies and nobody asks for the stream: the client has seen a part."""
+        if plain.interrupted:
+            return
+        expected = plain.next(self.model, "", n, params)
+        turn = self.workers[worker].open(self.ask("", n, params, session_id=plain.id))
+        seen = self.read(turn, at_least=min(at, n - 1))
+        turn.sequence.stream.close()
+        turn.lease.renew_at = float("inf")  # type: ignore[union-attr]
+        self.store.abandon(plain.id, turn.lease.token)  # type: ignore[union-attr]  # as if its lease had run out
+        assert expected.startswith(seen)
+        plain.shown(seen)
+        plain.interrupted = True
+
+    @rule(plain=sessions, worker=st.integers(0, 1), back=st.integers(0, 40), n=LENGTH, params=PARAMS)
+    def rewind(self, plain: Plain, worker: int, back: int, n: int, params: SamplingParams) -> None:
+        position = len(plain.text) - back
+        request = self.ask("", n, params, session_id=plain.id, position=max(position, 0))
+        here = max(position, 0) == len(plain.text) and not plain.interrupted
+        unreachable = position < plain.turn_start or plain.model != self.model
+        if not here and max(position, 0) != plain.turn_start and unreachable:
+            with pytest.raises(SessionConflict):
+                self.workers[worker].open(request)
+            return
+        plain.back_to(max(position, 0))
+        plain.interrupted = False
+        expected = plain.next(self.model, "", n, params)
+        assert self.read(self.workers[worker].open(request)) == expected
+        plain.shown(expected)
+
+    @rule(target=sessions, plain=sessions, worker=st.integers(0, 1))
+    def fork(self, plain: Plain, worker: int) -> Any:
+        if plain.interrupted:
+            return multiple()
+        try:
+            id, session = self.workers[worker].fork(plain.id, None, None)
+        except Exception:
+            assert not plain.text
+            return multiple()
+        assert session.position == len(plain.text)
+        twin = Plain(id, plain.seed, plain.model, plain.read, plain.read_from, plain.text, len(plain.text))
+        twin.before = (plain.read, plain.read_from, plain.model)
+        return twin
+
+    @rule(plain=consumes(sessions), worker=st.integers(0, 1))
+    def delete(self, plain: Plain, worker: int) -> None:
+        assert self.store.delete(plain.id)
+        with pytest.raises(UnknownSession):
+            self.workers[worker].open(self.ask("", 1, SamplingParams(), session_id=plain.id))
+        with pytest.raises(UnknownSession):
+            self.workers[worker].resume(plain.id, None)
+
+    @rule()
+    def another_model_is_promoted(self) -> None:
+        self.swap(1 - self.model)
+
+    def teardown(self) -> None:
+        """Whatever was cut off, no text is left running."""
+        eventually(lambda: all(e.in_flight == 0 for worker in engines() for e in worker))
+
+
+TestSessions = Sessions.TestCase

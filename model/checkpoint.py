@@ -2,11 +2,12 @@
 
 The file is safetensors with JSON in its metadata, so nothing in it can run. It is written under a temporary name,
 synced and renamed, so a reader sees a whole file or none. `promoted.json` beside the files names the one to serve, and
-the ones before it, the newest first.
+the ones before it, the newest first; whoever changes it holds a lock on the folder.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
@@ -29,8 +30,9 @@ from model.errors import CheckpointError, ModelError
 from model.network import CharRNN
 from model.vocab import Vocabulary
 
-_FORMAT = "longhand-1"
-_PROMOTED = "promoted.json"
+FORMAT = "longhand-1"
+PROMOTED = "promoted.json"
+_REMEMBERED = 20  # promotions that can be undone
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\.safetensors")  # a name that cannot leave the folder
 
 
@@ -47,6 +49,7 @@ class Checkpoint:
     train_loss: float  # nats per character, a running mean over the last windows
     corpus_sha256: str
     options: Mapping[str, Any]  # the TrainConfig of the run
+    self_test: str = ""  # what the trainer saw it write, see model.self_test; empty when nobody looked
     created: str = ""  # UTC, ISO 8601
 
     @property
@@ -73,7 +76,7 @@ class Checkpoint:
         """Write the file; raised: CheckpointError naming the path when the disk refuses, with nothing half-written."""
         stamped = replace(self, created=self.created or datetime.now(UTC).isoformat(timespec="seconds"))
         meta = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "config": json.dumps(asdict(self.config)),
             "vocab": json.dumps(self.vocab.characters),
             "fingerprint": self.fingerprint,
@@ -86,6 +89,7 @@ class Checkpoint:
                     "step": self.step,
                     "corpus_sha256": self.corpus_sha256,
                     "options": dict(self.options),
+                    "self_test": self.self_test,
                     "created": stamped.created,
                 }
             ),
@@ -105,8 +109,8 @@ def load(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as f:
             meta = f.metadata() or {}
-            if meta.get("format") != _FORMAT:
-                raise CheckpointError(f"checkpoint {path}: format is {meta.get('format')!r}, expected {_FORMAT!r}")
+            if meta.get("format") != FORMAT:
+                raise CheckpointError(f"checkpoint {path}: format is {meta.get('format')!r}, expected {FORMAT!r}")
             weights = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - safe_open is not a mapping
         run = json.loads(meta["run"])
         checkpoint = Checkpoint(
@@ -119,6 +123,7 @@ def load(path: Path) -> Checkpoint:
             train_loss=float(run["train_loss"]),
             corpus_sha256=run["corpus_sha256"],
             options=run["options"],
+            self_test=run.get("self_test", ""),
             created=run["created"],
         )
     except FileNotFoundError as e:
@@ -157,20 +162,33 @@ def _check_weights(path: Path, checkpoint: Checkpoint) -> None:
 
 def promote(path: Path) -> None:
     """Make this file the one that its folder's readers serve."""
-    folder = path.parent
-    before = [name for name in _promotions(folder) if name != path.name]
-    with atomic(folder / _PROMOTED) as f:
-        f.write(json.dumps({"checkpoint": path.name, "before": before}, indent=1).encode())
+    with _locked(path.parent):
+        before = [name for name in promotions(path.parent) if name != path.name]
+        _record(path.parent, [path.name, *before])
+
+
+def roll_back(folder: Path) -> Path:
+    """Promote the predecessor: undo the last promotion. Again, and it goes one further back.
+
+    Raised: CheckpointError when there is none.
+    """
+    with _locked(folder):
+        left = [name for name in promotions(folder)[1:] if (folder / name).is_file()]
+        if not left:
+            raise CheckpointError(f"{folder}: no promotion came before this one, or its file is gone")
+        _record(folder, left)
+    return folder / left[0]
 
 
 def promoted(folder: Path) -> Path | None:
     """The file to serve, or None where there is none. Raised: CheckpointError for a promoted.json that is broken."""
-    names = _promotions(folder)
+    names = promotions(folder)
     return folder / names[0] if names else None
 
 
-def _promotions(folder: Path) -> list[str]:
-    path = folder / _PROMOTED
+def promotions(folder: Path) -> list[str]:
+    """File names, the promoted one first, then those before it. Raised: CheckpointError as above."""
+    path = folder / PROMOTED
     try:
         record = json.loads(path.read_bytes())
         names = [record["checkpoint"], *record["before"]]
@@ -184,6 +202,25 @@ def _promotions(folder: Path) -> list[str]:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise CheckpointError(f"{path}: names {name!r}, expected a file name like val1.4302-step004200.safetensors")
     return names
+
+
+def _record(folder: Path, names: list[str]) -> None:
+    with atomic(folder / PROMOTED) as f:
+        f.write(json.dumps({"checkpoint": names[0], "before": names[1:_REMEMBERED]}, indent=1).encode())
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One writer of promoted.json at a time, in any process; the lock goes with its holder, however that ends."""
+    try:
+        directory = os.open(folder, os.O_RDONLY)
+    except OSError as e:
+        raise CheckpointError(f"{folder}: cannot be opened ({e.strerror}), expected a folder of checkpoints") from e
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
 
 
 @contextmanager

@@ -92,12 +92,30 @@ class Corpus:
         cls, vocab: Vocabulary, ids: Ids, sha256: str, config: TrainConfig, notes: Sequence[str] = ()
     ) -> Corpus:
         """Split ids (N,). Raised: TextError when they are too few, with sizes that would fit."""
-        n_test = int(len(ids) * config.test_fraction)
-        n_val = int(len(ids) * config.val_fraction)
+        check_lengths([len(ids)], config)
+        n_val, n_test = _held_out(len(ids), config)
         n_train = len(ids) - n_val - n_test
-        _check_size(len(ids), n_train, n_val, n_test, config)
         parts = ids[:n_train], ids[n_train : n_train + n_val], ids[n_train + n_val :]
         return cls(vocab, parts[0], parts[1], sha256, tuple(notes), parts[2])
+
+    @classmethod
+    def from_texts(cls, texts: Sequence[str], config: TrainConfig, notes: Sequence[str] = ()) -> Corpus:
+        """Several texts as one: each is split, so that the end of each of them validates.
+
+        Raised: TextError when a text is too short to be split, all are too short to be trained on, or they have too
+        many distinct characters.
+        """
+        vocab = Vocabulary.of("".join(texts), config.max_vocab)
+        check_lengths([len(text) for text in texts], config)
+        parts: list[list[Ids]] = [[], [], []]
+        for text in texts:
+            ids: Ids = vocab.encode(text).astype(id_type(vocab))
+            n_val, n_test = _held_out(len(ids), config)
+            cuts = np.split(ids, [len(ids) - n_val - n_test, len(ids) - n_test])
+            for part, cut in zip(parts, cuts, strict=True):
+                part.append(cut)
+        train, val, test = (np.concatenate(part) for part in parts)
+        return cls(vocab, train, val, text_sha256("".join(texts)), tuple(notes), test)
 
     @classmethod
     def from_file(cls, path: Path, config: TrainConfig) -> Corpus:
@@ -118,20 +136,32 @@ def id_type(vocab: Vocabulary) -> type[np.uint8] | type[np.uint16]:
     return np.uint8 if len(vocab) <= 256 else np.uint16
 
 
-def _check_size(n: int, n_train: int, n_val: int, n_test: int, config: TrainConfig) -> None:
+def check_lengths(lengths: Sequence[int], config: TrainConfig) -> None:
+    """Whether texts of so many characters can be trained on. Raised: TextError saying what they would need."""
+    held_out = [_held_out(n, config) for n in lengths]
+    n, n_train = sum(lengths), sum(lengths) - sum(map(sum, held_out))
+    n_val, n_test = (min(part) for part in zip(*held_out, strict=True))  # of the shortest text
     need_train = config.batch_size * (config.seq_length + 1)
     if n_train >= need_train and n_val >= 2 and (n_test >= 2 or not config.test_fraction):
         return
-    held_out = config.val_fraction + config.test_fraction
-    needed = int(need_train / (1 - held_out)) + 1
-    for fraction in (config.val_fraction, config.test_fraction):
-        needed = max(needed, int(2 / fraction) + 1 if fraction else 0)
-    fits = f"; a batch_size of 1 and a seq_length of {n_train - 1} would fit" if n_train >= 2 and n_val >= 2 else ""
-    raise TextError(
-        f"the text has {n} characters, {n_train} of them to train on; expected at least {needed} (batch_size "
-        f"{config.batch_size} x seq_length {config.seq_length}, val_fraction {config.val_fraction}): give it more "
-        f"text, or a smaller batch_size or seq_length{fits}"
+    need_each = max(
+        int(2 / fraction) + 1 if fraction else 0 for fraction in (config.val_fraction, config.test_fraction)
     )
+    needed = max(int(need_train / (1 - config.val_fraction - config.test_fraction)) + 1, need_each)
+    fits = f"; a batch_size of 1 and a seq_length of {n_train - 1} would fit" if n_train >= 2 and n_val >= 2 else ""
+    several = len(lengths) > 1
+    whose = f"the {len(lengths)} texts (the shortest of {min(lengths)}) have" if several else "the text has"
+    raise TextError(
+        f"{whose} {n} characters, {n_train} of them to train on; expected at least {needed}"
+        f"{f', and {need_each} in each text' if several else ''} (batch_size {config.batch_size} x seq_length "
+        f"{config.seq_length}, val_fraction {config.val_fraction}): give it more text, or a smaller batch_size or "
+        f"seq_length{fits}"
+    )
+
+
+def _held_out(n_characters: int, config: TrainConfig) -> tuple[int, int]:
+    """How many characters of a text validate, and how many test."""
+    return int(n_characters * config.val_fraction), int(n_characters * config.test_fraction)
 
 
 class Streams:

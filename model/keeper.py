@@ -23,6 +23,7 @@ from model.evaluate import look
 from model.learner import Learner
 from model.ranks import Ranks
 from model.run import RunFolder
+from model.self_test import with_self_test
 
 MOST_CHARACTERS = 1_000_000
 """Of the validation part of a large text so many are read, evenly placed: a tenth of a gigabyte would take an hour."""
@@ -79,7 +80,7 @@ class Keeper:
             corpus_sha256=self._corpus.sha256,
             options=self._config.as_dict(),
         )
-        path = checkpoint.save(self._folder)
+        path = with_self_test(checkpoint).save(self._folder)
         beaten = self._removable(s.best_path, path)
         s.best, s.best_path, s.since_best = val_loss, path, 0
         return beaten

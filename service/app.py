@@ -3,77 +3,130 @@
 from __future__ import annotations
 
 import atexit
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import torch
-from flask import Flask
+from flask import Blueprint, Flask, request
 from flask.json.provider import DefaultJSONProvider
 
-from model import checkpoint
-from model.checkpoint import Checkpoint
-from model.errors import CheckpointError
-from model.stepper import Stepper
-from model.stepper.reference import ReferenceStepper
+from model import checkpoint, self_test
+from model.stepper.choose import choose
 from service import errors
+from service.auth import Keys, Limits
+from service.corpora import Corpora
 from service.engine.engine import Engine
+from service.errors import StoreAway
 from service.generation import Generation, Policy
-from service.routes import generate, health, sessions
+from service.jobs.queue import JobQueue
+from service.reload import Reloader
+from service.routes import corpora, generate, health, jobs, models, sessions
 from service.serving import Served, Serving
-from service.settings import Settings, read_settings
+from service.settings import Settings, loopback_only, read_settings
 from service.store.connect import connect
 from service.store.memory import MemorySessions
 from service.store.prefixes import MemoryPrefixes, PrefixStore, RedisPrefixes
+from service.store.promotions import MemoryPromotions, Promotions, RedisPromotions
 from service.store.redis import RedisSessions
 from service.store.sessions import SessionStore
 
+log = logging.getLogger(__name__)
+
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """Load the promoted model, start its engine, and connect the routes to them.
+    """Connect the routes to what they need, and serve what is promoted, now and whenever that changes.
 
-    Raised: SettingsError, CheckpointError.
+    Raised: SettingsError.
     """
     settings = settings or read_settings()
     store: SessionStore
     prefixes: PrefixStore
+    promotions: Promotions
+    queue: JobQueue | None = None
     if settings.redis_url:
         client = connect(settings.redis_url)
         store = RedisSessions(client, settings.session_ttl_s, settings.turn_ttl_s)
-        prefixes = RedisPrefixes(client, settings.prefix_ttl_s)
+        prefixes, promotions = RedisPrefixes(client, settings.prefix_ttl_s), RedisPromotions(client)
+        if "+cluster" not in settings.redis_url:  # RQ has no way with one: trainings want a Redis of their own then
+            queue = JobQueue(client, settings.max_queued_jobs)
     else:
         store, prefixes = MemorySessions(settings.session_ttl_s, settings.turn_ttl_s), MemoryPrefixes()
-    serving = Serving()
+        promotions = MemoryPromotions()
+    serving = Serving(lambda: _first_job(queue))
+    reloader = Reloader(serving, settings.checkpoint_dir, lambda path: load(path, settings), promotions.wait)
     policy = Policy(settings.max_chars, settings.lease_s, settings.snapshot_s, settings.session_tail_chars)
     generation = Generation(serving, store, prefixes, policy)
+    texts = Corpora(settings.corpora_dir, settings.max_corpus_bytes)
 
     app = Flask(__name__, static_folder=None)
     app.json = _Json(app)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     errors.register(app)
-    app.register_blueprint(generate.blueprint(generation))
-    app.register_blueprint(sessions.blueprint(generation, store))
-    app.register_blueprint(health.blueprint(serving, store))
+    keys = Keys(settings.admin_key, settings.api_keys, loopback_only=loopback_only(settings))
+    limits = Limits(settings.rate_limit, settings.redis_url)
+    for blueprint in (generate.blueprint(generation), sessions.blueprint(generation, store)):
+        app.register_blueprint(_guarded(blueprint, _check_api(keys, limits)))
+    for blueprint in (
+        jobs.blueprint(queue, texts),
+        models.blueprint(settings.checkpoint_dir, serving, promotions),
+        corpora.blueprint(texts, settings.max_corpus_bytes),
+    ):
+        app.register_blueprint(_guarded(blueprint, _check_admin(keys)))
+    app.register_blueprint(health.blueprint(serving, store, reloader))
 
-    serving.serve(_load(settings))
+    reloader.start()
     atexit.register(serving.stop)
+    atexit.register(reloader.stop)
     return app
 
 
-def _load(settings: Settings) -> Served:
-    """The promoted checkpoint on a running engine."""
-    path = checkpoint.promoted(settings.checkpoint_dir)
-    if path is None:
-        raise CheckpointError(
-            f"{settings.checkpoint_dir}: nothing has been promoted; python -m model train makes a model"
-        )
+def load(path: Path, settings: Settings) -> Served:
+    """A checkpoint on an engine that runs, tested and warm. Raised: CheckpointError."""
     loaded = checkpoint.load(path)
+    self_test.check(loaded)
+    stepper, why = choose(loaded.network(), settings.slots, settings.device, settings.precision)
+    log.info("stepper: %s", why)
+    self_test.warm(stepper, loaded)
     engine = Engine(
-        _stepper(loaded, settings),
+        stepper,
         loaded.vocab,
         loaded.fingerprint,
         max_waiting=settings.max_waiting,
         block_s=settings.block_ms / 1000,
     )
     engine.start()
-    return Served(engine, path.name)
+    return Served(engine, path.name, stepper)
+
+
+def _first_job(queue: JobQueue | None) -> dict[str, Any]:
+    """What is told while there is no model: the job that makes one."""
+    try:
+        job_id = queue.first() if queue is not None else None
+    except StoreAway:
+        return {}
+    return {"job": f"/jobs/{job_id}"} if job_id is not None else {}
+
+
+def _guarded(blueprint: Blueprint, check: Callable[[], None]) -> Blueprint:
+    blueprint.before_request(check)
+    return blueprint
+
+
+def _check_admin(keys: Keys) -> Callable[[], None]:
+    def check() -> None:
+        keys.check_admin(request.headers.get("Authorization"), request.host, request.remote_addr or "")
+
+    return check
+
+
+def _check_api(keys: Keys, limits: Limits) -> Callable[[], None]:
+    def check() -> None:
+        authorization = request.headers.get("Authorization")
+        keys.check_api(authorization, request.remote_addr or "")
+        limits.check(keys.who(authorization, request.remote_addr or ""))
+
+    return check
 
 
 class _Json(DefaultJSONProvider):
@@ -81,10 +134,3 @@ class _Json(DefaultJSONProvider):
 
     ensure_ascii = False
     sort_keys = False
-
-
-def _stepper(loaded: Checkpoint, settings: Settings) -> Stepper:
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return ReferenceStepper(loaded.network(), settings.slots, device=device)

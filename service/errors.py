@@ -5,12 +5,22 @@ ServiceError
 │   ├── MalformedBody    400  the body is not JSON at all
 │   ├── BodyTooLarge     413
 │   └── WrongMediaType   415
+├── Unauthorized         401  a key is asked for, and none or a wrong one was sent
+├── Forbidden            403  not with this key, or not from there
 ├── UnknownSession       404  no such session, or it has expired
+├── UnknownJob           404  no such job, or it is long over
+├── UnknownModel         404  no such checkpoint
+├── UnknownCorpus        404  no such corpus
 ├── NoTurn               404  the session remembers no turn to go on with
 ├── SessionConflict      409  someone else is writing this session, or it is not where it should be
 │   ├── TurnInterrupted  409  its last turn was cut off: resume it, or say with `position` what you have
 │   └── ModelChanged     409  its state was made by another model
+├── JobHasEnded          409  what has ended cannot be cancelled
+├── ModelConflict        409  this checkpoint cannot be promoted, or there is none to go back to
+├── CorpusConflict       409  this corpus is there already, or cannot be changed
 ├── Overloaded           429  every slot and every place in the line is taken
+│   ├── JobsFull         429  every place in the line of trainings is taken
+│   └── TooMany          429  this client asks too often
 ├── NoModel              503  no checkpoint has been promoted yet
 ├── StoreAway            503  the session store does not answer
 ├── Draining             503  this worker is stopping
@@ -70,16 +80,64 @@ class WrongMediaType(BadRequest):
     status, code = 415, "wrong_media_type"
 
 
+class Unauthorized(ServiceError):
+    """Raised when a key is asked for, and none or a wrong one was sent."""
+
+    status, code = 401, "unauthorized"
+
+
+class Forbidden(ServiceError):
+    """Raised when this may not be done with this key, or not from there."""
+
+    status, code = 403, "forbidden"
+
+
 class UnknownSession(ServiceError):
     """Raised when a session does not exist, or no longer."""
 
     status, code = 404, "unknown_session"
 
 
+class UnknownJob(ServiceError):
+    """Raised when a job does not exist, or is long over."""
+
+    status, code = 404, "unknown_job"
+
+
+class UnknownModel(ServiceError):
+    """Raised when no checkpoint has this fingerprint."""
+
+    status, code = 404, "unknown_model"
+
+
+class UnknownCorpus(ServiceError):
+    """Raised when no corpus has this name."""
+
+    status, code = 404, "unknown_corpus"
+
+
 class SessionConflict(ServiceError):
     """Raised when a session is being written by another request, or was; details carry `position`."""
 
     status, code = 409, "session_conflict"
+
+
+class JobHasEnded(ServiceError):
+    """Raised when a job that has ended is to be cancelled; details carry `state`."""
+
+    status, code = 409, "job_has_ended"
+
+
+class ModelConflict(ServiceError):
+    """Raised when a checkpoint cannot be promoted, or there is none to go back to."""
+
+    status, code = 409, "model_conflict"
+
+
+class CorpusConflict(ServiceError):
+    """Raised when a corpus is there already, or is one that cannot be changed."""
+
+    status, code = 409, "corpus_conflict"
 
 
 class NoTurn(ServiceError):
@@ -104,6 +162,18 @@ class Overloaded(ServiceError):
     """Raised when every slot and every place in the line is taken."""
 
     status, code, retry_after_s = 429, "overloaded", 1
+
+
+class JobsFull(Overloaded):
+    """Raised when every place in the line of trainings is taken."""
+
+    code, retry_after_s = "jobs_full", 60
+
+
+class TooMany(Overloaded):
+    """Raised when a client asks more often than it may; its `retry_after_s` is its own."""
+
+    code = "too_many_requests"
 
 
 class NoModel(ServiceError):
@@ -157,4 +227,8 @@ def answer(error: ServiceError) -> Response:
     response.status_code = error.status
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, BodyTooLarge):
+        response.headers["Connection"] = "close"  # or the rest of the body would be read as the next request
     return response

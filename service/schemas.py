@@ -12,6 +12,7 @@ from service.store.sessions import SESSION_ID
 
 SessionId = Annotated[str, StringConstraints(pattern=f"^{SESSION_ID}$")]
 MAX_STOPS, MAX_STOP_CHARS = 16, 256
+MAX_CORPORA = 64
 
 
 class Body(BaseModel):
@@ -59,6 +60,40 @@ class GenerateRequest(Body):
     @property
     def sampling(self) -> SamplingParams:
         return SamplingParams(self.temperature, self.top_k, self.top_p, self.min_p)
+
+
+class RetrainRequest(Body):
+    """POST /retrain. Beside these, any setting of the network or of its training, by its name."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
+
+    corpus: str | list[str] = Field(
+        "shakespeare", description="one text or several, by name; the end of each validates"
+    )
+    preset: str = Field("quick", description="a starting point; any setting given beside it overrides it")
+    promote: Literal["if_better", "always", "never"] = Field(
+        "if_better", description="if_better: only when it beats the promoted model on the same validation text"
+    )
+    warm_start: bool = Field(False, description="begin with the promoted model's weights")
+
+    @field_validator("corpus")
+    @classmethod
+    def _corpora(cls, value: str | list[str]) -> str | list[str]:
+        if isinstance(value, list) and not (1 <= len(value) <= MAX_CORPORA and len(set(value)) == len(value)):
+            raise ValueError(f"expected 1 to {MAX_CORPORA} names, each once")
+        return value
+
+    @property
+    def corpora(self) -> list[str]:
+        return [self.corpus] if isinstance(self.corpus, str) else self.corpus
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Nothing(Body):
+    """The body of a request that says all in its path: empty, or {}."""
 
 
 class ForkRequest(Body):

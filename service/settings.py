@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_KEY_CHARS = 16
+_SECRETS = ("admin_key", "api_keys")
 
 
 class SettingsError(Exception):
@@ -28,7 +32,12 @@ class Settings(BaseSettings):
         "", description="where sessions live; empty keeps them in this process, so WORKERS must be 1"
     )
     checkpoint_dir: Path = Field(Path("data/checkpoints"), description="its promoted.json names the model to serve")
+    corpora_dir: Path = Field(Path("data/corpora"), description="training texts that were sent to the service")
+    runs_dir: Path = Field(Path("data/runs"), description="where trainings work, a folder each, gone when they end")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
+    precision: Literal["fp32", "int8"] = Field(
+        "fp32", description="of the native CPU stepper's weights; int8 is twice as fast"
+    )
     slots: int = Field(64, ge=1, le=4096, description="texts that are written at the same time")
     max_waiting: int = Field(64, ge=0, le=65536, description="places in the line before the slots; beyond it: 429")
     block_ms: float = Field(20.0, ge=1, le=1000, description="how long a block should take: the pace of stream events")
@@ -46,6 +55,36 @@ class Settings(BaseSettings):
     )
     snapshot_s: float = Field(1.0, gt=0, le=3600, description="a running stream's state is saved so often")
     lease_s: float = Field(10.0, ge=0.5, le=3600, description="after so long without a word, a turn counts as lost")
+    admin_key: str = Field("", description="guards retrain, jobs, corpora and models; without it: on loopback only")
+    api_keys: Annotated[tuple[str, ...], NoDecode] = Field((), description="comma-separated; set, generating needs one")
+    rate_limit: str = Field("", description="what one key or address may generate, like 60/minute; empty: no limit")
+    max_queued_jobs: int = Field(8, ge=1, le=1000, description="places in the line of trainings; beyond it: 429")
+    max_corpus_bytes: int = Field(1 << 28, ge=1024, le=1 << 40, description="the largest training text")
+    keep_models: int = Field(
+        10, ge=1, le=10_000, description="checkpoints kept, beside the promoted and the one before"
+    )
+
+    @field_validator("admin_key")
+    @classmethod
+    def _long_enough(cls, value: str) -> str:
+        if value and (len(value) < _KEY_CHARS or value != value.strip()):
+            raise ValueError(f"expected at least {_KEY_CHARS} characters, none of them a space")
+        return value
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split(cls, value: str | tuple[str, ...]) -> tuple[str, ...]:
+        keys = tuple(key.strip() for key in value.split(",")) if isinstance(value, str) else value
+        for key in keys:
+            cls._long_enough(key or " ")
+        return keys
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _rate(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[1-9][0-9]{0,8}/(second|minute|hour|day)", value):
+            raise ValueError("expected a number and a span, like 60/minute (second, minute, hour, day)")
+        return value
 
 
 def read_settings() -> Settings:
@@ -53,13 +92,18 @@ def read_settings() -> Settings:
     try:
         settings = Settings()  # type: ignore[call-arg]  # every field has a default, in the form Field(default, ...)
     except ValidationError as e:
-        lines = [f"{str(x['loc'][0]).upper()}={x['input']!r}: {x['msg']}" for x in e.errors()]
+        lines = [_line(str(x["loc"][0]), x["input"], x["msg"]) for x in e.errors()]
         raise SettingsError("; ".join(lines)) from e
     if settings.workers > 1 and not settings.redis_url:
         raise SettingsError(
             f"WORKERS={settings.workers!r}: more than one needs REDIS_URL, or they would not share sessions"
         )
     return settings
+
+
+def _line(name: str, value: Any, message: str) -> str:
+    shown = "..." if name in _SECRETS else repr(value)
+    return f"{name.upper()}={shown}: {message.removeprefix('Value error, ')}"
 
 
 def loopback_only(settings: Settings) -> bool:
@@ -70,4 +114,4 @@ def loopback_only(settings: Settings) -> bool:
 def describe() -> str:
     """All settings with their defaults and reasons, one a line."""
     fields = Settings.model_fields.items()
-    return os.linesep.join(f"{name.upper()}={field.default}  # {field.description}" for name, field in fields)
+    return os.linesep.join(f"{name.upper()}={field.default or ''}  # {field.description}" for name, field in fields)

@@ -64,7 +64,7 @@ class Event:
     """A server-sent event."""
 
     name: str = "message"
-    id: int | None = None
+    id: Any = None  # a position; or what a stream of another kind counts by
     data: dict[str, Any] = field(default_factory=dict)
 
 
@@ -163,6 +163,35 @@ class Service:
         return "".join(e.data["text"] for e in self.events(**body) if e.name == "message")
 
 
+class Worker:
+    """The process that trains, which can be killed; keyword arguments are its environment."""
+
+    def __init__(self, **environment: str) -> None:
+        self._environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "service.jobs"]
+        self.process = subprocess.Popen(command, cwd=ROOT, env=self._environment, stderr=subprocess.DEVNULL)
+
+    def horse(self) -> int | None:
+        """The process id of the training that runs, if one does."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(children[0]) if children else None
+
+    def kill(self) -> None:
+        """As if its machine had lost power; what it forked is not told."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        assert self.process is not None
+        self.process.terminate()
+        self.process.wait()
+
+
 def parse_events(stream: str) -> list[Event]:
     events = []
     for block in stream.split("\n\n"):
@@ -172,7 +201,7 @@ def parse_events(stream: str) -> list[Event]:
             if name == "event":
                 event.name = value
             elif name == "id":
-                event.id = int(value)
+                event.id = int(value) if value.isdigit() else value
             elif name == "data":
                 event.data = json.loads(value)
         if event.data:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flask import Blueprint, Response, jsonify
 
-from service.errors import StoreAway
+from service.errors import NoModel, StoreAway
+from service.reload import Reloader
 from service.serving import Serving
 from service.store.sessions import SessionStore
 
 
-def blueprint(serving: Serving, sessions: SessionStore) -> Blueprint:
+def blueprint(serving: Serving, sessions: SessionStore, reloader: Reloader) -> Blueprint:
     routes = Blueprint("health", __name__)
 
     @routes.get("/healthz")
@@ -18,20 +21,40 @@ def blueprint(serving: Serving, sessions: SessionStore) -> Blueprint:
 
     @routes.get("/readyz")
     def readyz() -> Response:
-        """Ready with sessions away: what needs none is answered, and taking every worker out would end that too."""
-        model = serving.current
+        """Ready with sessions away: what needs none is answered, and taking every worker out would end that too.
+
+        Ready too while the first model is being trained, for who asks to generate is told of the job; without a model
+        and without such a job it is not. A promoted checkpoint that was refused is told, with the reason.
+        """
+        refused = reloader.refused
+        told: dict[str, Any] = {
+            "sessions": _sessions(sessions),
+            "refused": {"name": refused.name, "reason": refused.reason} if refused is not None else None,
+            "swaps": reloader.swaps_total,
+            "refusals": reloader.refusals_total,
+            "retiring": serving.n_retired,
+        }
         try:
-            sessions.ping()
-            store = "ok"
-        except StoreAway:
-            store = "away"
+            model = serving.current
+        except NoModel as e:
+            if "job" not in e.details:
+                raise NoModel(str(e), **told) from e
+            return jsonify(status="training", model=None, job=e.details["job"], **told)
         return jsonify(
             status="ready",
-            sessions=store,
             model=model.as_dict(),
             stepper=model.engine.stepper_name,
             slots=model.engine.n_slots,
             in_flight=model.engine.in_flight,
+            **told,
         )
 
     return routes
+
+
+def _sessions(sessions: SessionStore) -> str:
+    try:
+        sessions.ping()
+    except StoreAway:
+        return "away"
+    return "ok"

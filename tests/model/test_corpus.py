@@ -108,3 +108,13 @@ def test_the_default_text_is_the_plays() -> None:
     assert len(text) > 5_000_000
     assert "To be, or not to be" in text
     assert text.isascii()
+
+
+def test_several_texts_are_split_each(tmp_path: Path) -> None:
+    """The end of each validates, one vocabulary reads all, and a text too short for its split is said."""
+    config = TrainConfig(batch_size=2, seq_length=4)
+    both = Corpus.from_texts(["ab" * 100, "cd" * 50], config)
+    assert both.vocab.decode(both.train) == "ab" * 90 + "cd" * 45
+    assert both.vocab.decode(both.val) == "ab" * 10 + "cd" * 5
+    with pytest.raises(TextError, match=r"the 2 texts \(the shortest of 5\) have 205 .* and 21 in each text"):
+        Corpus.from_texts(["ab" * 100, "cdefg"], config)

@@ -1,0 +1,67 @@
+"""PUT, GET and DELETE /corpora/{name}: the texts that a model can be trained on."""
+
+from __future__ import annotations
+
+from typing import IO
+
+from flask import Blueprint, Response, jsonify, request
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+
+from service.corpora import Corpora, too_large
+from service.errors import BadRequest
+
+
+def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
+    routes = Blueprint("corpora", __name__, url_prefix="/corpora")
+
+    @routes.get("")
+    def listing() -> Response:
+        return jsonify(corpora=corpora.listing())
+
+    @routes.put("/<path:name>")  # path: a name with a slash is answered as a bad name, not as an unknown address
+    def put(name: str) -> tuple[Response, int, dict[str, str]]:
+        """The body is the text. It is read as it comes, and no further than the limit."""
+        request.max_content_length = max_bytes
+        only_new = request.headers.get("If-None-Match") == "*"
+        try:
+            stored, is_new = corpora.put(name, _Body(request.stream, request.content_length).read, only_new=only_new)
+        except RequestEntityTooLarge as e:
+            raise too_large(max_bytes, request.content_length) from e
+        return jsonify(stored), 201 if is_new else 200, {"Location": f"/corpora/{name}"}
+
+    @routes.get("/<path:name>")
+    def get(name: str) -> Response:
+        return jsonify(corpora.get(name))
+
+    @routes.delete("/<path:name>")
+    def delete(name: str) -> Response:
+        corpora.delete(name)
+        return Response(status=204)
+
+    return routes
+
+
+class _Body:
+    """A request's body that says when it ended too early: servers do not, and half a text is a text."""
+
+    def __init__(self, stream: IO[bytes], length: int | None) -> None:
+        self._stream, self._length = stream, length
+        self._read = 0
+
+    def read(self, size: int) -> bytes:
+        """Raised: BadRequest when the client hung up."""
+        try:
+            data = self._stream.read(size)
+        except (OSError, ClientDisconnected) as e:
+            raise self._cut() from e
+        self._read += len(data)
+        if not data and self._length is not None and self._read < self._length:
+            raise self._cut()
+        return data
+
+    def _cut(self) -> BadRequest:
+        expected = f"{self._length} bytes" if self._length is not None else "a last chunk"
+        return BadRequest(
+            f"body: ended after {self._read} bytes, expected {expected}; nothing was stored",
+            field="body", value=self._read, expected=expected,
+        )  # fmt: skip

@@ -1,0 +1,134 @@
+"""POST /retrain, and /jobs: trainings are put in the line, looked at, followed and cancelled.
+
+A job's events, as server-sent ones; their ids are where a reader that lost them goes on (Last-Event-ID):
+
+event: progress  data: step, total_steps, train_loss, best_val_loss, lr, chars_per_s, elapsed_s, left_s
+event: look      data: step, elapsed_s, train, val, is_best        a look at the validation text
+event: sample    data: step, text                                  what the best model so far writes
+event: promoted  data: name                                        while there was no model before
+event: note      data: text
+event: done      data: the job, as GET /jobs/{id} tells it         the end
+: ...            a comment, when nothing happened for a while
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, request
+
+from service.corpora import Corpora
+from service.errors import BadRequest, Overloaded, ServiceError, StoreAway
+from service.jobs.queue import JOB_ID, JobQueue
+from service.jobs.request import check
+from service.routes import body
+from service.schemas import RetrainRequest
+
+HEARTBEAT_S = 3.0
+MAX_FOLLOWERS = 8  # of a process: each holds a thread
+_EVENT_ID = r"[0-9]{1,20}(-[0-9]{1,20})?"
+_LIVE = ("queued", "running")
+
+
+def blueprint(queue: JobQueue | None, corpora: Corpora) -> Blueprint:
+    routes = Blueprint("jobs", __name__)
+    followers = threading.BoundedSemaphore(MAX_FOLLOWERS)
+
+    def line() -> JobQueue:
+        if queue is None:
+            raise StoreAway("trainings need a queue: set REDIS_URL, to one that is no cluster")
+        return queue
+
+    @routes.post("/retrain")
+    def retrain() -> tuple[Response, int, dict[str, str]]:
+        wanted = check(body.read(RetrainRequest), corpora)
+        job_id = line().submit(wanted)
+        found = line().get(job_id)
+        told = {k: found[k] for k in ("job_id", "state", "position", "request")}
+        return jsonify({**told, "job": f"/jobs/{job_id}"}), 202, {"Location": f"/jobs/{job_id}"}
+
+    @routes.get("/jobs")
+    def listing() -> Response:
+        return jsonify(jobs=line().listing())
+
+    @routes.get("/jobs/<job_id>")
+    def get(job_id: str) -> Response:
+        return jsonify(line().get(_checked(job_id)))
+
+    @routes.delete("/jobs/<job_id>")
+    def cancel(job_id: str) -> tuple[Response, int]:
+        return jsonify(line().cancel(_checked(job_id))), 202
+
+    @routes.get("/jobs/<job_id>/events")
+    def events(job_id: str) -> Response:
+        after = request.headers.get("Last-Event-ID")
+        if after is not None and not re.fullmatch(_EVENT_ID, after):
+            raise BadRequest(
+                f"Last-Event-ID: got {after[:80]!r}, expected an id that was sent",
+                field="Last-Event-ID", value=after[:80], expected=_EVENT_ID,
+            )  # fmt: skip
+        found = line().get(_checked(job_id))
+        if after is not None and found["state"] not in _LIVE and not line().events(job_id, after, wait_ms=1):
+            return Response(status=204)  # all was told: a browser's EventSource asks no more
+        if not followers.acquire(blocking=False):
+            raise Overloaded(f"all {MAX_FOLLOWERS} places to follow jobs are taken; GET /jobs/{job_id} tells the same")
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return Response(_Events(line(), job_id, after or "0", followers), mimetype="text/event-stream", headers=headers)
+
+    return routes
+
+
+class _Events:
+    """The body of a followed job. Its `close` is called by the server however it ends, begun or not."""
+
+    def __init__(self, queue: JobQueue, job_id: str, after: str, place: threading.BoundedSemaphore) -> None:
+        self._queue, self._job_id, self._after = queue, job_id, after
+        self._place: threading.BoundedSemaphore | None = place
+        self._made = self._make()
+
+    def __iter__(self) -> _Events:
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._made)
+
+    def close(self) -> None:
+        place, self._place = self._place, None
+        if place is not None:
+            place.release()
+
+    def _make(self) -> Iterator[bytes]:
+        said = time.monotonic()
+        try:
+            while True:
+                ended = self._queue.get(self._job_id)["state"] not in _LIVE  # looked at first: no event comes after it
+                for id, name, data in (found := self._queue.events(self._job_id, self._after, 1 if ended else 1000)):
+                    self._after = id
+                    yield _event(name, data, id)
+                    said = time.monotonic()
+                if ended and not found:
+                    yield _event("done", self._queue.get(self._job_id), None)
+                    return
+                if time.monotonic() - said > HEARTBEAT_S:
+                    yield b": waiting\n\n"
+                    said = time.monotonic()
+        except ServiceError as e:
+            yield _event("error", {"error": e.as_dict()}, None)
+
+
+def _event(name: str, data: dict[str, Any], id: str | None) -> bytes:
+    head = f"id: {id}\n" if id is not None else ""
+    return f"{head}event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+
+
+def _checked(job_id: str) -> str:
+    if not re.fullmatch(JOB_ID, job_id):
+        raise BadRequest(
+            f"job_id: got {job_id[:80]!r}, expected {JOB_ID}", field="job_id", value=job_id[:80], expected=JOB_ID
+        )
+    return job_id

@@ -1,0 +1,72 @@
+"""GET /models, POST /models/{id}/promote, POST /models/rollback: which checkpoints there are, and which one serves."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from flask import Blueprint, Response, jsonify
+
+from model import checkpoint, registry, self_test
+from model.errors import CheckpointError
+from service.errors import BadRequest, ModelConflict, NoModel, UnknownModel
+from service.routes import body
+from service.schemas import Nothing
+from service.serving import Serving
+from service.store.promotions import Promotions
+
+_ID = "[0-9a-f]{16}"
+
+
+def blueprint(folder: Path, serving: Serving, promotions: Promotions) -> Blueprint:
+    routes = Blueprint("models", __name__, url_prefix="/models")
+
+    @routes.get("")
+    def listing() -> Response:
+        try:
+            found = registry.listing(folder)
+        except CheckpointError as e:
+            raise ModelConflict(str(e)) from e
+        return jsonify(models=found, serving=_serving(serving))
+
+    @routes.post("/<model_id>/promote")
+    def promote(model_id: str) -> Response:
+        """Only what could be served is promoted: the file is read whole, and its self-test made."""
+        body.read(Nothing)
+        path = registry.find(folder, _checked(model_id))
+        if path is None:
+            raise UnknownModel(f"{model_id}: no such model; GET /models lists them")
+        try:
+            self_test.check(checkpoint.load(path))
+            checkpoint.promote(path)
+        except CheckpointError as e:
+            raise ModelConflict(str(e)) from e
+        promotions.announce()
+        return jsonify(promoted=registry.summary(path).as_dict())
+
+    @routes.post("/rollback")
+    def rollback() -> Response:
+        body.read(Nothing)
+        try:
+            path = checkpoint.roll_back(folder)
+        except CheckpointError as e:
+            raise ModelConflict(str(e)) from e
+        promotions.announce()
+        return jsonify(promoted=registry.summary(path).as_dict())
+
+    return routes
+
+
+def _serving(serving: Serving) -> dict[str, str] | None:
+    try:
+        return serving.current.as_dict()
+    except NoModel:
+        return None
+
+
+def _checked(model_id: str) -> str:
+    if not re.fullmatch(_ID, model_id):
+        raise BadRequest(
+            f"id: got {model_id[:80]!r}, expected a fingerprint, {_ID}", field="id", value=model_id[:80], expected=_ID
+        )
+    return model_id

@@ -1,0 +1,192 @@
+"""What an operator does, and everything about it that a client can get wrong."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from model.checkpoint import Checkpoint
+from tests.servers import RedisServer, Service
+
+ADMIN, API = "the-operators-key", "a-readers-key-001"
+ADMIN_ROUTES = [
+    ("POST", "/retrain"),
+    ("GET", "/jobs"),
+    ("GET", "/jobs/0123456789abcdef"),
+    ("GET", "/jobs/0123456789abcdef/events"),
+    ("DELETE", "/jobs/0123456789abcdef"),
+    ("GET", "/corpora"),
+    ("GET", "/corpora/shakespeare"),
+    ("PUT", "/corpora/mine"),
+    ("DELETE", "/corpora/mine"),
+    ("GET", "/models"),
+    ("POST", "/models/0123456789abcdef/promote"),
+    ("POST", "/models/rollback"),
+]
+
+
+@pytest.fixture(scope="module")
+def guarded(
+    store: Path, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Service, Path]]:
+    """A service with keys, a rate, and a small limit on texts; its folder of texts."""
+    corpora = tmp_path_factory.mktemp("corpora")
+    service = Service(
+        CHECKPOINT_DIR=str(store),
+        REDIS_URL=redis_server.url,
+        CORPORA_DIR=str(corpora),
+        ADMIN_KEY=ADMIN,
+        API_KEYS=f"{API}, another-readers-key",
+        RATE_LIMIT="5/hour",
+        MAX_CORPUS_BYTES="100000",
+    )
+    service.start()
+    yield service, corpora
+    service.stop()
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.mark.parametrize(("method", "path"), ADMIN_ROUTES)
+def test_an_operators_route_needs_the_operators_key(guarded: tuple[Service, Path], method: str, path: str) -> None:
+    """Without a key 401 and how to send one, with a reader's key 403, with the right one past the door."""
+    client = guarded[0].client
+    without = client.request(method, path)
+    assert (without.status_code, without.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert without.json()["error"]["code"] == "unauthorized"
+    wrong = client.request(method, path, headers=bearer(API))
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (403, "forbidden")
+    assert client.request(method, path, headers=bearer(ADMIN)).status_code not in (401, 403)
+
+
+def test_generating_needs_a_key_and_has_a_rate(guarded: tuple[Service, Path]) -> None:
+    """Sessions too; health never. The rate is each key's own, and its refusal says when to come back."""
+    client = guarded[0].client
+    assert client.get("/readyz").status_code == client.get("/healthz").status_code == 200
+    assert client.post("/generate", json={"max_chars": 1}).status_code == 401
+    assert client.get(f"/sessions/{'x' * 32}").status_code == 401
+    assert client.post("/generate", json={"max_chars": 1}, headers=bearer("not-one-of-the-keys")).status_code == 401
+    statuses = [client.post("/generate", json={"max_chars": 1}, headers=bearer(API)).status_code for _ in range(5)]
+    assert statuses == [200] * 5
+    refused = client.post("/generate", json={"max_chars": 1}, headers=bearer(API))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_requests")
+    assert 1 <= int(refused.headers["Retry-After"]) <= 3600
+    assert client.get(f"/sessions/{'x' * 32}", headers=bearer("another-readers-key")).status_code == 404
+
+
+def test_without_a_key_operating_is_for_this_machine(service: Service) -> None:
+    """On loopback it is open, but not to a page whose name resolves to it, nor to a form that a page can send."""
+    assert service.client.get("/models").status_code == 200
+    for host in ("evil.example", f"evil.example:{service.port}"):
+        refused = service.client.get("/models", headers={"Host": host})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+    form = service.client.post("/models/rollback", content=b"{}", headers={"Content-Type": "text/plain"})
+    assert form.status_code == 415
+
+
+def test_without_a_key_an_open_network_operates_nothing(store: Path) -> None:
+    """HOST=0.0.0.0 and no ADMIN_KEY: every operator's route answers 403, and texts are written."""
+    service = Service(CHECKPOINT_DIR=str(store))
+    service._environment["HOST"] = "0.0.0.0"
+    service.start()
+    for method, path in ADMIN_ROUTES:
+        refused = service.client.request(method, path, json={} if method == "POST" else None)
+        assert refused.status_code == 403
+        assert "ADMIN_KEY" in refused.json()["error"]["message"]
+    assert service.post(max_chars=1).status_code == 200
+    service.stop()
+
+
+@pytest.mark.parametrize("path", ["..%2Fx", "%2e%2e/x", "a%2F..%2F..%2Fx", ".hidden", "A", "a%00", "x" * 65, "%C3%A9"])
+def test_a_name_that_could_leave_the_folder(guarded: tuple[Service, Path], path: str) -> None:
+    """422 naming the name and its shape, sent as it is, and nothing is written anywhere."""
+    service, corpora = guarded
+    body = b"some text"
+    head = (
+        f"PUT /corpora/{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {ADMIN}\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", service.port)) as s:
+        s.sendall(head.encode() + body)
+        answer = b"".join(iter(lambda: s.recv(65536), b"")).decode()
+    assert answer.startswith("HTTP/1.1 422 ")
+    assert '"field":"name"' in answer
+    assert not [p for p in [*corpora.iterdir(), *corpora.parent.glob("x*")] if p.name != "shakespeare"]
+
+
+def test_a_corpus_comes_and_goes(guarded: tuple[Service, Path]) -> None:
+    """201 for a new name, 200 for a replaced one, 409 when it was to be new; what it is; gone."""
+    service, corpora = guarded
+    with httpx.Client(base_url=service.url, headers=bearer(ADMIN)) as client:
+        made = client.put("/corpora/mine", content="a text\r\nof two lines\n")
+        assert (made.status_code, made.headers["Location"]) == (201, "/corpora/mine")
+        assert made.json()["notes"] == ["line ends became \\n (1 CR LF, 0 CR)"]
+        assert (made.json()["characters"], made.json()["bytes"]) == (20, 21)
+        kept = client.put("/corpora/mine", content="other", headers={"If-None-Match": "*"})
+        assert (kept.status_code, kept.json()["error"]["code"]) == (409, "corpus_conflict")
+        assert client.put("/corpora/mine", content="other").status_code == 200
+        assert client.get("/corpora/mine").json()["bytes"] == 5
+        assert [c["name"] for c in client.get("/corpora").json()["corpora"]] == ["shakespeare", "mine"]
+        assert client.put("/corpora/shakespeare", content="other").status_code == 409
+        for wrong, says in ((b"abc\xffdef", "byte 3 is 0xff"), (b"", "is empty"), (b"\xff\xfea\0", "is UTF-16")):
+            refused = client.put("/corpora/wrong", content=wrong)
+            assert (refused.status_code, refused.json()["error"]["field"]) == (422, "body")
+            assert says in refused.json()["error"]["message"]
+        assert client.get("/corpora/wrong").status_code == 404
+        assert client.delete("/corpora/mine").status_code == 204
+        assert client.delete("/corpora/mine").status_code == 404
+        assert list(corpora.iterdir()) == []
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_gigabyte_is_refused_before_it_is_read(guarded: tuple[Service, Path], chunked: bool) -> None:
+    """413 with the limit, long before the whole body has gone out; nothing is left; the service goes on."""
+    service, corpora = guarded
+    sent = 0
+
+    def gigabyte() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(16384):
+            sent += 1 << 16
+            yield b"a" * (1 << 16)
+
+    headers = bearer(ADMIN) if chunked else {**bearer(ADMIN), "Content-Length": str(1 << 30)}
+    with httpx.Client(base_url=service.url, headers=headers, timeout=60) as client:
+        refused = client.put("/corpora/big", content=gigabyte())
+    assert refused.status_code == 413
+    assert refused.json()["error"]["expected"] == "at most 100000 bytes"
+    assert sent < 1 << 28
+    assert list(corpora.iterdir()) == []
+    assert service.client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
+def test_a_client_that_hangs_up_leaves_nothing(guarded: tuple[Service, Path], length: str) -> None:
+    """Half of a body, then the end: no half-written text, under no name."""
+    service, corpora = guarded
+    head = f"PUT /corpora/half HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ADMIN}\r\n{length}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", service.port)) as s:
+        s.sendall(head.encode() + (b"1f4\r\n" if "chunked" in length else b"") + b"a" * 500)
+        s.shutdown(socket.SHUT_WR)
+        s.recv(65536)
+    assert service.client.get("/corpora/half", headers=bearer(ADMIN)).status_code == 404
+    assert list(corpora.iterdir()) == []
+
+
+def test_models_are_listed_and_unknown_ones_said(guarded: tuple[Service, Path], tiny: Checkpoint) -> None:
+    """What there is; 404 for a fingerprint that nothing has, 422 for what is none, 409 with nothing to go back to."""
+    with httpx.Client(base_url=guarded[0].url, headers=bearer(ADMIN)) as client:
+        (only,) = client.get("/models").json()["models"]
+        assert (only["id"], only["promoted"], only["predecessor"]) == (tiny.fingerprint, True, False)
+        assert only["val_loss"] == tiny.val_loss
+        assert client.post("/models/0123456789abcdef/promote", json={}).status_code == 404
+        assert client.post("/models/nope/promote", json={}).status_code == 422
+        assert client.post("/models/rollback", json={"to": 1}).status_code == 422
+        refused = client.post("/models/rollback", json={})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_conflict")

@@ -1,0 +1,162 @@
+"""python -m service in an empty folder: up at once, a first model live, and all of it gone at the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from service.errors import JobsFull
+from service.jobs.queue import JobQueue
+from service.store.connect import connect
+from tests.integration.test_jobs import words
+from tests.servers import ROOT, RedisServer, eventually
+
+
+class Launched:
+    """The launcher in a folder of its own."""
+
+    def __init__(self, folder: Path, *args: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        if not (folder / "deploy").exists():
+            (folder / "deploy").symlink_to(ROOT / "deploy")
+        environment = {**os.environ, "PORT": str(port), "PYTHONPATH": str(ROOT), "SLOTS": "4", "OMP_NUM_THREADS": "1"}
+        environment.pop("HOST", None)
+        command = [sys.executable, "-m", "service", *args]
+        self.process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout:
+            for line in self.process.stdout:
+                self.lines.append(line.rstrip())
+
+    def ready(self) -> dict[str, Any] | None:
+        assert self.process.poll() is None, self.lines
+        try:
+            answer = self.client.get("/readyz")
+        except httpx.TransportError:
+            return None
+        shown: dict[str, Any] = answer.json()
+        return shown if answer.status_code == 200 else None
+
+    def generate(self) -> httpx.Response:
+        return self.client.post("/generate", json={"max_chars": 20})
+
+    def stop(self, how: signal.Signals) -> None:
+        """End it as a user would, and see that it takes all that it started with it."""
+        family = descendants(self.process.pid)
+        self.process.send_signal(how)
+        self.process.wait(timeout=60)
+        self.client.close()
+        self._reader.join()
+        assert len(family) >= 4  # redis, the worker, gunicorn and its own worker
+        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
+
+
+def descendants(pid: int) -> list[int]:
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        found += [int(child), *descendants(int(child))]
+    return found
+
+
+def test_a_first_model_is_trained_live(tmp_path: Path) -> None:
+    """Ready without a model, 503 with the job's link until the first look, then texts; the terminal tells of it.
+
+    A second start serves at once; one with another text trains on that, and serves the old model meanwhile.
+    """
+    corpus = tmp_path / "My Own Words.txt"
+    corpus.write_text(words(20000))
+    first = Launched(tmp_path, "--corpus", str(corpus), "--minutes", "0.2")
+    eventually(lambda: first.ready() is not None, within_s=60)
+    shown = first.ready() or {}
+    refused = first.generate()
+    if refused.status_code == 503:  # it may be quick
+        assert (shown["status"], shown["model"]) == ("training", None)
+        assert refused.json()["error"]["code"] == "no_model"
+        assert int(refused.headers["Retry-After"]) >= 1
+        job = first.client.get(refused.json()["error"]["job"]).json()
+        assert job["state"] in ("queued", "running", "finished")
+        assert job["request"]["corpus"] == "my-own-words"
+    eventually(lambda: first.generate().status_code == 200, within_s=120)
+    (job,) = first.client.get("/jobs").json()["jobs"]
+    eventually(lambda: first.client.get(f"/jobs/{job['job_id']}").json()["state"] == "finished", within_s=120)
+    made = first.client.get(f"/jobs/{job['job_id']}").json()["result"]["checkpoint"]
+    eventually(lambda: first.generate().json()["model"]["fingerprint"] == made["id"])
+    eventually(lambda: any("train   finished, validation" in line for line in first.lines))
+    looks = [line for line in first.lines if "nats" in line and "#" in line]
+    assert len(looks) >= 2
+    assert any(line.startswith("        | ") for line in first.lines)  # what it writes
+    first.stop(signal.SIGTERM)
+
+    second = Launched(tmp_path, "--corpus", str(corpus))
+    eventually(lambda: (second.ready() or {}).get("model") is not None, within_s=60)
+    assert second.generate().json()["model"]["fingerprint"] == made["id"]
+    assert len(second.client.get("/jobs").json()["jobs"]) == 1
+    second.stop(signal.SIGINT)
+
+    corpus.write_text(words(20000).upper())
+    third = Launched(tmp_path, "--corpus", str(corpus), "--minutes", "0.1")
+    eventually(lambda: (third.ready() or {}).get("model") is not None, within_s=60)
+    assert any("was trained on another text" in line for line in third.lines)
+    eventually(lambda: third.generate().json()["model"]["fingerprint"] != made["id"], within_s=120)
+    third.stop(signal.SIGTERM)
+
+
+def test_of_several_that_start_one_queues_the_first_training(redis_server: RedisServer) -> None:
+    """Eight at once: one job, and each is told which."""
+    client = connect(redis_server.url)
+    client.flushall()
+    told: list[tuple[str, bool]] = []
+    threads = [
+        threading.Thread(target=lambda: told.append(JobQueue(client, 8).submit_first({"corpus": "x"})))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({job_id for job_id, _ in told}) == 1
+    assert [is_new for _, is_new in told].count(True) == 1
+    client.flushall()
+    client.close()
+
+
+def test_the_line_is_bounded_for_all_who_ask_at_once(redis_server: RedisServer) -> None:
+    """Sixteen at once for three places: three are taken."""
+    client = connect(redis_server.url)
+    client.flushall()
+    refused: list[bool] = []
+
+    def ask() -> None:
+        try:
+            JobQueue(client, 3).submit({"corpus": "x"})
+            refused.append(False)
+        except JobsFull:
+            refused.append(True)
+
+    threads = [threading.Thread(target=ask) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert refused.count(False) == 3
+    assert len(JobQueue(client, 3).listing()) == 3
+    client.flushall()
+    client.close()

@@ -1,0 +1,189 @@
+"""A new model under running streams, and checkpoints that must not be served."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from model import checkpoint, registry, self_test
+from model.checkpoint import Checkpoint
+from model.generate import write
+from model.stepper.reference import ReferenceStepper
+from tests.conftest import ALPHABET, random_checkpoint
+from tests.servers import RedisServer, Service, eventually, parse_events
+
+STREAMS, PROMOTIONS, CHARS = 16, 5, 700
+
+
+@pytest.fixture(scope="module")
+def begun(
+    tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, tiny: Checkpoint
+) -> Iterator[tuple[Service, Path]]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    checkpoint.promote(tiny.save(folder))
+    service = Service(CHECKPOINT_DIR=str(folder), REDIS_URL=redis_server.url, SLOTS=str(STREAMS + 4))
+    service.start()
+    yield service, folder
+    service.stop()
+
+
+@pytest.fixture
+def folder(begun: tuple[Service, Path], tiny: Checkpoint) -> Path:
+    """A folder of checkpoints that a test changes; it begins with the small model promoted, and served."""
+    service, folder = begun
+    for path in folder.iterdir():
+        if path.name != tiny.file_name:
+            path.unlink()
+    checkpoint.promote(folder / tiny.file_name)
+    eventually(lambda: serving(service) == tiny.fingerprint and told(service)["refused"] is None)
+    return folder
+
+
+@pytest.fixture
+def swapped(begun: tuple[Service, Path]) -> Service:
+    return begun[0]
+
+
+def told(service: Service) -> dict[str, Any]:
+    answer: dict[str, Any] = service.client.get("/readyz").json()
+    return answer
+
+
+def serving(service: Service) -> str:
+    return str(service.client.get("/readyz").json()["model"]["fingerprint"])
+
+
+def alone(model: Checkpoint, seed: int) -> str:
+    return "".join(write(ReferenceStepper(model.network(), 1), ALPHABET, "hello", CHARS, seed=seed))
+
+
+def test_streams_finish_on_the_model_they_began_with(folder: Path, swapped: Service) -> None:
+    """Streams run through several promotions: none breaks or changes a character, no request is refused, and the
+    replaced models are freed."""
+    before = told(swapped)["swaps"]
+    models = [random_checkpoint(seed=i) for i in range(PROMOTIONS + 1)]
+    by_name = {m.fingerprint: m for m in models}
+    paths = [folder / models[0].file_name] + [m.save(folder) for m in models[1:]]
+    texts: dict[int, tuple[str, str]] = {}
+    statuses: list[int] = []
+    done = threading.Event()
+
+    def stream(seed: int) -> None:
+        body = {"prompt": "hello", "seed": seed, "max_chars": CHARS, "stream": True}
+        with httpx.Client(base_url=swapped.url, timeout=120) as client:
+            events = parse_events(client.post("/generate", json=body).text)
+        assert events[-1].name == "done"
+        text = "".join(e.data["text"] for e in events if e.name == "message")
+        texts[seed] = (events[0].data["model"]["fingerprint"], text)
+
+    def ask() -> None:
+        with httpx.Client(base_url=swapped.url, timeout=120) as client:
+            while not done.is_set():
+                statuses.append(client.post("/generate", json={"max_chars": 1}).status_code)
+
+    threads = [threading.Thread(target=stream, args=(seed,)) for seed in range(STREAMS)]
+    asker = threading.Thread(target=ask)
+    asker.start()
+    for thread in threads[: STREAMS // 2]:
+        thread.start()
+    eventually(lambda: told(swapped)["in_flight"] >= STREAMS // 2)
+    for i, path in enumerate(paths[1:]):
+        checkpoint.promote(path)
+        eventually(lambda m=models[i + 1]: serving(swapped) == m.fingerprint)  # type: ignore[misc]
+        for thread in threads[STREAMS // 2 :][i::PROMOTIONS]:
+            thread.start()
+    for thread in threads:
+        thread.join()
+    done.set()
+    asker.join()
+    assert set(statuses) == {200}
+    assert len({fingerprint for fingerprint, _ in texts.values()}) > 2
+    for seed, (fingerprint, text) in texts.items():
+        assert text == alone(by_name[fingerprint], seed)
+    eventually(lambda: told(swapped)["retiring"] == 0)
+    assert told(swapped)["swaps"] == before + PROMOTIONS
+
+
+def broken(folder: Path, kind: str) -> tuple[Path, str]:
+    """A checkpoint of this kind of broken, and what is to be said of it."""
+    good = random_checkpoint(seed=3)
+    if kind == "truncated":
+        path = good.save(folder)
+        path.write_bytes(path.read_bytes()[:-100])
+        return path, "not a whole safetensors file"
+    if kind == "foreign":
+        path = folder / "foreign.safetensors"
+        save_file({"weight": torch.zeros(3)}, path)
+        return path, "format is None"
+    if kind == "nan":
+        weights = {k: v.clone() for k, v in good.weights.items()}
+        weights["head.bias"][0] = torch.nan
+        return replace(good, weights=weights).save(folder), "head.bias is not all finite"
+    if kind == "other text":
+        return replace(good, self_test="it was the best of times").save(folder), "self-test: wrote"
+    return folder / "gone.safetensors", "no such file"
+
+
+@pytest.mark.parametrize("kind", ["truncated", "foreign", "nan", "other text", "gone"])
+def test_a_checkpoint_that_cannot_be_used_is_refused(
+    folder: Path, swapped: Service, tiny: Checkpoint, kind: str
+) -> None:
+    """Promoted by hand: the reason is told, the old one serves, also after a restart; the next good one is taken."""
+    path, says = broken(folder, kind)
+    if kind not in ("foreign", "gone", "truncated"):
+        fingerprint = registry.summary(path).fingerprint
+        refused = swapped.client.post(f"/models/{fingerprint}/promote", json={})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_conflict")
+        assert says in refused.json()["error"]["message"]
+    checkpoint.promote(path)
+    eventually(lambda: told(swapped)["refused"] is not None)
+    shown = told(swapped)
+    assert shown["refused"]["name"] == path.name
+    assert says in shown["refused"]["reason"]
+    assert shown["model"]["fingerprint"] == tiny.fingerprint
+    assert swapped.generate(max_chars=5)["model"]["fingerprint"] == tiny.fingerprint
+    if kind == "nan":
+        swapped.stop()
+        swapped.start()
+        assert serving(swapped) == tiny.fingerprint
+        assert says in told(swapped)["refused"]["reason"]
+    good = self_test.with_self_test(random_checkpoint(seed=4))
+    checkpoint.promote(good.save(folder))
+    eventually(lambda: serving(swapped) == good.fingerprint)
+    assert told(swapped)["refused"] is None
+
+
+def test_a_broken_promotion_is_refused_too(folder: Path, swapped: Service, tiny: Checkpoint) -> None:
+    """promoted.json that says nothing, or names a file elsewhere."""
+    for text in ("{", json.dumps({"checkpoint": "../../etc/passwd", "before": []})):
+        (folder / "promoted.json").write_text(text)
+        eventually(lambda: (told(swapped)["refused"] or {}).get("name") == "promoted.json")
+        assert swapped.generate(max_chars=5)["model"]["fingerprint"] == tiny.fingerprint
+        assert swapped.client.get("/models").status_code == 409
+        checkpoint_again(folder, tiny)
+        eventually(lambda: told(swapped)["refused"] is None)
+
+
+def checkpoint_again(folder: Path, model: Checkpoint) -> None:
+    (folder / "promoted.json").unlink()
+    checkpoint.promote(folder / model.file_name)
+
+
+def test_a_promotion_is_seen_without_redis(folder: Path) -> None:
+    """The file alone is enough: no message reaches a service that has no Redis."""
+    service = Service(CHECKPOINT_DIR=str(folder))
+    service.start()
+    other = random_checkpoint(seed=2)
+    checkpoint.promote(other.save(folder))
+    eventually(lambda: serving(service) == other.fingerprint)
+    assert service.client.post("/retrain", json={}).status_code == 503  # a line of trainings needs a Redis
+    service.stop()

@@ -1,0 +1,131 @@
+"""Training texts: checked as they come, there whole or not at all, and never outside their folder."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.corpus import read_text, text_sha256
+from model.errors import TextError
+from service.corpora import Corpora
+from service.errors import BadRequest, BodyTooLarge, CorpusConflict, ServiceError, UnknownCorpus
+
+BYTES = st.one_of(
+    st.binary(max_size=40),
+    st.text(alphabet="ab\r\n\ufeffé中😀", max_size=40).map(str.encode),
+    st.builds(bytes.__add__, st.text(alphabet="aé\r\n", max_size=9).map(str.encode), st.binary(max_size=4)),
+)
+
+
+def pieces(data: bytes, cuts: list[int]) -> io.BytesIO:
+    """A body that comes in pieces of these sizes."""
+
+    class Body(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(cuts.pop() if cuts else 7)
+
+    return Body(data)
+
+
+@given(data=BYTES, cuts=st.lists(st.integers(1, 9), max_size=40))
+def test_a_body_in_pieces_is_judged_as_the_whole_file(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, cuts: list[int]
+) -> None:
+    """However it is cut: the same text and notes as reading the file at once, or refused with the same words."""
+    folder = tmp_path_factory.mktemp("corpora")
+    (folder / "whole").write_bytes(data)
+    corpora = Corpora(folder / "sent", 1000)
+    try:
+        text, notes = read_text(folder / "whole")
+    except TextError as e:
+        with pytest.raises(BadRequest) as refused:
+            corpora.put("whole", pieces(data, cuts).read)
+        expected = str(e).replace(f"corpus {folder / 'whole'}: ", "corpus whole: ")
+        assert str(refused.value) == expected
+        assert list((folder / "sent").iterdir()) == []
+        return
+    stored, is_new = corpora.put("whole", pieces(data, cuts).read)
+    assert is_new
+    assert (folder / "sent" / "whole").read_bytes() == data
+    assert stored["sha256"] == text_sha256(text)
+    assert (stored["characters"], stored["distinct"], stored["notes"]) == (len(text), len(set(text)), notes)
+    assert corpora.text("whole") == (text, notes)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "a/b", "/etc/passwd", ".hidden", "A", "é", "a b", "a\n", "x" * 65, "-a", "..\\x"]
+)
+def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
+    """Names of another shape are refused by every operation, before anything is touched."""
+    corpora = Corpora(tmp_path / "corpora", 1000)
+    for operation in (lambda: corpora.put(name, io.BytesIO(b"ab").read), lambda: corpora.get(name)):
+        with pytest.raises(BadRequest, match="name: got"):
+            operation()
+    with pytest.raises(BadRequest, match="name: got"):
+        corpora.delete(name)
+    assert not (tmp_path / "corpora").exists()
+
+
+def test_a_text_over_the_limit_is_not_read_on(tmp_path: Path) -> None:
+    """It is refused when the limit is passed, and leaves nothing."""
+    corpora = Corpora(tmp_path, 100)
+    body = pieces(b"a" * 1000, [])
+    with pytest.raises(BodyTooLarge, match="at most MAX_CORPUS_BYTES = 100"):
+        corpora.put("big", body.read)
+    assert body.tell() <= 107
+    assert list(tmp_path.iterdir()) == []
+    corpora.put("fits", io.BytesIO(b"a" * 100).read)
+
+
+def test_a_reader_sees_the_old_text_or_the_new(tmp_path: Path) -> None:
+    """While another is being sent under its name, and after that was refused, the old one is there whole."""
+    corpora = Corpora(tmp_path, 10**6)
+    corpora.put("text", io.BytesIO(b"old text").read)
+    sent = iter([b"new ", b"\xff"])
+
+    def read(size: int) -> bytes:
+        assert corpora.text("text") == ("old text", [])
+        return next(sent)
+
+    with pytest.raises(BadRequest, match="byte 4 is 0xff"):
+        corpora.put("text", read)
+    assert corpora.text("text") == ("old text", [])
+    stored, is_new = corpora.put("text", io.BytesIO(b"new text").read)
+    assert not is_new
+    assert corpora.get("text") == stored
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".text.json", "text"]
+
+
+def test_a_name_that_is_taken_can_be_kept(tmp_path: Path) -> None:
+    """only_new refuses to replace; the built-in text cannot be replaced or deleted at all."""
+    corpora = Corpora(tmp_path, 1000)
+    corpora.put("mine", io.BytesIO(b"ab").read, only_new=True)
+    with pytest.raises(CorpusConflict, match="is there already"):
+        corpora.put("mine", io.BytesIO(b"cd").read, only_new=True)
+    with pytest.raises(CorpusConflict, match="built in"):
+        corpora.put("shakespeare", io.BytesIO(b"cd").read)
+    with pytest.raises(CorpusConflict, match="built in"):
+        corpora.delete("shakespeare")
+    assert [c["name"] for c in corpora.listing()] == ["shakespeare", "mine"]
+    corpora.delete("mine")
+    with pytest.raises(UnknownCorpus):
+        corpora.delete("mine")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_put_there_by_hand_is_read_anew(tmp_path: Path) -> None:
+    """What is known of a text follows the file, not the note beside it."""
+    corpora = Corpora(tmp_path, 1000)
+    corpora.put("text", io.BytesIO(b"abc").read)
+    (tmp_path / "text").write_bytes(b"abcdef")
+    os.utime(tmp_path / "text", (1, 1))
+    assert corpora.get("text")["characters"] == 6
+    (tmp_path / "text").write_bytes(b"\xff")
+    with pytest.raises(ServiceError, match="not UTF-8"):
+        corpora.get("text")
+    assert "not UTF-8" in corpora.listing()[1]["error"]

@@ -21,6 +21,7 @@ from model.corpus import Corpus
 from model.errors import CheckpointError
 from model.evaluate import look
 from model.learner import Learner
+from model.progress import Progress
 from model.ranks import Ranks
 from model.run import RunFolder
 from model.self_test import with_self_test
@@ -54,6 +55,23 @@ class RunState:
     @property
     def elapsed_s(self) -> float:
         return self.elapsed_before_s + time.monotonic() - self.started
+
+    def progress(self, config: TrainConfig, n_train: int, val_loss: float | None, sample: str | None) -> Progress:
+        """How things stand; `n_train` is the training part's characters."""
+        characters, elapsed = self.step * config.batch_size * config.seq_length, self.elapsed_s
+        return Progress(
+            step=self.step,
+            total_steps=self.budget.total or math.ceil(self.step * config.minutes * 60 / elapsed),
+            train_loss=float(self.mean_loss),
+            val_loss=val_loss,
+            best=self.best if math.isfinite(self.best) else None,
+            lr=self.lr,
+            chars_per_s=characters / elapsed,
+            elapsed_s=elapsed,
+            best_path=self.best_path,
+            sample=sample,
+            epochs=characters / n_train,
+        )
 
 
 class Keeper:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,10 @@ class Progress:
     best_path: Path | None = None  # the checkpoint with that best, which the next better one replaces
     sample: str | None = None  # some text by the model as it is, at a look, if one was asked for
     epochs: float = 0.0  # passes over the training part so far
+
+    def line(self) -> dict[str, Any]:
+        """What of it is kept in metrics.jsonl."""
+        return {name: value for name, value in asdict(self).items() if name not in ("best_path", "sample")}
 
 
 Watch = Callable[[Progress], None]

@@ -142,14 +142,14 @@ class _Trainer:
             if s.best_path is None or self.ranks.world > 1:
                 raise
         if s.best_path is None and self.ranks.leads:
-            self._look()
+            self.watch(self._look()[0])
         return self.keeper.measure_whole()
 
     def _loop(self) -> None:
         s, c = self.state, self.config
         while not (s.budget.total and s.step >= s.budget.total):
             elapsed = self._agreed_elapsed()
-            if not s.budget.total and elapsed > CALIBRATION * c.minutes * 60 and s.step >= 3:
+            if not s.budget.total and elapsed > CALIBRATION * c.minutes * 60 and s.step >= s.sized[0] + 3:
                 self._size(elapsed)
                 self.keeper.write_point()
                 continue
@@ -163,7 +163,7 @@ class _Trainer:
                 if self._look_and_decide():
                     return
             elif s.step % _REPORT_STEPS == 0 or time.monotonic() - s.reported > 1:
-                self._report(None, None)
+                self._report()
             elif self.device == "cpu":  # there it costs nothing to look at once
                 self._check_finite()
 
@@ -184,15 +184,20 @@ class _Trainer:
                 self.record.write_budget(s.budget.decisions)
 
     def _look_and_decide(self) -> bool:
-        """A look at the validation part, and what follows from it; says whether the run is to end."""
+        """A look at the validation part, and what follows from it; says whether the run is to end.
+
+        The watcher is told last: when it interrupts, all that the look led to is on the disk.
+        """
         s, c = self.state, self.config
         self._check_finite()
-        beaten = self._look() if self.ranks.leads else None
+        progress, beaten = self._look() if self.ranks.leads else (None, None)
         s.since_best = self.ranks.agreed(s.since_best)[0]
         (milliseconds,) = self.ranks.agreed(round(s.elapsed_s * 1000))
         self._size(milliseconds / 1000)
         self.keeper.write_point()
         remove(beaten)
+        if progress is not None:
+            self.watch(progress)
         return bool(c.patience) and s.since_best >= c.patience
 
     def _check_finite(self) -> None:
@@ -205,8 +210,8 @@ class _Trainer:
                 f"(now {self.config.clip:g}); {kept}"
             )
 
-    def _look(self) -> Path | None:
-        """Measure, keep the best, report; returns the checkpoint that was beaten, if it may go."""
+    def _look(self) -> tuple[Progress, Path | None]:
+        """Measure, keep the best, log; returns what there is to say, and the beaten checkpoint, if it may go."""
         s, c = self.state, self.config
         trained = s.budget.total * c.batch_size * c.seq_length
         characters = max(16384, int(0.06 * trained / c.validations))  # all looks cost about a fiftieth of the run
@@ -215,8 +220,7 @@ class _Trainer:
         beaten = None
         if val_loss < s.best:
             beaten = self.keeper.keep(val_loss, min(characters, len(self.corpus.val) - 1))
-        self._report(val_loss, self._sample())
-        return beaten
+        return self._log(val_loss, self._sample()), beaten
 
     def _sample(self) -> str | None:
         if not self.sample_chars:
@@ -224,38 +228,18 @@ class _Trainer:
         stepper = ReferenceStepper(self.state.learner.average, n_slots=1, device=self.device)
         return "".join(write(stepper, self.corpus.vocab, "", self.sample_chars, seed=self.config.seed))
 
-    def _report(self, val_loss: float | None, sample: str | None) -> None:
+    def _log(self, val_loss: float | None, sample: str | None) -> Progress:
+        progress = self.state.progress(self.config, len(self.corpus.train), val_loss, sample)
+        if self.record is not None and self.ranks.leads:
+            self.record.log(progress.line())
+        self.state.reported = time.monotonic()
+        return progress
+
+    def _report(self) -> None:
+        """Say how things stand between looks, and keep a point now and then."""
         self._check_finite()
-        s, c = self.state, self.config
-        s.reported = time.monotonic()
-        characters = s.step * c.batch_size * c.seq_length
-        elapsed = s.elapsed_s
-        progress = Progress(
-            step=s.step,
-            total_steps=s.budget.total or math.ceil(s.step * c.minutes * 60 / elapsed),
-            train_loss=float(s.mean_loss),
-            val_loss=val_loss,
-            best=s.best if math.isfinite(s.best) else None,
-            lr=s.lr,
-            chars_per_s=characters / elapsed,
-            elapsed_s=elapsed,
-            best_path=s.best_path,
-            sample=sample,
-            epochs=characters / len(self.corpus.train),
-        )
-        if self.record is not None and self.ranks.leads and (val_loss is not None or s.step % _REPORT_STEPS == 0):
-            names = (
-                "step",
-                "total_steps",
-                "train_loss",
-                "val_loss",
-                "best",
-                "lr",
-                "chars_per_s",
-                "elapsed_s",
-                "epochs",
-            )
-            self.record.log({name: getattr(progress, name) for name in names})
-        if s.budget.total and val_loss is None and elapsed - s.pointed > _POINT_S and self.ranks.world == 1:
+        s = self.state
+        progress = self._log(None, None)
+        if s.budget.total and progress.elapsed_s - s.pointed > _POINT_S and self.ranks.world == 1:
             self.keeper.write_point()
         self.watch(progress)

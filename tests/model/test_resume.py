@@ -83,7 +83,7 @@ def test_kill_9_at_random_moments(whole: tuple[Path, Path], corpus: Corpus, tmp_
     """A process killed by the system in the middle of whatever it does leaves files that can be gone on from."""
     text, out = tmp_path / "text.txt", tmp_path / "out"
     text.write_text(words(4000))
-    options = ["--steps", "600", "--batch-size", "8", "--seq-length", "16", "--n-hidden", "16", "--validations", "12"]
+    options = ["--steps", "300", "--batch-size", "8", "--seq-length", "16", "--n-hidden", "16", "--validations", "12"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def start(*more: str) -> subprocess.Popen[bytes]:
@@ -96,7 +96,7 @@ def test_kill_9_at_random_moments(whole: tuple[Path, Path], corpus: Corpus, tmp_
         return int(lines[-1]["step"]) if lines else 0
 
     process, more = start(), []
-    for goal in (50, 230, 400):
+    for goal in (20, 110, 200):
         while steps() < goal and process.poll() is None:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
@@ -111,7 +111,7 @@ def test_kill_9_at_random_moments(whole: tuple[Path, Path], corpus: Corpus, tmp_
     reference = fit(
         corpus,
         ModelConfig(len(corpus.vocab), n_hidden=16),
-        TrainConfig(steps=600, batch_size=8, seq_length=16, validations=12),
+        TrainConfig(steps=300, batch_size=8, seq_length=16, validations=12),
         tmp_path / "whole",
         run=tmp_path / "whole" / "run",
         sample_chars=10,
@@ -151,9 +151,25 @@ def test_an_interrupt_can_be_gone_on_from(corpus: Corpus, whole: tuple[Path, Pat
 
     first = fit(corpus, model(corpus), CONFIG, tmp_path, run=tmp_path / "run", watch=watch)
     assert load(first).step <= 60
+    assert list(tmp_path.glob("*.safetensors")) == [first]
     last = fit(corpus, model(corpus), CONFIG, tmp_path, run=tmp_path / "run", resume=True)
     assert losses(tmp_path / "run") == losses(whole[0])
     assert load(last).fingerprint == load(whole[1]).fingerprint
+
+
+def test_a_run_interrupted_before_it_was_sized_goes_on(corpus: Corpus, tmp_path: Path) -> None:
+    """A budget in minutes whose length was not known yet: sized after the resume, and ended."""
+
+    def watch(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    config = replace(CONFIG, steps=0, minutes=0.06, validations=3)
+    with pytest.raises(KeyboardInterrupt):
+        fit(corpus, model(corpus), config, tmp_path, run=tmp_path / "run", watch=watch)
+    shorter = RunFolder(tmp_path / "run").metrics()
+    assert shorter[-1]["val_loss"] is None
+    fit(corpus, model(corpus), config, tmp_path, run=tmp_path / "run", resume=True)
+    assert [m["step"] for m in RunFolder(tmp_path / "run").metrics()][-1] > shorter[-1]["step"]
 
 
 def test_a_finished_run_is_not_trained_again(corpus: Corpus, whole: tuple[Path, Path]) -> None:

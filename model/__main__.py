@@ -19,7 +19,7 @@ from model.large_text import corpus_from_file
 from model.ranks import Ranks, joined
 from model.run import RunFolder, new_folder
 from model.sampling import SamplingParams
-from model.stepper.reference import ReferenceStepper
+from model.stepper.choose import choose
 from model.train import fit
 
 _STORE = Path("data/checkpoints")
@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--top-p", type=float, default=1.0)
     sample.add_argument("--min-p", type=float, default=0.0)
     sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--precision", choices=["fp32", "int8"], default="fp32", help="of the native stepper's weights")
     sample.set_defaults(run=_sample)
 
     score = commands.add_parser("score", help="a model's loss on a text, by named protocols")
@@ -181,7 +182,7 @@ def _sweep(args: argparse.Namespace) -> None:
 def _sample(args: argparse.Namespace) -> None:
     loaded = checkpoint.load(args.checkpoint or _promoted(args.store))
     params = SamplingParams(args.temperature, args.top_k, args.top_p, args.min_p)
-    stepper = ReferenceStepper(loaded.network(), n_slots=1)
+    stepper, _ = choose(loaded.network(), n_slots=1, device="cpu", precision=args.precision)
     print(args.prompt, end="")
     for text in write(stepper, loaded.vocab, args.prompt, args.max_chars, params, args.seed):
         print(text, end="", flush=True)
@@ -214,7 +215,8 @@ def _plot(args: argparse.Namespace) -> None:
 
 def _info(args: argparse.Namespace) -> None:
     path = args.checkpoint or _promoted(args.store)
-    console.describe(checkpoint.load(path), path)
+    loaded = checkpoint.load(path)
+    console.describe(loaded, path, stepper=choose(loaded.network(), n_slots=1, device="cpu")[1])
 
 
 def _promoted(store: Path) -> Path:

@@ -169,7 +169,7 @@ def leaderboard(rows: Sequence[Row]) -> None:
         swept(row)
 
 
-def describe(checkpoint: Checkpoint, path: Path) -> None:
+def describe(checkpoint: Checkpoint, path: Path, *, stepper: str) -> None:
     c = checkpoint.config
     rows = {
         "file": path,
@@ -182,6 +182,7 @@ def describe(checkpoint: Checkpoint, path: Path) -> None:
         "corpus": f"sha256 {checkpoint.corpus_sha256}",
         "options": ", ".join(f"{k}={v}" for k, v in checkpoint.options.items()),
         "created": checkpoint.created,
+        "stepper": f"on this machine's CPU: {stepper}",
     }
     for name, value in rows.items():
         _console.print(f"{name:<12}{value}", markup=False)

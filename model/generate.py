@@ -100,8 +100,8 @@ def one_row_block(
         steps=np.array([steps], dtype=np.int32),
         forced=forced,
         uniforms=numbers,
-        temperature=np.array([params.temperature]),
+        temperature=np.array([params.temperature], dtype=np.float64),
         top_k=np.array([params.top_k], dtype=np.int32),
-        top_p=np.array([params.top_p]),
-        min_p=np.array([params.min_p]),
+        top_p=np.array([params.top_p], dtype=np.float64),
+        min_p=np.array([params.min_p], dtype=np.float64),
     )

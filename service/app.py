@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from flask import Blueprint, Flask, request
 from flask.json.provider import DefaultJSONProvider
 
 from model import checkpoint, self_test
-from model.checkpoint import Checkpoint
-from model.stepper import Stepper
-from model.stepper.reference import ReferenceStepper
+from model.stepper.choose import choose
 from service import errors
 from service.auth import Keys, Limits
 from service.corpora import Corpora
@@ -32,6 +30,8 @@ from service.store.prefixes import MemoryPrefixes, PrefixStore, RedisPrefixes
 from service.store.promotions import MemoryPromotions, Promotions, RedisPromotions
 from service.store.redis import RedisSessions
 from service.store.sessions import SessionStore
+
+log = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -85,7 +85,8 @@ def load(path: Path, settings: Settings) -> Served:
     """A checkpoint on an engine that runs, tested and warm. Raised: CheckpointError."""
     loaded = checkpoint.load(path)
     self_test.check(loaded)
-    stepper = _stepper(loaded, settings)
+    stepper, why = choose(loaded.network(), settings.slots, settings.device, settings.precision)
+    log.info("stepper: %s", why)
     self_test.warm(stepper, loaded)
     engine = Engine(
         stepper,
@@ -133,10 +134,3 @@ class _Json(DefaultJSONProvider):
 
     ensure_ascii = False
     sort_keys = False
-
-
-def _stepper(loaded: Checkpoint, settings: Settings) -> Stepper:
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return ReferenceStepper(loaded.network(), settings.slots, device=device)

@@ -152,7 +152,7 @@ class Generation:
         if session is not None and not replay.is_of(model, session):
             if request.on_new_model == "conflict":
                 raise ModelChanged("this session was written by another model", position=session.position)
-            if not session.tail:
+            if not session.tail and session.position:
                 raise ModelChanged("another model is served now, and no text of this session is kept to read anew")
         return session
 

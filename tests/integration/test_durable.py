@@ -16,7 +16,7 @@ from model import checkpoint
 from model.checkpoint import Checkpoint
 from model.generate import write
 from model.sampling import SamplingParams
-from model.stepper.reference import ReferenceStepper
+from model.stepper.choose import choose
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.servers import Event, RedisServer, Service, eventually, parse_events
 
@@ -27,7 +27,7 @@ QUICK = {"LEASE_S": "1", "SNAPSHOT_S": "0.05"}
 
 @pytest.fixture(scope="module")
 def expected(tiny: Checkpoint) -> str:
-    stepper = ReferenceStepper(tiny.network(), 1)
+    stepper, _ = choose(tiny.network(), 1)
     return "".join(write(stepper, ALPHABET, "hello", N + 500, SamplingParams(0.9), seed=7, block_steps=256))
 
 
@@ -254,7 +254,7 @@ def test_a_long_prompt_is_read_once_for_everybody(other: Service, expected: str)
 
 def test_a_timeout_ends_a_text_where_it_is(other: Service) -> None:
     """timeout_s: the text so far, finish_reason timeout, and the session goes on from there; 504 before any text."""
-    made = other.generate(**{**ASKED, "max_chars": 100_000}, timeout_s=0.3)
+    made = other.generate(**{**ASKED, "max_chars": 100_000}, timeout_s=0.05)
     assert made["finish_reason"] == "timeout"
     assert 0 < len(made["text"]) < 100_000
     assert other.generate(session_id=made["session_id"], max_chars=5)["position"] == made["position"] + 5
@@ -303,7 +303,7 @@ def test_a_new_model_reads_the_end_of_the_text(tmp_path: Path, redis_server: Red
         assert text_of(service.resume(id)) == on["text"]
         more = service.generate(session_id=id, max_chars=40, temperature=0.9)
         assert more["reprimed"] is False
-    stepper = ReferenceStepper(new.network(), 1)
+    stepper, _ = choose(new.network(), 1)
     prompt = text[-1024:] + "a"
     plain = "".join(write(stepper, ALPHABET, prompt, 80, SamplingParams(0.9), seed=7, start=1505 - 1024))
     assert on["text"] + more["text"] == plain

@@ -12,7 +12,7 @@ import pytest
 from model.checkpoint import Checkpoint
 from model.generate import write
 from model.sampling import SamplingParams
-from model.stepper.reference import ReferenceStepper
+from model.stepper.choose import choose
 from tests.conftest import ALPHABET
 from tests.servers import RedisServer, Service, eventually
 
@@ -22,7 +22,7 @@ ASKED = {"prompt": "hello", "seed": 7, "temperature": 0.9, "top_p": 0.95}
 @pytest.fixture(scope="module")
 def expected(tiny: Checkpoint) -> str:
     """The 200 characters that a stepper alone writes."""
-    stepper = ReferenceStepper(tiny.network(), 1)
+    stepper, _ = choose(tiny.network(), 1)
     return "".join(write(stepper, ALPHABET, "hello", 200, SamplingParams(0.9, top_p=0.95), seed=7))
 
 
@@ -93,19 +93,23 @@ def test_a_stop_leaves_the_session_where_the_text_ends(service: Service, expecte
 def test_of_two_requests_on_one_session_one_wins(service: Service) -> None:
     """Two at once: one is answered, the other gets 409, and the session goes on as if it had been one."""
     begun = service.generate(**ASKED, max_chars=10)
-    id = begun["session_id"]
-    statuses: list[int] = []
-    with service.client.stream(
-        "POST", "/generate", json={"session_id": id, "max_chars": 3000, "stream": True}
-    ) as first:
-        assert first.status_code == 200
-        second = service.post(session_id=id, max_chars=5)
-        statuses.append(second.status_code)
-        first.read()
-    assert statuses == [409]
-    assert second.json()["error"]["code"] == "session_conflict"
-    assert service.client.get(f"/sessions/{id}").json()["position"] == 15 + 3000
-    assert service.generate(session_id=id, max_chars=5)["position"] == 15 + 3005
+    id, together = begun["session_id"], threading.Barrier(2)
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        together.wait()
+        answers.append(service.post(session_id=id, max_chars=100_000))
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    refused, answered = sorted(answers, key=lambda r: -r.status_code)
+    assert (answered.status_code, refused.status_code) == (200, 409)
+    assert refused.json()["error"]["code"] == "session_conflict"
+    assert service.client.get(f"/sessions/{id}").json()["position"] == 15 + 100_000
+    assert service.generate(session_id=id, max_chars=5)["position"] == 15 + 100_005
 
 
 def test_sessions_can_be_looked_at_and_forgotten(service: Service) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -14,6 +14,8 @@ from model.checkpoint import Checkpoint
 from model.generate import generate, write
 from model.sampling import SamplingParams
 from model.state import HiddenState
+from model.stepper import Stepper
+from model.stepper.cpu import CpuStepper, Unsupported
 from model.stepper.reference import ReferenceStepper
 from service.engine.engine import Engine
 from service.engine.sequence import Sequence
@@ -23,18 +25,34 @@ from service.errors import Draining, Overloaded
 from tests.conftest import ALPHABET
 from tests.servers import eventually
 
+STEPPERS: dict[str, Callable[[Checkpoint, int], Stepper]] = {
+    "reference": lambda c, n: ReferenceStepper(c.network(), n),
+    "native fp32": lambda c, n: CpuStepper(c.network(), n, "fp32"),
+    "native int8": lambda c, n: CpuStepper(c.network(), n, "int8"),
+}
+
+
+@pytest.fixture(params=STEPPERS)
+def kind(request: pytest.FixtureRequest, tiny: Checkpoint) -> str:
+    kind: str = request.param
+    try:
+        STEPPERS[kind](tiny, 1)
+    except Unsupported as e:
+        pytest.skip(str(e))
+    return kind
+
 
 @pytest.fixture
-def engine(tiny: Checkpoint) -> Iterator[Engine]:
-    engine = make(tiny)
+def engine(tiny: Checkpoint, kind: str) -> Iterator[Engine]:
+    engine = make(tiny, kind)
     engine.start()
     yield engine
     engine.stop()
 
 
-def make(tiny: Checkpoint, n_slots: int = 4, max_waiting: int = 100, dtype: torch.dtype = torch.float32) -> Engine:
-    stepper = ReferenceStepper(tiny.network(dtype), n_slots, dtype)
-    return Engine(stepper, tiny.vocab, tiny.fingerprint, max_waiting=max_waiting)
+def make(tiny: Checkpoint, kind: str, n_slots: int = 4, max_waiting: int = 100, block_s: float = 0.005) -> Engine:
+    stepper = STEPPERS[kind](tiny, n_slots)
+    return Engine(stepper, tiny.vocab, tiny.fingerprint, max_waiting=max_waiting, block_s=block_s)
 
 
 def ask(
@@ -68,7 +86,7 @@ def read(sequence: Sequence) -> tuple[str, list[Piece], End]:
         pieces.append(item)
 
 
-def test_every_text_is_the_one_made_alone(tiny: Checkpoint, engine: Engine) -> None:
+def test_every_text_is_the_one_made_alone(tiny: Checkpoint, engine: Engine, kind: str) -> None:
     """Law 1 through the engine: 80 texts on 4 slots, submitted from 8 threads, some cut short by their readers."""
     rng = random.Random(0)
     asked = []
@@ -92,7 +110,7 @@ def test_every_text_is_the_one_made_alone(tiny: Checkpoint, engine: Engine) -> N
         t.start()
     for t in threads:
         t.join()
-    alone = ReferenceStepper(tiny.network(), 1)
+    alone = STEPPERS[kind](tiny, 1)
     for i, (prompt, n, seed, params, leaves) in enumerate(asked):
         expected = "".join(write(alone, ALPHABET, prompt, n, params, seed))
         assert expected.startswith(results[i]) if leaves else results[i] == expected
@@ -100,9 +118,10 @@ def test_every_text_is_the_one_made_alone(tiny: Checkpoint, engine: Engine) -> N
 
 def test_equals_the_oracle(tiny: Checkpoint) -> None:
     """In float64 the engine writes what the plain loop over the network writes."""
-    engine = make(tiny, dtype=torch.float64)
-    engine.start()
     network = tiny.network(torch.float64)
+    stepper = ReferenceStepper(network, 4, torch.float64)
+    engine = Engine(stepper, tiny.vocab, tiny.fingerprint, max_waiting=100)
+    engine.start()
     sequences = [ask("to be " * (i % 3), 40, seed=i, stop=("e", "a t")) for i in range(20)]
     for s in sequences:
         engine.submit(s)
@@ -130,11 +149,10 @@ def test_going_on_is_the_same_as_not_having_stopped(engine: Engine, cut: int) ->
     assert end.state.to_bytes() == last.state.to_bytes()
 
 
-def test_a_stop_string_over_two_blocks_ends_the_text_before_it(tiny: Checkpoint) -> None:
+def test_a_stop_string_over_two_blocks_ends_the_text_before_it(tiny: Checkpoint, kind: str) -> None:
     """Whatever the blocks' length, a stop ends the text at the same place, and the state is that of what was shown."""
     for block_ms in (0.01, 5, 1000):  # blocks of one character, of some, of all
-        stepper = ReferenceStepper(tiny.network(), 4)
-        engine = Engine(stepper, tiny.vocab, tiny.fingerprint, max_waiting=10, block_s=block_ms / 1000)
+        engine = make(tiny, kind, block_s=block_ms / 1000)
         engine.start()
         free = ask("hello", 200)
         engine.submit(free)
@@ -192,7 +210,7 @@ def test_a_prompt_alone_can_be_read(engine: Engine) -> None:
 
 def test_a_full_line_is_refused_before_any_work(tiny: Checkpoint) -> None:
     """With every slot and place taken a text is refused at once, and nothing of it stays behind."""
-    engine = make(tiny, n_slots=2, max_waiting=3)  # not started: nobody leaves
+    engine = make(tiny, "reference", n_slots=2, max_waiting=3)  # not started: nobody leaves
     for _ in range(5):
         engine.submit(ask())
     refused = ask()
@@ -229,7 +247,7 @@ def test_a_deadline_ends_a_text_where_it_is(engine: Engine) -> None:
 
 def test_an_engine_that_stops_says_so(tiny: Checkpoint) -> None:
     """What runs, what waits, and what comes, is told that the worker stops."""
-    engine = make(tiny, n_slots=1)
+    engine = make(tiny, "reference", n_slots=1)
     running, waiting = ask("a", 10**8), ask("a", 5)
     engine.submit(running)
     engine.submit(waiting)
@@ -245,7 +263,7 @@ def test_an_engine_that_stops_says_so(tiny: Checkpoint) -> None:
 
 def test_an_error_of_ours_ends_its_texts_and_not_the_engine(tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block that fails fails its own readers; the next text is written as ever."""
-    engine = make(tiny)
+    engine = make(tiny, "reference")
     run = ReferenceStepper.run
     failures = iter([True])
 

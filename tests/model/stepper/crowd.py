@@ -62,7 +62,7 @@ def block_of(texts: list[Text], played: list[Played], slots: list[int], steps: l
         for k in range(steps[i]):
             if so_far.fed + k < len(known):
                 forced[k, i] = known[so_far.fed + k]
-        numbers[: steps[i], i] = uniforms(text.seed, so_far.fed, steps[i])
+        numbers[: steps[i], i] = uniforms([text.seed], [so_far.fed], steps[i])[:, 0]
     return Block(
         slots=np.array(slots, np.int32),
         steps=np.array(steps, np.int32),
@@ -105,7 +105,7 @@ def alone(stepper: Stepper, texts: list[Text]) -> list[Played]:
 
 def in_crowds(stepper: Stepper, texts: list[Text], rng: Random) -> list[Played]:
     """Texts join free slots at random, run in random company for random numbers of steps, are cut, moved to another
-    slot through read and write, rewound and played again, and leave when they are done."""
+    slot through read and write, and leave when they are done."""
     played = [Played() for _ in texts]
     slot_of: dict[int, int] = {}
     waiting = list(range(len(texts)))
@@ -123,10 +123,6 @@ def in_crowds(stepper: Stepper, texts: list[Text], rng: Random) -> list[Played]:
         rng.shuffle(company)
         steps = [rng.randint(1, min(12, remaining(texts[i], played[i]))) for i in company]
         chosen, slots = [texts[i] for i in company], [slot_of[i] for i in company]
-        if rng.random() < 0.2:  # run too far, go back
-            stepper.run(block_of(chosen, [played[i] for i in company], slots, steps))
-            for slot in slots:
-                stepper.rewind(slot)
         advance(stepper, chosen, [played[i] for i in company], slots, steps)
         for i in company:
             done = remaining(texts[i], played[i]) == 0

@@ -114,10 +114,12 @@ def _train_as(args: argparse.Namespace, ranks: Ranks, device: str) -> None:
     source = args.corpus or (Path(about["corpus"]) if about.get("corpus") else None)
     store = args.out or Path(about.get("store", _STORE))
     config = TrainConfig.from_dict(_only(TrainConfig, given))
+    _check_shape(given)
     corpus = _corpus(source, config, store)
     warm = checkpoint.load(args.warm_start) if args.warm_start else None
     shape = {f.name: getattr(warm.config, f.name) for f in fields(ModelConfig)} if warm else {}
-    model = ModelConfig(**{**shape, **_only(ModelConfig, given), "vocab_size": len(corpus.vocab)})
+    shape = {**_only(ModelConfig, given), **shape, **_only(ModelConfig, _named(args))}  # a warm start beats a preset
+    model = ModelConfig(**{**shape, "vocab_size": len(corpus.vocab)})
     run: Path | None = args.resume or (new_folder(store / "runs") if ranks.leads else None)
     told = {"corpus": str(source.resolve()) if source else None, "store": str(store.resolve())}
     options: dict[str, Any] = {"device": device, "run": run, "resume": bool(args.resume), "warm_start": warm}
@@ -146,12 +148,21 @@ def _begun(resume: Path | None) -> dict[str, Any]:
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
     """The settings: the resumed run's or the preset's, under those that were given."""
-    named = {k: v for k, v in vars(args).items() if v is not None}
+    named = _named(args)
     if getattr(args, "resume", None):
         begun = RunFolder(args.resume).settings()
         preset = PRESETS[args.preset] if args.preset else {}
         return {**begun["model"], **begun["train"], **preset, **named}
     return {**PRESETS[args.preset or "quick"], **named}
+
+
+def _named(args: argparse.Namespace) -> dict[str, Any]:
+    return {k: v for k, v in vars(args).items() if v is not None}
+
+
+def _check_shape(given: dict[str, Any]) -> None:
+    """Say what is wrong with the network's settings before a text is read."""
+    ModelConfig(vocab_size=2, **_only(ModelConfig, given))
 
 
 def _corpus(source: Path | None, config: TrainConfig, store: Path) -> Corpus:
@@ -170,13 +181,14 @@ def _sweep(args: argparse.Namespace) -> None:
     minutes = args.minutes or 10.0
     config = TrainConfig.from_dict({**_only(TrainConfig, given), "minutes": minutes})
     store = args.out or _STORE
+    _check_shape(given)
     corpus = _corpus(args.corpus, config, store)
     model = ModelConfig(vocab_size=len(corpus.vocab), **_only(ModelConfig, given))
     sweep = Sweep(corpus, model, config, store, study=args.study, storage=args.storage, device=args.device or "cpu")
     path = sweep.run(args.runs, minutes, console.swept)
     checkpoint.promote(path)
     console.leaderboard(sweep.leaderboard())
-    console.describe(checkpoint.load(path), path)
+    _describe(path)
 
 
 def _sample(args: argparse.Namespace) -> None:
@@ -214,7 +226,10 @@ def _plot(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    path = args.checkpoint or _promoted(args.store)
+    _describe(args.checkpoint or _promoted(args.store))
+
+
+def _describe(path: Path) -> None:
     loaded = checkpoint.load(path)
     console.describe(loaded, path, stepper=choose(loaded.network(), n_slots=1, device="cpu")[1])
 

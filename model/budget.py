@@ -62,6 +62,8 @@ class Budget:
         if not self._now:
             return min(1.0, elapsed_s / (self.config.minutes * 60))
         d = self.decisions[self._now - 1]
+        if step >= d.total:
+            return 1.0
         return min(1.0, d.done + (1 - d.done) * (step - d.step) / max(1, d.total - d.step))
 
     def decide(self, step: int, elapsed_s: float, step_s: float) -> bool:

@@ -28,8 +28,8 @@ _CHUNK = 512  # characters of a stream that are computed at once
 
 
 @torch.inference_mode()
-def loss(network: CharRNN, ids: Ids, protocol: Protocol = "b") -> float:
-    """Mean negative log-likelihood of ids[1:], nats per character.
+def loss(network: CharRNN, ids: Ids, protocol: Protocol = "b", crop: int = CROP) -> float:
+    """Mean negative log-likelihood of ids[1:], nats per character; `crop` is protocol (a)'s, 256 where nothing is said.
 
     Protocol (b) is read as up to 64 spans side by side, for speed. A span that starts in the middle first reads the
     LEAD characters before it without counting them, which brings it to the state that one long pass would have there;
@@ -38,7 +38,7 @@ def loss(network: CharRNN, ids: Ids, protocol: Protocol = "b") -> float:
     n = len(ids) - 1
     with _evaluating(network):
         if protocol == "a":
-            return _crops(network, ids)
+            return _crops(network, ids, crop)
         streams = min(64, max(1, n // (4 * LEAD)))
         bounds = np.array([n * i // streams for i in range(streams + 1)])
         return _spans(network, ids, bounds[:-1], bounds[1:], LEAD)
@@ -95,9 +95,9 @@ def _spans(network: CharRNN, ids: Ids, starts: Bounds, ends: Bounds, lead: int) 
     return float(total / int((ends - starts).sum()))
 
 
-def _crops(network: CharRNN, ids: Ids) -> float:
+def _crops(network: CharRNN, ids: Ids, crop: int) -> float:
     device = network.head.weight.device
-    crop = min(CROP, len(ids) - 1)
+    crop = min(crop, len(ids) - 1)
     n = (len(ids) - 1) // crop
     total = 0.0
     for rows in range(0, n, 64):

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages.journal import JournalFileBackend, JournalRedisBackend, JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -175,7 +177,9 @@ def _values(model: ModelConfig) -> dict[str, Any]:
 
 def _backend(storage: str) -> JournalFileBackend | JournalRedisBackend:
     if storage.startswith(_REDIS):
-        return JournalRedisBackend(storage)
+        with warnings.catch_warnings():  # "experimental" since 2023; two processes on it are tested here
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return JournalRedisBackend(storage)
     path = Path(storage)
     path.parent.mkdir(parents=True, exist_ok=True)
     return JournalFileBackend(str(path))

@@ -27,11 +27,12 @@ import httpx
 from model import checkpoint, registry
 from model.checkpoint import Checkpoint, load
 from model.generate import write
-from model.stepper.reference import ReferenceStepper
+from model.stepper.choose import choose
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.integration.test_jobs import words
 from tests.servers import RedisServer, Service, Worker, eventually, parse_events
 
+HIDDEN = 320  # large enough for a stream to last through a promotion
 TRAINED = {"corpus": "words", "batch_size": 4, "seq_length": 16, "n_hidden": 16, "n_embed": 8, "promote": "never"}
 
 
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--promotions", type=int, default=20)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--chars", type=int, default=400, help="of a stream")
+    parser.add_argument("--chars", type=int, default=1000, help="of a stream")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +73,7 @@ def main() -> None:
 
 def swap(service: Service, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Streams begin all the time, on whatever model is served; each must be the text of that model."""
-    models = {(m := random_checkpoint(seed=i)).fingerprint: m for i in range(args.promotions + 1)}
+    models = {(m := random_checkpoint(n_hidden=HIDDEN, seed=i + 1)).fingerprint: m for i in range(args.promotions + 1)}
     paths = [m.save(folder) for m in models.values()]
     texts: list[tuple[str, int, str]] = []
     statuses: Counter[int] = Counter()
@@ -220,7 +221,8 @@ def _memory_mb(service: Service) -> float:
 
 
 def _alone(model: Checkpoint, seed: int, chars: int) -> str:
-    return "".join(write(ReferenceStepper(model.network(), 1), ALPHABET, "hello", chars, seed=seed))
+    stepper, _ = choose(model.network(), n_slots=1)
+    return "".join(write(stepper, ALPHABET, "hello", chars, seed=seed))
 
 
 if __name__ == "__main__":

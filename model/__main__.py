@@ -226,8 +226,7 @@ def _plot(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    path = args.checkpoint or _promoted(args.store)
-    _describe(path)
+    _describe(args.checkpoint or _promoted(args.store))
 
 
 def _describe(path: Path) -> None:

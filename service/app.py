@@ -22,7 +22,7 @@ from service.generation import Generation, Policy
 from service.jobs.queue import JobQueue
 from service.reload import Reloader
 from service.routes import corpora, generate, health, jobs, models, sessions
-from service.serving import Served, Serving
+from service.serving import Served, Serving, free
 from service.settings import Settings, loopback_only, read_settings
 from service.store.connect import connect
 from service.store.memory import MemorySessions
@@ -87,7 +87,11 @@ def load(path: Path, settings: Settings) -> Served:
     self_test.check(loaded)
     stepper, why = choose(loaded.network(), settings.slots, settings.device, settings.precision)
     log.info("stepper: %s", why)
-    self_test.warm(stepper, loaded)
+    try:
+        self_test.warm(stepper, loaded)
+    except BaseException:
+        free(stepper)
+        raise
     engine = Engine(
         stepper,
         loaded.vocab,

@@ -48,9 +48,14 @@ class _Retired:
 
     def free(self) -> None:
         self.engine.stop()
-        close = getattr(self.stepper, "close", None)
-        if close is not None:
-            close()
+        free(self.stepper)
+
+
+def free(stepper: Stepper | None) -> None:
+    """Give back what a stepper holds outside Python, if it does."""
+    close = getattr(stepper, "close", None)
+    if close is not None:
+        close()
 
 
 class Serving:

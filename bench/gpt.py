@@ -11,6 +11,7 @@ import math
 import pickle
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -118,7 +119,7 @@ def _whole(network: _GPT, corpus: Corpus) -> float:
 
 
 def from_checkout(path: Path, corpus: Corpus) -> Curve:
-    """Run the recipe by nanoGPT's own train.py, on this corpus and split; its looks are timed out of the clock."""
+    """Run the recipe by nanoGPT's own train.py, on this corpus and split."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "nanoGPT"
         shutil.copytree(path, home, ignore=shutil.ignore_patterns(".git"))
@@ -140,16 +141,17 @@ def from_checkout(path: Path, corpus: Corpus) -> Curve:
 
 
 def _read(process: subprocess.Popen[str]) -> Curve:
+    """Its losses, against steps times the median step: a step after a look has the look in its time."""
     assert process.stdout is not None
-    points, seconds = [], 0.0
-    for line in process.stdout:
+    looks, steps_ms = [], []
+    with process:
+        lines = process.stdout.readlines()
+    for line in lines:
         if looked := re.match(r"step (\d+): train loss [\d.]+, val loss ([\d.]+)", line):
-            points.append((seconds, float(looked[2])))
+            looks.append((int(looked[1]), float(looked[2])))
         elif stepped := re.match(r"iter \d+: loss [\d.]+, time ([\d.]+)ms", line):
-            # a step that follows a look has the look in its time: the look's own cost is not counted against it
-            seconds += min(
-                float(stepped[1]) / 1000, 5 * seconds / max(1, len(points) * 250) if points and seconds else 1e9
-            )
-    if process.wait():
-        raise RuntimeError(f"nanoGPT's train.py ended with {process.returncode}")
-    return Curve("nanoGPT's CPU recipe", points, seconds)
+            steps_ms.append(float(stepped[1]))
+    if process.returncode or not looks or not steps_ms:
+        raise RuntimeError(f"nanoGPT's train.py ended with {process.returncode} after {len(looks)} looks")
+    step_s = statistics.median(steps_ms) / 1000
+    return Curve("nanoGPT's CPU recipe", [(n * step_s, nats) for n, nats in looks], looks[-1][0] * step_s)

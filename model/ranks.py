@@ -63,7 +63,7 @@ class Ranks:
 
 @contextmanager
 def joined(device: str) -> Iterator[tuple[Ranks, str]]:
-    """This process's place among torchrun's, and its device; leaves the group at the end."""
+    """This process's place among torchrun's, and its device; all leave the group together."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield Ranks(), device
         return
@@ -72,6 +72,10 @@ def joined(device: str) -> Iterator[tuple[Ranks, str]]:
         torch.cuda.set_device(device)
     distributed.init_process_group("gloo" if device == "cpu" else "nccl")
     try:
-        yield Ranks(distributed.get_rank(), distributed.get_world_size()), device
+        ranks = Ranks(distributed.get_rank(), distributed.get_world_size())
+        yield ranks, device
+        # Together: torchrun ends all ranks when one fails, so none may leave while rank 0 still saves and promotes. And
+        # a rank that exits right after a sum may abort, for gloo's threads then let go of its tensor without Python.
+        ranks.wait()
     finally:
         distributed.destroy_process_group()

@@ -85,7 +85,7 @@ def leave(code: int) -> int:
     """How a command ends: returns `code`, but a rank of a torchrun job ends here and now.
 
     A thread of gloo may let go of its last tensor after Python has begun to end, and aborts the process then
-    (github.com/pytorch/pytorch/pull/179291), for which torchrun would end the other ranks too. Everything is saved by now.
+    (github.com/pytorch/pytorch/pull/179291), for which torchrun would end the other ranks too. All is saved by now.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         sys.stdout.flush()

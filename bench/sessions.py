@@ -8,7 +8,7 @@ Sessions of a 2 x 512 model, with a full tail of text, go through the service's 
 persistence; their floats are random, so nothing is saved by their being alike. Then, with all of them there, one
 character is asked for over HTTP, in turn of a new session and of one after each length of text, which was really read;
 "re-reading" is the time that the stepper took to read it, alone on this machine: what a resume costs without the state.
-The last line is JSON.
+Last, a prompt of 100,000 characters is sent twice. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -59,9 +59,10 @@ def main() -> None:
             sizes = fill(client, model, args.counts + [10**6] * args.million)
             with Service(CHECKPOINT_DIR=folder, REDIS_URL=server.url) as service:
                 waits = resume(service, RedisSessions(client, TTL_S), histories, args.requests)
+                prompts = twice(service)
     finally:
         server.remove()
-    print(json.dumps({"sessions": sizes, "resume": waits}))
+    print(json.dumps({"sessions": sizes, "resume": waits, "long_prompt": prompts}))
 
 
 def _numbers(text: str) -> list[int]:
@@ -144,6 +145,35 @@ def resume(
         print("  ".join(f"{name} {value:,}" for name, value in row.items()), flush=True)
         rows.append(row)
     return rows
+
+
+def twice(service: Service) -> dict[str, Any]:
+    """Seconds to the first character after a prompt of 100,000, and after the same prompt again."""
+    ids = np.random.default_rng(3).integers(0, len(ALPHABET), 100_000).astype(np.int32)
+    body = {"prompt": ALPHABET.decode(ids), "max_chars": 200, "seed": 1, "stream": True}
+    waits, texts, reused = [], [], []
+    for _ in range(2):
+        started, text, first = time.perf_counter(), "", 0.0
+        with httpx.stream("POST", f"{service.url}/generate", json=body, timeout=600) as response:
+            assert response.status_code == 200, response.read()
+            for line in response.iter_lines():
+                data = json.loads(line[6:]) if line.startswith("data: ") else {}
+                if "text" in data:
+                    first = first or time.perf_counter() - started
+                    text += data["text"]
+                elif "usage" in data:
+                    reused.append(data["usage"]["reused_chars"])
+        waits.append(first)
+        texts.append(text)
+    row = {
+        "first_s": round(waits[0], 3),
+        "again_s": round(waits[1], 4),
+        "ratio": round(waits[1] / waits[0], 5),
+        "reused_chars": reused[1],
+        "same_text": texts[0] == texts[1] and len(texts[0]) == 200,
+    }
+    print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    return row
 
 
 if __name__ == "__main__":

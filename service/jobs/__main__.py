@@ -1,4 +1,4 @@
-"""python -m service.jobs: the worker that trains. It needs REDIS_URL, and takes all else from the same settings."""
+"""python -m service.jobs: the worker that trains. It needs a Redis, and takes all else from the service's settings."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ from service.store.connect import connect
 def main() -> int:
     try:
         settings = read_settings()
-        if not settings.redis_url:
-            raise SettingsError("REDIS_URL='': a worker needs one, for that is where the line is")
-        if "+cluster" in settings.redis_url:
-            raise SettingsError(f"REDIS_URL={settings.redis_url!r}: the queue of trainings cannot be in a cluster")
+        url = settings.require_queue()
     except SettingsError as e:
         print(f"error   {e}", file=sys.stderr)
         return 1
     with alone_on(settings.device, settings.runs_dir):
-        RetrainWorker(connect(settings.redis_url)).work(logging_level="WARNING")
+        RetrainWorker(connect(url)).work(logging_level="WARNING")
     return 0
 
 

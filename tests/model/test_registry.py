@@ -88,7 +88,7 @@ def test_the_self_test_holds_for_the_same_weights_only(tmp_path: Path, cell: str
     other = replace(random_checkpoint(cell, seed=1), self_test=made.self_test)
     with pytest.raises(CheckpointError, match=r"self-test: wrote .* its trainer recorded"):
         self_test.check(other)
-    with pytest.raises(CheckpointError, match="the stepper reference is .* nats a character from the network"):
+    with pytest.raises(CheckpointError, match=r"the stepper reference is .* nats a character from the network"):
         self_test.warm(ReferenceStepper(other.network(), 2), back)
 
 
@@ -102,7 +102,7 @@ def test_the_native_stepper_is_held_to_the_network_too(precision: Precision) -> 
         pytest.skip(f"no native stepper here: {e}")
     self_test.warm(mine, made)
     assert not mine.read(0).any()
-    with pytest.raises(CheckpointError, match=f"the stepper {foreign.name} is .* nats a character"):
+    with pytest.raises(CheckpointError, match=rf"the stepper {foreign.name} is .* nats a character"):
         self_test.warm(foreign, made)
 
 

@@ -6,6 +6,7 @@ Rules: this thread does no I/O; only it touches the scheduler and the stepper. O
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 
@@ -24,6 +25,7 @@ from service.engine.stream import End, Failed, FinishReason, Mark, Piece
 from service.errors import Draining, Overloaded
 
 log = logging.getLogger(__name__)
+LONGEST_RETRY_S = 60  # longer than that nobody knows: texts end early, others leave
 
 
 class Engine:
@@ -51,6 +53,7 @@ class Engine:
         self._did = Step()  # in this turn of the loop
         self._inbox: list[Sequence] = []
         self._in_flight = 0  # submitted and not ended; under the lock
+        self._steps_in_line = 0  # of the texts that have no slot yet; under the lock
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -71,6 +74,7 @@ class Engine:
         with self._changed:
             self.refuse_if_full()
             self._in_flight += 1
+            self._steps_in_line += sequence.steps_left
             self._inbox.append(sequence)
             self._changed.notify()
 
@@ -80,7 +84,14 @@ class Engine:
             raise Draining("this worker is stopping")
         if self._in_flight >= self.n_slots + self.max_waiting:
             self._observer.refused()
-            raise Overloaded(f"all {self.n_slots} slots and all {self.max_waiting} places in the line are taken")
+            error = Overloaded(f"all {self.n_slots} slots and all {self.max_waiting} places in the line are taken")
+            error.retry_after_s = self._line_s()
+            raise error
+
+    def _line_s(self) -> int:
+        """Whole seconds until all who wait now have been written, at the pace that was measured; 1 to 60."""
+        pace = self._scheduler.chars_per_s
+        return max(1, min(LONGEST_RETRY_S, math.ceil(self._steps_in_line / pace))) if pace else 1
 
     @property
     def in_flight(self) -> int:
@@ -123,6 +134,7 @@ class Engine:
         now = time.monotonic()
         self._let_go(now)
         for slot, sequence in self._scheduler.admit():
+            self._left_line(sequence)
             self._did.queued_s.append(now - sequence.submitted)
             self._did.reused += sequence.reused
             self._stepper.write(slot, sequence.values)
@@ -133,16 +145,17 @@ class Engine:
             started = time.monotonic()
             produced = self._stepper.run(block)
             self._did.block_s = time.monotonic() - started
-            self._scheduler.timed(len(block.forced), self._did.block_s)
+            self._scheduler.timed(block, self._did.block_s)
             self._hand_out(block.slots, block.steps, produced)
 
     def _let_go(self, now: float) -> None:
-        for sequence in self._scheduler.leave_line():
-            self._ended(sequence, End("cancelled", None))
+        for sequence in self._scheduler.leave_line(now):
+            self._left_line(sequence)
+            self._ended(sequence, End("cancelled" if sequence.stream.closed else "timeout", None))
         for slot, sequence in list(self._scheduler.running.items()):
             if sequence.stream.closed:
                 self._finish(slot, sequence, "cancelled")
-            elif sequence.deadline is not None and now >= sequence.deadline:
+            elif sequence.is_late(now):
                 self._finish(slot, sequence, "timeout")
 
     def _hand_out(self, slots: NDArray[np.int32], steps: NDArray[np.int32], produced: Produced) -> None:
@@ -206,6 +219,10 @@ class Engine:
         sequence = self._scheduler.running[slot]
         self._scheduler.release(slot)
         self._ended(sequence, last)
+
+    def _left_line(self, sequence: Sequence) -> None:
+        with self._changed:
+            self._steps_in_line -= sequence.steps_left
 
     def _ended(self, sequence: Sequence, last: End | Failed) -> None:
         with self._changed:

@@ -26,6 +26,7 @@ class Scheduler:
         self._free = list(range(n_slots - 1, -1, -1))
         self._block_s = block_s
         self._step_s = block_s / 16  # a guess, until blocks have been timed
+        self.chars_per_s = 0.0  # of late, all texts together; 0 until a block has been timed
 
     @property
     def is_idle(self) -> bool:
@@ -44,11 +45,12 @@ class Scheduler:
         del self.running[slot]
         self._free.append(slot)
 
-    def leave_line(self) -> list[Sequence]:
-        """Take out of the line those whose readers have left."""
-        gone = [s for s in self.waiting if s.stream.closed]
+    def leave_line(self, now: float) -> list[Sequence]:
+        """Take out of the line those whose readers have left, and those whose time is up."""
+        gone = [s for s in self.waiting if s.stream.closed or s.is_late(now)]
         if gone:
-            self.waiting = deque(s for s in self.waiting if not s.stream.closed)
+            leaving = set(map(id, gone))
+            self.waiting = deque(s for s in self.waiting if id(s) not in leaving)
         return gone
 
     def block(self) -> Block:
@@ -73,9 +75,11 @@ class Scheduler:
             min_p=np.array([p.min_p for p in params], dtype=np.float64),
         )
 
-    def timed(self, steps: int, seconds: float) -> None:
+    def timed(self, block: Block, seconds: float) -> None:
         """A block took so long; the next ones are sized by it."""
-        self._step_s += 0.3 * (seconds / steps - self._step_s)
+        self._step_s += 0.3 * (seconds / len(block.forced) - self._step_s)
+        pace = float(block.steps.sum()) / seconds
+        self.chars_per_s += 0.1 * (pace - self.chars_per_s) if self.chars_per_s else pace
 
     def _k(self) -> int:
         """Steps that take about block_s; a quarter of that while someone waits for a first character."""

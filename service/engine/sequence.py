@@ -43,7 +43,9 @@ class Sequence:
     deadline: float | None = None  # time.monotonic() at which the text ends where it is
     stream: Stream = field(default_factory=Stream)
     marks: dict[int, str] = field(default_factory=dict)  # positions, in order, whose states are wanted, and their names
+    reused: int = 0  # characters of the prompt that `values` has read already, of those that were asked to be read
     submitted: float = field(default_factory=time.monotonic)
+    wrote_at: float | None = field(init=False, default=None)  # when its last characters were handed out
     snapshot_at: float = field(init=False, default=0.0)
     anchor: Anchor | None = field(init=False, default=None)
     wrote: bool = field(init=False, default=False)  # whether a first character has been drawn
@@ -62,6 +64,9 @@ class Sequence:
     def is_reading(self) -> bool:
         """Whether a part of the prompt has not been read; its last character stays pending until a step needs it."""
         return len(self.to_feed) > 1
+
+    def is_late(self, now: float) -> bool:
+        return self.deadline is not None and now >= self.deadline
 
     def steps_within(self, limit: int) -> int:
         """Steps in the next block: at most `limit`, and not past a mark."""

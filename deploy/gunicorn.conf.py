@@ -1,5 +1,9 @@
 """How gunicorn runs the service. Every value comes from service.settings."""
 
+import math
+import signal
+from typing import Any
+
 from service.settings import read_settings
 
 _settings = read_settings()
@@ -13,8 +17,14 @@ threads = _settings.slots + _settings.max_waiting + 16
 preload_app = False
 # Streams last; a worker is given up only when its main loop hangs.
 timeout = 60
-graceful_timeout = 30
+# A worker that is told to stop leaves by itself; this is for one that does not.
+graceful_timeout = math.ceil(_settings.drain_notice_s + _settings.drain_s) + 10
 # Session ids are in paths, and who reads a log must not get sessions.
 accesslog = None
 # One process tree, one way in: no second socket in somebody's home folder.
 control_socket_disable = True
+
+
+def post_worker_init(worker: Any) -> None:
+    """SIGTERM first lets the texts end (service/drain.py), and only then does what gunicorn does with it."""
+    worker.wsgi.extensions["drain"].on_sigterm(lambda: worker.handle_exit(signal.SIGTERM, None))

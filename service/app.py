@@ -50,11 +50,11 @@ def create_app(settings: Settings | None = None) -> Flask:
         client = connect(settings.redis_url)
         store = RedisSessions(client, settings.session_ttl_s, settings.turn_ttl_s)
         prefixes, promotions = RedisPrefixes(client, settings.prefix_ttl_s), RedisPromotions(client)
-        if "+cluster" not in settings.redis_url:  # RQ has no way with one: trainings want a Redis of their own then
-            queue = JobQueue(client, settings.max_queued_jobs)
     else:
         store, prefixes = MemorySessions(settings.session_ttl_s, settings.turn_ttl_s), MemoryPrefixes()
         promotions = MemoryPromotions()
+    if settings.queue_url:
+        queue = JobQueue(connect(settings.queue_url), settings.max_queued_jobs)
     serving = Serving(lambda: _first_job(queue))
     reloader = Reloader(serving, settings.checkpoint_dir, lambda path: load(path, settings), promotions.wait)
     drain = Drain(serving, settings.drain_notice_s, settings.drain_s)

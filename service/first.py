@@ -106,7 +106,7 @@ def main() -> int:
         print(f"model   {why}", flush=True)
         if needed:
             corpora = Corpora(settings.corpora_dir, settings.max_corpus_bytes)
-            queue = JobQueue(connect(settings.redis_url), settings.max_queued_jobs)
+            queue = JobQueue(connect(settings.require_queue()), settings.max_queued_jobs)
             job_id, is_new = submit(queue, corpora, None, minutes)
             print(f"train   {'queued' if is_new else 'queued already'}: /jobs/{job_id}", flush=True)
     except (SettingsError, ModelError, ServiceError) as e:

@@ -1,4 +1,4 @@
-"""python -m service.jobs: the worker that trains. It needs REDIS_URL, and takes all else from the same settings."""
+"""python -m service.jobs: the worker that trains. It needs a Redis, and takes all else from the service's settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from service.jobs.worker import RetrainWorker, alone_on, heard_of
-from service.settings import Settings, SettingsError, read_settings
+from service.settings import SettingsError, read_settings
 from service.store.connect import connect
 
 
@@ -22,29 +22,20 @@ def main() -> int:
     )
     args = parser.parse_args()
     try:
-        settings = _settings()
+        settings = read_settings()
+        url = settings.require_queue()
     except SettingsError as e:
         print(f"error   {e}", file=sys.stderr)
         return 1
     if args.check:
-        return 0 if heard_of(connect(settings.redis_url)) else 1
+        return 0 if heard_of(connect(url)) else 1
     if args.first:  # by a process of its own: it loads torch, which a worker that forks must not
         queue = [sys.executable, "-m", "service.first", "--minutes", str(args.minutes)]
         if subprocess.run(queue).returncode:
             return 1
     with alone_on(settings.device, settings.runs_dir):
-        RetrainWorker(connect(settings.redis_url)).work(logging_level="WARNING")
+        RetrainWorker(connect(url)).work(logging_level="WARNING")
     return 0
-
-
-def _settings() -> Settings:
-    """Raised: SettingsError, also for a Redis that cannot hold the queue."""
-    settings = read_settings()
-    if not settings.redis_url:
-        raise SettingsError("REDIS_URL='': a worker needs one, for that is where the line is")
-    if "+cluster" in settings.redis_url:
-        raise SettingsError(f"REDIS_URL={settings.redis_url!r}: the queue of trainings cannot be in a cluster")
-    return settings
 
 
 if __name__ == "__main__":

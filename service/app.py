@@ -22,8 +22,9 @@ from service.engine.engine import Engine
 from service.errors import StoreAway
 from service.generation import Generation, Policy
 from service.jobs.queue import JobQueue
+from service.metrics import Metrics
 from service.reload import Reloader
-from service.routes import corpora, generate, health, jobs, models, sessions
+from service.routes import corpora, generate, health, jobs, metrics, models, sessions
 from service.serving import Served, Serving, free
 from service.settings import Settings, loopback_only, read_settings
 from service.store.connect import connect
@@ -56,7 +57,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     if settings.queue_url:
         queue = JobQueue(connect(settings.queue_url), settings.max_queued_jobs)
     serving = Serving(lambda: _first_job(queue))
-    reloader = Reloader(serving, settings.checkpoint_dir, lambda path: load(path, settings), promotions.wait)
+    counted = Metrics()
+    reloader = Reloader(
+        serving, settings.checkpoint_dir, lambda path: load(path, settings, counted), promotions.wait, counted
+    )
     drain = Drain(serving, settings.drain_notice_s, settings.drain_s)
     policy = Policy(settings.max_chars, settings.lease_s, settings.snapshot_s, settings.session_tail_chars)
     generation = Generation(serving, store, prefixes, policy)
@@ -79,6 +83,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     ):
         app.register_blueprint(_guarded(blueprint, _check_admin(keys)))
     app.register_blueprint(health.blueprint(serving, store, reloader, drain))
+    app.register_blueprint(metrics.blueprint(counted))
 
     app.extensions["drain"] = drain  # for who runs the app to connect with its signals
     reloader.start()
@@ -87,7 +92,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     return app
 
 
-def load(path: Path, settings: Settings) -> Served:
+def load(path: Path, settings: Settings, counted: Metrics) -> Served:
     """A checkpoint on an engine that runs, tested and warm. Raised: CheckpointError."""
     loaded = checkpoint.load(path)
     self_test.check(loaded)
@@ -104,6 +109,7 @@ def load(path: Path, settings: Settings) -> Served:
         loaded.fingerprint,
         max_waiting=settings.max_waiting,
         block_s=settings.block_ms / 1000,
+        observer=counted.engine(stepper.n_slots),
     )
     engine.start()
     return Served(engine, path.name, stepper)

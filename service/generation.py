@@ -216,7 +216,7 @@ class Generation:
                 return 0
             reused = keys[found[0]][0]
             sequence.to_feed = sequence.to_feed[reused:]
-            sequence.position, sequence.values = reused, state.values
+            sequence.position, sequence.values, sequence.reused = reused, state.values, reused
             keys = keys[: found[0]]
         sequence.marks = dict(reversed(keys))
         return reused

@@ -91,9 +91,7 @@ class Settings(BaseSettings):
     @classmethod
     def _no_cluster(cls, value: str) -> str:
         if "+cluster" in value:
-            raise ValueError(
-                "expected one Redis, or its sentinels: the line of trainings cannot be in a cluster"
-            )
+            raise ValueError("expected one Redis, or its sentinels: the line of trainings cannot be in a cluster")
         return value
 
     @field_validator("admin_key")

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import httpx
-import pytest
 
 from model.checkpoint import Checkpoint
 from model.generate import write

@@ -57,7 +57,16 @@ class Settings(BaseSettings):
         3600, ge=1, description="the state of a long prompt that nobody sends for so long is forgotten"
     )
     snapshot_s: float = Field(1.0, gt=0, le=3600, description="a running stream's state is saved so often")
+    drain_s: float = Field(
+        20.0, ge=0, le=3600, description="a worker that is told to stop lets its texts run so long, then ends them"
+    )
+    drain_notice_s: float = Field(
+        0.0, ge=0, le=600, description="first it takes requests so long, /readyz failing already: a proxy's time to see"
+    )
     lease_s: float = Field(10.0, ge=0.5, le=3600, description="after so long without a word, a turn counts as lost")
+    trusted_proxies: int = Field(
+        0, ge=0, le=10, description="proxies in front: so many last entries of X-Forwarded-For are believed"
+    )
     admin_key: str = Field("", description="guards retrain, jobs, corpora and models; without it: on loopback only")
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field((), description="comma-separated; set, generating needs one")
     rate_limit: str = Field("", description="what one key or address may generate, like 60/minute; empty: no limit")
@@ -82,9 +91,7 @@ class Settings(BaseSettings):
     @classmethod
     def _no_cluster(cls, value: str) -> str:
         if "+cluster" in value:
-            raise ValueError(
-                "expected one Redis, or its sentinels: the line of trainings cannot be in a cluster"
-            )
+            raise ValueError("expected one Redis, or its sentinels: the line of trainings cannot be in a cluster")
         return value
 
     @field_validator("admin_key")

@@ -114,6 +114,16 @@ class Service:
         except subprocess.TimeoutExpired:
             self.kill()
 
+    def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """To gunicorn's master, as an engine would; `wait` for what becomes of it."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def wait(self, timeout_s: float) -> int:
+        """Its exit status, once it has ended."""
+        assert self._process is not None
+        return self._process.wait(timeout_s)
+
     def kill(self) -> None:
         """kill -9, the master and its workers."""
         self.send_signal(signal.SIGKILL)

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model import evaluate, telling
-from model.errors import UnknownCharacters
 from model.gates import Gates, gates
 from model.sampling import SamplingParams
 from service import replay
@@ -50,12 +49,7 @@ class Looking:
         model = self._serving.current
         limit = min(self._max_chars, MAX_TOP_CHARS) if request.logprobs else self._max_chars
         _at_most("text", request.text, limit)
-        ids = encode(model, "text", request.text, request.on_unknown == "skip")
-        if not len(ids):
-            raise BadRequest(
-                "text: none of its characters is known to the model, expected some that are",
-                field="text", value=request.text[:80], expected="characters of the model's vocabulary",
-            )  # fmt: skip
+        ids = _read(model, request.text, request.on_unknown)
         reading, position = self._begin(model, request.session_id)
         own: list[float] = []  # nats
         told: list[dict[str, Any]] = []
@@ -96,12 +90,14 @@ class Looking:
         for n, unit in enumerate(request.units):
             _below(f"units.{n}", unit, config.n_hidden)
         _at_most("text", request.text, min(MAX_INSPECTED, MAX_VALUES // config.n_hidden if request.map else 10**9))
-        ids = encode(model, "text", request.text, skip=False)
+        ids = _read(model, request.text, request.on_unknown)
+        text = model.engine.vocab.decode(ids)
         with self._place():
             found = gates(model.reader.open(), [model.engine.vocab.start, *ids.tolist()])
         found = [Gates(*(getattr(layer, name)[1:] for name in Gates.__slots__)) for layer in found]  # less the start
         layer = found[request.layer]
         answer: dict[str, Any] = {
+            "text": text,
             "characters": len(ids),
             "layers": config.n_layers,
             "hidden": config.n_hidden,
@@ -110,7 +106,7 @@ class Looking:
                 {"unit": u, **{name: _numbers(getattr(layer, name)[:, u]) for name in Gates.__slots__}}
                 for u in request.units
             ],
-            "telling": _telling(request.text, found),
+            "telling": _telling(text, found),
             "model": model.as_dict(),
         }
         if request.map is not None:
@@ -139,6 +135,17 @@ class Looking:
             yield
         finally:
             self._places.release()
+
+
+def _read(model: Served, text: str, on_unknown: str) -> NDArray[np.int32]:
+    """Raised: BadRequest for characters that the model does not know, or for none that it does."""
+    ids = encode(model, "text", text, on_unknown == "skip")
+    if not len(ids):
+        raise BadRequest(
+            "text: none of its characters is known to the model, expected some that are",
+            field="text", value=text[:80], expected="characters of the model's vocabulary",
+        )  # fmt: skip
+    return ids
 
 
 def _telling(text: str, layers: list[Gates]) -> dict[str, Any]:

@@ -90,6 +90,7 @@ class InspectRequest(Body):
     map: Literal["i", "f", "g", "o", "c", "h"] | None = Field(
         None, description="tell this one of all units by character; c as tanh(c)"
     )
+    on_unknown: Literal["error", "skip"] = Field("error", description="for characters that the model has never seen")
 
     @field_validator("units")
     @classmethod

@@ -16,6 +16,7 @@ from model.state import HiddenState
 from service import replay
 from service.engine.sequence import Sequence
 from service.errors import BadRequest, ModelChanged, NoTurn, SessionConflict, StoreAway, TurnInterrupted, UnknownSession
+from service.reading import Looks
 from service.schemas import GenerateRequest
 from service.serving import Served, Serving
 from service.store.prefixes import PrefixStore, prefix_keys
@@ -50,13 +51,15 @@ class Generation:
         model = self._serving.admit()
         asked = _checked(model, request, self._policy.max_chars)
         model.engine.refuse_if_full()
+        if request.logprobs:
+            model.reader.open()
         session_id, held = self._acquire(request.session_id, key and digest(key))
         lease = self._lease(session_id, held) if held is not None else None
         try:
             if held is not None and held.last is not None and key and held.last.record.key == digest(key):
                 if held.last.record.request != digest(request.model_dump_json()):
                     raise SessionConflict("this Idempotency-Key was used for another request")
-                return self._take_over(model, lease, held, held.last.record.first)
+                return self._take_over(model, lease, held, held.last.record.first, request.logprobs)
             if held is not None and (held.knows_key or (key and not request.session_id and held.session is not None)):
                 raise SessionConflict(
                     "this Idempotency-Key was used before, for a turn that is not remembered any more"
@@ -69,13 +72,15 @@ class Generation:
                 lease.abandon()
             raise
 
-    def resume(self, session_id: str, after: int | None) -> Turn:
+    def resume(self, session_id: str, after: int | None, logprobs: int | None = None) -> Turn:
         """Go on with a session's last turn after this position, wherever it was written until now.
 
         Raised: UnknownSession, NoTurn, BadRequest for a position outside the turn, ModelChanged, StoreAway, Overloaded.
         """
         model = self._serving.admit()
         model.engine.refuse_if_full()
+        if logprobs:
+            model.reader.open()
         held = self._sessions.acquire(session_id, lease_s=self._policy.lease_s, force=True)
         lease = self._lease(session_id, held)
         try:
@@ -91,7 +96,7 @@ class Generation:
                     f"Last-Event-ID: got {after}, expected a position from {record.first} to {highest}",
                     field="Last-Event-ID", value=after, expected=f"{record.first} to {highest}",
                 )  # fmt: skip
-            return self._take_over(model, lease, held, after)
+            return self._take_over(model, lease, held, after, logprobs)
         except BaseException:
             lease.abandon()
             raise
@@ -168,6 +173,7 @@ class Generation:
         tail = (session.tail if session else "") + record.prompt
         turn = self._turn(model, record, session, sequence, lease, tail, record.first)
         turn.reused_chars = reused
+        _look(turn, request.logprobs)
         model.engine.submit(sequence)
         try:
             if lease is not None:
@@ -179,10 +185,11 @@ class Generation:
             turn.lease = None
         return turn
 
-    def _take_over(self, model: Served, lease: Lease | None, held: Held, after: int) -> Turn:
+    def _take_over(self, model: Served, lease: Lease | None, held: Held, after: int, logprobs: int | None) -> Turn:
         assert held.last is not None
         sequence, tail = replay.from_nearest(model, held.last, held.session, after)
         turn = self._turn(model, held.last.record, held.last.start, sequence, lease, tail, after)
+        _look(turn, logprobs)
         model.engine.submit(sequence)
         return turn
 
@@ -222,6 +229,21 @@ class Generation:
         return reused
 
 
+def _look(turn: Turn, top: int | None) -> None:
+    """Let the turn tell each character's log-probability, and the `top` most probable ones with it; None tells none.
+
+    The state that its text begins with is asked of the engine, so that its prompt is not read a second time.
+    """
+    if top is None:
+        return
+    sequence, first = turn.sequence, turn.record.first
+    turn.looks = Looks(turn.model.reader, turn.model.engine.vocab, sequence.params, top)
+    if sequence.position >= first:
+        turn.looks.stand(sequence.values, int(sequence.to_feed[0]))
+    else:
+        sequence.marks.setdefault(first, "")
+
+
 def digest_id(key: str, salt: str) -> str:
     """The id of the session that a request with this Idempotency-Key opens: always the same, known to nobody else."""
     return digest("session", key, salt) + digest("again", key, salt)[:16]
@@ -248,7 +270,7 @@ def _checked(model: Served, request: GenerateRequest, max_chars: int) -> TurnRec
             "position: got it without a session_id, expected both: it says where to go on in a session",
             field="position", value=request.position, expected="only with a session_id",
         )  # fmt: skip
-    prompt = _encode(model, "prompt", request.prompt, request.on_unknown == "skip")
+    prompt = encode(model, "prompt", request.prompt, request.on_unknown == "skip")
     return TurnRecord(
         start=0,
         prompt=request.prompt if len(prompt) == len(request.prompt) else model.engine.vocab.decode(prompt),
@@ -265,7 +287,7 @@ def _checked(model: Served, request: GenerateRequest, max_chars: int) -> TurnRec
     )
 
 
-def _encode(model: Served, name: str, text: str, skip: bool) -> np.ndarray:
+def encode(model: Served, name: str, text: str, skip: bool) -> np.ndarray:
     try:
         return model.engine.vocab.encode(text, "skip" if skip else "error")
     except UnknownCharacters as e:
@@ -281,7 +303,7 @@ def _spellable(model: Served, request: GenerateRequest) -> list[str]:
     spellable = []
     for i, stop in enumerate(request.stop):
         try:
-            _encode(model, f"stop.{i}", stop, skip=False)
+            encode(model, f"stop.{i}", stop, skip=False)
             spellable.append(stop)
         except BadRequest:
             if request.on_unknown == "error":

@@ -1,7 +1,7 @@
 """A turn as server-sent events: bytes that a browser's EventSource understands.
 
 event: start   data: session_id, position, seed, model       once, before any text
-id: POSITION   data: {"text"}                                one a block; the id is the position after it
+id: POSITION   data: {"text"}, and "logprobs" if asked for    one a block; the id is the position after it
 : ...                                                        a comment, when nothing was written for a while
 event: done    data: as a JSON answer, less its text          the end
 event: error   data: {"error": {"code", "message"}}          or this end: the status was already sent
@@ -59,7 +59,8 @@ class EventStream:
                 if self._reader_is_gone():
                     return
                 if piece is not None:
-                    yield event({"text": piece.text}, id=piece.position)
+                    told = {"logprobs": piece.looks} if piece.looks is not None else {}
+                    yield event({"text": piece.text, **told}, id=piece.position)
                     last_sent = time.monotonic()
                 elif time.monotonic() - last_sent > HEARTBEAT_S:
                     yield b": waiting\n\n"

@@ -22,13 +22,11 @@ from service.engine.engine import Engine
 from service.errors import StoreAway
 from service.generation import Generation, Policy
 from service.jobs.queue import JobQueue
-from service.metrics import Metrics
-from service.reload import Reloader
-from service.routes import corpora, generate, health, jobs, metrics, models, sessions
 from service.looking import Looking
+from service.metrics import Metrics
 from service.reading import Reader
 from service.reload import Reloader
-from service.routes import corpora, generate, health, jobs, look, models, page, sessions
+from service.routes import corpora, generate, health, jobs, look, metrics, models, page, sessions
 from service.serving import Served, Serving, free
 from service.settings import Settings, loopback_only, read_settings
 from service.store.connect import connect
@@ -92,7 +90,6 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.register_blueprint(_guarded(blueprint, _check_admin(keys)))
     app.register_blueprint(health.blueprint(serving, store, reloader, drain))
     app.register_blueprint(metrics.blueprint(counted))
-    app.register_blueprint(health.blueprint(serving, store, reloader))
     app.register_blueprint(page.blueprint())
 
     app.extensions["drain"] = drain  # for who runs the app to connect with its signals

@@ -16,7 +16,6 @@ from typing import Any
 from model.stepper import Stepper
 from service.engine.engine import Engine
 from service.errors import Draining, NoModel
-from service.errors import NoModel
 from service.reading import Reader
 
 log = logging.getLogger(__name__)

@@ -144,7 +144,7 @@ def differences(crowd: Stepper, lone: Stepper, texts: list[Text], rng: Random, k
 
 
 class Careless:
-    """A stepper whose first row's state moves by one unit in the last place where more than eight rows run: to be noticed."""
+    """A stepper whose first row moves by one unit in the last place where more than eight rows run: to be noticed."""
 
     name, numerics = "careless", "careless"
 

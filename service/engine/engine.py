@@ -21,7 +21,7 @@ from model.vocab import Vocabulary
 from service.engine.observer import Observer, Step, Unobserved
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence, Values
-from service.engine.stream import End, Failed, FinishReason, Mark, Piece
+from service.engine.stream import End, Failed, FinishReason, Item, Mark, Piece, Stream
 from service.errors import Draining, Overloaded
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class Engine:
         self._scheduler = Scheduler(stepper.n_slots, block_s)
         self._observer = observer or Unobserved()
         self._did = Step()  # in this turn of the loop
+        self._outbox: list[tuple[Stream, Item]] = []  # what is to be handed out when this thread needs no Python
         self._inbox: list[Sequence] = []
         self._in_flight = 0  # submitted and not ended; under the lock
         self._steps_in_line = 0  # of the texts that have no slot yet; under the lock
@@ -106,12 +107,24 @@ class Engine:
                 log.exception("a block failed")
                 for slot in list(self._scheduler.running):
                     self._leave(slot, Failed(e))
+            if not self._scheduler.running:
+                self._deliver()
             self._tell()
         for sequence in [*self._scheduler.running.values(), *self._scheduler.waiting, *self._inbox]:
             self._did.ended.append("failed")
-            sequence.stream.put(Failed(Draining("this worker is stopping; go on with the stream on another")))
+            self._put(sequence, Failed(Draining("this worker is stopping; go on with the stream on another")))
+        self._deliver()
         self._observer.step(self._did)
         self._observer.stopped()
+
+    def _put(self, sequence: Sequence, item: Item) -> None:
+        self._outbox.append((sequence.stream, item))
+
+    def _deliver(self) -> None:
+        """Wake the readers. Last thing before a block runs: then they have Python to themselves while it does."""
+        for stream, item in self._outbox:
+            stream.put(item)
+        self._outbox.clear()
 
     def _tell(self) -> None:
         """One call for all that this turn of the loop did."""
@@ -130,7 +143,7 @@ class Engine:
             return not self._stopping
 
     def _step(self) -> None:
-        """The whole machine: let leavers go, admit, run a block, hand out what it made."""
+        """The whole machine: let leavers go, admit, run a block, take what it made; it is handed out with the next."""
         now = time.monotonic()
         self._let_go(now)
         for slot, sequence in self._scheduler.admit():
@@ -142,6 +155,7 @@ class Engine:
                 self._finish(slot, sequence, "length")
         if self._scheduler.running:
             block = self._scheduler.block()
+            self._deliver()
             started = time.monotonic()
             produced = self._stepper.run(block)
             self._did.block_s = time.monotonic() - started
@@ -166,7 +180,7 @@ class Engine:
             new = sequence.advance(produced.ids[:n, b])
             key = sequence.marks.pop(sequence.position, None)
             if key is not None:
-                sequence.stream.put(Mark(key, self._state(slot, sequence)))
+                self._put(sequence, Mark(key, self._state(slot, sequence)))
             logprobs = [*sequence.held_logprobs, *produced.logprobs[n - len(new) : n, b].tolist()]
             shown_before = sequence.position - len(logprobs)
             shown, met = sequence.stops.feed(self.vocab.decode(new))
@@ -213,7 +227,7 @@ class Engine:
             self._did.gaps[now - sequence.wrote_at, len(piece.text)] += 1
         sequence.wrote_at = now
         self._did.written += len(piece.text)
-        sequence.stream.put(piece)
+        self._put(sequence, piece)
 
     def _leave(self, slot: int, last: End | Failed) -> None:
         sequence = self._scheduler.running[slot]
@@ -228,7 +242,7 @@ class Engine:
         with self._changed:
             self._in_flight -= 1
         self._did.ended.append(last.finish_reason if isinstance(last, End) else "failed")
-        sequence.stream.put(last)
+        self._put(sequence, last)
 
     def _state(self, slot: int, sequence: Sequence) -> HiddenState:
         return self._stored(self._stepper.read(slot), int(sequence.to_feed[0]), sequence.position)

@@ -1,7 +1,7 @@
 """Which texts run in the next block, and for how many steps. It holds no tensor and does no work.
 
 Slots are a fixed table: joining takes a slot, leaving frees it. First come, first served: every running text advances
-in every block, so a long prompt takes a row, not a turn.
+in every block, so a long prompt takes a row, not a turn: of a block's work it is one row's part, however long it is.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from model.stepper import FREE, Block
 from service.engine.sequence import Sequence
 
 MAX_STEPS = 256
+HAND_OUT_S = 0.0003
+"""Of a block's time for each row, at least; of that, a request's thread takes about a third (bench/serve)."""
 
 
 class Scheduler:
@@ -82,6 +84,17 @@ class Scheduler:
         self.chars_per_s += 0.1 * (pace - self.chars_per_s) if self.chars_per_s else pace
 
     def _k(self) -> int:
-        """Steps that take about block_s; a quarter of that while someone waits for a first character."""
-        hurry = self.waiting or any(not s.wrote for s in self.running.values())
-        return max(1, min(MAX_STEPS, int(self._block_s / (4 if hurry else 1) / self._step_s)))
+        """Steps that take about block_s; fewer when that brings somebody's first character sooner.
+
+        Handing a piece out costs its request's thread about as much with one character as with twenty, so with many
+        rows a block is longer, and is not cut short below what that costs.
+        """
+        handing_out_s = HAND_OUT_S * len(self.running)
+        usual = self._steps_in(max(self._block_s, 2 * handing_out_s))
+        first = min((len(s.to_feed) for s in self.running.values() if not s.wrote), default=usual)
+        if first >= usual:
+            return usual
+        return min(usual, max(first, self._steps_in(max(self._block_s / 4, handing_out_s))))
+
+    def _steps_in(self, seconds: float) -> int:
+        return max(1, min(MAX_STEPS, int(seconds / self._step_s)))

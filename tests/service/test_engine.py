@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -293,10 +294,17 @@ def test_closing_a_stream_frees_its_slot(engine: Engine) -> None:
 
 def test_a_deadline_ends_a_text_where_it_is(engine: Engine) -> None:
     """A text whose time is up ends with what it has, and its state can be gone on from."""
-    sequence = ask("a", 10**8, deadline=0.0)
+    sequence = ask("a", 10**8, deadline=time.monotonic() + 0.2)
     engine.submit(sequence)
-    _, _, end = read(sequence)
+    text, _, end = read(sequence)
     assert end.finish_reason == "timeout"
+    assert end.state is not None
+    assert end.state.position == 1 + len(text) > 1
+    onwards = ask("", 20, after=end.state)
+    whole = ask("a", len(text) + 20)
+    engine.submit(onwards)
+    engine.submit(whole)
+    assert text + read(onwards)[0] == read(whole)[0]
 
 
 def test_an_engine_that_stops_says_so(tiny: Checkpoint) -> None:

@@ -5,7 +5,7 @@ CORPUS ?=
 MINUTES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check clean
+.PHONY: help serve test stack check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -15,6 +15,9 @@ serve: .venv/.ready .venv/.kernel ## serve on HOST:PORT, and train a first model
 
 test: .venv/.ready-test .venv/.kernel ## every test
 	$(BIN)/python -m pytest
+
+stack: .venv/.ready-test ## docker compose up from a clean clone, on a container engine: build, scale, kill, tear down
+	STACK=1 $(BIN)/python -m pytest -s tests/e2e
 
 check: .venv/.ready-test ## lint, types and the direction of imports
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ help: ## list the targets
 serve: .venv/.ready .venv/.kernel ## serve on HOST:PORT, and train a first model meanwhile if there is none (CORPUS=file, MINUTES=3)
 	@$(BIN)/python -m service $(if $(CORPUS),--corpus "$(CORPUS)") --minutes $(MINUTES)
 
-test: .venv/.ready-test .venv/.kernel ## every test
+test: .venv/.ready-test .venv/.kernel .venv/.prometheus ## every test
 	$(BIN)/python -m pytest
 
 stack: .venv/.ready-test ## docker compose up from a clean clone, on a container engine: build, scale, kill, tear down
@@ -44,4 +44,10 @@ clean: ## forget the environment; models and sessions in data/ stay
 .venv/.ready-test: .venv/.ready tests/requirements.txt
 	@echo "setup   what the tests need"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
+
+# Prometheus is on no Python index. Where there is apt, Debian's is unpacked, not installed; else its tests are skipped.
+.venv/.prometheus: | .venv/.ready-test
+	@cd .venv && (command -v promtool || { command -v apt-get && apt-get download -qq prometheus && dpkg-deb -x prometheus_*.deb prometheus && rm prometheus_*.deb; }) >/dev/null 2>&1 \
+	  || echo "setup   no Prometheus here: the tests that need one are skipped"
 	@touch $@

@@ -152,7 +152,7 @@ def test_nobody_is_root_and_nothing_can_be_written(stack: Stack) -> None:
 
 def test_the_native_stepper_serves(stack: Stack) -> None:
     """What was compiled in the image runs in the container; nothing is compiled there."""
-    assert stack.ready()["stepper"].startswith("native")
+    assert stack.ready()["stepper"] == "cpu-f32"
     assert stack.compose("exec", "-T", "api", "sh", "-c", "command -v gcc cc clang || echo none").strip() == "none"
 
 

@@ -45,3 +45,9 @@ def child_exit(server: Any, worker: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """SIGTERM first lets the texts end (service/drain.py), and only then does what gunicorn does with it."""
     worker.wsgi.extensions["drain"].on_sigterm(lambda: worker.handle_exit(signal.SIGTERM, None))
+
+
+def worker_int(worker: Any) -> None:
+    """SIGINT and SIGQUIT do not wait; a stream that goes on would hold its thread, and the thread the process."""
+    if hasattr(worker, "wsgi"):
+        worker.wsgi.extensions["drain"].now()

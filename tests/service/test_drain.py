@@ -80,13 +80,11 @@ def test_a_long_text_is_sent_away(serving: Serving) -> None:
 def test_first_it_is_only_said(serving: Serving) -> None:
     """For the time of the notice requests are taken as ever, though it says that it leaves."""
     drain = Drain(serving, notice_s=1.0, limit_s=0)
-    left = threading.Event()
-    drain_thread = threading.Thread(target=lambda: (drain.run(), left.set()))
-    drain_thread.start()
+    leaving = threading.Thread(target=drain.run)
+    leaving.start()
     eventually(lambda: drain.is_leaving)
     one = text_of(5)
     serving.admit().engine.submit(one)
     assert isinstance(ended(one), End)
-    drain_thread.join()
-    assert left.is_set()
+    leaving.join()
     assert serving.is_closed

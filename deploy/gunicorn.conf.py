@@ -1,5 +1,8 @@
 """How gunicorn runs the service. Every value comes from service.settings."""
 
+from typing import Any
+
+from service import metrics
 from service.settings import read_settings
 
 _settings = read_settings()
@@ -18,3 +21,19 @@ graceful_timeout = 30
 accesslog = None
 # One process tree, one way in: no second socket in somebody's home folder.
 control_socket_disable = True
+
+
+# Each process counts in a row of memory that is mapped here, before any of them is forked; see service/metrics.py.
+_board = metrics.shared_board()
+
+
+def pre_fork(server: Any, worker: Any) -> None:
+    worker.metrics_row = _board.take()
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    metrics.use(_board, worker.metrics_row)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    _board.give_back(worker.metrics_row)

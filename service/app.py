@@ -21,9 +21,10 @@ from service.errors import StoreAway
 from service.generation import Generation, Policy
 from service.jobs.queue import JobQueue
 from service.looking import Looking
+from service.metrics import Metrics
 from service.reading import Reader
 from service.reload import Reloader
-from service.routes import corpora, generate, health, jobs, look, models, page, sessions
+from service.routes import corpora, generate, health, jobs, look, metrics, models, page, sessions
 from service.serving import Served, Serving, free
 from service.settings import Settings, loopback_only, read_settings
 from service.store.connect import connect
@@ -56,7 +57,10 @@ def create_app(settings: Settings | None = None) -> Flask:
         store, prefixes = MemorySessions(settings.session_ttl_s, settings.turn_ttl_s), MemoryPrefixes()
         promotions = MemoryPromotions()
     serving = Serving(lambda: _first_job(queue))
-    reloader = Reloader(serving, settings.checkpoint_dir, lambda path: load(path, settings), promotions.wait)
+    counted = Metrics()
+    reloader = Reloader(
+        serving, settings.checkpoint_dir, lambda path: load(path, settings, counted), promotions.wait, counted
+    )
     policy = Policy(settings.max_chars, settings.lease_s, settings.snapshot_s, settings.session_tail_chars)
     generation = Generation(serving, store, prefixes, policy)
     texts = Corpora(settings.corpora_dir, settings.max_corpus_bytes)
@@ -80,6 +84,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     ):
         app.register_blueprint(_guarded(blueprint, _check_admin(keys)))
     app.register_blueprint(health.blueprint(serving, store, reloader))
+    app.register_blueprint(metrics.blueprint(counted))
     app.register_blueprint(page.blueprint())
 
     reloader.start()
@@ -88,7 +93,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     return app
 
 
-def load(path: Path, settings: Settings) -> Served:
+def load(path: Path, settings: Settings, counted: Metrics) -> Served:
     """A checkpoint on an engine that runs, tested and warm. Raised: CheckpointError."""
     loaded = checkpoint.load(path)
     self_test.check(loaded)
@@ -105,6 +110,7 @@ def load(path: Path, settings: Settings) -> Served:
         loaded.fingerprint,
         max_waiting=settings.max_waiting,
         block_s=settings.block_ms / 1000,
+        observer=counted.engine(stepper.n_slots),
     )
     engine.start()
     return Served(engine, path.name, stepper, Reader(path, loaded.fingerprint))

@@ -18,6 +18,7 @@ from pathlib import Path
 from model import checkpoint, registry
 from model.checkpoint import PROMOTED
 from model.errors import CheckpointError
+from service.metrics import Metrics
 from service.serving import Served, Serving
 
 log = logging.getLogger(__name__)
@@ -38,12 +39,18 @@ class Reloader:
     """Keeps `serving` at what `folder` says is promoted."""
 
     def __init__(
-        self, serving: Serving, folder: Path, load: Callable[[Path], Served], wait: Callable[[float], None]
+        self,
+        serving: Serving,
+        folder: Path,
+        load: Callable[[Path], Served],
+        wait: Callable[[float], None],
+        counted: Metrics,
     ) -> None:
         self._serving = serving
         self._folder = folder
         self._load = load
         self._wait = wait
+        self._counted = counted
         self._seen: _Seen | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="reload", daemon=True)
@@ -86,6 +93,7 @@ class Reloader:
         served = self._load(path)
         self._serving.serve(served)
         self.swaps_total += 1
+        self._counted.swapped()
         log.info("serving %s", path.name)
 
     def _serves(self, path: Path) -> bool:
@@ -108,6 +116,7 @@ class Reloader:
 
     def _refuse(self, name: str, error: Exception) -> None:
         self.refusals_total += 1
+        self._counted.swap_refused()
         if isinstance(error, CheckpointError):
             log.error("%s is refused: %s", name, error)
         else:

@@ -17,6 +17,7 @@ from model.sampling import SamplingParams
 from model.state import HiddenState
 from model.stepper import Produced, Stepper
 from model.vocab import Vocabulary
+from service.engine.observer import Observer, Step, Unobserved
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence, Values
 from service.engine.stream import End, Failed, FinishReason, Mark, Piece
@@ -29,7 +30,14 @@ class Engine:
     """Many texts at once on one stepper, each the same as if it were alone."""
 
     def __init__(
-        self, stepper: Stepper, vocab: Vocabulary, fingerprint: str, *, max_waiting: int, block_s: float = 0.020
+        self,
+        stepper: Stepper,
+        vocab: Vocabulary,
+        fingerprint: str,
+        *,
+        max_waiting: int,
+        block_s: float = 0.020,
+        observer: Observer | None = None,
     ) -> None:
         self.vocab = vocab
         self.fingerprint = fingerprint
@@ -39,6 +47,8 @@ class Engine:
         self.max_waiting = max_waiting
         self._stepper = stepper
         self._scheduler = Scheduler(stepper.n_slots, block_s)
+        self._observer = observer or Unobserved()
+        self._did = Step()  # in this turn of the loop
         self._inbox: list[Sequence] = []
         self._in_flight = 0  # submitted and not ended; under the lock
         self._changed = threading.Condition()
@@ -69,6 +79,7 @@ class Engine:
         if self._stopping:
             raise Draining("this worker is stopping")
         if self._in_flight >= self.n_slots + self.max_waiting:
+            self._observer.refused()
             raise Overloaded(f"all {self.n_slots} slots and all {self.max_waiting} places in the line are taken")
 
     @property
@@ -84,8 +95,19 @@ class Engine:
                 log.exception("a block failed")
                 for slot in list(self._scheduler.running):
                     self._leave(slot, Failed(e))
+            self._tell()
         for sequence in [*self._scheduler.running.values(), *self._scheduler.waiting, *self._inbox]:
+            self._did.ended.append("failed")
             sequence.stream.put(Failed(Draining("this worker is stopping; go on with the stream on another")))
+        self._observer.step(self._did)
+        self._observer.stopped()
+
+    def _tell(self) -> None:
+        """One call for all that this turn of the loop did."""
+        did, self._did = self._did, Step()
+        did.running = len(self._scheduler.running)
+        did.waiting = self._in_flight - did.running
+        self._observer.step(did)
 
     def _take_in(self) -> bool:
         """Wait for work; False when it is time to stop."""
@@ -98,8 +120,11 @@ class Engine:
 
     def _step(self) -> None:
         """The whole machine: let leavers go, admit, run a block, hand out what it made."""
-        self._let_go(time.monotonic())
+        now = time.monotonic()
+        self._let_go(now)
         for slot, sequence in self._scheduler.admit():
+            self._did.queued_s.append(now - sequence.submitted)
+            self._did.reused += sequence.reused
             self._stepper.write(slot, sequence.values)
             if sequence.steps_left == 0:
                 self._finish(slot, sequence, "length")
@@ -107,7 +132,8 @@ class Engine:
             block = self._scheduler.block()
             started = time.monotonic()
             produced = self._stepper.run(block)
-            self._scheduler.timed(len(block.forced), time.monotonic() - started)
+            self._did.block_s = time.monotonic() - started
+            self._scheduler.timed(len(block.forced), self._did.block_s)
             self._hand_out(block.slots, block.steps, produced)
 
     def _let_go(self, now: float) -> None:
@@ -123,6 +149,7 @@ class Engine:
         now = time.monotonic()
         for b, (slot, n) in enumerate(zip(slots.tolist(), steps.tolist(), strict=True)):
             sequence = self._scheduler.running[slot]
+            self._did.read += min(n, len(sequence.to_feed) - 1)
             new = sequence.advance(produced.ids[:n, b])
             key = sequence.marks.pop(sequence.position, None)
             if key is not None:
@@ -139,7 +166,7 @@ class Engine:
             if shown:
                 snapshot = self._state(slot, sequence) if sequence.snapshot_is_due(now) else None
                 position = sequence.position - sequence.stops.held
-                sequence.stream.put(Piece(shown, position, logprobs[: len(shown)], snapshot))
+                self._show(sequence, Piece(shown, position, logprobs[: len(shown)], snapshot))
             if sequence.steps_left == 0:
                 self._finish(slot, sequence, "length")
 
@@ -153,7 +180,7 @@ class Engine:
             fed = np.array(anchor.ids[:steps], dtype=np.int32)
             self._stepper.run(one_row_block(slot, fed, steps, np.zeros((steps, 1)), SamplingParams(temperature=0)))
         if shown:
-            sequence.stream.put(Piece(shown, position, logprobs))
+            self._show(sequence, Piece(shown, position, logprobs))
         state = self._stored(self._stepper.read(slot), anchor.ids[steps], position)
         self._leave(slot, End("stop", state))
 
@@ -161,9 +188,19 @@ class Engine:
         """End a text where it stands; what was held back for a stop string that did not come is shown."""
         held = sequence.stops.flush()
         if held:
-            sequence.stream.put(Piece(held, sequence.position, sequence.held_logprobs))
+            self._show(sequence, Piece(held, sequence.position, sequence.held_logprobs))
         unread = sequence.is_reading and reason != "length"
         self._leave(slot, End(reason, None if unread else self._state(slot, sequence)))
+
+    def _show(self, sequence: Sequence, piece: Piece) -> None:
+        now = time.monotonic()
+        if sequence.wrote_at is None:
+            self._did.first_s.append(now - sequence.submitted)
+        else:
+            self._did.gaps[now - sequence.wrote_at, len(piece.text)] += 1
+        sequence.wrote_at = now
+        self._did.written += len(piece.text)
+        sequence.stream.put(piece)
 
     def _leave(self, slot: int, last: End | Failed) -> None:
         sequence = self._scheduler.running[slot]
@@ -173,6 +210,7 @@ class Engine:
     def _ended(self, sequence: Sequence, last: End | Failed) -> None:
         with self._changed:
             self._in_flight -= 1
+        self._did.ended.append(last.finish_reason if isinstance(last, End) else "failed")
         sequence.stream.put(last)
 
     def _state(self, slot: int, sequence: Sequence) -> HiddenState:

@@ -43,7 +43,9 @@ class Sequence:
     deadline: float | None = None  # time.monotonic() at which the text ends where it is
     stream: Stream = field(default_factory=Stream)
     marks: dict[int, str] = field(default_factory=dict)  # positions, in order, whose states are wanted, and their names
+    reused: int = 0  # characters of the prompt that `values` has read already, of those that were asked to be read
     submitted: float = field(default_factory=time.monotonic)
+    wrote_at: float | None = field(init=False, default=None)  # when its last characters were handed out
     snapshot_at: float = field(init=False, default=0.0)
     anchor: Anchor | None = field(init=False, default=None)
     wrote: bool = field(init=False, default=False)  # whether a first character has been drawn

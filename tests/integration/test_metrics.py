@@ -1,0 +1,102 @@
+"""/metrics of a real service of several processes, after real requests."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from model import checkpoint
+from tests.conftest import random_checkpoint
+from tests.scrape import scraped
+from tests.servers import RedisServer, Service, eventually
+
+PROMPT = "to be or not to be " * 250  # long enough for its state to be kept
+
+
+def test_a_scrape_tells_what_all_processes_did(store: Path, redis_server: RedisServer, tmp_path: Path) -> None:
+    """Two workers, one killed on the way: counters are exact sums, gauges those of who lives, and no id is told."""
+    path = random_checkpoint(seed=5).save(tmp_path)
+    checkpoint.promote(path)
+    service = Service(CHECKPOINT_DIR=str(tmp_path), REDIS_URL=redis_server.url, WORKERS="2", SLOTS="4")
+    with service:
+        eventually(lambda: scrape(service)["longhand_slots"] == 8)
+        answers = [ask(service, prompt=PROMPT, max_chars=30, seed=i) for i in range(12)]
+        answers += [ask(service, prompt="x", max_chars=0), ask(service, prompt="abc", max_chars=500, stop=["a"])]
+        expected = totals(answers)
+        assert expected["reused"] > 0
+        eventually(lambda: scrape(service)["longhand_requests_running"] == 0)
+        assert_exact(scrape(service), expected)
+        os.kill(service.workers()[0], signal.SIGKILL)
+        eventually(lambda: scrape(service)["longhand_model_swaps_total"] == 3)
+        answers += [ask(service, prompt="again", max_chars=20) for _ in range(6)]
+        expected = totals(answers)
+        eventually(lambda: scrape(service)["longhand_requests_running"] == 0)
+        (tmp_path / path.name).write_bytes(b"no checkpoint")
+        eventually(lambda: scrape(service)["longhand_model_swaps_refused_total"] == 2)
+        found = scrape(service)
+        assert_exact(found, expected)
+        assert (found["longhand_slots"], found["longhand_slots_in_use"], found["longhand_requests_waiting"]) == (
+            8,
+            0,
+            0,
+        )
+        text = httpx.get(f"{service.url}/metrics").text
+        assert not any(answer["session_id"] in text for answer in answers)
+        openmetrics = httpx.get(f"{service.url}/metrics", headers={"Accept": "application/openmetrics-text"})
+        assert openmetrics.text.endswith("# EOF\n")
+
+
+def test_refusals_and_leavers_are_counted(store: Path) -> None:
+    """With one slot and no line: what runs is a gauge, what is refused and who left are counted."""
+    with Service(CHECKPOINT_DIR=str(store), SLOTS="1", MAX_WAITING="0", MAX_CHARS="100000000") as service:
+        with service.client.stream("POST", "/generate", json={"max_chars": 10**8, "stream": True}) as response:
+            events = response.iter_bytes()
+            next(events)
+            eventually(lambda: scrape(service)["longhand_slots_in_use"] == 1)
+            assert [service.post(max_chars=1).status_code for _ in range(3)] == [429] * 3
+        eventually(lambda: scrape(service)["longhand_slots_in_use"] == 0)
+        found = scrape(service)
+        assert found["longhand_requests_refused_total"] == 3
+        assert found['longhand_requests_finished_total{finish_reason="cancelled"}'] == 1
+
+
+def ask(service: Service, **body: Any) -> dict[str, Any]:
+    """Over a connection of its own, so that any worker may take it."""
+    response = httpx.post(f"{service.url}/generate", json=body, timeout=60)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def scrape(service: Service) -> dict[str, float]:
+    return scraped(httpx.get(f"{service.url}/metrics").text)
+
+
+def totals(answers: list[dict[str, Any]]) -> dict[str, float]:
+    usage = [answer["usage"] for answer in answers]
+    return {
+        "prompt": sum(u["prompt_chars"] for u in usage),
+        "generated": sum(u["generated_chars"] for u in usage),
+        "reused": sum(u["reused_chars"] for u in usage),
+        "wrote": sum(u["generated_chars"] > 0 for u in usage),
+        "all": len(answers),
+        "stopped": sum(answer["finish_reason"] == "stop" for answer in answers),
+    }
+
+
+def assert_exact(found: dict[str, float], expected: dict[str, float]) -> None:
+    assert found["longhand_prompt_tokens_total"] == expected["prompt"]
+    assert found["longhand_generation_tokens_total"] == expected["generated"]
+    assert found["longhand_reused_characters_total"] == expected["reused"]
+    assert found["longhand_time_to_first_token_seconds_count"] == expected["wrote"]
+    assert found["longhand_queue_time_seconds_count"] == expected["all"]
+    assert found['longhand_requests_finished_total{finish_reason="stop"}'] == expected["stopped"]
+    length = found['longhand_requests_finished_total{finish_reason="length"}']
+    assert length == expected["all"] - expected["stopped"]
+    assert found["longhand_requests_refused_total"] == 0
+    assert 0 < found["longhand_inter_token_latency_seconds_count"] < expected["generated"]
+    assert found["longhand_block_seconds_sum"] > 0

@@ -1,0 +1,103 @@
+"""Counting: the board's rows, an engine's numbers, and what is written out."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from model.checkpoint import Checkpoint
+from model.stepper.reference import ReferenceStepper
+from service import metrics
+from service.engine.engine import Engine
+from service.engine.observer import Step
+from service.errors import Overloaded
+from service.metrics import BOUNDS, Board, Metrics
+from tests.scrape import scraped
+from tests.service.test_engine import ask, read
+
+
+def told(counted: Metrics) -> dict[str, float]:
+    registry = CollectorRegistry()
+    registry.register(counted)
+    return scraped(generate_latest(registry).decode())
+
+
+@pytest.fixture
+def board(monkeypatch: pytest.MonkeyPatch) -> Board:
+    monkeypatch.setattr(metrics, "_mine", [])
+    return Board(3)
+
+
+def test_a_scrape_is_the_sum_over_processes(board: Board) -> None:
+    """What forked processes counted is in the sum that this one tells; their gauges go when they are dead."""
+    rows = [board.take() for _ in range(3)]
+    for row in rows[1:]:
+        pid = os.fork()
+        if pid == 0:
+            metrics.use(board, row)
+            engine = Metrics().engine(n_slots=8)
+            engine.step(Step(running=3, waiting=2, read=10 * row, written=100, queued_s=[0.001]))
+            os._exit(0)
+        os.waitpid(pid, 0)
+    metrics.use(board, rows[0])
+    mine = Metrics()
+    mine.engine(n_slots=4).step(Step(running=1, written=7, queued_s=[0.001, 1000.0]))
+    all_alive = told(mine)
+    assert all_alive["longhand_prompt_tokens_total"] == 30
+    assert all_alive["longhand_generation_tokens_total"] == 207
+    assert (all_alive["longhand_slots"], all_alive["longhand_slots_in_use"]) == (20, 7)
+    assert (all_alive["longhand_requests_running"], all_alive["longhand_requests_waiting"]) == (7, 4)
+    assert all_alive["longhand_queue_time_seconds_count"] == 4
+    board.give_back(rows[1])
+    after = told(mine)
+    assert (after["longhand_slots"], after["longhand_requests_running"]) == (12, 4)
+    assert after["longhand_generation_tokens_total"] == 207
+    assert board.take() == rows[1]
+
+
+def test_a_value_is_in_the_first_bucket_that_holds_it(board: Board) -> None:
+    """Buckets count values up to and with their bound; the sum and the count are those of the values."""
+    counted = Metrics()
+    values = [random.Random(1).expovariate(1.0) for _ in range(50)] + [0.0, BOUNDS[0], BOUNDS[3], BOUNDS[-1], 1e6]
+    counted.engine(1).step(Step(first_s=values))
+    found = told(counted)
+    name = "longhand_time_to_first_token_seconds"
+    for bound in BOUNDS:
+        assert found[f'{name}_bucket{{le="{bound!r}"}}'] == sum(v <= bound for v in values)
+    assert found[f'{name}_bucket{{le="+Inf"}}'] == found[f"{name}_count"] == len(values)
+    assert found[f"{name}_sum"] == pytest.approx(sum(values))
+
+
+def test_an_engine_counts_what_it_does(tiny: Checkpoint, board: Board) -> None:
+    """Characters read and written, texts by why they ended, times once each: exact; nothing runs at the end."""
+    counted = Metrics()
+    engine = Engine(
+        ReferenceStepper(tiny.network(), 4), tiny.vocab, tiny.fingerprint, max_waiting=2, observer=counted.engine(4)
+    )
+    texts = [ask("hello", 50, seed=i) for i in range(4)] + [ask("a" * 20, 0), ask("to", 200, stop=("e",))]
+    for text in texts:
+        engine.submit(text)
+    for _ in range(3):
+        with pytest.raises(Overloaded):
+            engine.submit(ask())
+    engine.start()
+    written = sum(len(read(text)[0]) for text in texts)
+    timed_out = ask("", 10**7, deadline=0.0)  # looked at after its first block
+    engine.submit(timed_out)
+    written += len(read(timed_out)[0])
+    engine.stop()
+    found = told(counted)
+    assert found["longhand_prompt_tokens_total"] == 4 * 5 + 20 + 2
+    assert found["longhand_generation_tokens_total"] == written
+    finished = {r: found[f'longhand_requests_finished_total{{finish_reason="{r}"}}'] for r in metrics.REASONS}
+    assert finished == {"length": 5, "stop": 1, "cancelled": 0, "timeout": 1, "failed": 0}
+    assert found["longhand_requests_refused_total"] == 3
+    assert found["longhand_queue_time_seconds_count"] == 7
+    assert found["longhand_time_to_first_token_seconds_count"] == 6
+    assert 0 < found["longhand_inter_token_latency_seconds_count"] <= written - 6
+    assert found["longhand_block_seconds_count"] > 0
+    gauges = ("requests_running", "requests_waiting", "slots", "slots_in_use")
+    assert [found[f"longhand_{name}"] for name in gauges] == [0, 0, 0, 0]

@@ -5,7 +5,7 @@ CORPUS ?=
 MINUTES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check clean
+.PHONY: help serve test test-browser check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -15,6 +15,11 @@ serve: .venv/.ready .venv/.kernel ## serve on HOST:PORT, and train a first model
 
 test: .venv/.ready-test .venv/.kernel ## every test
 	$(BIN)/python -m pytest
+
+test-browser: .venv/.ready-test .venv/.kernel ## the page in a real headless Chromium: CHROMIUM=path, or Debian's is installed (as root)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r tests/e2e/requirements.txt || echo "browser  its packages could not be installed"
+	@$(BIN)/python -m tests.e2e.browser
+	$(BIN)/python -m pytest tests/e2e
 
 check: .venv/.ready-test ## lint, types and the direction of imports
 	$(BIN)/ruff check .

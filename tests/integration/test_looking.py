@@ -29,7 +29,8 @@ def rows(tiny: Checkpoint, text: str) -> torch.Tensor:
     network = tiny.network(torch.float64)
     with torch.inference_mode():
         logits, _ = network(ids[:, :-1], network.zero_state(1))
-    return logits[0]
+    found: torch.Tensor = logits[0]
+    return found
 
 
 def drawn_from(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> list[float]:
@@ -39,7 +40,7 @@ def drawn_from(logits: torch.Tensor, temperature: float, top_k: int, top_p: floa
     probs = torch.softmax(logits / temperature, dim=-1).tolist()
     order = sorted(range(len(probs)), key=lambda i: -probs[i])[: top_k or None]
     within = sum(probs[i] for i in order)
-    kept, held = [], 0.0
+    kept, held = list[int](), 0.0
     for i in order:
         if (held < top_p * within or not kept) and probs[i] >= min_p * probs[order[0]]:
             kept.append(i)

@@ -42,11 +42,11 @@ async function look() {
     tile("time to first character", duration(ttft), "half of the requests waited less (TTFT)"),
     tile("from character to character", duration(between), "half of the characters took less"),
     tile("written so far", count(total(metrics, "longhand_generation_tokens_total") ?? 0), "characters, since the service began"),
-    tile("refused", count(total(metrics, "longhand_requests_refused_total") ?? 0), "requests, since every slot and place was taken"),
+    tile("refused", count(total(metrics, "longhand_requests_refused_total") ?? 0), "requests: every slot and every place in the line was taken"),
     tile("session store", ready.sessions, ready.sessions === "ok" ? "sessions can be gone on with" : "texts are written but not kept"),
     tile("arithmetic", ready.stepper ?? "–", "the stepper that writes"),
     tile("swaps", count(ready.swaps), `models that came into service; ${count(ready.refusals)} were refused, ${count(ready.retiring)} still end their texts`),
-    ready.refused ? tile("refused model", ready.refused.name, ready.refused.reason, "wide") : null,
+    ready.refused ? tile("refused model", ready.refused.name, ready.refused.reason, "wide") : "",
   );
 }
 

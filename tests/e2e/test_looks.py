@@ -20,6 +20,9 @@ HOW: dict[str, dict[str, Any]] = {
     "phone": {"color_scheme": "light", "viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True},
     "phone-dark": {"color_scheme": "dark", "viewport": {"width": 390, "height": 844}, "is_mobile": True},
 }
+SHAKESPEARE = (
+    "QUEEN.\nWhat, will you go? The night is long,\nAnd I have sworn it.\n\nKING.\nThen let us go, ere the day.\n"
+)
 PROMPT = os.environ.get("SHOWN_PROMPT", "hello")
 
 
@@ -52,7 +55,7 @@ def wrong(v: Visit) -> None:
 
 def why(v: Visit) -> None:
     v.open("why")
-    v.page.fill("#score-text", (PROMPT + " and now the rest of it") if PROMPT == "hello" else PROMPT * 3)
+    v.page.fill("#score-text", "hello and now the rest of it" if PROMPT == "hello" else SHAKESPEARE)
     v.page.get_by_role("button", name="Score").click()
     v.page.wait_for_selector("#score-letters .line > span")
     v.page.wait_for_timeout(300)
@@ -62,8 +65,8 @@ def why(v: Visit) -> None:
 
 def inside(v: Visit) -> None:
     v.open("inside")
-    if PROMPT == "hello":
-        v.page.fill("#inspect-text", "it's a text in lines\nof which the second\nis not the last\n")
+    text = "it's a text in lines\nof which the second\nis not the last\n" if PROMPT == "hello" else SHAKESPEARE
+    v.page.fill("#inspect-text", text)
     v.page.get_by_role("button", name="Look", exact=True).click()
     v.page.wait_for_selector("[data-gate=f] .strip > span")
     v.page.locator("[data-gate=c] .strip > span").nth(9).hover()
@@ -96,7 +99,11 @@ def test_a_view_can_be_seen_and_read_by_all(visit: Visiting, shown: Service, vie
     v = visit(shown, **HOW[how])
     VIEWS[view](v)
     SHOTS.mkdir(parents=True, exist_ok=True)
-    v.page.screenshot(path=SHOTS / f"{view}-{how}.png", full_page=True)
+    size = v.page.viewport_size
+    height = max(size["height"], v.page.evaluate("() => document.documentElement.scrollHeight"))
+    v.page.set_viewport_size({**size, "height": height})  # not full_page: what was never in sight is not drawn there
+    v.page.wait_for_timeout(100)
+    v.page.screenshot(path=SHOTS / f"{view}-{how}.png")
     v.page.evaluate(AXE.read_text())
     found = v.page.evaluate("() => axe.run({resultTypes: ['violations']})")
     serious = [
@@ -112,7 +119,7 @@ def test_a_view_can_be_seen_and_read_by_all(visit: Visiting, shown: Service, vie
 
 
 CUT = """() => [...document.querySelectorAll('button, label, th, td, dd, dt, h1, h2, h3, h4, p, a, caption')]
-  .filter(e => e.checkVisibility() && !e.matches('.heard, .skip') && !e.closest('.table'))
+  .filter(e => e.checkVisibility() && !e.matches('.heard, .skip') && !e.closest('thead'))
   .filter(e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== 'inline')
   .map(e => e.tagName + ': ' + e.textContent.slice(0, 60))"""
 

@@ -16,7 +16,6 @@ from model.state import HiddenState
 from service import replay
 from service.engine.sequence import Sequence
 from service.errors import BadRequest, ModelChanged, NoTurn, SessionConflict, StoreAway, TurnInterrupted, UnknownSession
-from service.reading import Looks
 from service.schemas import GenerateRequest
 from service.serving import Served, Serving
 from service.store.prefixes import PrefixStore, prefix_keys
@@ -173,7 +172,7 @@ class Generation:
         tail = (session.tail if session else "") + record.prompt
         turn = self._turn(model, record, session, sequence, lease, tail, record.first)
         turn.reused_chars = reused
-        _look(turn, request.logprobs)
+        turn.look(request.logprobs)
         model.engine.submit(sequence)
         try:
             if lease is not None:
@@ -189,7 +188,7 @@ class Generation:
         assert held.last is not None
         sequence, tail = replay.from_nearest(model, held.last, held.session, after)
         turn = self._turn(model, held.last.record, held.last.start, sequence, lease, tail, after)
-        _look(turn, logprobs)
+        turn.look(logprobs)
         model.engine.submit(sequence)
         return turn
 
@@ -227,21 +226,6 @@ class Generation:
             keys = keys[: found[0]]
         sequence.marks = dict(reversed(keys))
         return reused
-
-
-def _look(turn: Turn, top: int | None) -> None:
-    """Let the turn tell each character's log-probability, and the `top` most probable ones with it; None tells none.
-
-    The state that its text begins with is asked of the engine, so that its prompt is not read a second time.
-    """
-    if top is None:
-        return
-    sequence, first = turn.sequence, turn.record.first
-    turn.looks = Looks(turn.model.reader, turn.model.engine.vocab, sequence.params, top)
-    if sequence.position >= first:
-        turn.looks.stand(sequence.values, int(sequence.to_feed[0]))
-    else:
-        sequence.marks.setdefault(first, "")
 
 
 def digest_id(key: str, salt: str) -> str:

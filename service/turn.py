@@ -122,6 +122,20 @@ class Turn:
     def __post_init__(self) -> None:
         self._position = max(self.show_from, self.record.first)
 
+    def look(self, top: int | None) -> None:
+        """Tell each character's log-probability, and the `top` most probable ones with it; None tells none.
+
+        To be called before the sequence is submitted: the state that the text begins with is asked of the engine, so
+        that the prompt is not read a second time. Raised: NoModel.
+        """
+        if top is None:
+            return
+        self.looks = Looks(self.model.reader, self.model.engine.vocab, self.sequence.params, top)
+        if self.sequence.position >= self.record.first:
+            self.looks.stand(self.sequence.values, int(self.sequence.to_feed[0]))
+        else:
+            self.sequence.marks.setdefault(self.record.first, "")
+
     def opening(self) -> dict[str, Any]:
         """What is known before anything is written."""
         return {

@@ -24,7 +24,7 @@ export function show(element, character, look, note = "") {
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "next"), h("th", { scope: "col", colspan: "2" }, "drawn from"), h("th", { scope: "col" }, "model"))),
       h("tbody", {}, ...rows),
     ),
-    note ? h("p", { class: "hint" }, note) : null,
+    note && h("p", { class: "hint" }, note),
   );
 }
 

@@ -14,7 +14,7 @@ export function values(form) {
     else if (NUMBERS.has(field.name)) {
       const text = field.value.trim();
       if (text) found[field.name] = number(text);
-    } else if (field.value) found[field.name] = field.value;
+    } else if (field.value || field.name === "text") found[field.name] = field.value;
   }
   if (found.stop?.length === 0) delete found.stop;
   return found;

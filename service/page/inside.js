@@ -88,7 +88,9 @@ function draw() {
   $("#inside-found").hidden = false;
   $("#unit").value = String(unit);
   const [name, meaning] = PARTS[map.of];
-  heat($("#map"), map.values);
+  const isGate = "fio".includes(map.of); // from 0 to 1: closed and open have the colours of -1 and 1
+  heat($("#map"), isGate ? map.values.map((row) => row.map((v) => 2 * v - 1)) : map.values);
+  $("#map-low").textContent = isGate ? "0" : "-1";
   $("#map").setAttribute("aria-label", `${name} of ${hidden} units (rows) by ${characters} characters (columns)`);
   $("#map-what").textContent = `${name}: a row is a unit, a column a character. ${meaning}`;
   const one = units[0];
@@ -96,7 +98,7 @@ function draw() {
     ...Object.entries(PARTS).map(([part, [title, text]]) => {
       const readings = part === "c" ? one.c.map(Math.tanh) : one[part];
       const told = h("output", {}, "");
-      const box = strip(found.text, part === "h" || part === "c" || part === "g" ? readings : readings.map((v) => 2 * v - 1), `${title} of unit ${unit} by character`, (i) => {
+      const box = strip(found.text, "fio".includes(part) ? readings.map((v) => 2 * v - 1) : readings, `${title} of unit ${unit} by character`, (i) => {
         told.textContent = `${visible(found.text[i])} ${part === "c" ? `tanh(c) ${readings[i].toFixed(2)}, c ${one.c[i].toFixed(2)}` : readings[i].toFixed(2)}`;
       });
       return h("section", { class: "one-strip", "data-gate": part }, h("h4", {}, title, told), h("p", { class: "hint" }, text), box);

@@ -2,11 +2,15 @@
 
 import { request } from "./api.js";
 
+let isThere = true; // a service without metrics is asked once
+
 /** name -> [{labels, value}], or null where the service has no metrics. */
 export async function read() {
+  if (!isThere) return null;
   try {
     return parse(await (await request("GET", "/metrics", { ask: false })).text());
-  } catch {
+  } catch (error) {
+    isThere = error.status !== 404;
     return null;
   }
 }

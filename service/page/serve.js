@@ -29,20 +29,24 @@ async function look() {
     return;
   }
   const metrics = await read();
+  const slots = total(metrics, "longhand_slots") ?? ready.slots ?? 0;
   const running = total(metrics, "longhand_slots_in_use");
   const waiting = total(metrics, "longhand_requests_waiting");
-  const ttft = quantile(metrics, "longhand_time_to_first_token_seconds", 0.5);
+  const [ttft, between] = ["time_to_first_token", "inter_token_latency"].map((name) => quantile(metrics, `longhand_${name}_seconds`, 0.5));
   const latest = ready.model?.name.replace(".safetensors", "") ?? "none yet";
   box.replaceChildren(
     tile("model", latest, ready.model ? `fingerprint ${ready.model.fingerprint}` : "the first one is being trained", "wide"),
-    tile("slots in use", `${count(running ?? Math.min(ready.in_flight ?? 0, ready.slots ?? 0))} of ${count(ready.slots ?? 0)}`, "texts that are written at this moment"),
-    tile("waiting", count(waiting ?? Math.max(0, (ready.in_flight ?? 0) - (ready.slots ?? 0))), "requests in the line before the slots"),
-    tile("pace", pace(total(metrics, "longhand_generated_characters_total")), "written by this process, since the last look"),
-    tile("time to first character", ttft === null ? "–" : `${(1000 * ttft).toFixed(0)} ms`, "half of the requests waited less"),
+    tile("slots in use", `${count(running ?? Math.min(ready.in_flight ?? 0, slots))} of ${count(slots)}`, "texts that are written at this moment"),
+    tile("waiting", count(waiting ?? Math.max(0, (ready.in_flight ?? 0) - slots)), "requests in the line before the slots"),
+    tile("pace", pace(total(metrics, "longhand_generation_tokens_total")), "written since the last look"),
+    tile("time to first character", duration(ttft), "half of the requests waited less (TTFT)"),
+    tile("from character to character", duration(between), "half of the characters took less"),
+    tile("written so far", count(total(metrics, "longhand_generation_tokens_total") ?? 0), "characters, since the service began"),
+    tile("refused", count(total(metrics, "longhand_requests_refused_total") ?? 0), "requests: every slot and every place in the line was taken"),
     tile("session store", ready.sessions, ready.sessions === "ok" ? "sessions can be gone on with" : "texts are written but not kept"),
     tile("arithmetic", ready.stepper ?? "–", "the stepper that writes"),
     tile("swaps", count(ready.swaps), `models that came into service; ${count(ready.refusals)} were refused, ${count(ready.retiring)} still end their texts`),
-    ready.refused ? tile("refused", ready.refused.name, ready.refused.reason, "wide") : null,
+    ready.refused ? tile("refused model", ready.refused.name, ready.refused.reason, "wide") : "",
   );
 }
 
@@ -52,6 +56,12 @@ function pace(characters) {
   const told = before ? `${count(Math.round((1000 * (characters - before.characters)) / (now.at - before.at)))} characters/s` : "–";
   before = now;
   return told;
+}
+
+function duration(seconds) {
+  if (seconds === null) return "–";
+  const ms = 1000 * seconds;
+  return ms < 10 ? `${ms.toFixed(2)} ms` : ms < 1000 ? `${ms.toFixed(0)} ms` : `${seconds.toFixed(1)} s`;
 }
 
 const tile = (name, value, hint, kind = "") => h("div", { class: `tile ${kind}` }, h("dt", {}, name), h("dd", {}, value), h("dd", { class: "hint" }, hint));

@@ -43,7 +43,7 @@ export async function* turn(body, signal, resume = null) {
       if (signal.aborted) return;
       if (error instanceof ServiceError) {
         if (error.code === "store_away" && !begun && !body.session_id) key = ""; // it can be written, only not kept
-        if (!["no_model", "overloaded", "store_away", "draining", "too_many_requests"].includes(error.code)) throw error;
+        if (!["no_model", "overloaded", "store_away", "draining"].includes(error.code)) throw error;
         waitMs = Math.max(waitMs, 1000 * Math.min(error.retryAfterS, 5));
         yield { name: error.code === "draining" ? "lost" : "waiting", data: { after, error } };
       } else {

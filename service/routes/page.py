@@ -32,7 +32,8 @@ def blueprint() -> Blueprint:
             raise NotFound(f"no file of this name belongs to the page: {name[:80]}")
         response = Response(data, mimetype=_TYPES[Path(name).suffix], headers=_HEADERS)
         response.set_etag(hashlib.sha256(data).hexdigest()[:32])
-        return response.make_conditional(request)
+        response.make_conditional(request)
+        return response
 
     @routes.get("/")
     def index() -> Response:

@@ -1,4 +1,4 @@
-"""A real Chromium for the page's tests: CHROMIUM=path, one on the PATH, or Debian's, which is installed where it can be.
+"""A real Chromium for the page's tests: CHROMIUM=path, one on the PATH, or Debian's, installed where that can be done.
 
 python -m tests.e2e.browser finds or installs it, and says which it is, or why there is none.
 """
@@ -36,7 +36,6 @@ def install() -> str:
     if os.geteuid() != 0:
         return "apt-get needs root"
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    said = ""
     for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "chromium"]):
         try:
             done = subprocess.run(
@@ -44,9 +43,8 @@ def install() -> str:
             )
         except subprocess.TimeoutExpired:
             return f"apt-get {command[0]} took more than {_INSTALL_S} s"
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:] and done.stderr.strip()[-200:]
         if done.returncode and command[0] == "install":
-            return f"apt-get install chromium: {said}"
+            return f"apt-get install chromium: {(done.stderr or done.stdout).strip()[-200:]}"
     return ""
 
 

@@ -86,10 +86,8 @@ class Visit:
 
     def until_written(self, pane: str = "main", timeout_s: float = 60) -> str:
         """Wait for the turn's end; the text then shown."""
-        self.page.wait_for_function(
-            f"() => document.querySelector('#{pane}-prompt').closest('.pane').querySelector('[data-part=stop]').disabled",
-            timeout=timeout_s * 1000,
-        )
+        stop = f"document.querySelector('#{pane}-prompt').closest('.pane').querySelector('[data-part=stop]')"
+        self.page.wait_for_function(f"() => {stop}.disabled", timeout=timeout_s * 1000)
         self.page.evaluate("() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")
         return self.text(pane)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,8 @@ from tests.conftest import ALPHABET
 from tests.e2e.conftest import Visit
 from tests.servers import RedisServer, Service
 
-ASKED = {"prompt": "hello", "seed": 7, "temperature": 0.9}
+ASKED: dict[str, Any] = {"prompt": "hello", "seed": 7, "temperature": 0.9}
+STATUS = "document.querySelector('[data-part=status]')"
 Visiting = Callable[..., Visit]
 
 
@@ -87,11 +89,11 @@ def test_a_cut_connection_is_gone_on_with(
     v.page.wait_for_function("() => document.querySelector('.letters').textContent.length > 1500")
     dying.kill()
     dying.client.close()
-    v.page.wait_for_function("() => /connection was lost at position/.test(document.querySelector('[data-part=status]').textContent)")
+    v.page.wait_for_function(f"() => /connection was lost at position/.test({STATUS}.textContent)")
     assert len(v.text()) < 20_005
     v.page.evaluate(
-        "() => { window.said = []; new MutationObserver(() => said.push(document.querySelector('[data-part=status]').textContent))"
-        ".observe(document.querySelector('[data-part=status]'), {childList: true, characterData: true, subtree: true}) }"
+        f"() => {{ window.said = []; new MutationObserver(() => said.push({STATUS}.textContent))"
+        f".observe({STATUS}, {{childList: true, characterData: true, subtree: true}}) }}"
     )
     dying.start()
     assert v.until_written(timeout_s=120) == "hello" + alone(tiny, "hello", 20_000)
@@ -167,8 +169,6 @@ def test_a_prompt_s_letters_are_told_too(visit: Visiting, service: Service) -> N
 
 def test_the_request_can_be_copied_as_curl(visit: Visiting, service: Service) -> None:
     """The command shown is the request: run with the same body, the service writes the same text."""
-    import json
-
     v = visit(service).open()
     v.page.fill("#main-prompt", "it's")
     v.page.fill("#main-stop", "\\n\nzz")

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def start_cluster(processes: Processes) -> str:
         client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", i + 1)
     nodes[0][1].execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[1][0])
     for _, client in nodes:
-        eventually(lambda client=client: b"cluster_state:ok" in _info(client))
+        eventually(partial(_is_whole, client))
     return f"redis+cluster://127.0.0.1:{nodes[0][0]}"
 
 
@@ -90,6 +91,6 @@ def _answers(client: Any) -> bool:
         return False
 
 
-def _info(client: Any) -> bytes:
+def _is_whole(client: Any) -> bool:
     found = client.execute_command("CLUSTER", "INFO")
-    return found if isinstance(found, bytes) else str(found).encode()
+    return b"cluster_state:ok" in (found if isinstance(found, bytes) else str(found).encode())

@@ -47,19 +47,28 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def sample(
-    logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
+    logits: Tensor,
+    uniform: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    *,
+    filtered: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw one id a row.
 
     logits (B, V); every other argument (B,), with the meaning of SamplingParams. Returns ids (B,) int64 and their
     natural log-probabilities (B,) under the unfiltered distribution at temperature 1. Computed in float64: the
-    cumulative sum over a large vocabulary needs it, and it costs little beside the network.
+    cumulative sum over a large vocabulary needs it, and it costs little beside the network. filtered: whether any row
+    has a filter, for who knows it already; a look at the tensors would wait for a GPU. It changes no bit.
     """
     logits = logits.double()
     greedy = temperature == 0
     scaled = logits / torch.where(greedy, 1.0, temperature)[:, None]
     probs = torch.softmax(scaled, dim=-1)  # (B, V)
-    probs = _filter(probs, top_k, top_p, min_p)
+    if filtered if filtered is not None else bool(((top_k > 0) | (top_p < 1) | (min_p > 0)).any()):
+        probs = _filter(probs, top_k, top_p, min_p)
     cumulative = probs.cumsum(dim=-1)
     target = uniform.double()[:, None] * cumulative[:, -1:]
     ids = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
@@ -72,8 +81,6 @@ def sample(
 
 def _filter(probs: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     """Zero what the filters drop; what is kept is not renormalised."""
-    if bool(((top_k == 0) & (top_p >= 1) & (min_p <= 0)).all()):
-        return probs
     ordered, order = probs.sort(dim=-1, descending=True, stable=True)  # stable: of equals the lower id comes first
     rank = torch.arange(probs.shape[-1], device=probs.device)[None, :]
     keep = (rank < top_k[:, None]) | (top_k[:, None] == 0)

@@ -5,7 +5,7 @@ CORPUS ?=
 MINUTES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test stack check clean
+.PHONY: help serve test test-browser stack check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -16,8 +16,13 @@ serve: .venv/.ready .venv/.kernel ## serve on HOST:PORT, and train a first model
 test: .venv/.ready-test .venv/.kernel .venv/.prometheus ## every test
 	$(BIN)/python -m pytest
 
+test-browser: .venv/.ready-test .venv/.kernel ## the page in a real headless Chromium: CHROMIUM=path, or Debian's is installed (as root)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r tests/e2e/requirements.txt || echo "browser  its packages could not be installed"
+	@$(BIN)/python -m tests.e2e.browser
+	$(BIN)/python -m pytest tests/e2e
+
 stack: .venv/.ready-test ## docker compose up from a clean clone, on a container engine: build, scale, kill, tear down
-	STACK=1 $(BIN)/python -m pytest -s tests/e2e
+	STACK=1 $(BIN)/python -m pytest -s tests/e2e/test_stack.py
 
 check: .venv/.ready-test ## lint, types and the direction of imports
 	$(BIN)/ruff check .

@@ -57,9 +57,7 @@ def sample(
     """
     logits = logits.double()
     greedy = temperature == 0
-    scaled = logits / torch.where(greedy, 1.0, temperature)[:, None]
-    probs = torch.softmax(scaled, dim=-1)  # (B, V)
-    probs = _filter(probs, top_k, top_p, min_p)
+    probs = _kept(logits, temperature, top_k, top_p, min_p)  # (B, V)
     cumulative = probs.cumsum(dim=-1)
     target = uniform.double()[:, None] * cumulative[:, -1:]
     ids = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
@@ -68,6 +66,21 @@ def sample(
     ids = torch.where(greedy, logits.argmax(dim=-1), ids)
     logprobs = torch.log_softmax(logits, dim=-1).gather(-1, ids[:, None]).squeeze(-1)
     return ids, logprobs
+
+
+def distribution(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """What `sample` draws from: probabilities (B, V) float64 that add up to 1 in a row, 0 for what a filter drops."""
+    logits = logits.double()
+    probs = _kept(logits, temperature, top_k, top_p, min_p)
+    probs = probs / probs.sum(dim=-1, keepdim=True)
+    certain = torch.zeros_like(probs).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
+    return torch.where((temperature == 0)[:, None], certain, probs)
+
+
+def _kept(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """Probabilities at a temperature (0 counts as 1), 0 for what a filter drops; not renormalised."""
+    scaled = logits / torch.where(temperature == 0, 1.0, temperature)[:, None]
+    return _filter(torch.softmax(scaled, dim=-1), top_k, top_p, min_p)
 
 
 def _filter(probs: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:

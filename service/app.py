@@ -22,9 +22,11 @@ from service.engine.engine import Engine
 from service.errors import StoreAway
 from service.generation import Generation, Policy
 from service.jobs.queue import JobQueue
+from service.looking import Looking
 from service.metrics import Metrics
+from service.reading import Reader
 from service.reload import Reloader
-from service.routes import corpora, generate, health, jobs, metrics, models, sessions
+from service.routes import corpora, generate, health, jobs, look, metrics, models, page, sessions
 from service.serving import Served, Serving, free
 from service.settings import Settings, loopback_only, read_settings
 from service.store.connect import connect
@@ -74,7 +76,11 @@ def create_app(settings: Settings | None = None) -> Flask:
     errors.register(app)
     keys = Keys(settings.admin_key, settings.api_keys, loopback_only=loopback_only(settings))
     limits = Limits(settings.rate_limit, settings.redis_url)
-    for blueprint in (generate.blueprint(generation), sessions.blueprint(generation, store)):
+    for blueprint in (
+        generate.blueprint(generation),
+        sessions.blueprint(generation, store, settings.session_tail_chars),
+        look.blueprint(Looking(serving, store, settings.max_chars)),
+    ):
         app.register_blueprint(_guarded(blueprint, _check_api(keys, limits)))
     for blueprint in (
         jobs.blueprint(queue, texts, lambda: serving.is_closed),
@@ -84,6 +90,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.register_blueprint(_guarded(blueprint, _check_admin(keys)))
     app.register_blueprint(health.blueprint(serving, store, reloader, drain))
     app.register_blueprint(metrics.blueprint(counted))
+    app.register_blueprint(page.blueprint())
 
     app.extensions["drain"] = drain  # for who runs the app to connect with its signals
     reloader.start()
@@ -112,7 +119,7 @@ def load(path: Path, settings: Settings, counted: Metrics) -> Served:
         observer=counted.engine(stepper.n_slots),
     )
     engine.start()
-    return Served(engine, path.name, stepper)
+    return Served(engine, path.name, stepper, Reader(path, loaded.fingerprint))
 
 
 def _first_job(queue: JobQueue | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ ServiceError
 ├── Overloaded           429  every slot and every place in the line is taken
 │   ├── JobsFull         429  every place in the line of trainings is taken
 │   └── TooMany          429  this client asks too often
+├── WrongCell            409  the served model has other gates than those that were asked for
 ├── NoModel              503  no checkpoint has been promoted yet
 ├── StoreAway            503  the session store does not answer
 ├── Draining             503  this worker is stopping
@@ -138,6 +139,12 @@ class CorpusConflict(ServiceError):
     """Raised when a corpus is there already, or is one that cannot be changed."""
 
     status, code = 409, "corpus_conflict"
+
+
+class WrongCell(ServiceError):
+    """Raised when the gates of a network that is no lstm are asked for."""
+
+    status, code = 409, "wrong_cell"
 
 
 class NoTurn(ServiceError):

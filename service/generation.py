@@ -50,13 +50,15 @@ class Generation:
         model = self._serving.admit()
         asked = _checked(model, request, self._policy.max_chars)
         model.engine.refuse_if_full()
+        if request.logprobs:
+            model.reader.open()
         session_id, held = self._acquire(request.session_id, key and digest(key))
         lease = self._lease(session_id, held) if held is not None else None
         try:
             if held is not None and held.last is not None and key and held.last.record.key == digest(key):
                 if held.last.record.request != digest(request.model_dump_json()):
                     raise SessionConflict("this Idempotency-Key was used for another request")
-                return self._take_over(model, lease, held, held.last.record.first)
+                return self._take_over(model, lease, held, held.last.record.first, request.logprobs)
             if held is not None and (held.knows_key or (key and not request.session_id and held.session is not None)):
                 raise SessionConflict(
                     "this Idempotency-Key was used before, for a turn that is not remembered any more"
@@ -69,13 +71,15 @@ class Generation:
                 lease.abandon()
             raise
 
-    def resume(self, session_id: str, after: int | None) -> Turn:
+    def resume(self, session_id: str, after: int | None, logprobs: int | None = None) -> Turn:
         """Go on with a session's last turn after this position, wherever it was written until now.
 
         Raised: UnknownSession, NoTurn, BadRequest for a position outside the turn, ModelChanged, StoreAway, Overloaded.
         """
         model = self._serving.admit()
         model.engine.refuse_if_full()
+        if logprobs:
+            model.reader.open()
         held = self._sessions.acquire(session_id, lease_s=self._policy.lease_s, force=True)
         lease = self._lease(session_id, held)
         try:
@@ -91,7 +95,7 @@ class Generation:
                     f"Last-Event-ID: got {after}, expected a position from {record.first} to {highest}",
                     field="Last-Event-ID", value=after, expected=f"{record.first} to {highest}",
                 )  # fmt: skip
-            return self._take_over(model, lease, held, after)
+            return self._take_over(model, lease, held, after, logprobs)
         except BaseException:
             lease.abandon()
             raise
@@ -168,6 +172,7 @@ class Generation:
         tail = (session.tail if session else "") + record.prompt
         turn = self._turn(model, record, session, sequence, lease, tail, record.first)
         turn.reused_chars = reused
+        turn.look(request.logprobs)
         model.engine.submit(sequence)
         try:
             if lease is not None:
@@ -179,10 +184,11 @@ class Generation:
             turn.lease = None
         return turn
 
-    def _take_over(self, model: Served, lease: Lease | None, held: Held, after: int) -> Turn:
+    def _take_over(self, model: Served, lease: Lease | None, held: Held, after: int, logprobs: int | None) -> Turn:
         assert held.last is not None
         sequence, tail = replay.from_nearest(model, held.last, held.session, after)
         turn = self._turn(model, held.last.record, held.last.start, sequence, lease, tail, after)
+        turn.look(logprobs)
         model.engine.submit(sequence)
         return turn
 
@@ -248,7 +254,7 @@ def _checked(model: Served, request: GenerateRequest, max_chars: int) -> TurnRec
             "position: got it without a session_id, expected both: it says where to go on in a session",
             field="position", value=request.position, expected="only with a session_id",
         )  # fmt: skip
-    prompt = _encode(model, "prompt", request.prompt, request.on_unknown == "skip")
+    prompt = encode(model, "prompt", request.prompt, request.on_unknown == "skip")
     return TurnRecord(
         start=0,
         prompt=request.prompt if len(prompt) == len(request.prompt) else model.engine.vocab.decode(prompt),
@@ -265,7 +271,7 @@ def _checked(model: Served, request: GenerateRequest, max_chars: int) -> TurnRec
     )
 
 
-def _encode(model: Served, name: str, text: str, skip: bool) -> np.ndarray:
+def encode(model: Served, name: str, text: str, skip: bool) -> np.ndarray:
     try:
         return model.engine.vocab.encode(text, "skip" if skip else "error")
     except UnknownCharacters as e:
@@ -281,7 +287,7 @@ def _spellable(model: Served, request: GenerateRequest) -> list[str]:
     spellable = []
     for i, stop in enumerate(request.stop):
         try:
-            _encode(model, f"stop.{i}", stop, skip=False)
+            encode(model, f"stop.{i}", stop, skip=False)
             spellable.append(stop)
         except BadRequest:
             if request.on_unknown == "error":

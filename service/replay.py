@@ -95,6 +95,12 @@ def reach(last: LastTurn | None, session: Session | None) -> tuple[int, int]:
     return record.start, at if last.finish_reason else record.first + record.max_chars
 
 
+def text_before(last: LastTurn, tail_chars: int) -> str:
+    """The end of the session's text before what the turn itself writes: what was there, and the turn's prompt."""
+    text = (last.start.tail if last.start else "") + last.record.prompt
+    return text[-tail_chars:] if tail_chars else ""
+
+
 def _sequence(
     record: TurnRecord, pending: int, read: np.ndarray, position: int, values: np.ndarray | None, remaining: int
 ) -> Sequence:

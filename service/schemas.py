@@ -13,6 +13,9 @@ from service.store.sessions import SESSION_ID
 SessionId = Annotated[str, StringConstraints(pattern=f"^{SESSION_ID}$")]
 MAX_STOPS, MAX_STOP_CHARS = 16, 256
 MAX_CORPORA = 64
+MAX_TOP = 10
+TopN = Annotated[int, Field(ge=0, le=MAX_TOP)]
+MAX_UNITS = 16
 
 
 class Body(BaseModel):
@@ -42,6 +45,9 @@ class GenerateRequest(Body):
     timeout_s: float | None = Field(None, gt=0, le=86400, description="end the text where it is after so many seconds")
     stream: bool = Field(False, description="answer as server-sent events, a block at a time")
     on_unknown: Literal["error", "skip"] = Field("error", description="for characters that the model has never seen")
+    logprobs: TopN | None = Field(
+        None, description="tell each character's log-probability, and the so many most probable ones with it"
+    )
 
     @field_validator("temperature")
     @classmethod
@@ -60,6 +66,38 @@ class GenerateRequest(Body):
     @property
     def sampling(self) -> SamplingParams:
         return SamplingParams(self.temperature, self.top_k, self.top_p, self.min_p)
+
+
+class ScoreRequest(Body):
+    """POST /score."""
+
+    text: str = Field(min_length=1, description="what is to be scored")
+    session_id: SessionId | None = Field(
+        None, description="read as what follows in this session, which stays as it is; without it, as a new text"
+    )
+    logprobs: TopN | None = Field(None, description="as for POST /generate, at temperature 1")
+    on_unknown: Literal["error", "skip"] = Field("error", description="for characters that the model has never seen")
+
+
+class InspectRequest(Body):
+    """POST /inspect."""
+
+    text: str = Field(min_length=1, description="what is to be read, as a new text")
+    layer: int = Field(0, ge=0, description="which of the network's layers, the lowest is 0")
+    units: list[Annotated[int, Field(ge=0)]] = Field(
+        default_factory=list, description="hidden units whose four gates, c and h are told by character"
+    )
+    map: Literal["i", "f", "g", "o", "c", "h"] | None = Field(
+        None, description="tell this one of all units by character; c as tanh(c)"
+    )
+    on_unknown: Literal["error", "skip"] = Field("error", description="for characters that the model has never seen")
+
+    @field_validator("units")
+    @classmethod
+    def _few(cls, value: list[int]) -> list[int]:
+        if len(value) > MAX_UNITS or len(set(value)) != len(value):
+            raise ValueError(f"expected at most {MAX_UNITS} units, each once")
+        return value
 
 
 class RetrainRequest(Body):

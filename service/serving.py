@@ -16,6 +16,7 @@ from typing import Any
 from model.stepper import Stepper
 from service.engine.engine import Engine
 from service.errors import Draining, NoModel
+from service.reading import Reader
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ class Served:
     engine: Engine
     name: str  # the checkpoint's file name
     stepper: Stepper | None = field(default=None, repr=False)  # to be closed when this is retired, if it can be
+    reader: Reader = field(default_factory=Reader, repr=False)
 
     @property
     def fingerprint(self) -> str:

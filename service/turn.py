@@ -17,6 +17,7 @@ from model.state import HiddenState
 from service.engine.sequence import Sequence
 from service.engine.stream import End, Failed, FinishReason, Mark, Piece
 from service.errors import ServiceError, SessionConflict, StoreAway, TimedOut
+from service.reading import Looks
 from service.serving import Served
 from service.store.prefixes import PrefixStore
 from service.store.sessions import Session, SessionStore, TurnRecord
@@ -112,6 +113,7 @@ class Turn:
     tail_chars: int
     show_from: int
     prefixes: PrefixStore
+    looks: Looks | None = None  # at what each character was drawn from, when that was asked for
     reused_chars: int = 0
     _end: End | None = field(init=False, default=None)
     _position: int = field(init=False)  # of what has been shown
@@ -119,6 +121,20 @@ class Turn:
 
     def __post_init__(self) -> None:
         self._position = max(self.show_from, self.record.first)
+
+    def look(self, top: int | None) -> None:
+        """Tell each character's log-probability, and the `top` most probable ones with it; None tells none.
+
+        To be called before the sequence is submitted: the state that the text begins with is asked of the engine, so
+        that the prompt is not read a second time. Raised: NoModel.
+        """
+        if top is None:
+            return
+        self.looks = Looks(self.model.reader, self.model.engine.vocab, self.sequence.params, top)
+        if self.sequence.position >= self.record.first:
+            self.looks.stand(self.sequence.values, int(self.sequence.to_feed[0]))
+        else:
+            self.sequence.marks.setdefault(self.record.first, "")
 
     def opening(self) -> dict[str, Any]:
         """What is known before anything is written."""
@@ -142,7 +158,7 @@ class Turn:
             if isinstance(item, Piece):
                 yield self._take(item)
             elif isinstance(item, Mark):
-                self.prefixes.put(item.key, item.state.to_bytes())
+                self._mark(item)
             elif isinstance(item, End):
                 self._end = item
             elif isinstance(item, Failed):
@@ -150,16 +166,25 @@ class Turn:
             else:
                 yield None
 
+    def _mark(self, mark: Mark) -> None:
+        if self.looks is not None and mark.state.position == self.record.first:
+            self.looks.stand(mark.state.values, mark.state.pending)
+        if mark.key:
+            self.prefixes.put(mark.key, mark.state.to_bytes())
+
     def _take(self, piece: Piece) -> Piece | None:
         self.tail = (self.tail + piece.text)[-self.tail_chars :] if self.tail_chars else ""
         if piece.snapshot is not None and self.lease is not None:
             self.lease.save(self._session(piece.snapshot))
+        if self.looks is not None:
+            piece = replace(piece, looks=self.looks.at(piece.text, piece.logprobs))
         new = piece.position - self._position  # a resumed turn writes again what was seen
         if new <= 0:
             return None
         self._position = piece.position
         if new < len(piece.text):
-            return replace(piece, text=piece.text[-new:], logprobs=piece.logprobs[-new:])
+            looks = piece.looks[-new:] if piece.looks is not None else None
+            return replace(piece, text=piece.text[-new:], logprobs=piece.logprobs[-new:], looks=looks)
         return piece
 
     def _fail(self, error: Exception) -> None:
@@ -194,6 +219,7 @@ class Turn:
         if self._closed:
             return
         self._closed = True
+        self.looks = None
         self.sequence.stream.close()
         try:
             for _ in self.pieces(patience_s=5.0):

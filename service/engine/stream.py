@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from model.state import HiddenState
 
@@ -23,6 +23,7 @@ class Piece:
     position: int  # of the session, after this text
     logprobs: list[float]  # one a character, natural, at temperature 1
     snapshot: HiddenState | None = None  # at exactly this position, when one was due
+    looks: list[dict[str, Any]] | None = None  # one a character, when they were asked for; the engine makes none
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Failed:
 class Mark:
     """The state at a place of the prompt that was asked for."""
 
-    key: str
+    key: str  # empty where it is only to be looked at, not kept
     state: HiddenState
 
 

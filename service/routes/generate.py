@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
@@ -26,13 +27,15 @@ def blueprint(generation: Generation) -> Blueprint:
         if wanted.stream:
             return EventStream(turn, reader_is_gone).response()
         try:
-            text = []
+            text, looks = [], list[dict[str, Any]]()
             for piece in turn.pieces(LOOK_S):
                 if reader_is_gone():
                     return Response(status=499)  # the field's number for an answer that nobody reads
                 if piece is not None:
                     text.append(piece.text)
-            return jsonify({"text": "".join(text), **turn.finish().as_dict()})
+                    looks += piece.looks or []
+            told = {"logprobs": looks} if turn.looks is not None else {}
+            return jsonify({"text": "".join(text), **told, **turn.finish().as_dict()})
         finally:
             turn.close()
 

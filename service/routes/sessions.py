@@ -12,11 +12,11 @@ from service.errors import BadRequest, UnknownSession
 from service.generation import Generation
 from service.routes import body
 from service.routes.sse import EventStream, reader_watch
-from service.schemas import ForkRequest
+from service.schemas import MAX_TOP, ForkRequest
 from service.store.sessions import NO_SESSION, SESSION_ID, SessionStore
 
 
-def blueprint(generation: Generation, sessions: SessionStore) -> Blueprint:
+def blueprint(generation: Generation, sessions: SessionStore, tail_chars: int) -> Blueprint:
     routes = Blueprint("sessions", __name__, url_prefix="/sessions")
 
     @routes.get("/<session_id>")
@@ -26,6 +26,7 @@ def blueprint(generation: Generation, sessions: SessionStore) -> Blueprint:
         found: dict[str, Any] = {"session_id": session_id, "rewindable": {"from": low, "to": high}, "turn": None}
         if last is not None:
             found["turn"] = last.finish_reason or ("running" if last.is_running else "interrupted")
+            found["began"] = {"position": last.record.first, "text": replay.text_before(last, tail_chars)}
         if session is not None:
             found |= {"position": session.position, "seed": session.seed, "tail": session.tail}
             return jsonify(**found, model=session.state.fingerprint)
@@ -35,7 +36,7 @@ def blueprint(generation: Generation, sessions: SessionStore) -> Blueprint:
 
     @routes.get("/<session_id>/stream")
     def stream(session_id: str) -> Response:
-        turn = generation.resume(_checked(session_id), _after())
+        turn = generation.resume(_checked(session_id), _after(), _logprobs())
         return EventStream(turn, reader_watch()).response()
 
     @routes.post("/<session_id>/fork")
@@ -73,3 +74,15 @@ def _after() -> int | None:
                 )  # fmt: skip
             return int(value)
     return None
+
+
+def _logprobs() -> int | None:
+    value = request.args.get("logprobs")
+    if value is None:
+        return None
+    if not re.fullmatch(r"\d{1,2}", value) or int(value) > MAX_TOP:
+        raise BadRequest(
+            f"logprobs: got {value[:80]!r}, expected 0 to {MAX_TOP}",
+            field="logprobs", value=value[:80], expected=f"0 to {MAX_TOP}",
+        )  # fmt: skip
+    return int(value)

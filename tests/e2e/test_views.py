@@ -1,0 +1,327 @@
+"""The other views: a first visit, looking inside, learning from a dropped file, keys, and every bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model import checkpoint
+from model.checkpoint import Checkpoint
+from model.gates import gates
+from tests.conftest import ALPHABET, random_checkpoint
+from tests.e2e.conftest import Visit
+from tests.integration.test_first_model import Launched
+from tests.integration.test_jobs import words
+from tests.servers import RedisServer, Service, Worker
+
+Visiting = Callable[..., Visit]
+ADMIN = "the-operators-key"
+
+
+def test_a_first_visit_during_the_first_training(visit: Visiting, tmp_path: Path) -> None:
+    """make serve just started: the page says that a model is being trained, a text asked for already begins as soon as
+    there is one, and the Learn view shows the curve, a sample and the advice meanwhile."""
+    corpus = tmp_path / "words.txt"
+    corpus.write_text(words(20000))
+    launched = Launched(tmp_path, "--corpus", str(corpus), "--minutes", "0.5")
+    while launched.ready() is None:
+        pass
+    v = visit(Host(str(launched.client.base_url).rstrip("/"))).open()
+    v.page.wait_for_function("() => /being trained/.test(document.querySelector('#notice').textContent)")
+    v.ask(max_chars=300)
+    assert len(v.until_written(timeout_s=120)) == 300
+    v.page.get_by_role("link", name="Learn", exact=True).click()
+    v.page.wait_for_selector("#curve polyline.val", state="attached", timeout=60_000)
+    assert re.search(
+        r"validation loss [0-9.]+ nats per character", v.page.locator("#curve svg").get_attribute("aria-label")
+    )
+    v.page.select_option("#curve-unit", "bits")
+    assert " bits per character" in v.page.locator("#curve svg").get_attribute("aria-label")
+    v.page.wait_for_selector("#samples pre", timeout=60_000)
+    v.page.wait_for_function(
+        "() => /^finished/.test(document.querySelector('#job-state').textContent)", timeout=120_000
+    )
+    v.page.wait_for_function("() => /serves/.test(document.querySelector('#models').textContent)")
+    assert v.page.locator("#notice").is_hidden()
+    v.page.goto("about:blank")
+    launched.stop(signal.SIGTERM)
+
+
+class Host:
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+
+def test_look_inside_is_model_gates(visit: Visiting, service: Service, tiny: Checkpoint) -> None:
+    """What the page shows of a unit at a character is what model/gates.py computes; a click chooses another unit."""
+    text = "who says it's so\nis not the last"
+    v = visit(service).open("inside")
+    v.page.fill("#inspect-text", text)
+    v.page.fill("#inspect-layer", "1")
+    v.page.get_by_role("button", name="Look", exact=True).click()
+    v.page.wait_for_function("() => /layer 1 of 2/.test(document.querySelector('#inspect-status').textContent)")
+    v.page.fill("#unit", "5")
+    v.page.press("#unit", "Tab")
+    layer = gates(tiny.network(), [ALPHABET.start, *ALPHABET.encode(text)])[1]
+    for gate in ("f", "i", "g", "o", "h", "c"):
+        strip = v.page.locator(f"[data-gate={gate}]")
+        strip.locator("[aria-label*='unit 5']").wait_for()
+        for at in (0, 9, len(text) - 1):
+            strip.locator(".strip > span").nth(at).hover()
+            value = float(getattr(layer, gate)[1 + at, 5])
+            told = strip.locator("output").inner_text()
+            assert told.endswith((f" {value:.2f}", f" {value:.2f}".replace("-0.00", "0.00")))
+            if gate == "c":
+                assert f"tanh(c) {np.tanh(value):.2f}" in told
+    size = v.page.evaluate("() => [document.querySelector('#map').width, document.querySelector('#map').height]")
+    assert size == [len(text), 24]
+    first = v.page.locator("[data-feature=position_in_line] button").first
+    wanted = re.fullmatch(r"layer (\d), unit (\d+)", first.inner_text())
+    assert wanted is not None
+    first.click()
+    v.page.wait_for_function(f"() => document.querySelector('#unit').value === '{wanted[2]}'")
+    assert v.page.input_value("#inspect-layer") == wanted[1]
+    assert v.page.locator("[data-feature=inside_quotes]").inner_text().endswith("It does not vary in this text.")
+
+
+def test_why_this_letter_is_score(visit: Visiting, service: Service) -> None:
+    """The bits per character of a pasted text are POST /score's, and so is a letter's distribution."""
+    text = "it's not the first"
+    scored = service.client.post("/score", json={"text": text, "logprobs": 10}).json()
+    v = visit(service).open("why")
+    v.page.fill("#score-text", text)
+    v.page.get_by_role("button", name="Score").click()
+    v.page.wait_for_function(f"() => document.querySelector('#score-letters').textContent === {json.dumps(text)}")
+    assert (
+        v.page.locator("#score-status")
+        .inner_text()
+        .startswith(f"{scored['bits_per_character']:.3f} bits per character")
+    )
+    v.page.locator("#score-letters .line > span").nth(6).hover()
+    rows = v.page.locator("#score-panel tbody tr").evaluate_all("rows => rows.map(r => ({...r.dataset}))")
+    top = scored["logprobs"][6]["top"]
+    assert [(r["character"], float(r["probability"])) for r in rows[:10]] == [(c, p) for c, _, p in top]
+    shades = v.page.locator("#score-letters .line > span").evaluate_all(
+        "all => all.map(e => e.className.match(/s(\\d)/)[1])"
+    )
+    steps = [0.5, 1, 2, 3, 4.5, 6, 8]
+    assert [int(s) for s in shades] == [sum(b >= step for step in steps) for b in scored["surprise"]]
+
+
+@pytest.fixture(scope="module")
+def learning(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Service]:
+    """A service with keys, a worker that trains, and a promoted model of random weights, which anything beats."""
+    folder = tmp_path_factory.mktemp("learning")
+    (folder / "checkpoints").mkdir()
+    checkpoint.promote(random_checkpoint(seed=5).save(folder / "checkpoints"))
+    places = {
+        "REDIS_URL": redis_server.url,
+        "CHECKPOINT_DIR": str(folder / "checkpoints"),
+        "CORPORA_DIR": str(folder / "corpora"),
+        "RUNS_DIR": str(folder / "runs"),
+        "ADMIN_KEY": ADMIN,
+    }
+    worker = Worker(**places)
+    worker.start()
+    with Service(**places) as service:
+        yield service
+    worker.stop()
+
+
+def drop(v: Visit, name: str, content: bytes) -> None:
+    """A file is dropped onto the field, as a person's file manager would."""
+    data = v.page.evaluate_handle(
+        "([name, bytes]) => { const d = new DataTransfer(); d.items.add(new File([new Uint8Array(bytes)], name));"
+        " return d; }",
+        [name, list(content)],
+    )
+    v.page.dispatch_event("#drop", "drop", {"dataTransfer": data})
+
+
+def unlock(v: Visit) -> None:
+    v.page.fill("#key-field", ADMIN)
+    v.page.get_by_role("button", name="Use it").click()
+    v.page.wait_for_selector("#models tr")
+
+
+def test_a_wrong_key_is_said_and_a_right_one_opens(visit: Visiting, learning: Service) -> None:
+    """The operator's view asks for the key, says what the service says of a wrong one, and can be left without."""
+    v = visit(learning)
+    v.allowed.append("401")
+    v.open("learn")
+    v.page.wait_for_selector("#key[open]")
+    v.page.fill("#key-field", "not-the-operators-key")
+    v.page.keyboard.press("Enter")
+    v.page.wait_for_function(
+        "() => document.querySelector('#key-error').textContent === 'this key is not one of those that are known'"
+    )
+    assert v.page.get_attribute("#key-field", "aria-invalid") is not None
+    v.page.get_by_role("button", name="Not now").click()
+    v.page.wait_for_function(
+        "() => /not one of those|a key is needed/.test(document.querySelector('#learn-why').textContent)"
+    )
+    v.page.get_by_role("button", name="Try again").click()
+    unlock(v)
+    assert v.page.locator("#learn-locked").is_hidden()
+    assert "serves" in v.page.locator("#models").inner_text()
+    stored = v.page.evaluate(
+        "() => JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])"
+    )
+    assert ADMIN not in stored
+
+
+def test_a_dropped_file_is_learnt(visit: Visiting, learning: Service) -> None:
+    """Drop, train, watch, compare, roll back, promote again; a second training is cancelled."""
+    v = visit(learning)
+    v.allowed.append("401")
+    v.open("learn")
+    unlock(v)
+    drop(v, "My Words.txt", words(20000).encode())
+    assert v.page.input_value("#retrain-name") == "my-words"
+    v.page.fill("#retrain-minutes", "0.1")
+    v.page.select_option("#retrain-promote", "always")
+    v.page.get_by_role("button", name="Train", exact=True).click()
+    v.page.wait_for_function("() => /^my-words, quick/.test(document.querySelector('#job-title').textContent)")
+    v.page.wait_for_function(
+        "() => /^finished.*Promoted/.test(document.querySelector('#job-state').textContent)", timeout=120_000
+    )
+    (first,) = learning.client.get("/jobs", headers={"Authorization": f"Bearer {ADMIN}"}).json()["jobs"]
+    made = first["result"]["checkpoint"]
+    row = v.page.locator(f"#models [data-model='{made['id']}']")
+    v.page.wait_for_function(
+        f"() => /serves/.test(document.querySelector(\"#models [data-model='{made['id']}']\").textContent)"
+    )
+    assert f"{made['val_loss']:.3f} nats" in row.inner_text()
+    assert f"{made['val_loss']:.3f} nats" in v.page.locator(f"[data-job='{first['job_id']}']").inner_text()
+
+    v.page.get_by_role("button", name="Roll back to the one before").click()
+    v.page.wait_for_function("() => /^Promoted val3.0/.test(document.querySelector('#models-status').textContent)")
+    row.get_by_role("button", name="Promote").click()
+    v.page.wait_for_function(f"() => document.querySelector('#models-status').textContent.includes('{made['name']}')")
+
+    v.page.select_option("#retrain-corpus", "my-words")
+    v.page.fill("#retrain-minutes", "5")
+    v.page.get_by_role("button", name="Train", exact=True).click()
+    v.page.wait_for_selector("#curve polyline.val.run0", state="attached", timeout=60_000)
+    v.page.get_by_role("checkbox", name=re.compile(f"Compare my-words, quick .{first['job_id'][:4]}")).check()
+    v.page.wait_for_selector("#curve polyline.val.run1", state="attached")
+    v.page.get_by_role("button", name=re.compile("^Cancel my-words")).first.click()
+    v.page.wait_for_function(
+        "() => /^cancelled/.test(document.querySelector('#job-state').textContent)", timeout=60_000
+    )
+
+
+WRITE = [
+    ("max_chars", "-1"), ("max_chars", "1e9"), ("max_chars", "many"), ("temperature", "hot"), ("temperature", "101"),
+    ("temperature", "0.001"), ("top_k", "-1"), ("top_k", "1.5"), ("top_p", "0"), ("top_p", "2"), ("min_p", "2"),
+    ("seed", "-1"), ("seed", "12345678901234567890"), ("stop", "É"), ("prompt", "hÉllo"),
+]  # fmt: skip
+
+
+def test_a_bad_field_shows_the_service_s_message(visit: Visiting, service: Service) -> None:
+    """Each bad value is sent as it is; the message shown at the field is the answer's own."""
+    v = visit(service).open()
+    v.allowed.append("422")
+    for name, value in WRITE:
+        field = v.page.locator(f"#main-{name}")
+        before = field.input_value()
+        field.fill(value)
+        with v.page.expect_response("**/generate") as answered:
+            v.ask()
+        message = answered.value.json()["error"]["message"]
+        assert message.startswith(name)
+        note = v.page.locator(f"#main-{name}-error")
+        note.wait_for()
+        assert note.inner_text() == message
+        assert field.get_attribute("aria-invalid") == "true"
+        assert field.get_attribute("aria-describedby") == f"main-{name}-error"
+        assert v.page.locator("#view-write .field .error").count() == 1  # the last one's is gone
+        field.fill(before)
+
+
+def test_other_bad_inputs_show_it_too(visit: Visiting, service: Service, learning: Service) -> None:
+    """Score's text, Look inside's text, layer and unit, a training's minutes, name and file."""
+    v = visit(service).open("why")
+    v.allowed.append("422")
+    v.page.fill("#score-text", "hÉllo")
+    v.page.get_by_role("button", name="Score").click()
+    assert "'É' (U+00C9) at 1" in text_of(v, "#score-text-error")
+    v.open("inside")
+    for field, value, says in (
+        ("inspect-text", "a" * 1001, "got 1001 characters, expected at most 1000"),
+        ("inspect-text", "", "at least 1 character"),
+        ("inspect-layer", "7", "layer: got 7, expected 0 to 1"),
+        ("inspect-layer", "low", "layer: got 'low'"),
+    ):
+        before = v.page.input_value(f"#{field}")
+        v.page.fill(f"#{field}", value)
+        v.page.get_by_role("button", name="Look", exact=True).click()
+        assert says in text_of(v, f"#{field}-error")
+        v.page.fill(f"#{field}", "hello" if field == "inspect-text" else before)
+    v.page.get_by_role("button", name="Look", exact=True).click()
+    v.page.wait_for_selector("#unit")
+    for value, says in (("99", "units.0: got 99, expected 0 to 23"), ("x", "units.0: got 'x'")):
+        v.page.fill("#unit", value)
+        v.page.press("#unit", "Tab")
+        v.page.wait_for_function("s => document.querySelector('#unit-error')?.textContent.includes(s)", arg=says)
+
+    w = visit(learning)
+    w.allowed += ["401", "422"]
+    w.open("learn")
+    unlock(w)
+    drop(w, "bytes.txt", b"caf\xe9 au lait")
+    w.page.get_by_role("button", name="Train", exact=True).click()
+    assert "not UTF-8, byte 3 is 0xe9" in text_of(w, "#retrain-file-error")
+    drop(w, "short.txt", b"too short")
+    w.page.get_by_role("button", name="Train", exact=True).click()
+    assert "corpus: " in text_of(w, "#retrain-corpus-error")
+    drop(w, "good.txt", words(20000).encode())
+    w.page.fill("#retrain-name", "No Such Name!")
+    w.page.get_by_role("button", name="Train", exact=True).click()
+    assert "name: got 'No Such Name!'" in text_of(w, "#retrain-name-error")
+    w.page.fill("#retrain-name", "good")
+    for value, says in (("-3", "minutes: "), ("soon", "minutes: ")):
+        w.page.fill("#retrain-minutes", value)
+        w.page.get_by_role("button", name="Train", exact=True).click()
+        assert says in text_of(w, "#retrain-minutes-error")
+
+
+def text_of(v: Visit, selector: str) -> str:
+    v.page.wait_for_selector(selector)
+    found: str = v.page.locator(selector).inner_text()
+    return found
+
+
+def test_a_key_to_write_is_asked_for(visit: Visiting, store: Path, redis_server: RedisServer) -> None:
+    """With API_KEYS the page asks when it first writes, and goes on with the same text once it has the key."""
+    with Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, API_KEYS="a-readers-key-001") as service:
+        v = visit(service).open()
+        v.allowed.append("401")
+        v.ask(prompt="hello", max_chars=20)
+        v.page.wait_for_selector("#key[open]")
+        v.page.fill("#key-field", "a-readers-key-001")
+        v.page.get_by_role("button", name="Use it").click()
+        v.page.wait_for_function("() => document.querySelector('.letters').textContent.length === 25")
+        v.page.goto("about:blank")
+
+
+def test_serve_tells_what_is_going_on(visit: Visiting, service: Service) -> None:
+    """The numbers are those of /readyz and /metrics."""
+    v = visit(service).open("serve")
+    service.generate(max_chars=500)
+    ready: dict[str, Any] = service.client.get("/readyz").json()
+    v.page.wait_for_function(
+        "() => /characters, since the service began/.test(document.querySelector('#tiles').textContent)"
+    )
+    tiles = v.page.locator("#tiles")
+    assert ready["model"]["fingerprint"] in tiles.inner_text()
+    assert f"of {ready['slots']}" in tiles.inner_text()
+    v.page.wait_for_function("() => /[0-9] characters\\/s/.test(document.querySelector('#tiles').textContent)")
+    v.page.wait_for_function("() => /[0-9] ms/.test(document.querySelector('#tiles').textContent)")

@@ -1,0 +1,315 @@
+"""Looking at a text: its surprise, the gates as it is read, and what each character that is written was drawn from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model import checkpoint, evaluate
+from model.__main__ import main
+from model.checkpoint import Checkpoint
+from model.gates import gates
+from service.routes.page import FOLDER
+from tests.conftest import ALPHABET, random_checkpoint
+from tests.servers import RedisServer, Service, parse_events
+
+ASKED: dict[str, Any] = {"prompt": "hello", "seed": 7, "temperature": 0.7, "top_k": 12, "top_p": 0.9, "min_p": 0.01}
+TEXT = "the first of us\nwho says it's so\nis not the last"
+
+
+def rows(tiny: Checkpoint, text: str) -> torch.Tensor:
+    """The oracle's logits (T, V) in float64 for each of a new text's characters, the plain network in one pass."""
+    ids = torch.tensor([[ALPHABET.start, *ALPHABET.encode(text)]])
+    network = tiny.network(torch.float64)
+    with torch.inference_mode():
+        logits, _ = network(ids[:, :-1], network.zero_state(1))
+    found: torch.Tensor = logits[0]
+    return found
+
+
+def drawn_from(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> list[float]:
+    """The filters by their definition, one character at a time in plain Python: probabilities (V,)."""
+    if temperature == 0:
+        return [float(i == int(logits.argmax())) for i in range(len(logits))]
+    probs = torch.softmax(logits / temperature, dim=-1).tolist()
+    order = sorted(range(len(probs)), key=lambda i: -probs[i])[: top_k or None]
+    within = sum(probs[i] for i in order)
+    kept, held = list[int](), 0.0
+    for i in order:
+        if (held < top_p * within or not kept) and probs[i] >= min_p * probs[order[0]]:
+            kept.append(i)
+        held += probs[i]
+    whole = sum(probs[i] for i in kept)
+    return [probs[i] / whole if i in kept else 0.0 for i in range(len(probs))]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "how", [ASKED, {"prompt": "", "seed": 3}, {**ASKED, "temperature": 0}, {**ASKED, "stop": ["e", "a"]}]
+)
+def test_logprobs_are_what_the_characters_were_drawn_from(
+    service: Service, tiny: Checkpoint, how: dict[str, Any], stream: bool
+) -> None:
+    """Each character's log-probability and share, and the ten most probable, equal the oracle's; the text stays."""
+    body = {**how, "max_chars": 80}
+    told = read(service, {**body, "logprobs": 10}, stream)
+    assert told["text"] == service.generate(**body)["text"]
+    assert len(told["logprobs"]) == len(told["text"])
+    logits = rows(tiny, how["prompt"] + told["text"])[len(how["prompt"]) :]
+    for look, character, row in zip(told["logprobs"], told["text"], logits, strict=True):
+        model = torch.log_softmax(row, dim=-1)
+        probs = drawn_from(row, *(how.get(k, d) for k, d in KNOBS.items()))
+        own = ALPHABET.characters.index(character)
+        assert look["logprob"] == pytest.approx(float(model[own]), abs=2e-4)
+        assert look["probability"] == pytest.approx(probs[own], abs=2e-4)
+        assert len(look["top"]) == 10
+        for (c, logprob, probability), best in zip(look["top"], model.sort(descending=True).values[:10], strict=True):
+            i = ALPHABET.characters.index(c)
+            assert logprob == pytest.approx(float(best), abs=2e-4)
+            assert logprob == pytest.approx(float(model[i]), abs=2e-4)
+            assert probability == pytest.approx(probs[i], abs=2e-4)
+
+
+KNOBS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+
+def read(service: Service, body: dict[str, Any], stream: bool) -> dict[str, Any]:
+    """A JSON answer, or a streamed one put together."""
+    if not stream:
+        return service.generate(**body)
+    pieces = [e.data for e in service.events(**body) if e.name == "message"]
+    assert all(len(p["logprobs"]) == len(p["text"]) for p in pieces)
+    return {"text": "".join(p["text"] for p in pieces), "logprobs": [look for p in pieces for look in p["logprobs"]]}
+
+
+def test_none_are_told_unless_asked_for(service: Service) -> None:
+    """Without the field there are none, with 0 only each character's own."""
+    assert "logprobs" not in service.generate(**ASKED, max_chars=5)
+    assert all("logprobs" not in e.data for e in service.events(**ASKED, max_chars=5))
+    own = service.generate(**ASKED, max_chars=5, logprobs=0)["logprobs"]
+    assert [set(look) for look in own] == [{"logprob"}] * 5
+    assert own == [
+        {"logprob": look["logprob"]} for look in service.generate(**ASKED, max_chars=5, logprobs=3)["logprobs"]
+    ]
+
+
+def test_logprobs_go_on_with_a_session_and_with_a_lost_stream(service: Service) -> None:
+    """Cut into turns, resumed in the middle, after a long prompt that is kept as a prefix: always the same looks."""
+    prompt = "to be or not to be " * 300  # longer than a stride of the stored prefixes
+    whole = service.generate(**{**ASKED, "prompt": prompt}, max_chars=60, logprobs=4)
+    again = service.generate(**{**ASKED, "prompt": prompt}, max_chars=60, logprobs=4)
+    assert again["usage"]["reused_chars"] > 0
+    assert again["logprobs"] == whole["logprobs"]
+    first = service.generate(**{**ASKED, "prompt": prompt}, max_chars=25, logprobs=4)
+    knobs = {k: ASKED[k] for k in KNOBS}
+    rest = service.generate(session_id=first["session_id"], max_chars=35, logprobs=4, **knobs)
+    close(first["logprobs"] + rest["logprobs"], whole["logprobs"])
+    after = len(prompt) + 40
+    path = f"/sessions/{rest['session_id']}/stream?logprobs=4&from={after}"
+    events = [e for e in parse_events(service.client.get(path).text) if e.name == "message"]
+    assert "".join(e.data["text"] for e in events) == whole["text"][40:]
+    close([look for e in events for look in e.data["logprobs"]], whole["logprobs"][40:])
+
+
+def close(some: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+    assert len(some) == len(others)
+    for a, b in zip(some, others, strict=True):
+        assert a["logprob"] == b["logprob"]  # the stepper's own: to the bit
+        assert [c for c, _, _ in a["top"]] == [c for c, _, _ in b["top"]]
+        assert [p for _, p, _ in a["top"]] == pytest.approx([p for _, p, _ in b["top"]], abs=1e-4)
+
+
+def test_score_is_the_loss_of_model_evaluate(service: Service, tiny: Checkpoint) -> None:
+    """Its mean is protocol (b)'s loss after a line's end, and each character's surprise the oracle's, in bits."""
+    text = TEXT * 60
+    scored = service.client.post("/score", json={"text": text}).json()
+    ids = np.array([ALPHABET.start, *ALPHABET.encode(text)])
+    assert scored["nats_per_character"] == pytest.approx(evaluate.loss(tiny.network(), ids), abs=1e-5)
+    assert scored["bits_per_character"] == pytest.approx(scored["nats_per_character"] / math.log(2))
+    assert scored["characters"] == len(scored["surprise"]) == len(text)
+    logprobs = torch.log_softmax(rows(tiny, text), dim=-1)
+    expected = -logprobs.gather(-1, torch.from_numpy(ids[1:, None]))[:, 0] / math.log(2)
+    assert scored["surprise"] == pytest.approx(expected.tolist(), abs=3e-4)
+    assert "logprobs" not in scored
+
+
+def test_score_is_what_model_score_says(
+    service: Service, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The number at the terminal, of a file that begins with the line's end that every text follows."""
+    file = tmp_path / "text.txt"
+    file.write_text("\n" + TEXT * 20)
+    assert (
+        main(["score", str(file), "--checkpoint", str(next(store.glob("val*"))), "--part", "all", "--protocols", "b"])
+        == 0
+    )
+    scored = service.client.post("/score", json={"text": TEXT * 20}).json()
+    said = capsys.readouterr().out
+    assert f"{scored['nats_per_character']:.4f}" in said
+    assert f"{scored['bits_per_character']:.4f}" in said
+
+
+def test_score_goes_on_from_a_session_and_leaves_it(service: Service) -> None:
+    """In a session a text is scored as what follows: as the rest of one text; the session stays where it is."""
+    begun = service.generate(**ASKED, max_chars=50)
+    text = "hello" + begun["text"]
+    whole = service.client.post("/score", json={"text": text + TEXT, "logprobs": 2}).json()
+    after = service.client.post("/score", json={"text": TEXT, "session_id": begun["session_id"], "logprobs": 2}).json()
+    assert after["position"] == len(text)
+    assert after["surprise"] == pytest.approx(whole["surprise"][len(text) :], abs=1e-3)
+    assert [x["top"][0][0] for x in after["logprobs"]] == [x["top"][0][0] for x in whole["logprobs"][len(text) :]]
+    assert service.client.get(f"/sessions/{begun['session_id']}").json()["position"] == len(text)
+
+
+def test_score_skips_what_the_model_does_not_know(service: Service) -> None:
+    """Skipped characters are null in their places; the others are as if they had not been there."""
+    scored = service.client.post("/score", json={"text": "hÉllo", "on_unknown": "skip", "logprobs": 1}).json()
+    plain = service.client.post("/score", json={"text": "hllo"}).json()
+    assert scored["surprise"][1] is None
+    assert scored["logprobs"][1] is None
+    assert [s for s in scored["surprise"] if s is not None] == plain["surprise"]
+    assert scored["characters"] == 4
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("of", ["i", "f", "g", "o", "c", "h"])
+def test_inspect_is_model_gates(service: Service, tiny: Checkpoint, layer: int, of: str) -> None:
+    """Gates, c and h of the units that were named, and one of them of all units, equal model.gates on the text."""
+    body = {"text": TEXT, "layer": layer, "units": [0, 5, 23], "map": of}
+    found = service.client.post("/inspect", json=body).json()
+    oracle = gates(tiny.network(), [ALPHABET.start, *ALPHABET.encode(TEXT)])[layer]
+    for unit in found["units"]:
+        for name in ("i", "f", "g", "o", "c", "h"):
+            assert unit[name] == pytest.approx(getattr(oracle, name)[1:, unit["unit"]].tolist(), abs=1e-5)
+    values = getattr(oracle, of)[1:]
+    shown = np.tanh(values) if of == "c" else values
+    assert np.array(found["map"]["values"]) == pytest.approx(shown.T, abs=1e-3)
+    assert (found["layers"], found["hidden"], found["characters"]) == (2, 24, len(TEXT))
+
+
+def test_inspect_ranks_units_by_what_they_tell(service: Service, tiny: Checkpoint) -> None:
+    """The correlations that it tells are numpy's, of tanh(c) with the feature; what does not vary is not ranked."""
+    found = service.client.post("/inspect", json={"text": TEXT}).json()["telling"]
+    layers = gates(tiny.network(), [ALPHABET.start, *ALPHABET.encode(TEXT)])
+    in_line = [len(TEXT[: i + 1].rpartition("\n")[2]) for i in range(len(TEXT))]
+    best = found["position_in_line"]["units"]
+    assert len(best) == 8
+    for each in best:
+        values = np.tanh(layers[each["layer"]].c[1:, each["unit"]])
+        assert each["r"] == pytest.approx(float(np.corrcoef(values, in_line)[0, 1]), abs=1e-3)
+    every = [abs(np.corrcoef(np.tanh(layer.c[1:, u]), in_line)[0, 1]) for layer in layers for u in range(24)]
+    assert abs(best[0]["r"]) == pytest.approx(max(every), abs=1e-3)
+    assert found["inside_quotes"]["units"] == []
+
+
+BAD: list[tuple[str, dict[str, Any], str, str]] = [
+    ("/generate", {"logprobs": 11}, "logprobs", "less than or equal to 10"),
+    ("/generate", {"logprobs": True}, "logprobs", "integer"),
+    ("/score", {}, "text", "required"),
+    ("/score", {"text": ""}, "text", "at least 1 character"),
+    ("/score", {"text": "hÉllo"}, "text", "'É' (U+00C9) at 1"),
+    ("/score", {"text": "ÉÉ", "on_unknown": "skip"}, "text", "none of its characters"),
+    ("/score", {"text": "a" * 100_001}, "text", "at most 100000"),
+    ("/score", {"text": "a" * 10_001, "logprobs": 1}, "text", "at most 10000"),
+    ("/score", {"text": "a", "session_id": "short"}, "session_id", "pattern"),
+    ("/inspect", {"text": ""}, "text", "at least 1 character"),
+    ("/inspect", {"text": "a" * 1001}, "text", "at most 1000"),
+    ("/inspect", {"text": "a", "layer": 2}, "layer", "0 to 1"),
+    ("/inspect", {"text": "a", "units": [0, 24]}, "units.1", "0 to 23"),
+    ("/inspect", {"text": "a", "units": [-1]}, "units.0", "greater than or equal to 0"),
+    ("/inspect", {"text": "a", "units": [1, 1]}, "units", "each once"),
+    ("/inspect", {"text": "a", "units": list(range(17))}, "units", "at most 16"),
+    ("/inspect", {"text": "a", "map": "x"}, "map", "'i', 'f', 'g'"),
+    ("/inspect", {"text": "a", "mapp": "c"}, "mapp", "no such field"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "field", "says"), BAD, ids=lambda v: str(v)[:30])
+def test_a_bad_look_is_named(service: Service, path: str, body: dict[str, Any], field: str, says: str) -> None:
+    """422 with the field, its value and what was expected."""
+    response = service.client.post(path, json=body)
+    assert response.status_code == 422
+    error = response.json()["error"]
+    assert error["field"] == field
+    assert says in error["message"]
+    assert error["expected"]
+
+
+def test_a_bad_look_at_a_stream_is_named(service: Service) -> None:
+    """The resumed stream's query too, before its first byte."""
+    made = service.generate(**ASKED, max_chars=5)
+    response = service.client.get(f"/sessions/{made['session_id']}/stream?logprobs=eleven")
+    assert (response.status_code, response.json()["error"]["field"]) == (422, "logprobs")
+
+
+def test_an_unknown_session_is_404(service: Service) -> None:
+    """As everywhere."""
+    response = service.client.post("/score", json={"text": "a", "session_id": "x" * 32})
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "unknown_session")
+
+
+@pytest.fixture(scope="module")
+def gru(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("gru")
+    checkpoint.promote(random_checkpoint("gru").save(folder))
+    with Service(CHECKPOINT_DIR=str(folder), REDIS_URL=redis_server.url) as service:
+        yield service
+
+
+def test_other_cells_are_scored_but_have_other_gates(gru: Service, service: Service) -> None:
+    """A gru: /inspect says 409 and why; /score and logprobs work; a session of another model is 409, too."""
+    refused = gru.client.post("/inspect", json={"text": "hello"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "wrong_cell")
+    assert "'gru', expected 'lstm'" in refused.json()["error"]["message"]
+    ids = np.array([ALPHABET.start, *ALPHABET.encode(TEXT)])
+    expected = evaluate.loss(random_checkpoint("gru").network(), ids)
+    assert gru.client.post("/score", json={"text": TEXT}).json()["nats_per_character"] == pytest.approx(
+        expected, abs=1e-5
+    )
+    told = gru.generate(**ASKED, max_chars=20, logprobs=10)
+    assert [look["top"][0][1] >= look["logprob"] - 1e-4 for look in told["logprobs"]] == [True] * 20
+    other = service.generate(**ASKED, max_chars=5)["session_id"]
+    response = gru.client.post("/score", json={"text": "a", "session_id": other})
+    assert (response.status_code, response.json()["error"]["code"]) == (409, "model_changed")
+
+
+def test_a_model_whose_file_is_gone_cannot_be_looked_into(tmp_path: Path, redis_server: RedisServer) -> None:
+    """It goes on writing; a look, which would read the file again, is 503 before the first byte."""
+    path = random_checkpoint().save(tmp_path)
+    checkpoint.promote(path)
+    with Service(CHECKPOINT_DIR=str(tmp_path), REDIS_URL=redis_server.url) as service:
+        path.unlink()
+        for response in (
+            service.post(max_chars=5, logprobs=1, stream=True),
+            service.client.post("/score", json={"text": "a"}),
+            service.client.post("/inspect", json={"text": "a"}),
+        ):
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "no_model")
+        assert len(service.generate(max_chars=5, logprobs=0)["logprobs"]) == 5
+
+
+def test_the_page_is_served_by_the_service_alone(service: Service) -> None:
+    """Its files, and nothing else, with a policy that lets nothing in or out; a second visit transfers none of it."""
+    first = service.client.get("/")
+    assert first.headers["Content-Type"] == "text/html; charset=utf-8"
+    policy = first.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+    assert "unsafe" not in policy
+    assert service.client.get("/", headers={"If-None-Match": first.headers["ETag"]}).status_code == 304
+    assert service.client.get("/page/main.js").headers["Content-Type"].startswith("text/javascript")
+    for path in ("/page/app.py", "/page/..%2fapp.py", "/page/%2e%2e/settings.py", "/page/"):
+        assert service.client.get(path).status_code == 404
+
+
+def test_the_page_is_small() -> None:
+    """All its files together: at most 150 KB, as they lie there."""
+    sizes = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
+    assert sum(sizes.values()) <= 150_000
+    long = {path.name: n for path in FOLDER.glob("*.js") if (n := len(path.read_text().splitlines())) > 250}
+    assert not long

@@ -244,6 +244,7 @@ def test_one_of_two_goes_under_streams(stack: Stack, how: str) -> None:
                     client.read("POST", "/generate", json={**ASKED, "max_chars": n, "stream": True})
             except httpx.TransportError:
                 assert how == "killed"
+        client.close()
 
     streaming = at_once([lambda c=c: stream(c) for c in clients])  # type: ignore[misc]
     eventually(lambda: all(client.text for client in clients))

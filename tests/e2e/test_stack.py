@@ -26,7 +26,7 @@ from tests.integration.clients import Client, at_once
 from tests.servers import ROOT, eventually
 
 PROJECT = "longhand-e2e"
-KEY = "an operator's key"
+KEY = "the-key-of-the-operator"
 ASKED = {"prompt": "KING", "seed": 5, "temperature": 0.8}
 
 
@@ -56,14 +56,18 @@ class Stack:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        (self.folder / ".env").write_text(
-            f"PORT={port}\nADMIN_KEY={KEY.replace(' ', '-')}\nFIRST_MINUTES=0.5\nDRAIN_S=1\nLEASE_S=2\nMAX_CHARS=1000000\n"
-        )
+        settings = {
+            "PORT": port,
+            "ADMIN_KEY": KEY,
+            "FIRST_MINUTES": 0.5,
+            "DRAIN_S": 1,
+            "LEASE_S": 2,
+            "MAX_CHARS": 10**6,
+        }
+        (self.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         self.files = ["docker-compose.yml"]
         self._add_what_this_machine_needs()
-        self.http = httpx.Client(
-            base_url=self.url, timeout=60, headers={"Authorization": f"Bearer {KEY.replace(' ', '-')}"}
-        )
+        self.http = httpx.Client(base_url=self.url, timeout=60, headers={"Authorization": f"Bearer {KEY}"})
 
     def _add_what_this_machine_needs(self) -> None:
         """An overlay for an engine that cannot reach torch's index: the wheels come from a folder."""

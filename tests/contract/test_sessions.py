@@ -45,6 +45,7 @@ def make(request: pytest.FixtureRequest, urls: dict[str, str]) -> Iterator[Calla
     yield lambda ttl_s=60, turn_ttl_s=60: RedisSessions(client, ttl_s, turn_ttl_s)
     client.close()
     if request.param == "sentinel":
+        client.connection_pool.disconnect()
         for sentinel in client.connection_pool.sentinel_manager.sentinels:
             sentinel.close()
 

@@ -20,7 +20,7 @@ from model.train import fit
 from tests.model.test_train import words
 
 CONFIG = TrainConfig(steps=60, batch_size=16, seq_length=16, lr=1e-2, validations=2, workers=1)
-PLAIN = replace(CONFIG, dropout=0.0)
+PLAIN = replace(CONFIG, dropout=0.0, reset=0.0)
 
 
 @pytest.fixture

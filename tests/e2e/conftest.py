@@ -14,7 +14,7 @@ from model import checkpoint
 from model.checkpoint import Checkpoint
 from tests.conftest import ALPHABET
 from tests.e2e import browser as chromium
-from tests.servers import RedisServer, Service
+from tests.servers import RedisServer, Service, Worker
 
 SHOTS = Path(os.environ.get("SCREENSHOTS", "data/screenshots"))
 
@@ -122,15 +122,17 @@ def shown(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, t
     if not given:
         checkpoints.mkdir()
         checkpoint.promote(tiny.save(checkpoints))
-    service = Service(
-        CHECKPOINT_DIR=str(checkpoints),
-        REDIS_URL=redis_server.url,
-        CORPORA_DIR=str(folder / "corpora"),
-        RUNS_DIR=str(folder / "runs"),
-    )
-    service.start()
-    yield service
-    service.stop()
+    places = {
+        "CHECKPOINT_DIR": str(checkpoints),
+        "REDIS_URL": redis_server.url,
+        "CORPORA_DIR": str(folder / "corpora"),
+        "RUNS_DIR": str(folder / "runs"),
+    }
+    worker = Worker(**places)
+    worker.start()
+    with Service(**places) as service:
+        yield service
+    worker.stop()
 
 
 __all__ = ["ALPHABET", "Visit"]

@@ -5,7 +5,7 @@ CORPUS ?=
 MINUTES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser check clean
+.PHONY: help serve test test-browser stack check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -13,13 +13,16 @@ help: ## list the targets
 serve: .venv/.ready .venv/.kernel ## serve on HOST:PORT, and train a first model meanwhile if there is none (CORPUS=file, MINUTES=3)
 	@$(BIN)/python -m service $(if $(CORPUS),--corpus "$(CORPUS)") --minutes $(MINUTES)
 
-test: .venv/.ready-test .venv/.kernel ## every test
+test: .venv/.ready-test .venv/.kernel .venv/.prometheus ## every test
 	$(BIN)/python -m pytest
 
 test-browser: .venv/.ready-test .venv/.kernel ## the page in a real headless Chromium: CHROMIUM=path, or Debian's is installed (as root)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r tests/e2e/requirements.txt || echo "browser  its packages could not be installed"
 	@$(BIN)/python -m tests.e2e.browser
 	$(BIN)/python -m pytest tests/e2e
+
+stack: .venv/.ready-test ## docker compose up from a clean clone, on a container engine: build, scale, kill, tear down
+	STACK=1 $(BIN)/python -m pytest -s tests/e2e/test_stack.py
 
 check: .venv/.ready-test ## lint, types and the direction of imports
 	$(BIN)/ruff check .
@@ -46,4 +49,10 @@ clean: ## forget the environment; models and sessions in data/ stay
 .venv/.ready-test: .venv/.ready tests/requirements.txt
 	@echo "setup   what the tests need"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
+
+# Prometheus is on no Python index. Where there is apt, Debian's is unpacked, not installed; else its tests are skipped.
+.venv/.prometheus: | .venv/.ready-test
+	@cd .venv && (command -v promtool || { command -v apt-get && apt-get download -qq prometheus && dpkg-deb -x prometheus_*.deb prometheus && rm prometheus_*.deb; }) >/dev/null 2>&1 \
+	  || echo "setup   no Prometheus here: the tests that need one are skipped"
 	@touch $@

@@ -1,5 +1,7 @@
 """How gunicorn runs the service. Every value comes from service.settings."""
 
+import math
+import signal
 from typing import Any
 
 from service import metrics
@@ -16,7 +18,8 @@ threads = _settings.slots + _settings.max_waiting + 16
 preload_app = False
 # Streams last; a worker is given up only when its main loop hangs.
 timeout = 60
-graceful_timeout = 30
+# A worker that is told to stop leaves by itself; this is for one that does not.
+graceful_timeout = math.ceil(_settings.drain_notice_s + _settings.drain_s) + 10
 # Session ids are in paths, and who reads a log must not get sessions.
 accesslog = None
 # One process tree, one way in: no second socket in somebody's home folder.
@@ -37,3 +40,14 @@ def post_fork(server: Any, worker: Any) -> None:
 
 def child_exit(server: Any, worker: Any) -> None:
     _board.give_back(worker.metrics_row)
+
+
+def post_worker_init(worker: Any) -> None:
+    """SIGTERM first lets the texts end (service/drain.py), and only then does what gunicorn does with it."""
+    worker.wsgi.extensions["drain"].on_sigterm(lambda: worker.handle_exit(signal.SIGTERM, None))
+
+
+def worker_int(worker: Any) -> None:
+    """SIGINT and SIGQUIT do not wait; a stream that goes on would hold its thread, and the thread the process."""
+    if hasattr(worker, "wsgi"):
+        worker.wsgi.extensions["drain"].now()

@@ -16,7 +16,7 @@ from model.dynamic import dynamic_loss
 from model.errors import CheckpointError, ConfigError, ModelError
 from model.generate import write
 from model.large_text import corpus_from_file
-from model.ranks import Ranks, joined
+from model.ranks import Ranks, joined, leave
 from model.run import RunFolder, new_folder
 from model.sampling import SamplingParams
 from model.stepper.choose import choose
@@ -246,4 +246,4 @@ def _only(config: type, given: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(leave(main()))

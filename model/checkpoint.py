@@ -68,9 +68,10 @@ class Checkpoint:
 
     def network(self, dtype: torch.dtype = torch.float32) -> CharRNN:
         """The network with these weights, ready to evaluate."""
-        network = CharRNN(self.config)
-        network.load_state_dict(dict(self.weights))
-        return network.to(dtype).eval().requires_grad_(False)
+        with torch.device("meta"):  # its own random start would take longer than all the rest
+            network = CharRNN(self.config)
+        network.load_state_dict({name: w.to(dtype, copy=True) for name, w in self.weights.items()}, assign=True)
+        return network.eval().requires_grad_(False)
 
     def save(self, folder: Path) -> Path:
         """Write the file; raised: CheckpointError naming the path when the disk refuses, with nothing half-written."""

@@ -138,10 +138,10 @@ def validate(config: ModelConfig | TrainConfig) -> None:
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"n_hidden": 256, "n_layers": 1, "n_embed": 64, "minutes": 1.0},
     "standard": {"n_hidden": 512, "n_layers": 2, "batch_size": 32, "lr": 2e-3, "dropout": 0.35, "minutes": 20.0},
-    "best": {"n_hidden": 448, "n_layers": 1, "n_embed": 128, "dropout": 0.35, "minutes": 15.0},
+    "best": {"n_hidden": 448, "n_embed": 128, "dropout": 0.35, "weight_drop": 0.15, "reset": 0.02, "minutes": 15.0},
 }
 """Named starting points; any setting given beside one overrides it.
 
 quick: a model while you wait. standard: the course's 2 x 512. best: the lowest loss in a quarter of an hour on two
-cores that we know of; docs/decisions-trainer.md says what each of its settings bought.
+cores that we know of; docs/decisions.md says what each of its settings bought.
 """

@@ -1,7 +1,7 @@
 """The same step on a GPU as one CUDA graph: a recurrent step is many small kernels, and starting them costs most.
 
 Shapes are fixed, buffers are static, the rate and the mean's decay are tensors that the graph reads, and nothing in it
-waits for the host. Written for a GPU and not yet run on one: docs/decisions-trainer.md.
+waits for the host. Written for a GPU and not yet run on one: docs/decisions.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 On a CPU a batch is shared by threads: each reads its own rows with one core, and their gradients are added in the
 order of the rows. A recurrent net's products are small and there is a barrier after each; threads that meet once a
-step instead of several times a character use the cores better (docs/decisions-trainer.md has the figures). Ranks of a
+step instead of several times a character use the cores better (docs/decisions.md has the figures). Ranks of a
 torchrun job share the rest in the same way, so one process with two threads and two with one each learn the same.
 """
 

@@ -7,6 +7,7 @@ does anything. gloo on a CPU, nccl on GPUs.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,8 +75,20 @@ def joined(device: str) -> Iterator[tuple[Ranks, str]]:
     try:
         ranks = Ranks(distributed.get_rank(), distributed.get_world_size())
         yield ranks, device
-        # Together: torchrun ends all ranks when one fails, so none may leave while rank 0 still saves and promotes. And
-        # a rank that exits right after a sum may abort, for gloo's threads then let go of its tensor without Python.
+        # Together: torchrun ends all ranks when one fails, so none may leave while rank 0 still saves and promotes.
         ranks.wait()
     finally:
         distributed.destroy_process_group()
+
+
+def leave(code: int) -> int:
+    """How a command ends: returns `code`, but a rank of a torchrun job ends here and now.
+
+    A thread of gloo may let go of its last tensor after Python has begun to end, and aborts the process then
+    (github.com/pytorch/pytorch/pull/179291), for which torchrun would end the other ranks too. All is saved by now.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code

@@ -159,7 +159,7 @@ class Sweep:
 
 
 def _suggest(trial: Trial) -> None:
-    """The space: what the figures in docs/decisions-trainer.md say matters."""
+    """The space: what the figures in docs/decisions.md say matters."""
     trial.suggest_categorical("n_hidden", [128, 192, 256, 320, 384, 448, 512])
     trial.suggest_int("n_layers", 1, 2)
     trial.suggest_float("dropout", 0.0, 0.5, step=0.05)

@@ -50,9 +50,10 @@ def main() -> int:
         settings = read_settings()
         with _redis(settings.redis_url) as url:
             os.environ["REDIS_URL"] = url
+            queue = JobQueue(connect(read_settings().require_queue()), settings.max_queued_jobs)
             with _child("service.jobs") as worker, _child(*_GUNICORN) as gunicorn:
                 print(f"serve   http://{settings.host}:{settings.port}", flush=True)
-                _first_model(settings, JobQueue(connect(url), settings.max_queued_jobs), args.corpus, args.minutes)
+                _first_model(settings, queue, args.corpus, args.minutes)
                 return _supervise(gunicorn, worker)
     except (SettingsError, ModelError, ServiceError) as e:
         print(f"error   {e}", file=sys.stderr)

@@ -10,12 +10,14 @@ from typing import Any
 
 from flask import Blueprint, Flask, request
 from flask.json.provider import DefaultJSONProvider
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from model import checkpoint, self_test
 from model.stepper.choose import choose
 from service import errors
 from service.auth import Keys, Limits
 from service.corpora import Corpora
+from service.drain import Drain
 from service.engine.engine import Engine
 from service.errors import StoreAway
 from service.generation import Generation, Policy
@@ -51,22 +53,25 @@ def create_app(settings: Settings | None = None) -> Flask:
         client = connect(settings.redis_url)
         store = RedisSessions(client, settings.session_ttl_s, settings.turn_ttl_s)
         prefixes, promotions = RedisPrefixes(client, settings.prefix_ttl_s), RedisPromotions(client)
-        if "+cluster" not in settings.redis_url:  # RQ has no way with one: trainings want a Redis of their own then
-            queue = JobQueue(client, settings.max_queued_jobs)
     else:
         store, prefixes = MemorySessions(settings.session_ttl_s, settings.turn_ttl_s), MemoryPrefixes()
         promotions = MemoryPromotions()
+    if settings.queue_url:
+        queue = JobQueue(connect(settings.queue_url), settings.max_queued_jobs)
     serving = Serving(lambda: _first_job(queue))
     counted = Metrics()
     reloader = Reloader(
         serving, settings.checkpoint_dir, lambda path: load(path, settings, counted), promotions.wait, counted
     )
+    drain = Drain(serving, settings.drain_notice_s, settings.drain_s)
     policy = Policy(settings.max_chars, settings.lease_s, settings.snapshot_s, settings.session_tail_chars)
     generation = Generation(serving, store, prefixes, policy)
     texts = Corpora(settings.corpora_dir, settings.max_corpus_bytes)
 
     app = Flask(__name__, static_folder=None)
     app.json = _Json(app)
+    if settings.trusted_proxies:  # or all clients would be one: the proxy
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.trusted_proxies, x_proto=0)  # type: ignore[method-assign]
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     errors.register(app)
     keys = Keys(settings.admin_key, settings.api_keys, loopback_only=loopback_only(settings))
@@ -78,15 +83,16 @@ def create_app(settings: Settings | None = None) -> Flask:
     ):
         app.register_blueprint(_guarded(blueprint, _check_api(keys, limits)))
     for blueprint in (
-        jobs.blueprint(queue, texts),
+        jobs.blueprint(queue, texts, lambda: serving.is_closed),
         models.blueprint(settings.checkpoint_dir, serving, promotions),
         corpora.blueprint(texts, settings.max_corpus_bytes),
     ):
         app.register_blueprint(_guarded(blueprint, _check_admin(keys)))
-    app.register_blueprint(health.blueprint(serving, store, reloader))
+    app.register_blueprint(health.blueprint(serving, store, reloader, drain))
     app.register_blueprint(metrics.blueprint(counted))
     app.register_blueprint(page.blueprint())
 
+    app.extensions["drain"] = drain  # for who runs the app to connect with its signals
     reloader.start()
     atexit.register(serving.stop)
     atexit.register(reloader.stop)

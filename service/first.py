@@ -1,8 +1,13 @@
-"""The first model, from the launcher's side: whether one is to be trained, on what, and how the terminal shows it."""
+"""The first model, from the launcher's side: whether one is to be trained, on what, and how the terminal shows it.
+
+python -m service.first [--minutes M]: queue its training, where one is needed, and end.
+"""
 
 from __future__ import annotations
 
+import argparse
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +15,15 @@ from typing import Any
 
 from model import checkpoint, registry
 from model.corpus import read_text, text_sha256
-from model.errors import CheckpointError
+from model.errors import CheckpointError, ModelError
 from model.evaluate import bits
 from service.corpora import BUILT_IN, Corpora
+from service.errors import ServiceError
 from service.jobs.queue import JobQueue
 from service.jobs.request import check
 from service.schemas import RetrainRequest
+from service.settings import SettingsError, read_settings
+from service.store.connect import connect
 
 _LIVE = ("queued", "running")
 _BAR_CHARS, _BAR_NATS = 24, 4.0
@@ -86,3 +94,26 @@ def _lines(name: str, data: dict[str, Any]) -> Iterator[str]:
         yield f"serve   {data['name']}: ask for a text now, and again later: better ones follow"
     elif name == "note":
         yield f"train   {data['text']}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m service.first", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=3.0, help="how long to train (default 3)")
+    minutes = parser.parse_args().minutes
+    try:
+        settings = read_settings()
+        needed, why = is_needed(settings.checkpoint_dir, None)
+        print(f"model   {why}", flush=True)
+        if needed:
+            corpora = Corpora(settings.corpora_dir, settings.max_corpus_bytes)
+            queue = JobQueue(connect(settings.require_queue()), settings.max_queued_jobs)
+            job_id, is_new = submit(queue, corpora, None, minutes)
+            print(f"train   {'queued' if is_new else 'queued already'}: /jobs/{job_id}", flush=True)
+    except (SettingsError, ModelError, ServiceError) as e:
+        print(f"error   {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -45,9 +45,9 @@ class Generation:
     def open(self, request: GenerateRequest, key: str = "") -> Turn:
         """Begin to answer a request; with an Idempotency-Key that was used before, answer that turn again.
 
-        Raised: BadRequest, UnknownSession, SessionConflict and its kinds, StoreAway, Overloaded, NoModel.
+        Raised: BadRequest, UnknownSession, SessionConflict and its kinds, StoreAway, Overloaded, NoModel, Draining.
         """
-        model = self._serving.current
+        model = self._serving.admit()
         asked = _checked(model, request, self._policy.max_chars)
         model.engine.refuse_if_full()
         if request.logprobs:
@@ -76,7 +76,7 @@ class Generation:
 
         Raised: UnknownSession, NoTurn, BadRequest for a position outside the turn, ModelChanged, StoreAway, Overloaded.
         """
-        model = self._serving.current
+        model = self._serving.admit()
         model.engine.refuse_if_full()
         if logprobs:
             model.reader.open()
@@ -109,7 +109,7 @@ class Generation:
         if session is None and last is None:
             raise UnknownSession(NO_SESSION)
         if position is not None:
-            session = replay.rewound(self._serving.current, last, session, position, self._policy.tail_chars)
+            session = replay.rewound(self._serving.admit(), last, session, position, self._policy.tail_chars)
         if session is None:
             raise BadRequest(
                 "position: this session has not been saved yet; expected a position in its first turn",

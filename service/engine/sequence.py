@@ -65,6 +65,9 @@ class Sequence:
         """Whether a part of the prompt has not been read; its last character stays pending until a step needs it."""
         return len(self.to_feed) > 1
 
+    def is_late(self, now: float) -> bool:
+        return self.deadline is not None and now >= self.deadline
+
     def steps_within(self, limit: int) -> int:
         """Steps in the next block: at most `limit`, and not past a mark."""
         to_mark = next(iter(self.marks)) - self.position if self.marks else limit

@@ -32,7 +32,7 @@ _NICE = 10  # a training shares its machine with the texts that are being writte
 def retrain(job_id: str, wanted: dict[str, Any]) -> None:
     """Run a job to its end; its result goes into its record. Raised: what RQ is to retry or to call failed."""
     settings = read_settings()
-    client = connect(settings.redis_url)
+    client = connect(settings.queue_url)
     record = Record(client, job_id)
     attempt = record.begin()
     if attempt > 1:

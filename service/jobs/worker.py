@@ -11,7 +11,9 @@ import contextlib
 import fcntl
 import os
 import signal
+import socket
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,6 +30,7 @@ from service.jobs.record import Record
 BEAT_S = 2
 DEAD_AFTER_S = 10  # a worker that has not been heard of for so long is dead, and its job goes to another
 _IDLE_LOOK_S = 5
+_HEARD_S = 30  # a worker that is well is heard of every few seconds
 
 
 class RetrainWorker(Worker):
@@ -81,6 +84,16 @@ class RetrainWorker(Worker):
         reason = f"the training process was killed ({how})"
         record.fail(f"{reason}, and so were all attempts before")
         record.note(f"{reason}; {job.retries_left or 0} attempts are left")
+
+
+def heard_of(client: redis.Redis) -> bool:
+    """Whether a worker of this machine, or container, has been heard of in the last 30 s."""
+    since = datetime.now(UTC) - timedelta(seconds=_HEARD_S)
+    try:
+        workers = Worker.all(connection=client, job_class=RetrainJob, serializer=JSONSerializer)
+    except redis.RedisError:
+        return False
+    return any(w.hostname == socket.gethostname() and w.last_heartbeat and w.last_heartbeat > since for w in workers)
 
 
 @contextlib.contextmanager

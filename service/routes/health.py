@@ -6,13 +6,14 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify
 
-from service.errors import NoModel, StoreAway
+from service.drain import Drain
+from service.errors import Draining, NoModel, StoreAway
 from service.reload import Reloader
 from service.serving import Serving
 from service.store.sessions import SessionStore
 
 
-def blueprint(serving: Serving, sessions: SessionStore, reloader: Reloader) -> Blueprint:
+def blueprint(serving: Serving, sessions: SessionStore, reloader: Reloader, drain: Drain) -> Blueprint:
     routes = Blueprint("health", __name__)
 
     @routes.get("/healthz")
@@ -25,6 +26,7 @@ def blueprint(serving: Serving, sessions: SessionStore, reloader: Reloader) -> B
 
         Ready too while the first model is being trained, for who asks to generate is told of the job; without a model
         and without such a job it is not. A promoted checkpoint that was refused is told, with the reason.
+        A worker that is about to stop is not, before it refuses anything.
         """
         refused = reloader.refused
         told: dict[str, Any] = {
@@ -34,6 +36,8 @@ def blueprint(serving: Serving, sessions: SessionStore, reloader: Reloader) -> B
             "refusals": reloader.refusals_total,
             "retiring": serving.n_retired,
         }
+        if drain.is_leaving:
+            raise Draining("this worker is stopping", **told)
         try:
             model = serving.current
         except NoModel as e:

@@ -8,6 +8,7 @@ event: sample    data: step, text                                  what the best
 event: promoted  data: name                                        while there was no model before
 event: note      data: text
 event: done      data: the job, as GET /jobs/{id} tells it         the end
+event: error     data: {"error": {"code", "message"}}           or this end, when the worker stops or Redis is away
 : ...            a comment, when nothing happened for a while
 """
 
@@ -17,13 +18,13 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
 from service.corpora import Corpora
-from service.errors import BadRequest, Overloaded, ServiceError, StoreAway
+from service.errors import BadRequest, Draining, Overloaded, ServiceError, StoreAway
 from service.jobs.queue import JOB_ID, JobQueue
 from service.jobs.request import check
 from service.routes import body
@@ -35,7 +36,7 @@ _EVENT_ID = r"[0-9]{1,20}(-[0-9]{1,20})?"
 _LIVE = ("queued", "running")
 
 
-def blueprint(queue: JobQueue | None, corpora: Corpora) -> Blueprint:
+def blueprint(queue: JobQueue | None, corpora: Corpora, is_leaving: Callable[[], bool]) -> Blueprint:
     routes = Blueprint("jobs", __name__)
     followers = threading.BoundedSemaphore(MAX_FOLLOWERS)
 
@@ -78,7 +79,8 @@ def blueprint(queue: JobQueue | None, corpora: Corpora) -> Blueprint:
         if not followers.acquire(blocking=False):
             raise Overloaded(f"all {MAX_FOLLOWERS} places to follow jobs are taken; GET /jobs/{job_id} tells the same")
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return Response(_Events(line(), job_id, after or "0", followers), mimetype="text/event-stream", headers=headers)
+        told = _Events(line(), job_id, after or "0", followers, is_leaving)
+        return Response(told, mimetype="text/event-stream", headers=headers)
 
     return routes
 
@@ -86,8 +88,15 @@ def blueprint(queue: JobQueue | None, corpora: Corpora) -> Blueprint:
 class _Events:
     """The body of a followed job. Its `close` is called by the server however it ends, begun or not."""
 
-    def __init__(self, queue: JobQueue, job_id: str, after: str, place: threading.BoundedSemaphore) -> None:
-        self._queue, self._job_id, self._after = queue, job_id, after
+    def __init__(
+        self,
+        queue: JobQueue,
+        job_id: str,
+        after: str,
+        place: threading.BoundedSemaphore,
+        is_leaving: Callable[[], bool],
+    ) -> None:
+        self._queue, self._job_id, self._after, self._is_leaving = queue, job_id, after, is_leaving
         self._place: threading.BoundedSemaphore | None = place
         self._made = self._make()
 
@@ -106,6 +115,8 @@ class _Events:
         said = time.monotonic()
         try:
             while True:
+                if self._is_leaving():
+                    raise Draining("this worker is stopping; go on with the events on another")
                 ended = self._queue.get(self._job_id)["state"] not in _LIVE  # looked at first: no event comes after it
                 for id, name, data in (found := self._queue.events(self._job_id, self._after, 1 if ended else 1000)):
                     self._after = id

@@ -22,11 +22,15 @@ from service.turn import Turn
 
 HEARTBEAT_S = 5.0
 LOOK_S = 0.25  # how often an idle stream looks whether its reader is still there
+BUSY_LOOK_S = 0.1  # and a busy one, which would notice by its second write, at most
+
+
+_json = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps makes one a call unless all is default
 
 
 def event(data: dict[str, Any], *, name: str | None = None, id: int | None = None) -> bytes:
     head = (f"id: {id}\n" if id is not None else "") + (f"event: {name}\n" if name is not None else "")
-    return f"{head}data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+    return f"{head}data: {_json(data)}\n\n".encode()
 
 
 class EventStream:
@@ -73,10 +77,14 @@ class EventStream:
 def reader_watch() -> Callable[[], bool]:
     """A look at whether the client has hung up. Without it, that would show only when a write fails."""
     connection: socket.socket | None = request.environ.get("gunicorn.socket")
+    looked = 0.0
 
     def gone() -> bool:
-        if connection is None:
+        nonlocal looked
+        now = time.monotonic()
+        if connection is None or now - looked < BUSY_LOOK_S:
             return False
+        looked = now
         try:
             return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
         except BlockingIOError:

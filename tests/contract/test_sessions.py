@@ -1,4 +1,4 @@
-"""What every session store promises; the same tests over memory and over a real Redis."""
+"""What every session store promises; the same tests over memory and real Redises: one, a cluster, by a sentinel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,34 @@ from service.store.connect import connect
 from service.store.memory import MemorySessions
 from service.store.redis import RedisSessions
 from service.store.sessions import Session, SessionStore, TurnRecord, digest, new_session_id
+from tests.contract.servers import Processes, start_cluster, start_sentinel
 from tests.servers import RedisServer
 
 
-@pytest.fixture(params=["memory", "redis"])
-def make(request: pytest.FixtureRequest) -> Callable[..., SessionStore]:
+@pytest.fixture(scope="module")
+def urls(redis_server: RedisServer) -> Iterator[dict[str, str]]:
+    processes = Processes()
+    try:
+        yield {
+            "redis": redis_server.url,
+            "cluster": start_cluster(processes),
+            "sentinel": start_sentinel(processes),
+        }
+    finally:
+        processes.remove()
+
+
+@pytest.fixture(params=["memory", "redis", "cluster", "sentinel"])
+def make(request: pytest.FixtureRequest, urls: dict[str, str]) -> Iterator[Callable[..., SessionStore]]:
     if request.param == "memory":
-        return lambda ttl_s=60, turn_ttl_s=60: MemorySessions(ttl_s, turn_ttl_s)
-    server: RedisServer = request.getfixturevalue("redis_server")
-    return lambda ttl_s=60, turn_ttl_s=60: RedisSessions(connect(server.url), ttl_s, turn_ttl_s)
+        yield lambda ttl_s=60, turn_ttl_s=60: MemorySessions(ttl_s, turn_ttl_s)
+        return
+    client = connect(urls[request.param])
+    yield lambda ttl_s=60, turn_ttl_s=60: RedisSessions(client, ttl_s, turn_ttl_s)
+    client.close()
+    if request.param == "sentinel":
+        for sentinel in client.connection_pool.sentinel_manager.sentinels:
+            sentinel.close()
 
 
 @pytest.fixture

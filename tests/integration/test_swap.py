@@ -21,7 +21,7 @@ from model.stepper.choose import choose
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.servers import RedisServer, Service, eventually, parse_events
 
-STREAMS, PROMOTIONS, CHARS = 16, 5, 3000
+STREAMS, PROMOTIONS, CHARS = 16, 5, 1500
 HIDDEN = 320  # large enough for a stream to last through a promotion
 
 

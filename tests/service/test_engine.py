@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -222,6 +223,60 @@ def test_a_full_line_is_refused_before_any_work(tiny: Checkpoint) -> None:
     engine.stop()
 
 
+def test_a_refusal_says_how_long_the_line_takes(tiny: Checkpoint) -> None:
+    """Retry-After is what waits over the pace that was measured: 1 before there is one, 60 at most."""
+    engine = make(tiny, "reference", n_slots=1, max_waiting=1)  # not started: the pace is ours to set
+    engine.submit(ask(n=10**8))
+    engine.submit(ask(n=10**8))
+    for pace, expected in ((0.0, 1), (10**12, 1), (10**7, 20), (10.0, 60)):
+        engine._scheduler.chars_per_s = pace
+        with pytest.raises(Overloaded) as refused:
+            engine.submit(ask())
+        assert refused.value.retry_after_s == expected
+    engine.start()
+    for sequence in list(engine._inbox) or list(engine._scheduler.waiting):
+        sequence.stream.close()
+    eventually(lambda: engine._scheduler.chars_per_s != 10.0)
+    assert engine._steps_in_line <= 10**8
+    engine.stop()
+
+
+def test_first_come_is_first_served(tiny: Checkpoint) -> None:
+    """Slots are given in the order of the line, whoever asks for how much."""
+    engine = make(tiny, "reference", n_slots=2)
+    order = random.Random(3)
+    texts = [ask("a" * order.randrange(60), order.randrange(1, 80), seed=i) for i in range(30)]
+    admitted: list[Sequence] = []
+    admit = engine._scheduler.admit
+
+    def watched() -> list[tuple[int, Sequence]]:
+        new = admit()
+        admitted.extend(sequence for _, sequence in new)
+        return new
+
+    engine._scheduler.admit = watched  # type: ignore[method-assign]
+    for text in texts:
+        engine.submit(text)
+    engine.start()
+    for text in texts:
+        read(text)
+    assert admitted == texts
+    assert engine._steps_in_line == 0
+    engine.stop()
+
+
+def test_a_deadline_counts_in_the_line_too(tiny: Checkpoint) -> None:
+    """A text whose time is up while it waits ends there: its slot-mate may go on for ever."""
+    engine = make(tiny, "reference", n_slots=1)
+    endless, late = ask("a", 10**8), ask("b", 5, deadline=0.0)
+    engine.submit(endless)
+    engine.start()
+    assert isinstance(endless.stream.get(timeout_s=30), Piece)
+    engine.submit(late)
+    assert read(late)[2] == End("timeout", None)
+    engine.stop()
+
+
 def test_closing_a_stream_frees_its_slot(engine: Engine) -> None:
     """A reader that leaves, running or in the line, gives its place up at the next block."""
     endless = [ask("a", 10**8, seed=i) for i in range(8)]
@@ -239,10 +294,17 @@ def test_closing_a_stream_frees_its_slot(engine: Engine) -> None:
 
 def test_a_deadline_ends_a_text_where_it_is(engine: Engine) -> None:
     """A text whose time is up ends with what it has, and its state can be gone on from."""
-    sequence = ask("a", 10**8, deadline=0.0)
+    sequence = ask("a", 10**8, deadline=time.monotonic() + 0.2)
     engine.submit(sequence)
-    _, _, end = read(sequence)
+    text, _, end = read(sequence)
     assert end.finish_reason == "timeout"
+    assert end.state is not None
+    assert end.state.position == 1 + len(text) > 1
+    onwards = ask("", 20, after=end.state)
+    whole = ask("a", len(text) + 20)
+    engine.submit(onwards)
+    engine.submit(whole)
+    assert text + read(onwards)[0] == read(whole)[0]
 
 
 def test_an_engine_that_stops_says_so(tiny: Checkpoint) -> None:

@@ -32,6 +32,22 @@ def test_a_bad_value_stops_the_start(monkeypatch: pytest.MonkeyPatch, key: str, 
     assert says in str(e.value)
 
 
+def test_a_cluster_holds_no_line_of_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RQ cannot use one: the line is where JOBS_REDIS_URL says, else where the sessions are, else nowhere."""
+    monkeypatch.setenv("REDIS_URL", "redis://one")
+    assert read_settings().queue_url == "redis://one"
+    monkeypatch.setenv("REDIS_URL", "redis+cluster://many")
+    assert read_settings().queue_url == ""
+    with pytest.raises(SettingsError, match="JOBS_REDIS_URL"):
+        read_settings().require_queue()
+    monkeypatch.setenv("JOBS_REDIS_URL", "redis://one")
+    assert read_settings().require_queue() == "redis://one"
+    monkeypatch.setenv("JOBS_REDIS_URL", "redis+cluster://:of-mine@many")
+    with pytest.raises(SettingsError, match="cannot be in a cluster") as e:
+        read_settings()
+    assert "of-mine" not in str(e.value)
+
+
 def test_the_start_says_it_in_a_line() -> None:
     """python -m service with a bad value: one line, exit 1, nothing started."""
     done = subprocess.run(

@@ -131,11 +131,6 @@ class CpuStepper:
             pointer = None if state is None else state.ctypes.data
             self._library.lh_write(self._open(), self._slot(slot), pointer)
 
-    def rewind(self, slot: int) -> None:
-        """Back to before the last run that had the slot; a second time, or with no run since a write, it stays."""
-        with self._lock:
-            self._library.lh_rewind(self._open(), self._slot(slot))
-
     def close(self) -> None:
         """Free the weights and end the threads; a second time does nothing."""
         with self._lock:

@@ -70,8 +70,7 @@ typedef struct lh_stepper {
     int vstride; /* between rows of logits */
     void *arena;
     size_t arena_size;
-    float *state[2]; /* (slots, 2, L, H); a run reads one and writes the other, which makes rewinding free */
-    uint8_t *current; /* (slots,) which of the two holds now */
+    float *state; /* (slots, 2, L, H) */
     float *h[MAX_LAYERS][2], *c[MAX_LAYERS]; /* (rows, stride); h at even and odd steps */
     int16_t *hq[MAX_LAYERS][2];              /* int8: h in fixed point */
     float *logits;                           /* (rows, vstride) */
@@ -362,9 +361,9 @@ static void plan(lh_stepper *s, lh_block *b)
     s->drawn[b->steps] = n;
 }
 
-static float *state_of(lh_stepper *s, int which, int slot)
+static float *state_of(lh_stepper *s, int slot)
 {
-    return s->state[which] + (size_t)slot * 2 * s->model.layers * s->model.hidden;
+    return s->state + (size_t)slot * 2 * s->model.layers * s->model.hidden;
 }
 
 /* Between the table of states, (2, L, H) each, and the rows of the run. */
@@ -373,7 +372,7 @@ static void load_rows(lh_stepper *s)
     int layers = s->model.layers, hidden = s->model.hidden;
     for (int row = 0; row < s->block->rows; row++) {
         int slot = s->block->slots[s->order[row]];
-        const float *state = state_of(s, s->current[slot], slot);
+        const float *state = state_of(s, slot);
         size_t at = (size_t)row * s->stride, bytes = (size_t)hidden * sizeof(float);
         for (int l = 0; l < layers; l++) {
             /* what is past H meets weights of zero and must be a number */
@@ -395,7 +394,7 @@ static void store_rows(lh_stepper *s)
     int layers = s->model.layers, hidden = s->model.hidden;
     for (int row = 0; row < s->block->rows; row++) {
         int column = s->order[row], slot = s->block->slots[column], last = s->block->row_steps[column] & 1;
-        float *state = state_of(s, s->current[slot] ^= 1, slot);
+        float *state = state_of(s, slot);
         size_t at = (size_t)row * s->stride, bytes = (size_t)hidden * sizeof(float);
         for (int l = 0; l < layers; l++) {
             memcpy(state + (size_t)l * hidden, s->h[l][last] + at, bytes);
@@ -447,14 +446,13 @@ static size_t lay_out(lh_stepper *s, char *base)
     }
     size_t state = slots * 2 * (size_t)m->layers * (size_t)m->hidden * sizeof(float);
     size_t rows = slots * (size_t)s->stride;
-    for (int i = 0; i < 2; i++) s->state[i] = take(&at, state);
+    s->state = take(&at, state);
     for (int l = 0; l < m->layers; l++) {
         for (int i = 0; i < 2; i++) s->h[l][i] = take(&at, rows * sizeof(float));
         for (int i = 0; i < 2; i++) s->hq[l][i] = take(&at, m->is_int8 ? rows * sizeof(int16_t) : 0);
         s->c[l] = take(&at, rows * sizeof(float));
     }
     s->logits = take(&at, slots * (size_t)s->vstride * sizeof(float));
-    s->current = take(&at, slots);
     s->seen = take(&at, slots);
     s->order = take(&at, slots * sizeof(int32_t));
     for (int i = 0; i < m->threads; i++) {
@@ -534,25 +532,14 @@ EXPORT int lh_run(lh_stepper *s, lh_block *b)
 
 EXPORT void lh_read(lh_stepper *s, int32_t slot, float *state)
 {
-    memcpy(state, state_of(s, s->current[slot], slot), (size_t)2 * s->model.layers * s->model.hidden * sizeof(float));
+    memcpy(state, state_of(s, slot), (size_t)2 * s->model.layers * s->model.hidden * sizeof(float));
 }
 
-/* Back to before the last run that had the slot; without a run since it was written, or twice, nothing changes. */
-EXPORT void lh_rewind(lh_stepper *s, int32_t slot)
-{
-    size_t bytes = (size_t)2 * s->model.layers * s->model.hidden * sizeof(float);
-    memcpy(state_of(s, s->current[slot], slot), state_of(s, s->current[slot] ^ 1, slot), bytes);
-}
-
-/* Both of the slot's states become this one: there is no run to go back before. */
 EXPORT void lh_write(lh_stepper *s, int32_t slot, const float *state)
 {
     size_t bytes = (size_t)2 * s->model.layers * s->model.hidden * sizeof(float);
-    for (int i = 0; i < 2; i++) {
-        if (state) memcpy(state_of(s, i, slot), state, bytes);
-        else memset(state_of(s, i, slot), 0, bytes);
-    }
-    s->current[slot] = 0;
+    if (state) memcpy(state_of(s, slot), state, bytes);
+    else memset(state_of(s, slot), 0, bytes);
 }
 
 /* Draws one id from logits, for tests of the sampling by itself; -1 when there is no memory. */

@@ -90,7 +90,6 @@ def load_library(path: Path) -> ctypes.CDLL:
     library.lh_run.argtypes, library.lh_run.restype = [POINTER, ctypes.POINTER(BlockArrays)], ctypes.c_int
     library.lh_read.argtypes, library.lh_read.restype = [POINTER, ctypes.c_int32, POINTER], None
     library.lh_write.argtypes, library.lh_write.restype = [POINTER, ctypes.c_int32, POINTER], None
-    library.lh_rewind.argtypes, library.lh_rewind.restype = [POINTER, ctypes.c_int32], None
     real, whole = ctypes.c_double, ctypes.c_int32
     library.lh_sample.argtypes = [POINTER, whole, real, whole, real, real, real, POINTER]
     library.lh_sample.restype = whole

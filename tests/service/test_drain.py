@@ -1,0 +1,90 @@
+"""The order in which a worker leaves."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from model.checkpoint import Checkpoint
+from model.sampling import SamplingParams
+from model.stepper.reference import ReferenceStepper
+from service.drain import Drain
+from service.engine.engine import Engine
+from service.engine.sequence import Sequence
+from service.engine.stream import End, Failed, Piece
+from service.errors import Draining
+from service.serving import Served, Serving
+from tests.conftest import ALPHABET
+from tests.servers import eventually
+
+
+@pytest.fixture
+def serving(tiny: Checkpoint) -> Serving:
+    engine = Engine(ReferenceStepper(tiny.network(), 4), ALPHABET, "f", max_waiting=4)
+    engine.start()
+    serving = Serving()
+    serving.serve(Served(engine, "tiny"))
+    return serving
+
+
+def text_of(n: int) -> Sequence:
+    return Sequence(np.array([ALPHABET.start], dtype=np.int32), 0, n, SamplingParams(), 1, None)
+
+
+def ended(sequence: Sequence) -> End | Failed:
+    while isinstance(item := sequence.stream.get(10), Piece):
+        pass
+    assert isinstance(item, End | Failed)
+    return item
+
+
+def test_nobody_waits_for_nothing(serving: Serving) -> None:
+    """Without a text that runs, a worker leaves at once, however long it might take."""
+    began = time.monotonic()
+    Drain(serving, notice_s=0, limit_s=60).run()
+    assert time.monotonic() - began < 5
+    with pytest.raises(Draining):
+        serving.admit()
+
+
+def test_a_short_text_ends_as_it_would_have(serving: Serving) -> None:
+    """While one is on its way out, no other begins, and it is written to its end."""
+    running = text_of(3000)
+    serving.admit().engine.submit(running)
+    leaving = threading.Thread(target=Drain(serving, notice_s=0, limit_s=60).run)
+    leaving.start()
+    eventually(lambda: serving.is_closed)
+    with pytest.raises(Draining):
+        serving.admit()
+    end = ended(running)
+    assert isinstance(end, End)
+    assert end.finish_reason == "length"
+    leaving.join()
+
+
+def test_a_long_text_is_sent_away(serving: Serving) -> None:
+    """At the limit it ends with the error that its client knows; a text in the line, too."""
+    texts = [text_of(10**7) for _ in range(6)]
+    for each in texts:
+        serving.admit().engine.submit(each)
+    Drain(serving, notice_s=0, limit_s=0.2).run()
+    for each in texts:
+        last = ended(each)
+        assert isinstance(last, Failed)
+        assert isinstance(last.error, Draining)
+
+
+def test_first_it_is_only_said(serving: Serving) -> None:
+    """For the time of the notice requests are taken as ever, though it says that it leaves."""
+    drain = Drain(serving, notice_s=1.0, limit_s=0)
+    leaving = threading.Thread(target=drain.run)
+    leaving.start()
+    eventually(lambda: drain.is_leaving)
+    one = text_of(5)
+    serving.admit().engine.submit(one)
+    assert isinstance(ended(one), End)
+    leaving.join()
+    assert serving.is_closed

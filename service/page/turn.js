@@ -6,6 +6,7 @@ import { events } from "./sse.js";
 
 export const TOP = 10;
 const LONGEST_WAIT_MS = 5000;
+const CONFLICT_TRIES = 8; // a turn that was just stopped ends at the service's next block, not at once
 
 /**
  * Yields {name, data}: start and done as the service tells them, text {text, logprobs, position}, and of its own:
@@ -20,7 +21,7 @@ export async function* turn(body, signal, resume = null) {
   let after = resume?.after ?? null;
   let begun = resume !== null;
   for (let tries = 0; !signal.aborted; tries++) {
-    let waitMs = tries ? Math.min(LONGEST_WAIT_MS, 125 * 2 ** tries) : 250;
+    let waitMs = tries > 1 ? Math.min(LONGEST_WAIT_MS, 125 * 2 ** tries) : 250;
     try {
       if (!begun && !(await hasModel(signal))) throw new ServiceError(503, { code: "no_model" }, 1);
       const response = await (begun ? again(session, after, signal) : ask(body, key, signal));
@@ -43,7 +44,8 @@ export async function* turn(body, signal, resume = null) {
       if (signal.aborted) return;
       if (error instanceof ServiceError) {
         if (error.code === "store_away" && !begun && !body.session_id) key = ""; // it can be written, only not kept
-        if (!["no_model", "overloaded", "store_away", "draining"].includes(error.code)) throw error;
+        const ends = error.code === "session_conflict" && !begun && !error.details.rewindable && tries < CONFLICT_TRIES;
+        if (!ends && !["no_model", "overloaded", "store_away", "draining"].includes(error.code)) throw error;
         waitMs = Math.max(waitMs, 1000 * Math.min(error.retryAfterS, 5));
         yield { name: error.code === "draining" ? "lost" : "waiting", data: { after, error } };
       } else {

@@ -19,7 +19,7 @@ from tests.conftest import ALPHABET, random_checkpoint
 from tests.e2e.conftest import Visit
 from tests.integration.test_first_model import Launched
 from tests.integration.test_jobs import words
-from tests.servers import RedisServer, Service, Worker
+from tests.servers import RedisServer, Service, Worker, eventually
 
 Visiting = Callable[..., Visit]
 ADMIN = "the-operators-key"
@@ -31,8 +31,7 @@ def test_a_first_visit_during_the_first_training(visit: Visiting, tmp_path: Path
     corpus = tmp_path / "words.txt"
     corpus.write_text(words(20000))
     launched = Launched(tmp_path, "--corpus", str(corpus), "--minutes", "0.5")
-    while launched.ready() is None:
-        pass
+    eventually(lambda: launched.ready() is not None, within_s=60)
     v = visit(Host(str(launched.client.base_url).rstrip("/"))).open()
     v.page.wait_for_function("() => /being trained/.test(document.querySelector('#notice').textContent)")
     v.ask(max_chars=300)

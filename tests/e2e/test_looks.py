@@ -75,12 +75,13 @@ def inside(v: Visit) -> None:
 
 def learn(v: Visit) -> None:
     """With a training that has ended, its curve, its samples and its advice; the first who comes asks for it."""
-    jobs = httpx.get(f"{v.host}/jobs").json()["jobs"]
+    client = httpx.Client(base_url=v.host, timeout=60)
+    jobs = client.get("/jobs").json()["jobs"]
     if not jobs:
-        body = {"corpus": "shakespeare", "minutes": 0.2, "promote": "never"}
-        jobs = [httpx.post(f"{v.host}/retrain", json=body).json()]
-    address = f"{v.host}/jobs/{jobs[0]['job_id']}"
-    eventually(lambda: httpx.get(address).json()["state"] == "finished", within_s=120)
+        body = {"corpus": "shakespeare", "minutes": 0.1, "promote": "never"}
+        jobs = [client.post("/retrain", json=body).json()]
+    eventually(lambda: client.get(f"/jobs/{jobs[0]['job_id']}").json()["state"] == "finished", within_s=300)
+    client.close()
     v.open("learn")
     v.page.wait_for_selector("#models tr")
     v.page.wait_for_selector("#curve polyline.val", state="attached")

@@ -114,6 +114,23 @@ def test_why_this_letter_is_score(visit: Visiting, service: Service) -> None:
     assert [int(s) for s in shades] == [sum(b >= step for step in steps) for b in scored["surprise"]]
 
 
+def test_why_reads_on_from_the_session_in_write(visit: Visiting, service: Service) -> None:
+    """The text in Write is taken over; a text can be scored as what follows in its session."""
+    v = visit(service).open()
+    v.ask(prompt="hello", max_chars=30, seed=7)
+    written = v.until_written()
+    v.page.get_by_role("link", name="Why this letter").click()
+    v.page.get_by_role("button", name="Take the text in Write").click()
+    v.page.wait_for_function(f"() => document.querySelector('#score-letters').textContent === {json.dumps(written)}")
+    v.page.check("[name=after]")
+    v.page.fill("#score-text", "and more")
+    v.page.get_by_role("button", name="Score").click()
+    v.page.wait_for_function("() => /position 35 /.test(document.querySelector('#score-status').textContent)")
+    session = v.page.evaluate("() => new URLSearchParams(location.hash.split('?')[1]).get('s')")
+    scored = service.client.post("/score", json={"text": "and more", "session_id": session}).json()
+    assert v.page.locator("#score-status").inner_text().startswith(f"{scored['bits_per_character']:.3f} bits")
+
+
 @pytest.fixture(scope="module")
 def learning(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Service]:
     """A service with keys, a worker that trains, and a promoted model of random weights, which anything beats."""

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.conftest import SHOTS, Visit
+from tests.e2e.page.conftest import SHOTS, Visit
 from tests.servers import Service, eventually
 
 Visiting = Callable[..., Visit]

@@ -13,7 +13,7 @@ import pytest
 from model import checkpoint
 from model.checkpoint import Checkpoint
 from tests.conftest import ALPHABET
-from tests.e2e import browser as chromium
+from tests.e2e.page import browser as chromium
 from tests.servers import RedisServer, Service, Worker
 
 SHOTS = Path(os.environ.get("SCREENSHOTS", "data/screenshots"))

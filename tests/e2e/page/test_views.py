@@ -16,7 +16,7 @@ from model import checkpoint
 from model.checkpoint import Checkpoint
 from model.gates import gates
 from tests.conftest import ALPHABET, random_checkpoint
-from tests.e2e.conftest import Visit
+from tests.e2e.page.conftest import Visit
 from tests.integration.test_first_model import Launched
 from tests.integration.test_jobs import words
 from tests.servers import RedisServer, Service, Worker, eventually
@@ -132,13 +132,18 @@ def test_why_reads_on_from_the_session_in_write(visit: Visiting, service: Servic
 
 
 @pytest.fixture(scope="module")
-def learning(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Service]:
-    """A service with keys, a worker that trains, and a promoted model of random weights, which anything beats."""
+def learning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with keys, a worker that trains, and a promoted model of random weights, which anything beats.
+
+    On a Redis of its own: another worker on the same line would not have its texts.
+    """
+    redis = RedisServer()
+    redis.start()
     folder = tmp_path_factory.mktemp("learning")
     (folder / "checkpoints").mkdir()
     checkpoint.promote(random_checkpoint(seed=5).save(folder / "checkpoints"))
     places = {
-        "REDIS_URL": redis_server.url,
+        "REDIS_URL": redis.url,
         "CHECKPOINT_DIR": str(folder / "checkpoints"),
         "CORPORA_DIR": str(folder / "corpora"),
         "RUNS_DIR": str(folder / "runs"),
@@ -149,6 +154,7 @@ def learning(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer
     with Service(**places) as service:
         yield service
     worker.stop()
+    redis.remove()
 
 
 def drop(v: Visit, name: str, content: bytes) -> None:

@@ -15,7 +15,7 @@ from model.generate import write
 from model.sampling import SamplingParams
 from model.stepper.choose import choose
 from tests.conftest import ALPHABET
-from tests.e2e.conftest import Visit
+from tests.e2e.page.conftest import Visit
 from tests.servers import RedisServer, Service
 
 ASKED: dict[str, Any] = {"prompt": "hello", "seed": 7, "temperature": 0.9}

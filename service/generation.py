@@ -5,22 +5,31 @@ It knows no HTTP. Every error that has a status code is raised here, before anyt
 
 from __future__ import annotations
 
-import secrets
 import time
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from model.errors import StateError, UnknownCharacters
+from model.errors import StateError
 from model.state import HiddenState
 from service import replay
+from service.asked import checked, seed_of
 from service.engine.sequence import Sequence
 from service.errors import BadRequest, ModelChanged, NoTurn, SessionConflict, StoreAway, TurnInterrupted, UnknownSession
 from service.schemas import GenerateRequest
 from service.serving import Served, Serving
 from service.store.prefixes import PrefixStore, prefix_keys
-from service.store.sessions import NO_SESSION, Held, Session, SessionStore, TurnRecord, digest, new_session_id
+from service.store.sessions import (
+    NO_SESSION,
+    Held,
+    LastTurn,
+    Session,
+    SessionStore,
+    TurnRecord,
+    digest,
+    new_session_id,
+)
 from service.turn import Lease, Turn
+
+_WHOLE = ("length", "stop")  # a turn that ended so is written; one that was left or ran out of time can be gone on with
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +57,7 @@ class Generation:
         Raised: BadRequest, UnknownSession, SessionConflict and its kinds, StoreAway, Overloaded, NoModel, Draining.
         """
         model = self._serving.admit()
-        asked = _checked(model, request, self._policy.max_chars)
+        asked = checked(model, request, self._policy.max_chars)
         model.engine.refuse_if_full()
         if request.logprobs:
             model.reader.open()
@@ -58,13 +67,13 @@ class Generation:
             if held is not None and held.last is not None and key and held.last.record.key == digest(key):
                 if held.last.record.request != digest(request.model_dump_json()):
                     raise SessionConflict("this Idempotency-Key was used for another request")
-                return self._take_over(model, lease, held, held.last.record.first, request.logprobs)
+                return self._take_over(model, session_id, held, None, request.logprobs)
             if held is not None and (held.knows_key or (key and not request.session_id and held.session is not None)):
                 raise SessionConflict(
                     "this Idempotency-Key was used before, for a turn that is not remembered any more"
                 )
             session = self._where(model, request, held)
-            asked = replace(asked, key=key and digest(key), seed=_seed(request, session, held))
+            asked = replace(asked, key=key and digest(key), seed=seed_of(request, session, held))
             return self._begin(model, request, asked, session, lease)
         except BaseException:
             if lease is not None:
@@ -80,24 +89,16 @@ class Generation:
         model.engine.refuse_if_full()
         if logprobs:
             model.reader.open()
+        session, last = self._sessions.load(session_id)
+        if last is not None and session is not None and last.finish_reason in _WHOLE:
+            return self._again(model, session_id, last, session, after, logprobs)
         held = self._sessions.acquire(session_id, lease_s=self._policy.lease_s, force=True)
-        lease = self._lease(session_id, held)
         try:
-            last = held.last
-            if last is None:
+            if held.last is None:
                 raise NoTurn("this session remembers no turn that could be gone on with")
-            record = last.record
-            after = record.first if after is None else max(after, record.first)
-            ended = last.finish_reason in ("length", "stop") and held.session is not None
-            highest = held.session.position if ended and held.session else record.first + record.max_chars
-            if after > highest:
-                raise BadRequest(
-                    f"Last-Event-ID: got {after}, expected a position from {record.first} to {highest}",
-                    field="Last-Event-ID", value=after, expected=f"{record.first} to {highest}",
-                )  # fmt: skip
-            return self._take_over(model, lease, held, after, logprobs)
+            return self._take_over(model, session_id, held, after, logprobs)
         except BaseException:
-            lease.abandon()
+            self._lease(session_id, held).abandon()
             raise
 
     def fork(self, session_id: str, position: int | None, seed: int | None) -> tuple[str, Session]:
@@ -184,10 +185,32 @@ class Generation:
             turn.lease = None
         return turn
 
-    def _take_over(self, model: Served, lease: Lease | None, held: Held, after: int, logprobs: int | None) -> Turn:
-        assert held.last is not None
-        sequence, tail = replay.from_nearest(model, held.last, held.session, after)
-        turn = self._turn(model, held.last.record, held.last.start, sequence, lease, tail, after)
+    def _take_over(
+        self, model: Served, session_id: str | None, held: Held, after: int | None, logprobs: int | None
+    ) -> Turn:
+        """Go on with the turn of a session whose lease is ours."""
+        last, session = held.last, held.session
+        assert last is not None
+        lease = self._lease(session_id, held)
+        if session is not None and session_id is not None and last.finish_reason in _WHOLE:
+            lease.abandon()
+            return self._again(model, session_id, last, session, after, logprobs)
+        after = _within(last.record, after, last.record.first + last.record.max_chars)
+        sequence, tail = replay.from_nearest(model, last, session, after)
+        turn = self._turn(model, last.record, last.start, sequence, lease, tail, after)
+        turn.kept = session
+        turn.look(logprobs)
+        model.engine.submit(sequence)
+        return turn
+
+    def _again(
+        self, model: Served, session_id: str, last: LastTurn, session: Session, after: int | None, logprobs: int | None
+    ) -> Turn:
+        """A turn that has been written to its end, once more: whoever reads it, and leaves, the session stays."""
+        after = _within(last.record, after, session.position)
+        sequence, tail = replay.from_nearest(model, last, session, after)
+        turn = self._turn(model, last.record, last.start, sequence, None, tail, after)
+        turn.ended_in = session_id
         turn.look(logprobs)
         model.engine.submit(sequence)
         return turn
@@ -233,63 +256,12 @@ def digest_id(key: str, salt: str) -> str:
     return digest("session", key, salt) + digest("again", key, salt)[:16]
 
 
-def _seed(request: GenerateRequest, session: Session | None, held: Held | None) -> int:
-    """The one asked for, else the session's, else one drawn here."""
-    if request.seed is not None:
-        return request.seed
-    if session is not None:
-        return session.seed
-    return held.last.record.seed if held is not None and held.last is not None else secrets.randbits(53)
-
-
-def _checked(model: Served, request: GenerateRequest, max_chars: int) -> TurnRecord:
-    """The turn that is asked for, its start and seed still open. Raised: BadRequest."""
-    if request.max_chars > max_chars:
+def _within(record: TurnRecord, after: int | None, highest: int) -> int:
+    """The position to go on after. Raised: BadRequest."""
+    after = record.first if after is None else max(after, record.first)
+    if after > highest:
         raise BadRequest(
-            f"max_chars: got {request.max_chars}, expected at most {max_chars}",
-            field="max_chars", value=request.max_chars, expected=f"0 to {max_chars}",
+            f"Last-Event-ID: got {after}, expected a position from {record.first} to {highest}",
+            field="Last-Event-ID", value=after, expected=f"{record.first} to {highest}",
         )  # fmt: skip
-    if request.position is not None and request.session_id is None:
-        raise BadRequest(
-            "position: got it without a session_id, expected both: it says where to go on in a session",
-            field="position", value=request.position, expected="only with a session_id",
-        )  # fmt: skip
-    prompt = encode(model, "prompt", request.prompt, request.on_unknown == "skip")
-    return TurnRecord(
-        start=0,
-        prompt=request.prompt if len(prompt) == len(request.prompt) else model.engine.vocab.decode(prompt),
-        max_chars=request.max_chars,
-        temperature=request.temperature,
-        top_k=request.top_k,
-        top_p=request.top_p,
-        min_p=request.min_p,
-        stop=_spellable(model, request),
-        seed=0,
-        fingerprint=model.fingerprint,
-        numerics=model.engine.numerics,
-        request=digest(request.model_dump_json()),
-    )
-
-
-def encode(model: Served, name: str, text: str, skip: bool) -> np.ndarray:
-    try:
-        return model.engine.vocab.encode(text, "skip" if skip else "error")
-    except UnknownCharacters as e:
-        raise BadRequest(
-            f"{name}: {e}; expected characters that it has, or on_unknown = 'skip'",
-            field=name, value=[{"position": i, "character": c} for i, c in e.unknown[:32]],
-            expected="characters of the model's vocabulary",
-        ) from e  # fmt: skip
-
-
-def _spellable(model: Served, request: GenerateRequest) -> list[str]:
-    """The stop strings that the model could write at all."""
-    spellable = []
-    for i, stop in enumerate(request.stop):
-        try:
-            encode(model, f"stop.{i}", stop, skip=False)
-            spellable.append(stop)
-        except BadRequest:
-            if request.on_unknown == "error":
-                raise
-    return spellable
+    return after

@@ -17,8 +17,8 @@ from model import evaluate, telling
 from model.gates import Gates, gates
 from model.sampling import SamplingParams
 from service import replay
+from service.asked import encode
 from service.errors import BadRequest, ModelChanged, Overloaded, UnknownSession, WrongCell
-from service.generation import encode
 from service.reading import Reading, logprobs_of, looks
 from service.schemas import InspectRequest, ScoreRequest
 from service.serving import Served, Serving

@@ -23,6 +23,7 @@ from service.store.prefixes import PrefixStore
 from service.store.sessions import Session, SessionStore, TurnRecord
 
 log = logging.getLogger(__name__)
+_LEFT = ("cancelled", "timeout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,8 @@ class Turn:
     tail_chars: int
     show_from: int
     prefixes: PrefixStore
+    kept: Session | None = None  # what is stored of the turn already: the session is never put back before it
+    ended_in: str | None = None  # the session whose turn had ended, and is only read again: nothing is written
     looks: Looks | None = None  # at what each character was drawn from, when that was asked for
     reused_chars: int = 0
     _end: End | None = field(init=False, default=None)
@@ -136,10 +139,14 @@ class Turn:
         else:
             self.sequence.marks.setdefault(self.record.first, "")
 
+    @property
+    def session_id(self) -> str | None:
+        return self.lease.session_id if self.lease else self.ended_in
+
     def opening(self) -> dict[str, Any]:
         """What is known before anything is written."""
         return {
-            "session_id": self.lease.session_id if self.lease else None,
+            "session_id": self.session_id,
             "position": self._position,
             "seed": self.record.seed,
             "model": self.model.as_dict(),
@@ -174,7 +181,7 @@ class Turn:
 
     def _take(self, piece: Piece) -> Piece | None:
         self.tail = (self.tail + piece.text)[-self.tail_chars :] if self.tail_chars else ""
-        if piece.snapshot is not None and self.lease is not None:
+        if piece.snapshot is not None and self.lease is not None and self._is_new(piece.snapshot):
             self.lease.save(self._session(piece.snapshot))
         if self.looks is not None:
             piece = replace(piece, looks=self.looks.at(piece.text, piece.logprobs))
@@ -203,7 +210,7 @@ class Turn:
             raise TimedOut("the time was up before the prompt was read; the session is where it was")
         return Finished(
             finish_reason=end.finish_reason,
-            session_id=self.lease.session_id if self.lease else None,
+            session_id=self.session_id,
             position=end.state.position,
             seed=self.record.seed,
             model=self.model,
@@ -234,13 +241,20 @@ class Turn:
     def _commit(self, end: End) -> bool:
         """Store where the text ended; where it did not even begin, where it would have begun."""
         if self.lease is None:
-            return False
+            return self.ended_in is not None
+        if self.kept is not None and end.finish_reason in _LEFT and not self._is_new(end.state):
+            self.lease.abandon()  # who left had been shown nothing that is not stored
+            return True
         if end.state is not None:
             return self.lease.commit(self._session(end.state), end.finish_reason)
         if self.start is not None:
             return self.lease.commit(self.start, end.finish_reason)
         self.lease.abandon()
         return False
+
+    def _is_new(self, state: HiddenState | None) -> bool:
+        """Whether a state is beyond what is stored of the turn."""
+        return self.kept is None or (state is not None and state.position > self.kept.position)
 
     def _session(self, state: HiddenState) -> Session:
         return Session(state, self.record.seed, self.tail[-self.tail_chars :] if self.tail_chars else "")

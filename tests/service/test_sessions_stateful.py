@@ -18,7 +18,7 @@ from model.generate import write
 from model.sampling import SamplingParams
 from model.stepper.reference import ReferenceStepper
 from service.engine.engine import Engine
-from service.errors import SessionConflict, TurnInterrupted, UnknownSession
+from service.errors import NoTurn, SessionConflict, TurnInterrupted, UnknownSession
 from service.generation import Generation, Policy
 from service.schemas import GenerateRequest
 from service.serving import Served, Serving
@@ -193,6 +193,24 @@ class Sessions(RuleBasedStateMachine):
         assert expected.startswith(seen)
         plain.shown(seen)
         plain.interrupted = True
+
+    @rule(plain=sessions, worker=st.integers(0, 1), back=st.integers(0, 25), leaves=st.booleans())
+    def read_again(self, plain: Plain, worker: int, back: int, leaves: bool) -> None:
+        """A turn that has ended is read again, to its end or not: the session stays where it is."""
+        if plain.interrupted or plain.model != self.model:
+            return
+        first = plain.turn_start + len(plain.prompt)
+        after = max(first, len(plain.text) - back)
+        try:
+            turn = self.workers[worker].resume(plain.id, after)
+        except NoTurn:
+            return  # a fork's
+        expected = plain.text[after:]
+        if leaves:
+            assert expected.startswith(self.read(turn, at_least=0))
+            turn.close()
+        else:
+            assert self.read(turn) == expected
 
     @rule(plain=sessions, worker=st.integers(0, 1), back=st.integers(0, 40), n=LENGTH, params=PARAMS)
     def rewind(self, plain: Plain, worker: int, back: int, n: int, params: SamplingParams) -> None:

@@ -108,8 +108,10 @@ class Client:
 
     async def _turn(self, story: Story, ask: dict[str, Any], position: int) -> tuple[str, int]:
         key, session_id = str(uuid.uuid4()), ""
-        first = position
+        first, before = position, story.text
         while True:
+            if not session_id:  # what came without a session, while Redis was away, cannot be gone on with
+                position, story.text = first, before
             if session_id:
                 request = self._http.build_request(
                     "GET", f"/sessions/{session_id}/stream", headers={"Last-Event-ID": str(position)}
@@ -161,9 +163,12 @@ class Client:
 
 async def attack(services: list[Service], redis: RedisServer, kills: int, rng: random.Random, done: asyncio.Event,
                  counts: Counter[str]) -> None:  # fmt: skip
-    """Kill until enough were killed and the streams are done."""
+    """Kill until enough were killed or the streams are done: always one that is in the middle of texts."""
     while counts["kills"] < kills and not done.is_set():
         victim = rng.choice(services)
+        if not await _is_writing(victim):
+            await asyncio.sleep(0.05)
+            continue
         workers = victim.workers()
         what = rng.choices(["SIGKILL", "SIGTERM", "SIGSTOP", "redis"], weights=[6, 2, 1, 0.3])[0]
         if what == "redis":
@@ -180,6 +185,15 @@ async def attack(services: list[Service], redis: RedisServer, kills: int, rng: r
             counts["kills"] += 1
             victim.signal_workers(signal.Signals[what])
         await asyncio.sleep(rng.random() * 1.5)
+
+
+async def _is_writing(service: Service) -> bool:
+    """A worker that was killed takes seconds to come back; to kill it again before would break nothing."""
+    async with httpx.AsyncClient(base_url=service.url, timeout=1) as client:
+        try:
+            return bool((await client.get("/readyz")).json().get("in_flight"))
+        except httpx.TransportError:
+            return False
 
 
 async def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -203,7 +217,7 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
 
     async def one_after_the_other() -> None:
         nonlocal asked
-        while asked < args.characters or counts["kills"] < args.kills:
+        while asked < args.characters or counts["kills"] < args.kills:  # there is something to kill until the end
             lengths = [rng.randrange(1000, 4000) for _ in range(TURNS)]
             asked += sum(lengths)
             story = Story(seed=rng.getrandbits(40))

@@ -2,9 +2,9 @@
 
     python -m bench.decode [--models 2x512] [--rows 1,64] [--rounds 7] [--picture decode.svg]
 
-Peers: the loop most courses show (nn.LSTM, one step, multinomial), the same over nn.LSTMCell, and ONNX Runtime (bench
-extra: pip install onnx onnxruntime), once with sampling in numpy and once, "onnx step", without any. All are timed in
-turn, round after round, and each one's best round counts: on a machine that also does other work, that is what repeats.
+Peers: the loop most courses show (nn.LSTM, one step, multinomial), the same over nn.LSTMCell, and ONNX Runtime
+(bench/requirements.txt), once with sampling in numpy and once, "onnx step", without any. All are timed in turn, round
+after round, and each one's best round counts: on a machine that also does other work, that is what repeats.
 Limits: "reading" is the weights' bytes over the measured speed of reading as many; "fma peak" and "sgemm" are the
 multiply-adds over what registers alone and torch's matrix product make of them.
 The last line is JSON.
@@ -241,7 +241,7 @@ def measure(name: str, rows: int, rounds: int, threads: int, machine: Machine | 
         turns["onnx"] = of_onnx(network, rows, threads, sampled=True)
         turns["onnx step"] = of_onnx(network, rows, threads, sampled=False)
     except ImportError:
-        notes.add("onnx: pip install onnx onnxruntime")
+        notes.add("onnx: pip install -r bench/requirements.txt")
 
     products = 4 * hidden * hidden * (2 * layers - 1) + hidden * VOCAB  # of a character; the embedding is folded away
     best: dict[str, float] = dict.fromkeys(turns, 0.0)

@@ -17,9 +17,9 @@ test: .venv/.ready-test .venv/.kernel .venv/.prometheus ## every test
 	$(BIN)/python -m pytest
 
 test-browser: .venv/.ready-test .venv/.kernel ## the page in a real headless Chromium: CHROMIUM=path, or Debian's is installed (as root)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r tests/e2e/requirements.txt || echo "browser  its packages could not be installed"
-	@$(BIN)/python -m tests.e2e.browser
-	$(BIN)/python -m pytest tests/e2e
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r tests/e2e/page/requirements.txt || echo "browser  its packages could not be installed"
+	@$(BIN)/python -m tests.e2e.page.browser
+	$(BIN)/python -m pytest tests/e2e/page
 
 stack: .venv/.ready-test ## docker compose up from a clean clone, on a container engine: build, scale, kill, tear down
 	STACK=1 $(BIN)/python -m pytest -s tests/e2e/test_stack.py

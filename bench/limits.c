@@ -11,6 +11,7 @@ uint64_t read_all(const uint64_t *data, size_t count, int times)
     words sum[8] = {{0}};
     for (int t = 0; t < times; t++)
         for (size_t i = 0; i + 32 <= count; i += 32)
+#pragma GCC unroll 8
             for (int j = 0; j < 8; j++) sum[j] += *(const words *)(data + i + 4 * j);
     uint64_t total = 0;
     for (int j = 0; j < 8; j++) total += sum[j][0] + sum[j][1] + sum[j][2] + sum[j][3];

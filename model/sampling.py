@@ -47,17 +47,25 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def sample(
-    logits: Tensor, uniform: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
+    logits: Tensor,
+    uniform: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    *,
+    filtered: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw one id a row.
 
     logits (B, V); every other argument (B,), with the meaning of SamplingParams. Returns ids (B,) int64 and their
     natural log-probabilities (B,) under the unfiltered distribution at temperature 1. Computed in float64: the
-    cumulative sum over a large vocabulary needs it, and it costs little beside the network.
+    cumulative sum over a large vocabulary needs it, and it costs little beside the network. filtered: whether any row
+    has a filter, for who knows it already; a look at the tensors would wait for a GPU. It changes no bit.
     """
     logits = logits.double()
     greedy = temperature == 0
-    probs = _kept(logits, temperature, top_k, top_p, min_p)  # (B, V)
+    probs = _kept(logits, temperature, top_k, top_p, min_p, filtered)  # (B, V)
     cumulative = probs.cumsum(dim=-1)
     target = uniform.double()[:, None] * cumulative[:, -1:]
     ids = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
@@ -77,16 +85,18 @@ def distribution(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tens
     return torch.where((temperature == 0)[:, None], certain, probs)
 
 
-def _kept(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+def _kept(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, filtered: bool | None = None
+) -> Tensor:
     """Probabilities at a temperature (0 counts as 1), 0 for what a filter drops; not renormalised."""
-    scaled = logits / torch.where(temperature == 0, 1.0, temperature)[:, None]
-    return _filter(torch.softmax(scaled, dim=-1), top_k, top_p, min_p)
+    probs = torch.softmax(logits / torch.where(temperature == 0, 1.0, temperature)[:, None], dim=-1)
+    if filtered is None:
+        filtered = bool(((top_k > 0) | (top_p < 1) | (min_p > 0)).any())
+    return _filter(probs, top_k, top_p, min_p) if filtered else probs
 
 
 def _filter(probs: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     """Zero what the filters drop; what is kept is not renormalised."""
-    if bool(((top_k == 0) & (top_p >= 1) & (min_p <= 0)).all()):
-        return probs
     ordered, order = probs.sort(dim=-1, descending=True, stable=True)  # stable: of equals the lower id comes first
     rank = torch.arange(probs.shape[-1], device=probs.device)[None, :]
     keep = (rank < top_k[:, None]) | (top_k[:, None] == 0)

@@ -8,7 +8,7 @@ Fei-Fei, Visualizing and Understanding Recurrent Networks (2015).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,7 @@ def correlations(values: Values, feature: Values) -> Values:
     return r
 
 
-def ranked(text: str, layers: list[Values], name: str, best: int = 8) -> list[tuple[int, int, float]]:
+def ranked(text: str, layers: Sequence[Values], name: str, best: int = 8) -> list[tuple[int, int, float]]:
     """The units that tell most of a feature: (layer, unit, r), the largest |r| first.
 
     layers: one (T, H) a layer, for the text's T characters. Empty when the feature does not vary in the text.

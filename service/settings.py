@@ -43,7 +43,9 @@ class Settings(BaseSettings):
     )
     slots: int = Field(64, ge=1, le=4096, description="texts that are written at the same time")
     max_waiting: int = Field(64, ge=0, le=65536, description="places in the line before the slots; beyond it: 429")
-    block_ms: float = Field(20.0, ge=1, le=1000, description="how long a block should take: the pace of stream events")
+    block_ms: float = Field(
+        20.0, ge=1, le=1000, description="how long a block takes: the pace of events; longer for many texts"
+    )
     max_chars: int = Field(100_000, ge=1, le=10**8, description="the most that one request may ask for")
     max_body_bytes: int = Field(1 << 20, ge=1024, le=1 << 30, description="the largest request body")
     session_ttl_s: int = Field(86_400, ge=1, description="a session that nobody uses for so long is forgotten")

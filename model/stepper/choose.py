@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 
+from model.generate import one_row_block
 from model.network import CharRNN
+from model.sampling import SamplingParams
 from model.stepper import Stepper
 from model.stepper.cpu import CpuStepper, Unsupported
+from model.stepper.cuda import CudaStepper
 from model.stepper.reference import ReferenceStepper
 
 Precision = Literal["fp32", "int8"]
@@ -21,9 +25,20 @@ def choose(network: CharRNN, n_slots: int, device: str = "auto", precision: Prec
     float32.
     """
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        return ReferenceStepper(network, n_slots, device="cuda"), "reference on the GPU"
+        return _on_gpu(network, n_slots)
     try:
         stepper = CpuStepper(network, n_slots, precision)
         return stepper, f"native, {precision}"
     except Unsupported as e:
         return ReferenceStepper(network, n_slots), f"reference, for {e}"
+
+
+def _on_gpu(network: CharRNN, n_slots: int) -> tuple[Stepper, str]:
+    """The graphs, if they run a first block; whatever keeps them from it, the reference runs on any GPU."""
+    try:
+        stepper = CudaStepper(network, n_slots)
+        stepper.run(one_row_block(0, np.array([0], np.int32), 1, np.zeros((1, 1)), SamplingParams()))
+        stepper.write(0, None)
+        return stepper, "CUDA graphs"
+    except Exception as e:
+        return ReferenceStepper(network, n_slots, device="cuda"), f"reference on the GPU, for {e}"

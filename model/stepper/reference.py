@@ -1,9 +1,6 @@
 """The stepper in plain torch: any device, any cell, float32 or float64. What the fast ones are tested against.
 
-Rows are computed in tiles of exactly TILE, padded where there are fewer, so that the matrix products always have the
-same shape: a library's product promises nothing about a row when the number of rows changes. That a row does not
-depend on its place in the tile, or on its neighbours' values, is the library's habit, not its promise; the law tests
-hold it to that on each machine they run on.
+Rows are computed in tiles of exactly TILE, padded where there are fewer; layers.py says why.
 """
 
 from __future__ import annotations
@@ -16,6 +13,7 @@ from torch import Tensor
 from model.network import CharRNN
 from model.sampling import sample
 from model.stepper import FREE, Block, Produced
+from model.stepper.layers import Layers
 
 TILE = 16
 
@@ -24,28 +22,12 @@ class ReferenceStepper:
     """Implements `Stepper`; see there for what each method promises."""
 
     def __init__(self, network: CharRNN, n_slots: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
-        config = network.config
         self.n_slots = n_slots
         self.name = "reference"
         self.numerics = f"torch-{device.split(':')[0]}-{str(dtype).removeprefix('torch.float')}"
-        self._config = config
         self._device = torch.device(device)
-        self._layers = [
-            {
-                kind: getattr(network.rnn, f"{kind}_l{layer}").detach().to(self._device, dtype)
-                for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            }
-            for layer in range(config.n_layers)
-        ]
-        first = self._layers[0]
-        # The first layer's input product, for every character: a lookup from then on.
-        self._inputs = (
-            network.embedding.weight.detach().to(self._device, dtype) @ first["weight_ih"].T + first["bias_ih"]
-        )
-        self._head_weight = network.head.weight.detach().to(self._device, dtype)
-        self._head_bias = network.head.bias.detach().to(self._device, dtype)
-        shape = (n_slots, config.state_tensors, config.n_layers, config.n_hidden)
-        self._table = torch.zeros(shape, dtype=dtype, device=self._device)
+        self._layers = Layers(network, dtype, self._device)
+        self._table = torch.zeros((n_slots, *self._layers.state_shape), dtype=dtype, device=self._device)
 
     def read(self, slot: int) -> NDArray[np.floating]:
         copied: NDArray[np.floating] = self._table[slot].cpu().numpy().copy()
@@ -84,12 +66,11 @@ class ReferenceStepper:
         fed = forced[0]
         for k in range(k_steps):
             going = (steps > k)[:, None, None, None]
-            new = torch.cat([self._advance(fed[t : t + TILE], state[t : t + TILE]) for t in range(0, padded, TILE)])
-            state = torch.where(going, new, state)
+            state = torch.where(going, self._layers.advance(fed, state, TILE), state)
             if free[k].any():
                 for t in range(0, padded, TILE):
                     tile = slice(t, t + TILE)
-                    logits = state[tile, 0, -1] @ self._head_weight.T + self._head_bias  # (TILE, V)
+                    logits = self._layers.logits(state[tile])  # (TILE, V)
                     ids[k, tile], logprobs[k, tile] = sample(logits, numbers[k, tile], *(v[tile] for v in knobs))
             is_free = (forced[k + 1] == FREE) | (steps == k + 1)
             ids[k] = torch.where(is_free, ids[k], forced[k + 1])
@@ -99,28 +80,6 @@ class ReferenceStepper:
         return Produced(
             ids[:, :n_rows].cpu().numpy().astype(np.int32), logprobs[:, :n_rows].cpu().numpy().astype(np.float32)
         )
-
-    def _advance(self, ids: Tensor, state: Tensor) -> Tensor:
-        """Feed one id a row: ids (TILE,), state (TILE, S, L, H) -> the state after them."""
-        new = torch.empty_like(state)
-        below = self._inputs[ids]  # (TILE, gates * H)
-        for layer, w in enumerate(self._layers):
-            if layer:
-                below = new[:, 0, layer - 1] @ w["weight_ih"].T + w["bias_ih"]
-            recurrent = state[:, 0, layer] @ w["weight_hh"].T + w["bias_hh"]
-            if self._config.cell == "lstm":
-                i, f, g, o = (below + recurrent).chunk(4, dim=1)
-                c = torch.sigmoid(f) * state[:, 1, layer] + torch.sigmoid(i) * torch.tanh(g)
-                new[:, 0, layer], new[:, 1, layer] = torch.sigmoid(o) * torch.tanh(c), c
-            elif self._config.cell == "gru":
-                r_in, z_in, n_in = below.chunk(3, dim=1)
-                r_rec, z_rec, n_rec = recurrent.chunk(3, dim=1)
-                z = torch.sigmoid(z_in + z_rec)
-                n = torch.tanh(n_in + torch.sigmoid(r_in + r_rec) * n_rec)
-                new[:, 0, layer] = (1 - z) * n + z * state[:, 0, layer]
-            else:
-                new[:, 0, layer] = torch.tanh(below + recurrent)
-        return new
 
 
 def _padded(values: NDArray[np.generic], size: int, fill: float, device: torch.device) -> Tensor:

@@ -2,13 +2,14 @@
 
 import { bits, h, svg } from "./dom.js";
 
-const [W, H, LEFT, BOTTOM, TOP, RIGHT] = [640, 280, 52, 36, 10, 12];
+const [WIDEST, H, LEFT, BOTTOM, TOP, RIGHT] = [832, 280, 52, 36, 10, 12];
 
 /**
  * Draw runs into an element. runs: [{name, looks: [{step, elapsed_s, train, val}]}]; by: "elapsed_s" or "step";
  * unit: "nats" or "bits".
  */
 export function draw(element, runs, by, unit) {
+  const W = Math.min(WIDEST, element.clientWidth || WIDEST); // as wide as its place, so that letters keep their size
   const of = unit === "bits" ? bits : (x) => x;
   const known = runs.filter((run) => run.looks.length);
   if (!known.length) {
@@ -23,7 +24,7 @@ export function draw(element, runs, by, unit) {
   const [low, high] = [Math.max(0, y0 - pad), y1 + pad];
   const x = (v) => LEFT + ((W - LEFT - RIGHT) * v) / x1;
   const y = (v) => TOP + ((H - TOP - BOTTOM) * (high - v)) / (high - low);
-  const picture = svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": spoken(known, by, unit, of) });
+  const picture = svg("svg", { width: W, height: H, role: "img", "aria-label": spoken(known, by, unit, of) });
   for (const tick of ticks(low, high)) {
     picture.append(svg("line", { class: "grid", x1: LEFT, x2: W - RIGHT, y1: y(tick), y2: y(tick) }));
     picture.append(svg("text", { class: "tick", x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end" }, tick.toFixed(2)));

@@ -22,6 +22,7 @@ export function setUp() {
   });
   models.setUp();
   for (const name of ["by", "unit"]) $(`#curve-${name}`).addEventListener("change", curve);
+  addEventListener("resize", () => isShown && curve());
   $("#learn-again").addEventListener("click", shown);
 }
 

@@ -6,6 +6,7 @@ import { events } from "./sse.js";
 
 export const TOP = 10;
 const LONGEST_WAIT_MS = 5000;
+const CONFLICT_TRIES = 8; // a turn that was just stopped ends at the service's next block, not at once
 
 /**
  * Yields {name, data}: start and done as the service tells them, text {text, logprobs, position}, and of its own:
@@ -19,12 +20,14 @@ export async function* turn(body, signal, resume = null) {
   let session = resume?.session ?? null;
   let after = resume?.after ?? null;
   let begun = resume !== null;
+  let isLost = false;
   for (let tries = 0; !signal.aborted; tries++) {
-    let waitMs = tries ? Math.min(LONGEST_WAIT_MS, 125 * 2 ** tries) : 250;
+    let waitMs = tries > 1 ? Math.min(LONGEST_WAIT_MS, 125 * 2 ** tries) : 250;
     try {
       if (!begun && !(await hasModel(signal))) throw new ServiceError(503, { code: "no_model" }, 1);
       const response = await (begun ? again(session, after, signal) : ask(body, key, signal));
-      if (tries) yield { name: "back", data: { after } };
+      if (isLost) yield { name: "back", data: { after } };
+      isLost = false;
       tries = 0;
       for await (const event of events(response)) {
         if (event.name === "error") throw new ServiceError(0, event.data.error, 0);
@@ -38,18 +41,19 @@ export async function* turn(body, signal, resume = null) {
         if (event.name === "done") return;
       }
       if (signal.aborted) return;
-      yield { name: "lost", data: { after } };
+      isLost = true; // a stream that ends without its last event was cut
     } catch (error) {
       if (signal.aborted) return;
       if (error instanceof ServiceError) {
         if (error.code === "store_away" && !begun && !body.session_id) key = ""; // it can be written, only not kept
-        if (!["no_model", "overloaded", "store_away", "draining"].includes(error.code)) throw error;
+        const ends = error.code === "session_conflict" && !begun && !error.details.rewindable && tries < CONFLICT_TRIES;
+        if (!ends && !["no_model", "overloaded", "store_away", "draining"].includes(error.code)) throw error;
         waitMs = Math.max(waitMs, 1000 * Math.min(error.retryAfterS, 5));
-        yield { name: error.code === "draining" ? "lost" : "waiting", data: { after, error } };
-      } else {
-        yield { name: "lost", data: { after } };
-      }
+        if (error.code === "draining") isLost = true;
+        else yield { name: "waiting", data: { after, error } };
+      } else isLost = true;
     }
+    if (isLost) yield { name: "lost", data: { after } };
     if (begun && session === null) throw new ServiceError(0, { message: "the connection was lost, and this text was not kept: the session store did not answer" });
     await sleep(waitMs, signal);
   }

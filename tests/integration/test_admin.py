@@ -66,11 +66,13 @@ def test_an_operators_route_needs_the_operators_key(guarded: tuple[Service, Path
 
 
 def test_generating_needs_a_key_and_has_a_rate(guarded: tuple[Service, Path]) -> None:
-    """Sessions too; health never. The rate is each key's own, and its refusal says when to come back."""
+    """Sessions and looks too; health and the page never. Each key has its rate; a refusal says when to come back."""
     client = guarded[0].client
-    assert client.get("/readyz").status_code == client.get("/healthz").status_code == 200
+    assert client.get("/readyz").status_code == client.get("/healthz").status_code == client.get("/").status_code == 200
     assert client.post("/generate", json={"max_chars": 1}).status_code == 401
     assert client.get(f"/sessions/{'x' * 32}").status_code == 401
+    for path in ("/score", "/inspect"):
+        assert client.post(path, json={"text": "a"}).status_code == 401
     assert client.post("/generate", json={"max_chars": 1}, headers=bearer("not-one-of-the-keys")).status_code == 401
     statuses = [client.post("/generate", json={"max_chars": 1}, headers=bearer(API)).status_code for _ in range(5)]
     assert statuses == [200] * 5

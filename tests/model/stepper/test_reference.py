@@ -33,15 +33,16 @@ def test_the_harness_sees_a_stepper_that_is_not_invariant(tiny: Checkpoint) -> N
 
     class Feels(ReferenceStepper):
         def run(self, block: Block) -> Produced:
-            self._head_bias = self._head_bias * (1 + 1e-6 * len(block.slots))
+            bias = self._layers.head_bias
+            self._layers.head_bias = bias * (1 + 1e-6 * len(block.slots))
             try:
                 return super().run(block)
             finally:
-                self._head_bias = self._head_bias / (1 + 1e-6 * len(block.slots))
+                self._layers.head_bias = bias
 
     rng = Random(0)
     stepper = Feels(tiny.network(), n_slots=40)
-    stepper._head_bias = stepper._head_bias + 1
+    stepper._layers.head_bias += 1
     assert differences(stepper, stepper, random_texts(rng, 60, len(ALPHABET)), rng, k=5) != []
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.e2e.conftest import SHOTS, Visit
-from tests.servers import Service
+from tests.e2e.page.conftest import SHOTS, Visit
+from tests.servers import Service, eventually
 
 Visiting = Callable[..., Visit]
 AXE = Path(pytest.importorskip("axe_playwright_python").__file__).parent / "axe.min.js"
@@ -73,8 +74,18 @@ def inside(v: Visit) -> None:
 
 
 def learn(v: Visit) -> None:
+    """With a training that has ended, its curve, its samples and its advice; the first who comes asks for it."""
+    client = httpx.Client(base_url=v.host, timeout=60)
+    jobs = client.get("/jobs").json()["jobs"]
+    if not jobs:
+        body = {"corpus": "shakespeare", "minutes": 0.1, "promote": "never"}
+        jobs = [client.post("/retrain", json=body).json()]
+    eventually(lambda: client.get(f"/jobs/{jobs[0]['job_id']}").json()["state"] == "finished", within_s=300)
+    client.close()
     v.open("learn")
     v.page.wait_for_selector("#models tr")
+    v.page.wait_for_selector("#curve polyline.val", state="attached")
+    v.page.wait_for_selector("#samples pre")
 
 
 def serve(v: Visit) -> None:
@@ -85,7 +96,6 @@ def serve(v: Visit) -> None:
 
 def key(v: Visit) -> None:
     v.open("learn")
-    v.page.wait_for_selector("#models tr")
     v.page.evaluate("() => document.querySelector('#key').showModal()")
 
 
@@ -102,6 +112,7 @@ def test_a_view_can_be_seen_and_read_by_all(visit: Visiting, shown: Service, vie
     size = v.page.viewport_size
     height = max(size["height"], v.page.evaluate("() => document.documentElement.scrollHeight"))
     v.page.set_viewport_size({**size, "height": height})  # not full_page: what was never in sight is not drawn there
+    v.page.evaluate("() => scrollTo({top: 0, behavior: 'instant'})")
     v.page.wait_for_timeout(100)
     v.page.screenshot(path=SHOTS / f"{view}-{how}.png")
     v.page.evaluate(AXE.read_text())

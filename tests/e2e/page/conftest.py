@@ -13,8 +13,8 @@ import pytest
 from model import checkpoint
 from model.checkpoint import Checkpoint
 from tests.conftest import ALPHABET
-from tests.e2e import browser as chromium
-from tests.servers import RedisServer, Service
+from tests.e2e.page import browser as chromium
+from tests.servers import RedisServer, Service, Worker
 
 SHOTS = Path(os.environ.get("SCREENSHOTS", "data/screenshots"))
 
@@ -23,7 +23,7 @@ SHOTS = Path(os.environ.get("SCREENSHOTS", "data/screenshots"))
 def browser() -> Iterator[Any]:
     """Skipped with its reason where there is no browser: the page is then not tested, and the run says so."""
     try:
-        from playwright.sync_api import sync_playwright
+        from playwright.sync_api import Error, sync_playwright
     except ImportError as e:
         pytest.skip(f"playwright is not installed ({e}): make test-browser")
     path = chromium.find()
@@ -32,7 +32,10 @@ def browser() -> Iterator[Any]:
     with sync_playwright() as playwright:
         # root has no sandbox to give, and a container's /dev/shm is often too small for a page
         args = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
-        browser = playwright.chromium.launch(executable_path=path, args=args)
+        try:
+            browser = playwright.chromium.launch(executable_path=path, args=args)
+        except Error as e:
+            pytest.skip(f"{path} does not start: {str(e).splitlines()[0]}")
         yield browser
         browser.close()
 
@@ -122,15 +125,17 @@ def shown(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, t
     if not given:
         checkpoints.mkdir()
         checkpoint.promote(tiny.save(checkpoints))
-    service = Service(
-        CHECKPOINT_DIR=str(checkpoints),
-        REDIS_URL=redis_server.url,
-        CORPORA_DIR=str(folder / "corpora"),
-        RUNS_DIR=str(folder / "runs"),
-    )
-    service.start()
-    yield service
-    service.stop()
+    places = {
+        "CHECKPOINT_DIR": str(checkpoints),
+        "REDIS_URL": redis_server.url,
+        "CORPORA_DIR": str(folder / "corpora"),
+        "RUNS_DIR": str(folder / "runs"),
+    }
+    worker = Worker(**places)
+    worker.start()
+    with Service(**places) as service:
+        yield service
+    worker.stop()
 
 
 __all__ = ["ALPHABET", "Visit"]

@@ -16,10 +16,10 @@ from model import checkpoint
 from model.checkpoint import Checkpoint
 from model.gates import gates
 from tests.conftest import ALPHABET, random_checkpoint
-from tests.e2e.conftest import Visit
+from tests.e2e.page.conftest import Visit
 from tests.integration.test_first_model import Launched
 from tests.integration.test_jobs import words
-from tests.servers import RedisServer, Service, Worker
+from tests.servers import RedisServer, Service, Worker, eventually
 
 Visiting = Callable[..., Visit]
 ADMIN = "the-operators-key"
@@ -31,8 +31,7 @@ def test_a_first_visit_during_the_first_training(visit: Visiting, tmp_path: Path
     corpus = tmp_path / "words.txt"
     corpus.write_text(words(20000))
     launched = Launched(tmp_path, "--corpus", str(corpus), "--minutes", "0.5")
-    while launched.ready() is None:
-        pass
+    eventually(lambda: launched.ready() is not None, within_s=60)
     v = visit(Host(str(launched.client.base_url).rstrip("/"))).open()
     v.page.wait_for_function("() => /being trained/.test(document.querySelector('#notice').textContent)")
     v.ask(max_chars=300)
@@ -115,14 +114,36 @@ def test_why_this_letter_is_score(visit: Visiting, service: Service) -> None:
     assert [int(s) for s in shades] == [sum(b >= step for step in steps) for b in scored["surprise"]]
 
 
+def test_why_reads_on_from_the_session_in_write(visit: Visiting, service: Service) -> None:
+    """The text in Write is taken over; a text can be scored as what follows in its session."""
+    v = visit(service).open()
+    v.ask(prompt="hello", max_chars=30, seed=7)
+    written = v.until_written()
+    v.page.get_by_role("link", name="Why this letter").click()
+    v.page.get_by_role("button", name="Take the text in Write").click()
+    v.page.wait_for_function(f"() => document.querySelector('#score-letters').textContent === {json.dumps(written)}")
+    v.page.check("[name=after]")
+    v.page.fill("#score-text", "and more")
+    v.page.get_by_role("button", name="Score").click()
+    v.page.wait_for_function("() => /position 35 /.test(document.querySelector('#score-status').textContent)")
+    session = v.page.evaluate("() => new URLSearchParams(location.hash.split('?')[1]).get('s')")
+    scored = service.client.post("/score", json={"text": "and more", "session_id": session}).json()
+    assert v.page.locator("#score-status").inner_text().startswith(f"{scored['bits_per_character']:.3f} bits")
+
+
 @pytest.fixture(scope="module")
-def learning(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Service]:
-    """A service with keys, a worker that trains, and a promoted model of random weights, which anything beats."""
+def learning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with keys, a worker that trains, and a promoted model of random weights, which anything beats.
+
+    On a Redis of its own: another worker on the same line would not have its texts.
+    """
+    redis = RedisServer()
+    redis.start()
     folder = tmp_path_factory.mktemp("learning")
     (folder / "checkpoints").mkdir()
     checkpoint.promote(random_checkpoint(seed=5).save(folder / "checkpoints"))
     places = {
-        "REDIS_URL": redis_server.url,
+        "REDIS_URL": redis.url,
         "CHECKPOINT_DIR": str(folder / "checkpoints"),
         "CORPORA_DIR": str(folder / "corpora"),
         "RUNS_DIR": str(folder / "runs"),
@@ -133,6 +154,7 @@ def learning(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer
     with Service(**places) as service:
         yield service
     worker.stop()
+    redis.remove()
 
 
 def drop(v: Visit, name: str, content: bytes) -> None:

@@ -1,6 +1,6 @@
 """A real Chromium for the page's tests: CHROMIUM=path, one on the PATH, or Debian's, installed where that can be done.
 
-python -m tests.e2e.browser finds or installs it, and says which it is, or why there is none.
+python -m tests.e2e.page.browser finds or installs it, and says which it is, or why there is none.
 """
 
 from __future__ import annotations

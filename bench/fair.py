@@ -1,0 +1,105 @@
+"""What others notice: a prompt of 100,000 characters beside 32 streams, and 1,000 clients that leave mid-stream.
+
+    python -m bench.fair [--model 2x512] [--seconds 8] [--waves 16]
+
+The gaps between a stream's events are taken without the prompt, then with it, from its sending to its first character
+or the end. Leavers come in waves of 64 that hang up at once; how long until the last slot is free is taken for each
+wave. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from bench.serve import load, settled
+from model import checkpoint
+from tests.conftest import ALPHABET, random_checkpoint
+from tests.leavers import held, wave
+from tests.servers import RedisServer, Service
+
+
+def prompt(service: Service, args: argparse.Namespace) -> dict[str, Any]:
+    spec = {"streams": args.streams, "seconds": args.seconds, "warm_s": 1.5, "chars": 1_000_000}
+    usual = load(service.port, **spec)
+    settled(service)
+    told: dict[str, float] = {}
+
+    def read_a_long_one() -> None:
+        time.sleep(2.0)
+        text = "".join(random.Random(1).choices(ALPHABET.characters, k=args.prompt))
+        began = time.monotonic()
+        with httpx.stream("POST", f"{service.url}/generate", timeout=600,
+                          json={"prompt": text, "max_chars": 20, "stream": True}) as response:  # fmt: skip
+            told["status"] = response.status_code
+            for line in response.iter_lines():
+                if line.startswith("id: "):
+                    told["first_s"] = round(time.monotonic() - began, 1)
+                    break
+
+    reader = threading.Thread(target=read_a_long_one)
+    reader.start()
+    beside = load(service.port, **spec)
+    reader.join()
+    settled(service)
+    ratio = beside["gap_ms"]["max"] / usual["gap_ms"]["p99"]
+    print(f"  gaps {usual['gap_ms']} ms, beside the prompt {beside['gap_ms']} ms: {ratio:.2f} of the usual p99")
+    return {
+        "usual_gap_ms": usual["gap_ms"],
+        "gap_ms_beside_prompt": beside["gap_ms"],
+        "longest_gap_of_usual_p99": round(ratio, 2),
+        "usual_longest_of_usual_p99": round(usual["gap_ms"]["max"] / usual["gap_ms"]["p99"], 2),
+        "chars_per_s": [round(usual["chars_per_s"]), round(beside["chars_per_s"])],
+        "prompt_status": told["status"],
+        "prompt_first_char_s": told["first_s"],
+    }
+
+
+def leavers(service: Service, args: argparse.Namespace) -> dict[str, Any]:
+    for _ in range(4):  # the first ones make the threads and connections to Redis that later ones use again
+        wave(service, args.slots)
+    before = held(service)
+    waits = [wave(service, args.slots) for _ in range(args.waves)]
+    time.sleep(1.0)
+    print(f"  {args.waves} waves of {args.slots}: free after {max(waits):.3f} s at most; {before} -> {held(service)}")
+    return {
+        "left": args.waves * args.slots,
+        "free_after_s_at_most": round(max(waits), 3),
+        "held_before": before,
+        "held_after": held(service),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="2x512", help="layers x hidden units")
+    parser.add_argument("--streams", type=int, default=32)
+    parser.add_argument("--slots", type=int, default=64)
+    parser.add_argument("--prompt", type=int, default=100_000)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--waves", type=int, default=16)
+    args = parser.parse_args()
+    layers, hidden = (int(n) for n in args.model.split("x"))
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.promote(random_checkpoint(n_layers=layers, n_hidden=hidden).save(Path(folder)))
+        redis = RedisServer()
+        redis.start()
+        environment = {"CHECKPOINT_DIR": folder, "REDIS_URL": redis.url, "MAX_CHARS": str(10**6)}
+        try:
+            with Service(**environment, SLOTS=str(args.slots), MAX_WAITING="64", DEVICE="cpu") as service:
+                result = {"model": args.model, **prompt(service, args), **leavers(service, args)}
+        finally:
+            redis.remove()
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The network's step in plain torch, for rows in tiles of one size: what the reference and the GPU stepper share.
+
+A library's matrix product promises nothing about a row when the number of rows changes, so products are always of the
+same shape, padded where there are fewer rows. That a row does not depend on its place in the tile, or on its
+neighbours' values, is the library's habit, not its promise; the law tests hold it to that wherever they run.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.network import CharRNN
+
+
+class Layers:
+    """A CharRNN's weights on a device, the first layer's input product folded into a table."""
+
+    def __init__(self, network: CharRNN, dtype: torch.dtype, device: torch.device) -> None:
+        self.config = config = network.config
+        self._layers = [
+            {
+                kind: getattr(network.rnn, f"{kind}_l{layer}").detach().to(device, dtype)
+                for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            }
+            for layer in range(config.n_layers)
+        ]
+        first = self._layers[0]
+        # The first layer's input product, for every character: a lookup from then on.
+        self._inputs = network.embedding.weight.detach().to(device, dtype) @ first["weight_ih"].T + first["bias_ih"]
+        self.head_weight = network.head.weight.detach().to(device, dtype)
+        self.head_bias = network.head.bias.detach().to(device, dtype)
+        self.state_shape = (config.state_tensors, config.n_layers, config.n_hidden)  # (S, L, H)
+
+    def advance(self, ids: Tensor, state: Tensor, tile: int) -> Tensor:
+        """Feed one id a row: ids (B,), state (B, S, L, H), B whole tiles -> the state after them."""
+        return torch.cat([self._tile(ids[t : t + tile], state[t : t + tile]) for t in range(0, len(ids), tile)])
+
+    def logits(self, state: Tensor) -> Tensor:
+        """Of one tile: state (tile, S, L, H) -> (tile, V)."""
+        return state[:, 0, -1] @ self.head_weight.T + self.head_bias
+
+    def _tile(self, ids: Tensor, state: Tensor) -> Tensor:
+        new = torch.empty_like(state)
+        below = self._inputs[ids]  # (tile, gates * H)
+        for layer, w in enumerate(self._layers):
+            if layer:
+                below = new[:, 0, layer - 1] @ w["weight_ih"].T + w["bias_ih"]
+            recurrent = state[:, 0, layer] @ w["weight_hh"].T + w["bias_hh"]
+            if self.config.cell == "lstm":
+                i, f, g, o = (below + recurrent).chunk(4, dim=1)
+                c = torch.sigmoid(f) * state[:, 1, layer] + torch.sigmoid(i) * torch.tanh(g)
+                new[:, 0, layer], new[:, 1, layer] = torch.sigmoid(o) * torch.tanh(c), c
+            elif self.config.cell == "gru":
+                r_in, z_in, n_in = below.chunk(3, dim=1)
+                r_rec, z_rec, n_rec = recurrent.chunk(3, dim=1)
+                z = torch.sigmoid(z_in + z_rec)
+                n = torch.tanh(n_in + torch.sigmoid(r_in + r_rec) * n_rec)
+                new[:, 0, layer] = (1 - z) * n + z * state[:, 0, layer]
+            else:
+                new[:, 0, layer] = torch.tanh(below + recurrent)
+        return new

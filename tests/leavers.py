@@ -1,0 +1,51 @@
+"""Clients that hang up in the middle of their streams, all at once, wave after wave; and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import time
+from pathlib import Path
+
+from tests.servers import Service
+
+
+def wave(service: Service, clients: int, chars: int = 1_000_000) -> float:
+    """So many streams begin, each gets some text, all hang up: seconds until no slot and no place is taken."""
+    body = json.dumps({"max_chars": chars, "stream": True})
+    head = (
+        f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    live = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(clients)]
+    for connection in live:
+        connection.sendall((head + body).encode())
+    unread = set(live)
+    while unread:
+        for connection in select.select(list(unread), [], [], 30)[0]:
+            data = connection.recv(1 << 16)
+            assert data, "a stream ended by itself"
+            if b'data: {"text"' in data:
+                unread.remove(connection)
+    left = time.monotonic()
+    for connection in live:
+        connection.close()
+    while in_flight(service):
+        assert time.monotonic() - left < 30, "slots were not freed"
+        time.sleep(0.01)
+    return time.monotonic() - left
+
+
+def in_flight(service: Service) -> int:
+    number: int = service.client.get("/readyz").json()["in_flight"]
+    return number
+
+
+def held(service: Service) -> dict[str, int]:
+    """Threads and descriptors of the service's workers."""
+    pids = service.workers()
+    return {
+        "threads": sum(len(os.listdir(f"/proc/{pid}/task")) for pid in pids),
+        "descriptors": sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids),
+    }

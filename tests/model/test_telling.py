@@ -1,0 +1,58 @@
+"""Units that tell something are found, and what a feature counts is what it says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from model.telling import FEATURES, correlations, ranked
+
+TEXT = 'He said "Go.\nNow" and “so” on.\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("inside_quotes", "00000000" + "1" * 8 + "0" * 6 + "111" + "0" * 6),
+        ("after_newline", "0" * 12 + "1" + "0" * 17 + "1"),
+        ("after_capital", "1" + "0" * 8 + "1" + "0" * 3 + "1" + "0" * 17),
+        ("inside_word", "1101111001100" + "111001110011001100"),
+    ],
+)
+def test_a_feature_counts_what_it_says(name: str, expected: str) -> None:
+    """By character of a text with both kinds of quotation marks, a capital and two lines."""
+    found = FEATURES[name][1](TEXT)
+    shown = "".join(f"{v:.0f}" for v in found)
+    assert len(found) == len(TEXT)
+    assert shown == expected.ljust(len(TEXT), "0")[: len(TEXT)]
+
+
+def test_the_position_in_a_line_begins_anew() -> None:
+    """Characters since the line began, the line's end itself being 0."""
+    assert FEATURES["position_in_line"][1]("ab\nc\n\n") == [1, 2, 0, 1, 0, 0]
+
+
+def test_the_unit_that_tells_is_found() -> None:
+    """Among 60 units of noise in two layers, one that goes with the feature and one against it come first."""
+    rng = np.random.default_rng(0)
+    text = 'a "quoted" word, ' * 20
+    feature = np.array(FEATURES["inside_quotes"][1](text))
+    layers = [rng.normal(size=(len(text), 30)) for _ in range(2)]
+    layers[1][:, 7] = feature * 0.9 + rng.normal(size=len(text)) * 0.05
+    layers[0][:, 3] = 0.2 - feature + rng.normal(size=len(text)) * 0.2
+    (first, second, *_) = ranked(text, layers, "inside_quotes")
+    assert first[:2] == (1, 7)
+    assert first[2] > 0.95
+    assert second[:2] == (0, 3)
+    assert second[2] < -0.8
+
+
+def test_correlations_are_numpy_s() -> None:
+    """Pearson's r, and 0 where a unit or the feature does not vary."""
+    rng = np.random.default_rng(1)
+    values, feature = rng.normal(size=(50, 4)), rng.normal(size=50)
+    values[:, 2] = 0.3
+    found = correlations(values, feature)
+    assert found[[0, 1, 3]] == pytest.approx([np.corrcoef(values[:, u], feature)[0, 1] for u in (0, 1, 3)])
+    assert found[2] == 0
+    assert ranked("no quotes", [values[:9]], "inside_quotes") == []

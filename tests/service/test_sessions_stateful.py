@@ -16,7 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, multipl
 from model.checkpoint import Checkpoint
 from model.generate import write
 from model.sampling import SamplingParams
-from model.stepper.reference import ReferenceStepper
+from model.stepper.choose import choose
 from service.engine.engine import Engine
 from service.errors import NoTurn, SessionConflict, TurnInterrupted, UnknownSession
 from service.generation import Generation, Policy
@@ -33,7 +33,7 @@ TAIL = 40
 
 
 def engine_of(checkpoint: Checkpoint) -> Engine:
-    stepper = ReferenceStepper(checkpoint.network(), n_slots=4)
+    stepper, _ = choose(checkpoint.network(), n_slots=4)
     engine = Engine(stepper, checkpoint.vocab, checkpoint.fingerprint, max_waiting=20, block_s=0.002)
     engine.start()
     return engine
@@ -45,7 +45,7 @@ def engines() -> list[list[Engine]]:
     return [[engine_of(checkpoint) for checkpoint in MODELS] for _ in range(2)]
 
 
-ALONE = [ReferenceStepper(checkpoint.network(), n_slots=1) for checkpoint in MODELS]
+ALONE = [choose(checkpoint.network(), n_slots=1)[0] for checkpoint in MODELS]
 
 
 @dataclass

@@ -231,9 +231,10 @@ def test_a_dropped_file_is_learnt(visit: Visiting, learning: Service) -> None:
     v.page.select_option("#retrain-corpus", "my-words")
     v.page.fill("#retrain-minutes", "5")
     v.page.get_by_role("button", name="Train", exact=True).click()
-    v.page.wait_for_selector("#curve polyline.val.run0", state="attached", timeout=60_000)
-    v.page.get_by_role("checkbox", name=re.compile(f"Compare my-words, quick .{first['job_id'][:4]}")).check()
-    v.page.wait_for_selector("#curve polyline.val.run1", state="attached")
+    old = first["job_id"][:4]
+    v.page.wait_for_function("old => !document.querySelector('#job-title').textContent.includes(old)", arg=old)
+    v.page.get_by_role("checkbox", name=re.compile(f"Compare my-words, quick .{old}")).check()
+    v.page.wait_for_selector("#curve polyline.val.run1", state="attached", timeout=120_000)  # its first look
     v.page.get_by_role("button", name=re.compile("^Cancel my-words")).first.click()
     v.page.wait_for_function(
         "() => /^cancelled/.test(document.querySelector('#job-state').textContent)", timeout=60_000

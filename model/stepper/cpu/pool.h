@@ -23,6 +23,7 @@
 #define SPINS 2000     /* about 30 us */
 #define ALONE_FIRST 8  /* runs on one thread after one in which threads waited; doubled each time it happens again */
 #define ALONE_MOST 128
+#define ALONE_NS 100000000LL /* but no longer than this: 128 runs of 40 ms would be five seconds on one core */
 
 /* Where threads sleep until a word changes. */
 typedef struct {
@@ -43,6 +44,7 @@ typedef struct pool {
     room_t between_phases, between_runs;
     atomic_llong slept_ns; /* by all threads together, between phases of this run */
     int alone, alone_next; /* runs still to be done on one thread; how many the next time */
+    int64_t alone_until;
     int active;  /* threads in this run */
     int started; /* threads that exist, the caller's counted as one */
     int stop;
@@ -154,6 +156,7 @@ static void pool_init(pool_t *p)
 static int pool_threads(pool_t *p, int n)
 {
     if (n == 1 || p->alone == 0) return n;
+    if (now_ns() > p->alone_until) p->alone = 1;
     p->alone--;
     return 1;
 }
@@ -168,6 +171,7 @@ static void pool_learn(pool_t *p, int n, int64_t run_ns)
         return;
     }
     p->alone = p->alone_next;
+    p->alone_until = now_ns() + ALONE_NS;
     if (p->alone_next < ALONE_MOST) p->alone_next *= 2;
 }
 

@@ -184,12 +184,14 @@ async def attack(services: list[Service], redis: RedisServer, kills: int, rng: r
         elif workers:
             counts["kills"] += 1
             victim.signal_workers(signal.Signals[what])
+            if counts["kills"] % 10 == 0:
+                print(f"{counts['kills']} kills, {counts['resumed']} streams resumed", file=sys.stderr, flush=True)
         await asyncio.sleep(rng.random() * 1.5)
 
 
 async def _is_writing(service: Service) -> bool:
     """A worker that was killed takes seconds to come back; to kill it again before would break nothing."""
-    async with httpx.AsyncClient(base_url=service.url, timeout=1) as client:
+    async with httpx.AsyncClient(base_url=service.url, timeout=5) as client:
         try:
             return bool((await client.get("/readyz")).json().get("in_flight"))
         except httpx.TransportError:

@@ -45,6 +45,7 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=3.0, help="how long to train a first model (default 3)")
     args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts it in the background has it ignored
     signal.signal(signal.SIGTERM, _interrupt)  # so that what was started below is stopped on the way out
     try:
         settings = read_settings()

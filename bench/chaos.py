@@ -33,7 +33,7 @@ from model.generate import write
 from model.sampling import SamplingParams
 from model.stepper.choose import choose
 from tests.conftest import ALPHABET, random_checkpoint
-from tests.servers import RedisServer, Service, parse_events
+from tests.servers import ROOT, RedisServer, Service, parse_events
 
 TURNS = 2
 
@@ -264,6 +264,7 @@ def judge(stories: list[Story], counts: Counter[str], network: Any, took: float)
 def _off_by_one(folder: Path) -> Path:
     """The negative control: a sitecustomize that makes every saved state claim one character more than it has read."""
     (folder / "sitecustomize.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"  # the site module runs before the path has it
         "import model.state as s\n"
         "_to = s.HiddenState.to_bytes\n"
         "def wrong(self):\n"

@@ -93,12 +93,13 @@ def fill(client: Any, model: Checkpoint, counts: list[int]) -> list[dict[str, An
     """Store sessions until there are as many as each count; Redis's own account of its memory after each."""
     store, rng, rows, stored = RedisSessions(client, TTL_S), np.random.default_rng(2), [], 0
     empty = client.info("memory")["used_memory"]
+    fingerprint = model.fingerprint  # a digest of all weights each time
     for count in counts:
         started = time.perf_counter()
         for _ in range(count - stored):
             values = rng.standard_normal((2, model.config.n_layers, model.config.n_hidden), dtype=np.float32)
             tail = ALPHABET.decode(rng.integers(0, len(ALPHABET), TAIL_CHARS).astype(np.int32))
-            state = HiddenState(values, 1, 10**6, model.fingerprint, "cpu-f32")
+            state = HiddenState(values, 1, 10**6, fingerprint, "cpu-f32-v1")
             session = Session(state, seed=secrets.randbits(53), tail=tail)
             store.create(new_session_id(), session)
         stored = count

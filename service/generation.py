@@ -196,24 +196,21 @@ class Generation:
             lease.abandon()
             return self._again(model, session_id, last, session, after, logprobs)
         after = _within(last.record, after, last.record.first + last.record.max_chars)
-        sequence, tail = replay.from_nearest(model, last, session, after)
-        turn = self._turn(model, last.record, last.start, sequence, lease, tail, after)
+        turn = self._replay(model, last, session, lease, after)
         turn.kept = session
-        turn.look(logprobs)
-        model.engine.submit(sequence)
-        return turn
+        return _submitted(turn, logprobs)
 
     def _again(
         self, model: Served, session_id: str, last: LastTurn, session: Session, after: int | None, logprobs: int | None
     ) -> Turn:
         """A turn that has been written to its end, once more: whoever reads it, and leaves, the session stays."""
-        after = _within(last.record, after, session.position)
-        sequence, tail = replay.from_nearest(model, last, session, after)
-        turn = self._turn(model, last.record, last.start, sequence, None, tail, after)
+        turn = self._replay(model, last, session, None, _within(last.record, after, session.position))
         turn.ended_in = session_id
-        turn.look(logprobs)
-        model.engine.submit(sequence)
-        return turn
+        return _submitted(turn, logprobs)
+
+    def _replay(self, model: Served, last: LastTurn, session: Session | None, lease: Lease | None, after: int) -> Turn:
+        sequence, tail = replay.from_nearest(model, last, session, after)
+        return self._turn(model, last.record, last.start, sequence, lease, tail, after)
 
     def _turn(
         self,
@@ -254,6 +251,12 @@ class Generation:
 def digest_id(key: str, salt: str) -> str:
     """The id of the session that a request with this Idempotency-Key opens: always the same, known to nobody else."""
     return digest("session", key, salt) + digest("again", key, salt)[:16]
+
+
+def _submitted(turn: Turn, logprobs: int | None) -> Turn:
+    turn.look(logprobs)
+    turn.model.engine.submit(turn.sequence)
+    return turn
 
 
 def _within(record: TurnRecord, after: int | None, highest: int) -> int:

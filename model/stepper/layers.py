@@ -7,7 +7,9 @@ neighbours' values, is the library's habit, not its promise; the law tests hold 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.network import CharRNN
@@ -60,3 +62,19 @@ class Layers:
             else:
                 new[:, 0, layer] = torch.tanh(below + recurrent)
         return new
+
+
+class Slots:
+    """The part of a `Stepper` that keeps its states in a tensor (n_slots, S, L, H)."""
+
+    _table: Tensor
+
+    def read(self, slot: int) -> NDArray[np.floating]:
+        copied: NDArray[np.floating] = self._table[slot].cpu().numpy().copy()
+        return copied
+
+    def write(self, slot: int, state: NDArray[np.floating] | None) -> None:
+        if state is None:
+            self._table[slot] = 0
+        else:
+            self._table[slot] = torch.from_numpy(np.array(state)).to(self._table)

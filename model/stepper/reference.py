@@ -13,12 +13,12 @@ from torch import Tensor
 from model.network import CharRNN
 from model.sampling import sample
 from model.stepper import FREE, Block, Produced
-from model.stepper.layers import Layers
+from model.stepper.layers import Layers, Slots
 
 TILE = 16
 
 
-class ReferenceStepper:
+class ReferenceStepper(Slots):
     """Implements `Stepper`; see there for what each method promises."""
 
     def __init__(self, network: CharRNN, n_slots: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
@@ -28,16 +28,6 @@ class ReferenceStepper:
         self._device = torch.device(device)
         self._layers = Layers(network, dtype, self._device)
         self._table = torch.zeros((n_slots, *self._layers.state_shape), dtype=dtype, device=self._device)
-
-    def read(self, slot: int) -> NDArray[np.floating]:
-        copied: NDArray[np.floating] = self._table[slot].cpu().numpy().copy()
-        return copied
-
-    def write(self, slot: int, state: NDArray[np.floating] | None) -> None:
-        if state is None:
-            self._table[slot] = 0
-        else:
-            self._table[slot] = torch.from_numpy(np.array(state)).to(self._table)
 
     @torch.inference_mode()
     def run(self, block: Block) -> Produced:

@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from model.network import CharRNN
 from model.stepper import Block, Produced
 from model.stepper.cuda.body import CAPACITY, Body
-from model.stepper.layers import Layers
+from model.stepper.layers import Layers, Slots
 
 TILE = 64
 CHUNK = 16
 _WARM_UP = 3  # eager steps before a capture, so that libraries have chosen their kernels and have their memory
 
 
-class CudaStepper:
+class CudaStepper(Slots):
     """Implements `Stepper`; see there for what each method promises. On a CPU it runs without graphs, for tests."""
 
     def __init__(
@@ -55,16 +55,6 @@ class CudaStepper:
         self._bodies: dict[int, Body] = {}
         self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
         self._memory: Any = None  # that all graphs share: only one runs at a time
-
-    def read(self, slot: int) -> NDArray[np.floating]:
-        copied: NDArray[np.floating] = self._table[slot].cpu().numpy().copy()
-        return copied
-
-    def write(self, slot: int, state: NDArray[np.floating] | None) -> None:
-        if state is None:
-            self._table[slot] = 0
-        else:
-            self._table[slot] = torch.from_numpy(np.array(state)).to(self._table)
 
     @torch.inference_mode()
     def run(self, block: Block) -> Produced:

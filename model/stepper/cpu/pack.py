@@ -1,4 +1,4 @@
-"""A CharRNN's weights, laid out as kernel.c reads them; for int8, rounded as well.
+"""A CharRNN's weights, laid out as stepper.c reads them; for int8, rounded as well.
 
 Outputs come in panels of 32. Of a layer, a panel is 8 hidden units with their gates i, f, g, o; of the head, 32 ids.
 A panel is two halves, each with its weights by k: fp32 [k][16], int8 [k/2][16][2]; layers above the first have the
@@ -16,8 +16,8 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from model.native.library import Unsupported
 from model.network import CharRNN
-from model.stepper.cpu.library import Unsupported
 
 Precision = Literal["fp32", "int8"]
 PANEL = 32

@@ -18,13 +18,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from model.config import Cell, ModelConfig
+from model.native import build as build_module
+from model.native.build import BuildError, build, compile_to, compilers
+from model.native.library import flags, library_path, load_library
 from model.network import CharRNN
 from model.sampling import SamplingParams, sample
 from model.stepper import FREE, Block, Produced
 from model.stepper.cpu import CpuStepper, Precision, Unsupported
-from model.stepper.cpu import build as build_module
-from model.stepper.cpu.build import BuildError, build, compile_to, compilers
-from model.stepper.cpu.library import flags, library_path, load_library
 from tests.crowd import Careless, Played, Text, block_of, differences, different, in_crowds, random_texts
 
 PRECISIONS: list[Precision] = ["fp32", "int8"]

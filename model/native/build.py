@@ -1,8 +1,8 @@
-"""Compiles kernel.c for this machine: python -m model.stepper.cpu.build [--optional]
+"""Compiles the C here for this machine: python -m model.native.build [--optional]
 
 The library lies beside this file and is named by a hash of its source and flags, so that a changed source is never run
 with an old library. It is written whole and then renamed: two processes may build at once. Nothing is compiled at
-import; without a library, or on a CPU it was not made for, the caller uses the reference stepper.
+import; without a library, or on a CPU it was not made for, callers go the slower way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from model.stepper.cpu.library import HERE, Unsupported, flags, library_path
+from model.native.library import HERE, UNITS, Unsupported, flags, library_path
 
 
 class BuildError(Exception):
@@ -33,15 +33,16 @@ def compilers() -> list[list[str]]:
     return found
 
 
-def compile_to(target: Path, compiler: list[str], options: tuple[str, ...], source: Path = HERE / "kernel.c") -> None:
-    """Compile `source` into `target`. Raised: BuildError with the compiler's words."""
+def compile_to(target: Path, compiler: list[str], options: tuple[str, ...], *sources: Path) -> None:
+    """Compile `sources`, or else the native code's own, into `target`. Raised: BuildError with the compiler's words."""
     try:
         handle, partial = tempfile.mkstemp(suffix=".so.partial", dir=target.parent)
     except OSError as error:
         raise BuildError(f"cannot write to {target.parent}: {error.strerror}") from error
     os.close(handle)
     try:
-        command = [*compiler, *options, str(source), "-o", partial, "-lm"]
+        units = sources or tuple(HERE / name for name in UNITS)
+        command = [*compiler, *options, *map(str, units), "-o", partial, "-lm"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise BuildError(f"{shlex.join(command)}\n{done.stderr.strip()}")
@@ -70,13 +71,13 @@ def build() -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Compile the native stepper for this machine.")
+    parser = argparse.ArgumentParser(description="Compile the native code for this machine.")
     parser.add_argument("--optional", action="store_true", help="a failure is told and forgiven: exit with 0")
     options = parser.parse_args()
     try:
         print(build())
     except (BuildError, Unsupported) as error:
-        print(f"the native stepper was not built; the reference stepper will be used. {error}", file=sys.stderr)
+        print(f"the native code was not built; generating and training take the slower ways. {error}", file=sys.stderr)
         return 0 if options.optional else 1
     return 0
 

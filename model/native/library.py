@@ -9,7 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = ("kernel.c", "gemm.h", "gates.h", "sampling.h", "pool.h", "simd.h")
+UNITS = ("stepper.c",)  # what the compiler is given
+SOURCES = (*UNITS, "gemm.h", "gates.h", "sampling.h", "pool.h", "simd.h")
 # contract=off: a product and a sum that the source keeps apart stay apart, or compilers would disagree in the last bit
 _ARITHMETIC = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno")
 _LINKAGE = ("-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
@@ -24,11 +25,11 @@ POINTER = ctypes.c_void_p
 
 
 class Unsupported(Exception):
-    """Raised when this model or machine has no native stepper; the message says why. Use the reference stepper."""
+    """Raised when this model or machine has no native code; the message says why. Use the slower way."""
 
 
 class ModelArrays(ctypes.Structure):
-    """lh_model in kernel.c."""
+    """lh_model in stepper.c."""
 
     _fields_ = [
         ("layers", ctypes.c_int32),
@@ -45,7 +46,7 @@ class ModelArrays(ctypes.Structure):
 
 
 class BlockArrays(ctypes.Structure):
-    """lh_block in kernel.c."""
+    """lh_block in stepper.c."""
 
     _fields_ = [
         ("rows", ctypes.c_int32),
@@ -62,7 +63,7 @@ def flags() -> tuple[str, ...]:
     machine = platform.machine().lower()
     if machine not in _FOR_MACHINE:
         known = ", ".join(sorted(_FOR_MACHINE))
-        raise Unsupported(f"the native stepper has no kernel for a CPU of type {machine!r}; it has for {known}")
+        raise Unsupported(f"there is no native code for a CPU of type {machine!r}; there is for {known}")
     return _ARITHMETIC + _LINKAGE + _FOR_MACHINE[machine]
 
 
@@ -78,13 +79,13 @@ def library_path() -> Path:
 def load_library(path: Path) -> ctypes.CDLL:
     """Load a built kernel. Raised: Unsupported when it is not there or this CPU cannot run it."""
     if not path.exists():
-        raise Unsupported("the native stepper is not built; python -m model.stepper.cpu.build")
+        raise Unsupported("the native code is not built; python -m model.native.build")
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        raise Unsupported(f"the native stepper cannot be loaded: {error}") from error
+        raise Unsupported(f"the native code cannot be loaded: {error}") from error
     if not library.lh_supported():
-        raise Unsupported("the native stepper needs a CPU with AVX2 and FMA")
+        raise Unsupported("the native code needs a CPU with AVX2 and FMA")
     library.lh_open.argtypes, library.lh_open.restype = [ctypes.POINTER(ModelArrays)], POINTER
     library.lh_close.argtypes, library.lh_close.restype = [POINTER], None
     library.lh_run.argtypes, library.lh_run.restype = [POINTER, ctypes.POINTER(BlockArrays)], ctypes.c_int

@@ -22,6 +22,7 @@ from model.errors import ConfigError
 from model.network import CharRNN, State, detach
 from model.ranks import Ranks
 from model.regularise import forward
+from model.window import usable
 
 _ROWS_PER_WORKER = 8  # below this a product is too thin for a core to be worth having
 _Part = tuple[tuple[Tensor, ...], State, Tensor]  # gradients, the state after, the loss
@@ -45,12 +46,22 @@ def workers_that_fit(config: TrainConfig, device: str, world: int) -> int:
 class Learner:
     """A network, its optimizer and its running mean; `step` moves them on by one window."""
 
-    def __init__(self, model: ModelConfig, config: TrainConfig, device: str, ranks: Ranks, n_workers: int) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: TrainConfig,
+        device: str,
+        ranks: Ranks,
+        n_workers: int,
+        native: bool | None = None,
+    ) -> None:
+        """native: layers by our own C (model/window.py); None: where they can be. One that cannot be is not."""
         torch.manual_seed(config.seed)
         self.network = CharRNN(model).to(device).train()
         self.average = CharRNN(model).to(device).eval().requires_grad_(False)
         self.average.load_state_dict(self.network.state_dict())
         self._config, self._ranks, self._device = config, ranks, device
+        self.native = native is not False and config.precision == "fp32" and usable(self.network)
         self._parameters = list(self.network.parameters())
         self.optimizer = _optimizer(self.network, config)
         n_parts = ranks.world * n_workers
@@ -125,7 +136,7 @@ class Learner:
         """The gradients of some rows. They are returned, not accumulated: several threads share the parameters."""
         precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._config.precision)
         with torch.autocast(torch.device(self._device).type, dtype=precision, enabled=precision is not None):
-            logits, state = forward(self.network, x, self._states[i], self._config, self._generators[i])
+            logits, state = forward(self.network, x, self._states[i], self._config, self._generators[i], self.native)
         nats = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten())
         # fp16's small gradients would vanish; a fixed factor is enough, for the gradient's norm is cut anyway.
         scale = 1024.0 if precision is torch.float16 else 1.0

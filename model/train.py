@@ -91,9 +91,9 @@ class _Trainer:
         self.watch = watch if ranks.leads else lambda progress: None
         self.sample_chars = sample_chars
         self.record, self.resume = record, resume and record is not None
-        n_workers = self._n_workers()
+        n_workers, native = self._division()
         kind = GraphedLearner if device.startswith("cuda") and ranks.world == 1 else Learner
-        learner = kind(model, config, device, ranks, n_workers)
+        learner = kind(model, config, device, ranks, n_workers, native)
         self.state = RunState(learner, Budget(config, len(corpus.train)), torch.tensor(math.nan, device=device))
         self.keeper = Keeper(self.state, corpus, config, folder, self.record, ranks)
         self.streams = Streams(corpus.train, config.batch_size, config.seq_length, device)
@@ -103,14 +103,17 @@ class _Trainer:
             "corpus_sha256": corpus.sha256,
             "device": device.split(":")[0],
             "parts": n_workers * ranks.world,
+            "native": learner.native if native is None else native,
         }
 
-    def _n_workers(self) -> int:
-        """As fits this machine; a resumed run keeps its own, for another division adds up in another order."""
+    def _division(self) -> tuple[int, bool | None]:
+        """Threads, and whether layers are native. As fits this machine; a resumed run keeps its own, since another
+        way adds up in another order."""
         if not self.resume:
-            return workers_that_fit(self.config, self.device, self.ranks.world)
+            return workers_that_fit(self.config, self.device, self.ranks.world), None
         assert self.record is not None
-        return max(1, int(self.record.settings().get("parts", 1)) // self.ranks.world)
+        begun = self.record.settings()
+        return max(1, int(begun.get("parts", 1)) // self.ranks.world), bool(begun.get("native", False))
 
     def begin(self, warm_start: Checkpoint | None, about: dict[str, Any]) -> None:
         """Make the run's folder, or take up what it holds."""

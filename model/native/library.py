@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
-UNITS = ("stepper.c",)  # what the compiler is given
+UNITS = ("stepper.c", "window.c")  # what the compiler is given
 SOURCES = (*UNITS, "gemm.h", "gates.h", "sampling.h", "pool.h", "simd.h")
 # contract=off: a product and a sum that the source keeps apart stay apart, or compilers would disagree in the last bit
 _ARITHMETIC = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno")
@@ -21,6 +21,7 @@ _FOR_MACHINE: dict[str, tuple[str, ...]] = {
     "arm64": (),
 }
 MAX_LAYERS = 8
+LANES = 8  # of a vector: simd.h
 POINTER = ctypes.c_void_p
 
 
@@ -58,6 +59,16 @@ class BlockArrays(ctypes.Structure):
     ]
 
 
+class WindowArrays(ctypes.Structure):
+    """lh_window in window.c."""
+
+    _fields_ = [
+        *[(name, ctypes.c_int32) for name in ("rows", "steps", "hidden")],
+        *[(name, POINTER) for name in ("ids", "inputs", "weights", "h0", "c0", "h", "c", "gates")],
+        *[(name, POINTER) for name in ("d_h", "d_gates", "d_inputs")],
+    ]
+
+
 def flags() -> tuple[str, ...]:
     """The compiler's flags on this machine. Raised: Unsupported where there is no kernel for it."""
     machine = platform.machine().lower()
@@ -91,6 +102,8 @@ def load_library(path: Path) -> ctypes.CDLL:
     library.lh_run.argtypes, library.lh_run.restype = [POINTER, ctypes.POINTER(BlockArrays)], ctypes.c_int
     library.lh_read.argtypes, library.lh_read.restype = [POINTER, ctypes.c_int32, POINTER], None
     library.lh_write.argtypes, library.lh_write.restype = [POINTER, ctypes.c_int32, POINTER], None
+    for window in (library.lh_window_forward, library.lh_window_backward):
+        window.argtypes, window.restype = [ctypes.POINTER(WindowArrays)], ctypes.c_int
     real, whole = ctypes.c_double, ctypes.c_int32
     library.lh_sample.argtypes = [POINTER, whole, real, whole, real, real, real, POINTER]
     library.lh_sample.restype = whole

@@ -1,0 +1,210 @@
+/* A window of T characters through one lstm layer, forwards and backwards, for training: what autograd needs of it and
+ * nothing more. The products that do not wait for a step (of the inputs, of the weights' gradients) are the caller's:
+ * each is one large product.
+ *
+ * What is left is a product of a few rows with the whole recurrent matrix in every step. It uses the stepper's tiles,
+ * with the matrix laid out for them once a window, and applies the gates where a panel was summed. One thread: callers
+ * share rows among threads, which meet once a window instead of once a step.
+ */
+#include <stdlib.h>
+
+#include "gates.h"
+#include "gemm.h"
+
+#define UNITS 8   /* hidden units of a panel: 4 gates * 8 = 32 outputs */
+#define ROWS 48   /* rows that go through the window together: their h and gates stay in the second cache */
+#define MIN_ROWS 3 /* of a tile: fewer are filled up with copies of the first */
+#define EXPORT __attribute__((visibility("default")))
+
+typedef struct { /* WindowArrays in library.py; hidden is a multiple of 8, everything is contiguous */
+    int32_t rows, steps, hidden;
+    const int64_t *ids;   /* (rows, steps), or NULL: then `inputs` is (rows, steps, 4 hidden) */
+    const float *inputs;  /* (V, 4 hidden), by id: what the input adds to i, f, g, o, biases and all */
+    const float *weights; /* (4 hidden, hidden), recurrent */
+    const float *h0, *c0; /* (rows, hidden) */
+    float *h, *c;         /* (rows, steps, hidden), after each step */
+    float *gates;         /* (rows, steps, 4 hidden), activated */
+    const float *d_h;     /* (rows, steps, hidden): the loss's derivatives by h */
+    float *d_gates;       /* (rows, steps, 4 hidden): and by the sums before activation */
+    float *d_inputs;      /* (V, 4 hidden), added to; NULL without ids: then d_gates is it */
+} lh_window;
+
+typedef struct {
+    float *packed;              /* the recurrent matrix, as the direction needs it */
+    float *rows[2];             /* (ROWS, stride): h before and after a step; or gates' derivatives */
+    float *carried;             /* (ROWS, hidden + 16): backwards, what reaches h from the step after */
+    float *cell;                /* (ROWS, hidden): backwards, what reaches c */
+    zrow z[ROWS];
+    void *memory;
+} scratch_t;
+
+/* Floats between compact rows: a line more than they need, so that rows do not fall on the same sets of the cache. */
+static size_t stride_of(int floats) { return (size_t)(floats + 31) / 32 * 32 + 16; }
+
+static float *take(char **at, size_t floats)
+{
+    float *p = (float *)*at;
+    *at += (floats * sizeof(float) + 63) / 64 * 64;
+    return p;
+}
+
+static int scratch_open(scratch_t *s, int hidden)
+{
+    size_t wide = stride_of(4 * hidden), matrix = (size_t)4 * hidden * (size_t)((hidden + 15) / 16 * 16);
+    size_t floats = matrix + KC * HALF + 2 * ROWS * wide + 2 * ROWS * (size_t)(hidden + 16) + 256;
+    if (posix_memalign(&s->memory, 64, floats * sizeof(float))) return 0;
+    char *at = s->memory;
+    s->packed = take(&at, matrix + KC * HALF); /* tiles read ahead, past the end, but only in advice */
+    s->rows[0] = take(&at, ROWS * wide);
+    s->rows[1] = take(&at, ROWS * wide);
+    s->carried = take(&at, ROWS * (size_t)(hidden + 16));
+    s->cell = take(&at, ROWS * (size_t)hidden);
+    return 1;
+}
+
+/* Pointers to `rows` compact rows, never fewer than a tile takes. */
+static int row_pointers(const float **a, const float *rows, size_t stride, int count)
+{
+    for (int r = 0; r < count; r++) a[r] = rows + (size_t)r * stride;
+    for (; count < MIN_ROWS; count++) a[count] = a[0];
+    return count;
+}
+
+/* ---- forwards: panels of 8 units, [half][k][2 gates][8 units], as pack.py makes them ---- */
+
+static void pack_forward(const float *w, int hidden, float *to)
+{
+    for (int unit = 0; unit < hidden; unit += UNITS)
+        for (int half = 0; half < 2; half++, to += (size_t)hidden * HALF)
+            for (int g = 0; g < 2; g++)
+                for (int j = 0; j < UNITS; j++) {
+                    const float *from = w + (size_t)((2 * half + g) * hidden + unit + j) * (size_t)hidden;
+                    float *column = to + g * UNITS + j;
+                    for (int k = 0; k < hidden; k++) column[(size_t)k * HALF] = from[k];
+                }
+}
+
+static void forward_rows(const lh_window *w, scratch_t *s, int first, int count)
+{
+    const int hidden = w->hidden, steps = w->steps;
+    const size_t H = (size_t)hidden, stride = stride_of(hidden), half = H * HALF;
+    for (int r = 0; r < count; r++) memcpy(s->rows[0] + r * stride, w->h0 + (first + r) * H, H * sizeof(float));
+    for (int t = 0; t < steps; t++) {
+        const float *a[ROWS], *from[ROWS];
+        const int rows = row_pointers(a, s->rows[t & 1], stride, count);
+        float *now = s->rows[~t & 1];
+        for (int r = 0; r < count; r++) {
+            size_t at = (size_t)(first + r) * steps + t;
+            from[r] = w->inputs + (w->ids ? (size_t)w->ids[at] : at) * 4 * H;
+        }
+        const float *panel = s->packed;
+        for (int u = 0; u < hidden; u += UNITS, panel += 2 * half) {
+            for (int r = 0; r < count; r++)
+                for (int g = 0; g < 4; g++) vf_store(s->z[r].f + g * LANES, vf_load(from[r] + g * H + u));
+            for (int r = count; r < rows; r++) s->z[r] = s->z[0];
+            half_f32(a, rows, hidden, panel, s->z);
+            half_f32(a, rows, hidden, panel + half, (zrow *)(s->z[0].f + HALF));
+            for (int r = 0; r < count; r++) {
+                size_t at = (size_t)(first + r) * steps + t;
+                const float *z = s->z[r].f, *before = t ? w->c + (at - 1) * H : w->c0 + (first + r) * H;
+                vf i = vf_sigmoid(vf_load(z)), f = vf_sigmoid(vf_load(z + 8));
+                vf g = vf_tanh(vf_load(z + 16)), o = vf_sigmoid(vf_load(z + 24));
+                vf c = vf_fma(f, vf_load(before + u), vf_mul(i, g));
+                vf h = vf_mul(o, vf_tanh(c));
+                float *gates = w->gates + at * 4 * H + u;
+                vf_store(gates, i), vf_store(gates + H, f), vf_store(gates + 2 * H, g), vf_store(gates + 3 * H, o);
+                vf_store(w->c + at * H + u, c);
+                vf_store(w->h + at * H + u, h);
+                vf_store(now + r * stride + u, h);
+            }
+        }
+    }
+}
+
+/* ---- backwards: half panels of 16 inputs, [k = 4 hidden outputs][16] ---- */
+
+static void pack_backward(const float *w, int hidden, float *to)
+{
+    for (int u = 0; u < hidden; u += HALF) {
+        int width = hidden - u < HALF ? hidden - u : HALF;
+        for (int k = 0; k < 4 * hidden; k++, to += HALF) {
+            const float *from = w + (size_t)k * hidden + u;
+            for (int v = 0; v < HALF; v += LANES) vf_store(to + v, v < width ? vf_load(from + v) : vf_all(0.0f));
+        }
+    }
+}
+
+/* The derivatives of a step's sums, of one row. `carried`: what h and c got from the step after; c's is moved on. */
+static void gates_backward(const lh_window *w, int row, int t, const float *carried, float *cell, float *to)
+{
+    const size_t H = (size_t)w->hidden, at = (size_t)row * w->steps + t;
+    const float *gates = w->gates + at * 4 * H, *c = w->c + at * H, *d_h = w->d_h + at * H;
+    const float *before = t ? c - H : w->c0 + row * H;
+    float *out = w->d_gates + at * 4 * H;
+    float *sum = w->d_inputs ? w->d_inputs + (size_t)w->ids[at] * 4 * H : NULL;
+    const vf one = vf_all(1.0f), minus = vf_all(-1.0f);
+#define NOT(x) vf_fma(minus, x, one)                   /* 1 - x */
+#define LESS_SQUARE(x) vf_fma(vf_mul(minus, x), x, one) /* 1 - x^2 */
+    for (size_t u = 0; u < H; u += LANES) {
+        vf i = vf_load(gates + u), f = vf_load(gates + H + u), g = vf_load(gates + 2 * H + u);
+        vf o = vf_load(gates + 3 * H + u), shown = vf_tanh(vf_load(c + u));
+        vf dh = vf_fma(one, vf_load(d_h + u), vf_load(carried + u));
+        vf dc = vf_fma(vf_mul(dh, o), LESS_SQUARE(shown), vf_load(cell + u));
+        vf d[4];
+        d[0] = vf_mul(vf_mul(dc, g), vf_mul(i, NOT(i)));
+        d[1] = vf_mul(vf_mul(dc, vf_load(before + u)), vf_mul(f, NOT(f)));
+        d[2] = vf_mul(vf_mul(dc, i), LESS_SQUARE(g));
+        d[3] = vf_mul(vf_mul(dh, shown), vf_mul(o, NOT(o)));
+        vf_store(cell + u, vf_mul(dc, f));
+        for (int gate = 0; gate < 4; gate++) {
+            size_t place = (size_t)gate * H + u;
+            vf_store(to + place, d[gate]);
+            vf_store(out + place, d[gate]);
+            if (sum) vf_store(sum + place, vf_fma(one, d[gate], vf_load(sum + place)));
+        }
+    }
+#undef NOT
+#undef LESS_SQUARE
+}
+
+static void backward_rows(const lh_window *w, scratch_t *s, int first, int count)
+{
+    const int hidden = w->hidden;
+    const size_t H = (size_t)hidden, stride = stride_of(4 * hidden), carried = H + 16;
+    memset(s->carried, 0, ROWS * carried * sizeof(float));
+    memset(s->cell, 0, ROWS * H * sizeof(float));
+    for (int t = w->steps - 1; t >= 0; t--) {
+        const float *a[ROWS], *panel = s->packed;
+        for (int r = 0; r < count; r++)
+            gates_backward(w, first + r, t, s->carried + r * carried, s->cell + r * H, s->rows[0] + r * stride);
+        if (!t) break; /* truncated here */
+        const int rows = row_pointers(a, s->rows[0], stride, count);
+        for (int u = 0; u < hidden; u += HALF, panel += 4 * H * HALF) {
+            for (int r = 0; r < rows; r++)
+                for (int v = 0; v < HALF; v += LANES) vf_store(s->z[r].f + v, vf_all(0.0f));
+            half_f32(a, rows, 4 * hidden, panel, s->z);
+            for (int r = 0; r < count; r++)
+                for (int v = 0; v < HALF; v += LANES) vf_store(s->carried + r * carried + u + v, vf_load(s->z[r].f + v));
+        }
+    }
+}
+
+/* ---- what Python calls ---- */
+
+static int run(const lh_window *w, void (*pack)(const float *, int, float *),
+               void (*go)(const lh_window *, scratch_t *, int, int))
+{
+    scratch_t s;
+    if (!scratch_open(&s, w->hidden)) return 1;
+    pack(w->weights, w->hidden, s.packed);
+    for (int first = 0; first < w->rows; first += ROWS)
+        go(w, &s, first, w->rows - first < ROWS ? w->rows - first : ROWS);
+    free(s.memory);
+    return 0;
+}
+
+/* h, c and gates of a window. Not 0: no memory. */
+EXPORT int lh_window_forward(const lh_window *w) { return run(w, pack_forward, forward_rows); }
+
+/* d_gates, and d_inputs where there are ids. Not 0: no memory. */
+EXPORT int lh_window_backward(const lh_window *w) { return run(w, pack_backward, backward_rows); }

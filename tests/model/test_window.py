@@ -1,0 +1,135 @@
+"""Our own training step against nn.LSTM in float64: outputs, states and every gradient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import ModelConfig, TrainConfig
+from model.corpus import Corpus, Streams
+from model.learner import Learner
+from model.native.build import BuildError, build
+from model.native.library import Unsupported
+from model.network import CharRNN
+from model.ranks import Ranks
+from model.regularise import forward
+from model.run import RunFolder
+from model.train import fit
+from model.window import lstm_window, usable
+from tests.model.test_train import words
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _built() -> None:
+    try:
+        build()
+    except (BuildError, Unsupported) as reason:
+        pytest.skip(str(reason))
+
+
+# rows: less than a tile, each tile, more than go together; units: a panel, not a multiple of 8, more than a block
+@pytest.mark.parametrize(("rows", "steps", "hidden"), [
+    (1, 1, 8), (1, 9, 24), (2, 5, 13), (3, 4, 16), (4, 7, 100), (7, 6, 40), (8, 33, 72), (17, 3, 264), (50, 3, 16),
+    (97, 2, 1),
+])  # fmt: skip
+@pytest.mark.parametrize("tabled", [False, True])
+def test_a_window_is_that_of_nn_lstm(rows: int, steps: int, hidden: int, tabled: bool) -> None:
+    """Within float32's rounding, for any number of rows, steps and units, with the input dense or by id."""
+    torch.manual_seed(rows + hidden)
+    vocab, embed = 11, 5
+    exact = nn.LSTM(embed, hidden, batch_first=True).double()
+    vectors, ids = torch.randn(vocab, embed, dtype=torch.float64), torch.randint(vocab, (rows, steps))
+    h0, c0 = torch.randn(rows, hidden), torch.randn(rows, hidden)
+    towards = torch.randn(rows, steps, hidden)
+
+    given = [vectors.requires_grad_(), *exact.parameters()]
+    out, (_, c) = exact(vectors[ids], (h0[None].double(), c0[None].double()))
+    wanted = torch.autograd.grad((out * towards).sum(), given)
+
+    ours = [t.detach().float().requires_grad_() for t in given]
+    table = F.linear(ours[0], ours[1], ours[3] + ours[4])
+    our_h, our_c = lstm_window(table if tabled else table[ids], ours[2], h0, c0, ids if tabled else None)
+    got = torch.autograd.grad((our_h * towards).sum(), ours)
+
+    assert far(our_h, out) < 2e-6
+    assert far(our_c[:, -1], c[0]) < 2e-6
+    for theirs, own in zip(wanted, got, strict=True):
+        assert far(own, theirs) < 5e-6
+
+
+def far(a: Tensor, b: Tensor) -> float:
+    """The largest difference, in terms of the largest value."""
+    return float(((a - b).abs().max() / b.abs().max().clamp(min=1)).detach())
+
+
+@pytest.mark.parametrize("knobs", [{}, {"dropout": 0.4}, {"embed_dropout": 0.4}, {"weight_drop": 0.4}, {"reset": 0.5}])
+@pytest.mark.parametrize("vocab", [30, 3000])
+def test_the_training_pass_is_the_same_either_way(knobs: dict[str, float], vocab: int) -> None:
+    """By torch and by our own C, with the same generator: the same logits, states and gradients, to rounding."""
+    torch.manual_seed(0)
+    network = CharRNN(ModelConfig(vocab, n_hidden=20, n_layers=3, n_embed=8)).train()
+    ids = torch.randint(vocab, (4, 25))
+    state = tuple(torch.randn(3, 4, 20) * 0.3 for _ in range(2))
+    config = TrainConfig(**{"dropout": 0.0, "reset": 0.0} | knobs)  # type: ignore[arg-type]
+    results = []
+    for native in (False, True):
+        logits, after = forward(network, ids, state, config, torch.Generator().manual_seed(5), native)
+        results.append((logits, *after, *torch.autograd.grad(logits.square().mean(), list(network.parameters()))))
+    for theirs, ours in zip(*results, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_are_tensors_of_their_own() -> None:
+    """What follows a pass adds and cuts gradients in place: none may lie in another's memory."""
+    corpus = Corpus.from_text(words(4000), TrainConfig())
+    config = TrainConfig(batch_size=4, seq_length=8)
+    learner = Learner(ModelConfig(len(corpus.vocab), n_hidden=16, n_embed=8), config, "cpu", Ranks(), 1)
+    assert learner.native
+    gradients, _, _ = learner._part(0, *Streams(corpus.train, 4, 8).window(0, slice(0, 4)))
+    assert len({g.data_ptr() for g in gradients}) == len(gradients)
+
+
+def test_what_it_cannot_do_goes_the_other_way() -> None:
+    """Other cells and other numbers are torch's."""
+    assert usable(CharRNN(ModelConfig(5, n_hidden=4)))
+    assert not usable(CharRNN(ModelConfig(5, n_hidden=4, cell="gru")))
+    assert not usable(CharRNN(ModelConfig(5, n_hidden=4)).double())
+
+
+@pytest.mark.parametrize("wrong", [-1, 7])
+def test_an_id_without_a_row_is_refused(wrong: int) -> None:
+    """Nothing is read outside the table."""
+    with pytest.raises(IndexError, match=rf"ids: got .*{wrong}.*, expected 0 to 6"):
+        lstm_window(
+            torch.zeros(7, 32), torch.zeros(32, 8), torch.zeros(1, 8), torch.zeros(1, 8), torch.tensor([[0, wrong]])
+        )
+
+
+def test_a_resumed_run_keeps_its_way(tmp_path: Path) -> None:
+    """A run that began in torch goes on in torch, also where our own C could be had: or its losses would be others."""
+    corpus = Corpus.from_text(words(4000), TrainConfig())
+    model = ModelConfig(len(corpus.vocab), n_hidden=16, n_embed=8)
+    config = TrainConfig(steps=20, batch_size=4, seq_length=8, validations=2)
+    fit(corpus, model, config, tmp_path / "models", run=tmp_path / "run")
+    record = RunFolder(tmp_path / "run")
+    assert record.settings()["native"] is True
+    path = tmp_path / "run" / "run.json"
+    path.write_text(path.read_text().replace('"native": true', '"native": false'))
+    seen = []
+    original = Learner.step
+
+    def step(self: Learner, streams: Streams, lr: float) -> Tensor:
+        seen.append(self.native)
+        return original(self, streams, lr)
+
+    (tmp_path / "run" / "resume.safetensors").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "step", step)
+        fit(corpus, model, replace(config), tmp_path / "models", run=tmp_path / "run", resume=True)
+    assert seen
+    assert not any(seen)

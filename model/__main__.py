@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -137,7 +138,8 @@ def _train_as(args: argparse.Namespace, ranks: Ranks, device: str) -> None:
     loaded = checkpoint.load(path)
     if not args.no_promote:
         checkpoint.promote(path)
-    console.trained(loaded, path, run=run, promoted=not args.no_promote)
+    looks = [line["val_loss"] for line in RunFolder(run).metrics() if line["val_loss"] is not None]
+    console.trained(loaded, path, run=run, best_look=min(looks, default=math.inf), promoted=not args.no_promote)
     if len(corpus.test) and not watching.asked:
         console.scores("test", len(corpus.test) - 1, {"b": evaluate.loss(loaded.network(), corpus.test)})
 

@@ -17,6 +17,7 @@ _SMALL_VALIDATION = 10_000  # characters: the standard error of a mean of nats (
 _OVERFIT = 0.15  # nats by which validation may lie above training before it is called overfitting
 _UNDERFIT = 0.03
 _RISING = 0.02  # nats above the best
+_ASTRAY = 0.15  # nats by which the whole part may be above a sample of it: ten standard errors of a small one
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,11 @@ def at_start(facts: Facts) -> list[Advice]:
 def of_curve(facts: Facts, looks: Sequence[Look]) -> list[Advice]:
     """What the losses so far say; for use during a run and after it."""
     return _said(_OF_CURVE, facts, looks) if looks else []
+
+
+def of_whole(best_look: float, whole: float) -> list[Advice]:
+    """What the loss of the whole validation part says, beside the best of the looks at samples of it."""
+    return _said(_OF_WHOLE, best_look, whole)
 
 
 def _said(rules: dict[str, Callable[..., str | None]], *numbers: object) -> list[Advice]:
@@ -162,6 +168,16 @@ def _unstable(f: Facts, looks: Sequence[Look]) -> str | None:
     )
 
 
+def _astray(best_look: float, whole: float) -> str | None:
+    if whole < best_look + _ASTRAY:
+        return None
+    return (
+        f"astray: the whole validation part costs {whole:.3f} nats a character, the looks' samples of it {best_look:.3f}: "
+        "there are places from which the network does not find back, and a text may begin in one; try another seed, a "
+        "larger reset or a smaller lr"
+    )
+
+
 _AT_START: dict[str, Callable[..., str | None]] = {
     "large": _large,
     "small": _small,
@@ -175,3 +191,4 @@ _OF_CURVE: dict[str, Callable[..., str | None]] = {
     "falling": _falling,
     "unstable": _unstable,
 }
+_OF_WHOLE: dict[str, Callable[..., str | None]] = {"astray": _astray}

@@ -139,7 +139,7 @@ def stopped(run: Path) -> None:
     _console.print(f"stopped and saved; to go on: python -m model train --resume {run}", markup=False)
 
 
-def trained(checkpoint: Checkpoint, path: Path, *, run: Path, promoted: bool) -> None:
+def trained(checkpoint: Checkpoint, path: Path, *, run: Path, best_look: float, promoted: bool) -> None:
     _console.print(
         f"best    validation {checkpoint.val_loss:.4f} nats = {bits(checkpoint.val_loss):.4f} bits per character, "
         f"protocol (b) on {checkpoint.val_characters:,} characters\n"
@@ -147,6 +147,7 @@ def trained(checkpoint: Checkpoint, path: Path, *, run: Path, promoted: bool) ->
         f"curves  python -m model plot {run}",
         markup=False,
     )
+    _advise(advice.of_whole(best_look, checkpoint.val_loss))
 
 
 def scores(part: str, n: int, found: Mapping[str, float]) -> None:

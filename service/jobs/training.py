@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from model import checkpoint, registry
-from model.advice import Facts, Look, at_start, of_curve
+from model.advice import Facts, Look, at_start, of_curve, of_whole
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.corpus import Corpus
@@ -76,6 +76,7 @@ class Training:
         if path is None:
             return {"cancelled": True, "checkpoint": None, "decision": None}
         kept = registry.publish(path, self.places.checkpoints)
+        self._advise(whole=float(registry.summary(kept).run["val_loss"]))
         cancelled = self.is_cancelled()
         if self._promoted:
             decision = decision_of(True, "there was no model before this job")
@@ -184,11 +185,13 @@ class Training:
             self.log.emit("sample", sample)
         self._advise()
 
-    def _advise(self) -> None:
-        """What the sizes and the losses so far say to do."""
+    def _advise(self, whole: float | None = None) -> None:
+        """What the sizes and the losses so far say to do; `whole` is the loss of the whole validation part."""
         if self._facts is not None:
             looks = [Look(each["step"], each["train"], each["val"]) for each in self._looks]
             found = [*at_start(self._facts), *of_curve(self._facts, looks)]
+            if whole is not None and looks:
+                found += of_whole(min(look.val_loss for look in looks), whole)
             self.log.put(advice=[asdict(each) for each in found])
 
     def _promote_on_the_way(self, path: Path, val_loss: float) -> None:

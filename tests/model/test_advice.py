@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from model.advice import Facts, Look, at_start, of_curve
+from model.advice import Facts, Look, at_start, of_curve, of_whole
 
 SOUND = Facts(n_parameters=1_000_000, n_train=1_000_000, n_val=100_000, n_vocab=65, dropout=0.35, seq_length=64)
 
@@ -52,6 +52,17 @@ def test_curves_that_call_for_advice(rule: str, looks: list[Look]) -> None:
     )
     assert any(word in said.text for word in ("try", "will pay", "may bring"))
     assert of_curve(SOUND, HEALTHY) == []
+
+
+def test_a_network_that_goes_astray() -> None:
+    """A whole part far above the looks' samples calls for advice, with both numbers; a sample's own error does not."""
+    (said,) = of_whole(1.523, 1.943)
+    assert said.rule == "astray"
+    assert "1.943" in said.text
+    assert "1.523" in said.text
+    assert "try" in said.text
+    assert of_whole(1.523, 1.56) == []
+    assert of_whole(1.523, 1.4) == []
 
 
 def test_dropout_answers_the_large_network() -> None:

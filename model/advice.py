@@ -172,7 +172,7 @@ def _astray(best_look: float, whole: float) -> str | None:
     if whole < best_look + _ASTRAY:
         return None
     return (
-        f"astray: the whole validation part costs {whole:.3f} nats a character, the looks' samples of it {best_look:.3f}: "
+        f"astray: the whole validation part costs {whole:.3f} nats a character, its samples {best_look:.3f}: "
         "there are places from which the network does not find back, and a text may begin in one; try another seed, a "
         "larger reset or a smaller lr"
     )

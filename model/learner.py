@@ -74,12 +74,13 @@ class Learner:
         ]
         self._weight = torch.zeros((), device=device)
         self._pool: ThreadPoolExecutor | None = None
+        self._cores = torch.get_num_threads()
         self.step_count = 0
 
     @contextmanager
     def working(self) -> Iterator[None]:
         """While a run lasts: one core a worker, and numbers too small to matter are zero."""
-        threads = torch.get_num_threads()
+        threads = self._cores = torch.get_num_threads()
         try:
             torch.set_flush_denormal(True)
             if len(self._rows) > 1:
@@ -92,6 +93,16 @@ class Learner:
                 self._pool = None
             torch.set_num_threads(threads)
             torch.set_flush_denormal(False)
+
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """While the workers have nothing to do: every core for one product."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self._cores)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def step(self, streams: Streams, lr: float) -> Tensor:
         """Learn one window; returns its mean loss, a scalar on the device: nothing here waits for a GPU."""

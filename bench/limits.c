@@ -5,17 +5,37 @@
 typedef uint64_t words __attribute__((vector_size(32)));
 typedef float floats __attribute__((vector_size(32)));
 
-/* Sums of a buffer, in eight registers at once, so that nothing but reading takes time. */
-uint64_t read_all(const uint64_t *data, size_t count, int times)
+/* Sums of a buffer, in eight registers, so that nothing but reading takes time. It is read as S ranges side by side: how
+ * much a core reads ahead depends on how many there are, and on no two machines alike. */
+#define READ(S)                                                                                    \
+    static uint64_t read_##S(const uint64_t *data, size_t count, int times)                        \
+    {                                                                                              \
+        words sum[8] = {{0}};                                                                      \
+        const size_t range = count / (S) / 64 * 64;                                                \
+        for (int t = 0; t < times; t++)                                                            \
+            for (size_t i = 0; i < range; i += 64 / (S))                                           \
+                _Pragma("GCC unroll 16") for (int j = 0; j < 16; j++)                              \
+                {                                                                                  \
+                    const uint64_t *from = data + (size_t)(j / (16 / (S))) * range + i;            \
+                    sum[j % 8] += *(const words *)(from + j % (16 / (S)) * 4);                     \
+                }                                                                                  \
+        uint64_t total = 0;                                                                        \
+        for (int j = 0; j < 8; j++) total += sum[j][0] + sum[j][1] + sum[j][2] + sum[j][3];        \
+        return total;                                                                              \
+    }
+READ(1)
+READ(2)
+READ(4)
+READ(8)
+
+uint64_t read_all(const uint64_t *data, size_t count, int times, int streams)
 {
-    words sum[8] = {{0}};
-    for (int t = 0; t < times; t++)
-        for (size_t i = 0; i + 32 <= count; i += 32)
-#pragma GCC unroll 8
-            for (int j = 0; j < 8; j++) sum[j] += *(const words *)(data + i + 4 * j);
-    uint64_t total = 0;
-    for (int j = 0; j < 8; j++) total += sum[j][0] + sum[j][1] + sum[j][2] + sum[j][3];
-    return total;
+    switch (streams) {
+    case 1: return read_1(data, count, times);
+    case 2: return read_2(data, count, times);
+    case 4: return read_4(data, count, times);
+    default: return read_8(data, count, times);
+    }
 }
 
 /* `times` * 96 multiply-adds in twelve chains, more than an fma's latency needs. */

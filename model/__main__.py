@@ -76,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--store", type=Path, default=_STORE, help=argparse.SUPPRESS)
     score.add_argument("--part", choices=("val", "test", "all"), default="val", help="as the model's run cut it")
     score.add_argument("--protocols", default="ab", help="a: crops of 256; b: one pass; c: dynamic, slow (default ab)")
+    score.add_argument(
+        "--precision", choices=["fp32", "int8"], help="by the native stepper, as served with it: (b) only"
+    )
     score.set_defaults(run=_score)
 
     plot = commands.add_parser("plot", help="a run's curves as a picture")
@@ -216,6 +219,12 @@ def _score(args: argparse.Namespace) -> None:
         raise ConfigError("part: got 'test', but the model's run kept no test part (its test_fraction is 0)")
     ids = {"val": whole.val, "test": whole.test, "all": loaded.vocab.encode(text)}[args.part]
     network = loaded.network()
+    if args.precision:
+        stepper, which = choose(network, n_slots=64, device="cpu", precision=args.precision)
+        console.scores(
+            f"{args.part}, {which}", len(ids) - 1, {"b": evaluate.loss_as_served(stepper, len(loaded.vocab), ids)}
+        )
+        return
     losses = {"a": lambda: evaluate.loss(network, ids, "a"), "b": lambda: evaluate.loss(network, ids, "b")}
     losses["c"] = lambda: dynamic_loss(network, ids)
     console.scores(args.part, len(ids) - 1, {p: losses[p]() for p in sorted(set(args.protocols))})

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from model.corpus import Ids
 from model.network import CharRNN
+from model.stepper import Block, Stepper
 
 Protocol = Literal["a", "b"]
 Bounds = NDArray[np.int64]
@@ -54,6 +55,40 @@ def look(network: CharRNN, ids: Ids, characters: int) -> float:
     starts = np.array([n * i // streams for i in range(streams)])
     with _evaluating(network):
         return _spans(network, ids, starts, starts + characters // streams, LEAD // 4)
+
+
+def loss_as_served(stepper: Stepper, vocab_size: int, ids: Ids) -> float:
+    """Protocol (b) by a stepper: what its arithmetic, rounded weights and all, makes of the text. Its slots are cleared.
+
+    A stepper tells the log-probability of what it drew, so it is made to draw what follows: at a temperature so high
+    that all ids are equally likely, the random number says which.
+    """
+    n, rows = len(ids) - 1, min(stepper.n_slots, max(1, (len(ids) - 1) // (4 * LEAD)))
+    bounds = np.array([n * i // rows for i in range(rows + 1)])
+    starts, ends = bounds[:-1], bounds[1:]
+    begins = np.maximum(starts - LEAD, 0)
+    slots, ones = np.arange(rows, dtype=np.int32), np.ones(rows)
+    for slot in slots.tolist():
+        stepper.write(slot, None)
+    total = 0.0
+    for t in range(int((ends - begins).max())):
+        at = np.minimum(begins + t, n - 1)
+        follows = ids[at + 1].astype(np.int64)
+        block = Block(
+            slots=slots,
+            steps=np.ones(rows, np.int32),
+            forced=ids[at].astype(np.int32)[None],
+            uniforms=((follows + 0.5) / vocab_size)[None],
+            temperature=1e9 * ones,
+            top_k=np.zeros(rows, np.int32),
+            top_p=ones,
+            min_p=0 * ones,
+        )
+        produced = stepper.run(block)
+        assert (produced.ids[0] == follows).all()
+        counted = (begins + t >= starts) & (begins + t < ends)
+        total -= float(produced.logprobs[0, counted].sum(dtype=np.float64))
+    return total / n
 
 
 def bits(nats: float) -> float:

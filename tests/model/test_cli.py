@@ -108,6 +108,8 @@ def test_scores_by_protocol(tmp_path: Path, text: Path, capsys: pytest.CaptureFi
     assert [letter in said for letter in ("(a)", "(b)", "(c)")] == [True] * 3
     assert main(["score", str(text), "--store", str(out), "--part", "test", "--protocols", "b"]) == 0
     assert capsys.readouterr().out.split("nats")[0].split()[-1] in trained
+    assert main(["score", str(text), "--store", str(out), "--precision", "int8"]) == 0
+    assert float(capsys.readouterr().out.split("(b) ")[1].split()[0]) == pytest.approx(load(path).val_loss, abs=0.005)
     assert main(["score", str(text), "--store", str(out), "--protocols", "d"]) == 1
     assert "expected letters of a, b and c" in capsys.readouterr().err
 

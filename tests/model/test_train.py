@@ -18,6 +18,7 @@ from model.config import ModelConfig, TrainConfig
 from model.corpus import Corpus
 from model.errors import ConfigError, TrainingError
 from model.network import CharRNN
+from model.stepper.reference import ReferenceStepper
 from model.train import Progress, fit
 
 CONFIG = TrainConfig(steps=150, batch_size=8, seq_length=32, lr=1e-2, validations=5, seed=3)
@@ -124,6 +125,18 @@ def test_protocol_b_is_one_pass(corpus: Corpus) -> None:
         logits, _ = network(ids[None, :-1], network.zero_state(1))
         plain = float(F.cross_entropy(logits[0], ids[1:]))
     assert evaluate.loss(network, corpus.train[:20000]) == pytest.approx(plain, abs=5e-4)
+
+
+@pytest.mark.parametrize("n_slots", [1, 5, 64])
+def test_a_stepper_has_the_loss_of_its_network(corpus: Corpus, n_slots: int) -> None:
+    """Protocol (b) by a stepper, whatever it held before, is the network's."""
+    torch.manual_seed(0)
+    network = CharRNN(model(corpus)).eval()
+    network.head.weight.data.mul_(5)
+    stepper, ids = ReferenceStepper(network, n_slots), corpus.train[: min(9000, 3000 * n_slots)]
+    stepper.write(0, np.ones((2, 1, network.config.n_hidden), np.float32))
+    found = evaluate.loss_as_served(stepper, len(corpus.vocab), ids)
+    assert found == pytest.approx(evaluate.loss(network, ids), abs=5e-4)
 
 
 def test_protocol_a_starts_each_crop_anew(corpus: Corpus) -> None:

@@ -58,7 +58,7 @@ def look(network: CharRNN, ids: Ids, characters: int) -> float:
 
 
 def loss_as_served(stepper: Stepper, vocab_size: int, ids: Ids) -> float:
-    """Protocol (b) by a stepper: what its arithmetic, rounded weights and all, makes of the text. Its slots are cleared.
+    """Protocol (b) by a stepper: what its arithmetic, rounded weights and all, makes of a text. Clears its slots.
 
     A stepper tells the log-probability of what it drew, so it is made to draw what follows: at a temperature so high
     that all ids are equally likely, the random number says which.

@@ -15,6 +15,7 @@ import random
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,13 @@ def prompt(service: Service, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def leavers(service: Service, args: argparse.Namespace) -> dict[str, Any]:
-    for _ in range(4):  # the first ones make the threads and connections to Redis that later ones use again
+    # Threads and connections to Redis are made when none is free, up to a limit: after this, one more is a leak.
+    with ThreadPoolExecutor(2 * args.slots) as clients:
+        said = list(clients.map(lambda _: _one(service), range(2 * args.slots)))
+    assert set(said) == {200}, said
+    for _ in range(4):
         wave(service, args.slots)
+    settled(service)
     before = held(service)
     waits = [wave(service, args.slots) for _ in range(args.waves)]
     time.sleep(1.0)
@@ -76,6 +82,10 @@ def leavers(service: Service, args: argparse.Namespace) -> dict[str, Any]:
         "held_before": before,
         "held_after": held(service),
     }
+
+
+def _one(service: Service) -> int:
+    return httpx.post(f"{service.url}/generate", json={"max_chars": 2000}, timeout=60).status_code
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from model.stepper import FREE, Block
 from service.engine.sequence import Sequence
 
 MAX_STEPS = 256
-HAND_OUT_S = 0.0003
+HAND_OUT_S = 0.0005
 """Of a block's time for each row, at least; of that, a request's thread takes about a third (bench/serve)."""
 
 

@@ -138,7 +138,7 @@ def validate(config: ModelConfig | TrainConfig) -> None:
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"n_hidden": 320, "n_embed": 64, "seq_length": 24, "lr": 5e-3, "dropout": 0.15, "minutes": 1.0},
     "standard": {"n_hidden": 512, "n_layers": 2, "batch_size": 32, "lr": 2e-3, "dropout": 0.35, "minutes": 20.0},
-    "best": {"n_hidden": 448, "n_embed": 128, "seq_length": 32, "dropout": 0.35, "weight_drop": 0.15, "minutes": 15.0},
+    "best": {"n_hidden": 448, "n_embed": 128, "dropout": 0.35, "weight_drop": 0.15, "minutes": 15.0},
 }
 """Named starting points; any setting given beside one overrides it.
 

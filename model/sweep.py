@@ -28,6 +28,7 @@ from model.progress import Progress
 from model.train import fit
 
 _REDIS = ("redis://", "rediss://", "unix://")
+_HIDDEN, _LAYERS, _RATES = (128, 192, 256, 320, 384, 448, 512), 2, (1e-3, 1e-2)
 _WARM_UP_RUNS = 3  # a median needs some runs to be the median of
 
 
@@ -73,6 +74,8 @@ class Sweep:
             if about not in (None, corpus.sha256):
                 raise ConfigError(f"study: {study!r} is about another text (sha256 {about}); choose another name")
             self._study.set_user_attr("corpus_sha256", corpus.sha256)
+            if not self._study.get_trials(deepcopy=False):
+                self._study.enqueue_trial(_begin_with(model, config), skip_if_exists=True)
         except ModelError:
             raise
         except Exception as e:  # whatever the storage's library raises for a server or a disk that is not there
@@ -158,13 +161,24 @@ class Sweep:
         return checkpoint.load(Path(trial.user_attrs["checkpoint"])).save(self._store)
 
 
+def _begin_with(model: ModelConfig, config: TrainConfig) -> dict[str, Any]:
+    """The first run is what was asked for, as near as the space has it: a sweep is then never worse than that."""
+    return {
+        "n_hidden": min(_HIDDEN, key=lambda n: abs(n - model.n_hidden)),
+        "n_layers": min(model.n_layers, _LAYERS),
+        "dropout": min(round(round(config.dropout / 0.05) * 0.05, 2), 0.5),
+        "weight_drop": min(round(config.weight_drop, 1), 0.4),
+        "lr": min(max(config.lr, _RATES[0]), _RATES[1]),
+    }
+
+
 def _suggest(trial: Trial) -> None:
     """The space: what the figures in docs/decisions.md say matters."""
-    trial.suggest_categorical("n_hidden", [128, 192, 256, 320, 384, 448, 512])
-    trial.suggest_int("n_layers", 1, 2)
+    trial.suggest_categorical("n_hidden", _HIDDEN)
+    trial.suggest_int("n_layers", 1, _LAYERS)
     trial.suggest_float("dropout", 0.0, 0.5, step=0.05)
     trial.suggest_float("weight_drop", 0.0, 0.4, step=0.1)
-    trial.suggest_float("lr", 1e-3, 1e-2, log=True)
+    trial.suggest_float("lr", *_RATES, log=True)
 
 
 def _same(other: FrozenTrial, trial: Trial) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,21 @@ def test_the_best_validation_is_promoted(tmp_path: Path, text: Path, capsys: pyt
     assert main(["info", "--store", str(out)]) == 0
 
 
+def test_it_begins_with_what_was_asked_for(tmp_path: Path, text: Path) -> None:
+    """The first run has the settings that were given, where the space has them: a sweep ends no worse than they do."""
+    corpus = Corpus.from_file(text, CONFIG)
+    config = replace(CONFIG, lr=4.5e-3, dropout=0.15)
+    for name, hidden, expected in (("inside", 192, 192), ("outside", 1000, 512)):
+        sweep = Sweep(corpus, ModelConfig(len(corpus.vocab), n_hidden=hidden), config, tmp_path, study=name)
+        sweep.run(2, 5)
+        first = next(row for row in sweep.leaderboard() if row.number == 0)
+        asked = {"n_hidden": expected, "n_layers": 1, "dropout": 0.15, "weight_drop": 0.0, "lr": 4.5e-3}
+        assert first.settings == asked
+        again = Sweep(corpus, ModelConfig(len(corpus.vocab), n_hidden=128), config, tmp_path, study=name)
+        again.run(1, 5)
+        assert len(again.leaderboard()) == 3
+
+
 def test_two_processes_share_a_study_and_repeat_nothing(
     tmp_path: Path, text: Path, redis_server: RedisServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,6 +92,7 @@ def test_the_same_settings_are_put_back(tmp_path: Path, text: Path, monkeypatch:
     rates = iter([0.002, 0.002, 0.003])
 
     monkeypatch.setattr("model.sweep._suggest", lambda trial: trial.suggest_float("lr", (r := next(rates)), r))
+    monkeypatch.setattr("model.sweep._begin_with", lambda model, config: {})
     sweep = Sweep(corpus, ModelConfig(len(corpus.vocab), n_hidden=8), CONFIG, tmp_path)
     sweep.run(2, 5)
     assert sorted(row.settings["lr"] for row in sweep.leaderboard()) == [0.002, 0.003]

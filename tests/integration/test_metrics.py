@@ -25,6 +25,7 @@ def test_a_scrape_tells_what_all_processes_did(store: Path, redis_server: RedisS
     with service:
         eventually(lambda: scrape(service)["longhand_slots"] == 8)
         answers = [ask(service, prompt=PROMPT, max_chars=30, seed=i) for i in range(12)]
+        answers.append(ask(service, max_chars=1000))  # more than a block can hold: somebody waits for a second piece
         answers += [ask(service, prompt="x", max_chars=0), ask(service, prompt="abc", max_chars=500, stop=["a"])]
         expected = totals(answers)
         assert expected["reused"] > 0

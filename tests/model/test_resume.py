@@ -84,7 +84,7 @@ def test_kill_9_at_random_moments(whole: tuple[Path, Path], corpus: Corpus, tmp_
     text, out = tmp_path / "text.txt", tmp_path / "out"
     text.write_text(words(4000))
     options = ["--steps", "300", "--batch-size", "8", "--seq-length", "16", "--n-hidden", "16", "--validations", "12"]
-    options += ["--dropout", "0.1"]
+    options += ["--dropout", "0.1", "--lr", "4e-3"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def start(*more: str) -> subprocess.Popen[bytes]:

@@ -71,8 +71,8 @@ def test_another_browser_goes_on(visit: Visiting, service: Service, tiny: Checkp
     v.page.wait_for_function("() => document.querySelector('.letters').textContent.length > 300")
     elsewhere = visit(service)
     elsewhere.page.goto(v.page.url)
-    # Only then it writes: a page that has just been opened does not yet, either. A text that is done by then is shown whole
-    # as well, if it has fewer than 20,000 characters.
+    # Only then it writes: a page that has just been opened does not yet, either. A text that is done by then is shown
+    # whole as well, if it has fewer than 20,000 characters.
     elsewhere.page.wait_for_function("() => document.querySelector('.letters').textContent.length > 300")
     whole = "hello" + alone(tiny, "hello", 19_000)
     assert elsewhere.until_written() == whole

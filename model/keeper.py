@@ -103,8 +103,11 @@ class Keeper:
         s.best, s.best_path, s.since_best = val_loss, path, 0
         return beaten
 
-    def write_point(self) -> None:
-        """Keep all that the next step depends on. All ranks come here at the same step."""
+    def write_point(self, beaten: Path | None = None) -> None:
+        """Keep all that the next step depends on. All ranks come here at the same step.
+
+        `beaten` is what is to be removed next: a run that is killed before that is done does it when it goes on.
+        """
         s = self._state
         if not self._recording:
             return
@@ -115,6 +118,7 @@ class Keeper:
                 "step": s.step,
                 "best": s.best if math.isfinite(s.best) else None,
                 "best_name": s.best_path.name if s.best_path else None,
+                "beaten_name": beaten.name if beaten else None,
                 "since_best": s.since_best,
                 "elapsed_s": s.elapsed_s,
             }
@@ -136,11 +140,11 @@ class Keeper:
                 path = replace(best, val_loss=val_loss, val_characters=characters).save(self._folder)
                 beaten, s.best_path = self._removable(s.best_path, path), path
         if s.between_steps:
-            self.write_point()
+            self.write_point(beaten)
             remove(beaten)
         return s.best_path or self._folder
 
-    def _removable(self, beaten: Path | None, by: Path) -> Path | None:
+    def _removable(self, beaten: Path | None, by: Path | None) -> Path | None:
         """A beaten checkpoint, unless somebody has promoted it."""
         return None if beaten in (None, by, promoted(self._folder)) else beaten
 
@@ -159,6 +163,8 @@ class Keeper:
             raise CheckpointError(f"run {self._run.path}: its resume point does not fit its settings ({e})") from e
         s.best = math.inf if s.best is None else s.best
         s.sized = (s.step, s.elapsed_s)
+        if self._ranks.leads and values.get("beaten_name"):
+            remove(self._removable(self._folder / values["beaten_name"], s.best_path))
 
 
 def remove(beaten: Path | None) -> None:

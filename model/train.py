@@ -197,7 +197,7 @@ class _Trainer:
         s.since_best = self.ranks.agreed(s.since_best)[0]
         (milliseconds,) = self.ranks.agreed(round(s.elapsed_s * 1000))
         self._size(milliseconds / 1000)
-        self.keeper.write_point()
+        self.keeper.write_point(beaten)
         remove(beaten)
         if progress is not None:
             self.watch(progress)

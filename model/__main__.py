@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--checkpoint", type=Path, help="default: the promoted one")
     score.add_argument("--store", type=Path, default=_STORE, help=argparse.SUPPRESS)
     score.add_argument("--part", choices=("val", "test", "all"), default="val", help="as the model's run cut it")
-    score.add_argument("--protocols", default="ab", help="a: crops of 256; b: one pass; c: dynamic, slow (default ab)")
+    score.add_argument("--protocols", help="a: crops of 256; b: one pass; c: dynamic, slow (default ab)")
     score.add_argument(
         "--precision", choices=["fp32", "int8"], help="by the native stepper, as served with it: (b) only"
     )
@@ -207,9 +207,13 @@ def _sample(args: argparse.Namespace) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
-    unknown = sorted(set(args.protocols) - set("abc"))
-    if unknown or not args.protocols:
-        raise ConfigError(f"protocols: got {args.protocols!r}, expected letters of a, b and c")
+    protocols = ("b" if args.precision else "ab") if args.protocols is None else args.protocols
+    if not protocols or set(protocols) - set("abc"):
+        raise ConfigError(f"protocols: got {protocols!r}, expected letters of a, b and c")
+    if args.precision and set(protocols) != {"b"}:
+        raise ConfigError(
+            f"protocols: got {protocols!r}, expected b with precision {args.precision}: a stepper reads on"
+        )
     loaded = checkpoint.load(args.checkpoint or _promoted(args.store))
     text = read_text(args.corpus)[0] if args.corpus else default_text()
     cut = {name: loaded.options[name] for name in ("val_fraction", "test_fraction") if name in loaded.options}
@@ -227,7 +231,7 @@ def _score(args: argparse.Namespace) -> None:
         return
     losses = {"a": lambda: evaluate.loss(network, ids, "a"), "b": lambda: evaluate.loss(network, ids, "b")}
     losses["c"] = lambda: dynamic_loss(network, ids)
-    console.scores(args.part, len(ids) - 1, {p: losses[p]() for p in sorted(set(args.protocols))})
+    console.scores(args.part, len(ids) - 1, {p: losses[p]() for p in sorted(set(protocols))})
 
 
 def _plot(args: argparse.Namespace) -> None:

@@ -62,7 +62,12 @@ class TrainConfig:
     """How a CharRNN learns: stateful truncated backpropagation with a budget that ends."""
 
     batch_size: int = _knob(16, "B, streams side by side; small ones learn more per character", low=1, high=4096)
-    seq_length: int = _knob(64, "T, characters of a window: how far a gradient goes back", low=1, high=65536)
+    seq_length: int = _knob(
+        64,
+        "T, characters of a window: how far a gradient goes back; short ones learn more in a short run",
+        low=1,
+        high=65536,
+    )
     lr: float = _knob(4e-3, "the largest rate of Adam; it ends at zero", low=0, high=1, above=True)
     schedule: Schedule = field(
         default="cosine", metadata=_words("how the rate falls; most of a run's gain comes while it does", Schedule)

@@ -95,8 +95,8 @@ class Learner:
             torch.set_flush_denormal(False)
 
     @contextmanager
-    def between_steps(self) -> Iterator[None]:
-        """While the workers have nothing to do: every core for one product."""
+    def all_cores(self) -> Iterator[None]:
+        """Between steps, while the workers have nothing to do: every core for one product."""
         threads = torch.get_num_threads()
         torch.set_num_threads(self._cores)
         try:

@@ -218,7 +218,7 @@ class _Trainer:
         s, c = self.state, self.config
         trained = s.budget.total * c.batch_size * c.seq_length
         characters = max(16384, int(0.06 * trained / c.validations))  # all looks cost about a fiftieth of the run
-        with s.learner.between_steps():
+        with s.learner.all_cores():
             val_loss = look(s.learner.average, self.corpus.val, characters)
         s.since_best += 1
         beaten = None

@@ -12,6 +12,8 @@ from hypothesis import settings
 from model import checkpoint
 from model.checkpoint import Checkpoint
 from model.config import ModelConfig
+from model.native.build import BuildError, build
+from model.native.library import Unsupported
 from model.network import CharRNN
 from model.vocab import Vocabulary
 from tests.servers import RedisServer, Service
@@ -31,6 +33,15 @@ def random_checkpoint(cell: str = "lstm", n_layers: int = 2, n_hidden: int = 24,
     network.head.weight.data.mul_(12)
     weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     return Checkpoint(config, ALPHABET, weights, 2.5 + seed / 10, 100, 10, 2.5, "0" * 64, {"lr": 0.004})
+
+
+@pytest.fixture(scope="session")
+def native_code() -> None:
+    """Our own C, built; where it cannot be, the tests that need it are skipped with the reason."""
+    try:
+        build()
+    except (BuildError, Unsupported) as reason:
+        pytest.skip(str(reason))
 
 
 @pytest.fixture(scope="session")

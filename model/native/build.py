@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from model.native.library import HERE, UNITS, Unsupported, flags, library_path
+from model.native.library import COMPILED, HERE, Unsupported, flags, library_path
 
 
 class BuildError(Exception):
@@ -41,7 +41,7 @@ def compile_to(target: Path, compiler: list[str], options: tuple[str, ...], *sou
         raise BuildError(f"cannot write to {target.parent}: {error.strerror}") from error
     os.close(handle)
     try:
-        units = sources or tuple(HERE / name for name in UNITS)
+        units = sources or tuple(HERE / name for name in COMPILED)
         command = [*compiler, *options, *map(str, units), "-o", partial, "-lm"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:

@@ -9,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
-UNITS = ("stepper.c", "window.c")  # what the compiler is given
-SOURCES = (*UNITS, "gemm.h", "gates.h", "sampling.h", "pool.h", "simd.h")
+COMPILED = ("stepper.c", "window.c")
+SOURCES = (*COMPILED, "gemm.h", "gates.h", "sampling.h", "pool.h", "simd.h")
 # contract=off: a product and a sum that the source keeps apart stay apart, or compilers would disagree in the last bit
 _ARITHMETIC = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno")
 _LINKAGE = ("-fPIC", "-shared", "-fvisibility=hidden", "-pthread")

@@ -32,7 +32,7 @@ typedef struct { /* WindowArrays in library.py; hidden is a multiple of 8, every
 typedef struct {
     float *packed;              /* the recurrent matrix, as the direction needs it */
     float *rows[2];             /* (ROWS, stride): h before and after a step; or gates' derivatives */
-    float *carried;             /* (ROWS, hidden + 16): backwards, what reaches h from the step after */
+    float *carried;             /* (ROWS, hidden + 16): backwards, what reaches h from the step after; 16 are written at once */
     float *cell;                /* (ROWS, hidden): backwards, what reaches c */
     zrow z[ROWS];
     void *memory;
@@ -51,10 +51,10 @@ static float *take(char **at, size_t floats)
 static int scratch_open(scratch_t *s, int hidden)
 {
     size_t wide = stride_of(4 * hidden), matrix = (size_t)4 * hidden * (size_t)((hidden + 15) / 16 * 16);
-    size_t floats = matrix + KC * HALF + 2 * ROWS * wide + 2 * ROWS * (size_t)(hidden + 16) + 256;
+    size_t floats = matrix + 2 * ROWS * wide + 2 * ROWS * (size_t)(hidden + 16) + 256;
     if (posix_memalign(&s->memory, 64, floats * sizeof(float))) return 0;
     char *at = s->memory;
-    s->packed = take(&at, matrix + KC * HALF); /* tiles read ahead, past the end, but only in advice */
+    s->packed = take(&at, matrix);
     s->rows[0] = take(&at, ROWS * wide);
     s->rows[1] = take(&at, ROWS * wide);
     s->carried = take(&at, ROWS * (size_t)(hidden + 16));
@@ -142,7 +142,7 @@ static void gates_backward(const lh_window *w, int row, int t, const float *carr
     const float *before = t ? c - H : w->c0 + row * H;
     float *out = w->d_gates + at * 4 * H;
     float *sum = w->d_inputs ? w->d_inputs + (size_t)w->ids[at] * 4 * H : NULL;
-    const vf one = vf_all(1.0f), minus = vf_all(-1.0f);
+    const vf one = vf_all(1.0f), minus = vf_all(-1.0f); /* times one: simd.h has no sum but an fma */
 #define NOT(x) vf_fma(minus, x, one)                   /* 1 - x */
 #define LESS_SQUARE(x) vf_fma(vf_mul(minus, x), x, one) /* 1 - x^2 */
     for (size_t u = 0; u < H; u += LANES) {

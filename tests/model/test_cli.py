@@ -112,6 +112,8 @@ def test_scores_by_protocol(tmp_path: Path, text: Path, capsys: pytest.CaptureFi
     assert float(capsys.readouterr().out.split("(b) ")[1].split()[0]) == pytest.approx(load(path).val_loss, abs=0.005)
     assert main(["score", str(text), "--store", str(out), "--protocols", "d"]) == 1
     assert "expected letters of a, b and c" in capsys.readouterr().err
+    assert main(["score", str(text), "--store", str(out), "--protocols", "ab", "--precision", "int8"]) == 1
+    assert "protocols: got 'ab', expected b with precision int8" in capsys.readouterr().err
 
 
 def test_a_warm_start_begins_where_the_other_ended(

@@ -79,6 +79,28 @@ def test_killed_at_ten_moments_it_is_the_same_run(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", path.name]
 
 
+def test_a_kill_before_a_beaten_checkpoint_is_removed(
+    corpus: Corpus, whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The point names what is to go: the run that goes on removes it."""
+    beaten: list[Path] = []
+
+    def killed(path: Path | None) -> None:
+        if path is not None:
+            beaten.append(path)
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("model.train.remove", killed)
+        with pytest.raises(Killed):
+            fit(corpus, model(corpus), CONFIG, tmp_path, run=tmp_path / "run")
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    path = fit(corpus, model(corpus), CONFIG, tmp_path, run=tmp_path / "run", resume=True)
+    assert not beaten[0].exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", path.name]
+    assert load(path).fingerprint == load(whole[1]).fingerprint
+
+
 def test_kill_9_at_random_moments(whole: tuple[Path, Path], corpus: Corpus, tmp_path: Path) -> None:
     """A process killed by the system in the middle of whatever it does leaves files that can be gone on from."""
     text, out = tmp_path / "text.txt", tmp_path / "out"

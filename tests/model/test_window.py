@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,6 @@ from torch.nn import functional as F
 from model.config import ModelConfig, TrainConfig
 from model.corpus import Corpus, Streams
 from model.learner import Learner
-from model.native.build import BuildError, build
-from model.native.library import Unsupported
 from model.network import CharRNN
 from model.ranks import Ranks
 from model.regularise import forward
@@ -23,13 +20,7 @@ from model.train import fit
 from model.window import lstm_window, usable
 from tests.model.test_train import words
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _built() -> None:
-    try:
-        build()
-    except (BuildError, Unsupported) as reason:
-        pytest.skip(str(reason))
+pytestmark = pytest.mark.usefixtures("native_code")
 
 
 # rows: less than a tile, each tile, more than go together; units: a panel, not a multiple of 8, more than a block
@@ -130,6 +121,6 @@ def test_a_resumed_run_keeps_its_way(tmp_path: Path) -> None:
     (tmp_path / "run" / "resume.safetensors").unlink()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Learner, "step", step)
-        fit(corpus, model, replace(config), tmp_path / "models", run=tmp_path / "run", resume=True)
+        fit(corpus, model, config, tmp_path / "models", run=tmp_path / "run", resume=True)
     assert seen
     assert not any(seen)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from model.config import Cell, ModelConfig
 from model.native import build as build_module
-from model.native.build import BuildError, build, compile_to, compilers
+from model.native.build import build, compile_to, compilers
 from model.native.library import flags, library_path, load_library
 from model.network import CharRNN
 from model.sampling import SamplingParams, sample
@@ -28,14 +28,7 @@ from model.stepper.cpu import CpuStepper, Precision, Unsupported
 from tests.crowd import Careless, Played, Text, block_of, differences, different, in_crowds, random_texts
 
 PRECISIONS: list[Precision] = ["fp32", "int8"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _built() -> None:
-    try:
-        build()
-    except (BuildError, Unsupported) as reason:
-        pytest.skip(str(reason))
+pytestmark = pytest.mark.usefixtures("native_code")
 
 
 def network(vocab: int = 65, hidden: int = 64, layers: int = 2, embed: int = 16, cell: Cell = "lstm") -> CharRNN:

@@ -47,6 +47,7 @@ class RunFolder:
             found: dict[str, Any] = json.loads((self.path / "run.json").read_bytes())
             if found.pop("format") != _FORMAT:
                 raise ValueError("another format")
+            found.setdefault("native", False)  # a run from before there was another way
             return found
         except (OSError, ValueError, KeyError, AttributeError) as e:
             raise CheckpointError(f"run {self.path}: not a run's folder, expected a run.json in it ({e})") from e

@@ -113,7 +113,7 @@ class _Trainer:
             return workers_that_fit(self.config, self.device, self.ranks.world), None
         assert self.record is not None
         begun = self.record.settings()
-        return max(1, int(begun.get("parts", 1)) // self.ranks.world), bool(begun.get("native", False))
+        return max(1, int(begun.get("parts", 1)) // self.ranks.world), bool(begun["native"])
 
     def begin(self, warm_start: Checkpoint | None, about: dict[str, Any]) -> None:
         """Make the run's folder, or take up what it holds."""

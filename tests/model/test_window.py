@@ -101,7 +101,8 @@ def test_an_id_without_a_row_is_refused(wrong: int) -> None:
         )
 
 
-def test_a_resumed_run_keeps_its_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", ['"native": false', '"nothing": 0'])
+def test_a_resumed_run_keeps_its_way(tmp_path: Path, said: str) -> None:
     """A run that began in torch goes on in torch, also where our own C could be had: or its losses would be others."""
     corpus = Corpus.from_text(words(4000), TrainConfig())
     model = ModelConfig(len(corpus.vocab), n_hidden=16, n_embed=8)
@@ -110,7 +111,7 @@ def test_a_resumed_run_keeps_its_way(tmp_path: Path) -> None:
     record = RunFolder(tmp_path / "run")
     assert record.settings()["native"] is True
     path = tmp_path / "run" / "run.json"
-    path.write_text(path.read_text().replace('"native": true', '"native": false'))
+    path.write_text(path.read_text().replace('"native": true', said))
     seen = []
     original = Learner.step
 

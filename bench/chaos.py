@@ -28,10 +28,10 @@ from typing import Any
 
 import httpx
 
-from model import checkpoint
-from model.generate import write
-from model.sampling import SamplingParams
+from model.checkpoints import checkpoint
+from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
+from model.stepper.generate import write
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.servers import ROOT, RedisServer, Service, parse_events
 
@@ -265,7 +265,7 @@ def _off_by_one(folder: Path) -> Path:
     """The negative control: a sitecustomize that makes every saved state claim one character more than it has read."""
     (folder / "sitecustomize.py").write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"  # the site module runs before the path has it
-        "import model.state as s\n"
+        "import model.network.state as s\n"
         "_to = s.HiddenState.to_bytes\n"
         "def wrong(self):\n"
         "    from dataclasses import replace\n"

@@ -29,7 +29,7 @@ import torch
 
 from model.config import ModelConfig
 from model.native.build import BuildError, compile_to, compilers
-from model.network import CharRNN
+from model.network.char_rnn import CharRNN
 from model.stepper import FREE, Block, Stepper
 from model.stepper.cpu import CpuStepper, Precision, Unsupported, available_cores
 

@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 
 from bench.serve import load, settled
-from model import checkpoint
+from model.checkpoints import checkpoint
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.leavers import held, wave
 from tests.servers import RedisServer, Service

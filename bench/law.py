@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from model.config import ModelConfig
-from model.network import CharRNN
+from model.network.char_rnn import CharRNN
 from model.stepper import Stepper
 from model.stepper.cpu import CpuStepper, Precision
 from tests.crowd import Careless, alone, different, in_crowds, random_texts

@@ -20,7 +20,7 @@ import httpx
 import torch
 from flask import Flask, Response, request
 
-from model import checkpoint
+from model.checkpoints import checkpoint
 from tests.servers import ROOT, eventually
 
 

@@ -25,9 +25,9 @@ from typing import Any
 import httpx
 import numpy as np
 
-from model import checkpoint
-from model.checkpoint import Checkpoint
-from model.sampling import SamplingParams
+from model.checkpoints import checkpoint
+from model.checkpoints.checkpoint import Checkpoint
+from model.network.sampling import SamplingParams
 from model.stepper.choose import Precision, choose
 from service.engine.engine import Engine
 from service.engine.sequence import Sequence

@@ -26,12 +26,12 @@ import httpx
 import numpy as np
 import redis
 
-from model import checkpoint
-from model.checkpoint import Checkpoint
-from model.generate import one_row_block
-from model.sampling import SamplingParams
-from model.state import HiddenState
+from model.checkpoints import checkpoint
+from model.checkpoints.checkpoint import Checkpoint
+from model.network.sampling import SamplingParams
+from model.network.state import HiddenState
 from model.stepper.choose import choose
+from model.stepper.generate import one_row_block
 from service.store.redis import RedisSessions
 from service.store.sessions import TAIL_CHARS, Session, new_session_id
 from tests.conftest import ALPHABET, random_checkpoint

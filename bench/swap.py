@@ -24,10 +24,10 @@ from typing import Any
 
 import httpx
 
-from model import checkpoint, registry
-from model.checkpoint import Checkpoint, load
-from model.generate import write
+from model.checkpoints import checkpoint, registry
+from model.checkpoints.checkpoint import Checkpoint, load
 from model.stepper.choose import choose
+from model.stepper.generate import write
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.integration.test_jobs import words
 from tests.servers import RedisServer, Service, Worker, eventually, parse_events

@@ -25,15 +25,15 @@ import torch
 from matplotlib.figure import Figure
 
 from bench.gpt import BLOCK, Curve, from_checkout, restated
-from model import evaluate
-from model.checkpoint import load, promoted
+from model.checkpoints.checkpoint import load, promoted
 from model.config import PRESETS, ModelConfig, TrainConfig
-from model.corpus import Corpus, Streams
-from model.learner import Learner, workers_that_fit
-from model.network import CharRNN
-from model.progress import Progress
-from model.ranks import Ranks
-from model.train import fit
+from model.evaluation import protocols
+from model.network.char_rnn import CharRNN
+from model.text.corpus import Corpus, Streams
+from model.training.distributed import Ranks
+from model.training.learner import Learner, workers_that_fit
+from model.training.loop import fit
+from model.training.progress import Progress
 
 _SHAPE = ("n_hidden", "n_layers", "n_embed")
 _SPRINT: dict[str, Any] = {"n_hidden": 160, "seq_length": 24, "lr": 6e-3, "validations": 6}
@@ -72,7 +72,7 @@ def _ours(corpus: Corpus, seconds: float) -> Curve:
 
     with tempfile.TemporaryDirectory() as folder:
         fit(corpus, model, config, Path(folder), watch=watch)
-    points = [(at, evaluate.loss(network, corpus.val, "a", crop=BLOCK)) for at, network in kept]
+    points = [(at, protocols.loss(network, corpus.val, "a", crop=BLOCK)) for at, network in kept]
     return Curve("Longhand, 1 x 160, windows of 24", points, seconds)
 
 

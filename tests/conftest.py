@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import settings
 
-from model import checkpoint
-from model.checkpoint import Checkpoint
+from model.checkpoints import checkpoint
+from model.checkpoints.checkpoint import Checkpoint
 from model.config import ModelConfig
 from model.native.build import BuildError, build
 from model.native.library import Unsupported
-from model.network import CharRNN
-from model.vocab import Vocabulary
+from model.network.char_rnn import CharRNN
+from model.text.vocab import Vocabulary
 from tests.servers import RedisServer, Service
 
 settings.register_profile("quick", max_examples=60, deadline=None)

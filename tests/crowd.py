@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
-from model.sampling import SamplingParams, uniforms
+from model.network.sampling import SamplingParams, uniforms
 from model.stepper import FREE, Block, Produced, Stepper
 
 

@@ -7,12 +7,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from model.generate import one_row_block
-from model.network import CharRNN
-from model.sampling import SamplingParams
+from model.network.char_rnn import CharRNN
+from model.network.sampling import SamplingParams
 from model.stepper import Stepper
 from model.stepper.cpu import CpuStepper, Unsupported
 from model.stepper.cuda import CudaStepper
+from model.stepper.generate import one_row_block
 from model.stepper.reference import ReferenceStepper
 
 Precision = Literal["fp32", "int8"]

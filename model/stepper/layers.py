@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.network import CharRNN
+from model.network.char_rnn import CharRNN
 
 
 class Layers:

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.network import CharRNN
-from model.sampling import sample
+from model.network.char_rnn import CharRNN
+from model.network.sampling import sample
 from model.stepper import FREE, Block, Produced
 from model.stepper.layers import Layers, Slots
 

@@ -13,11 +13,11 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from model.generate import one_row_block
-from model.sampling import SamplingParams
-from model.state import HiddenState
+from model.network.sampling import SamplingParams
+from model.network.state import HiddenState
 from model.stepper import Produced, Stepper
-from model.vocab import Vocabulary
+from model.stepper.generate import one_row_block
+from model.text.vocab import Vocabulary
 from service.engine.observer import Observer, Step, Unobserved
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence, Values

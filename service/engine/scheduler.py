@@ -10,7 +10,7 @@ from collections import deque
 
 import numpy as np
 
-from model.sampling import uniforms
+from model.network.sampling import uniforms
 from model.stepper import FREE, Block
 from service.engine.sequence import Sequence
 

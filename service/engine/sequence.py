@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from model.sampling import SamplingParams
-from service.engine.stops import StopScanner
+from model.network.sampling import SamplingParams
+from service.engine.stop_strings import StopScanner
 from service.engine.stream import Stream
 
 Values = NDArray[np.floating]

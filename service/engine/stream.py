@@ -10,7 +10,7 @@ import queue
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from model.state import HiddenState
+from model.network.state import HiddenState
 
 FinishReason = Literal["length", "stop", "cancelled", "timeout"]
 

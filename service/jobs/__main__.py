@@ -30,7 +30,7 @@ def main() -> int:
     if args.check:
         return 0 if heard_of(connect(url)) else 1
     if args.first:  # by a process of its own: it loads torch, which a worker that forks must not
-        queue = [sys.executable, "-m", "service.first", "--minutes", str(args.minutes)]
+        queue = [sys.executable, "-m", "service.jobs.bootstrap", "--minutes", str(args.minutes)]
         if subprocess.run(queue).returncode:
             return 1
     with alone_on(settings.device, settings.runs_dir):

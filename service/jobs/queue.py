@@ -17,7 +17,7 @@ from service.errors import JobHasEnded, JobsFull, StoreAway, UnknownJob
 from service.jobs.record import JOBS, Record
 
 QUEUE = "longhand"
-RETRAIN = "service.jobs.run.retrain"
+RETRAIN = "service.jobs.tasks.retrain"
 JOB_ID = "[0-9a-f]{16}"
 RETRIES = 3
 _KEEP_S = 30 * 86_400
@@ -40,7 +40,7 @@ class RetrainJob(Job):
     def func(self) -> Any:
         if self.func_name != RETRAIN or self.instance is not None:
             raise ValueError(f"job {self.id}: names {self.func_name!r}, expected {RETRAIN!r}")
-        from service.jobs.run import retrain  # torch: only who trains loads it
+        from service.jobs.tasks import retrain  # torch: only who trains loads it
 
         return retrain
 

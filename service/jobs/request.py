@@ -6,12 +6,12 @@ from dataclasses import fields
 from typing import Any
 
 from model.config import PRESETS, ModelConfig, TrainConfig
-from model.corpus import check_lengths
 from model.errors import ConfigError, TextError
-from model.vocab import Vocabulary
-from service.corpora import Corpora
+from model.text.corpus import check_lengths
+from model.text.vocab import Vocabulary
 from service.errors import BadRequest, UnknownCorpus
 from service.schemas import RetrainRequest
+from service.store.corpora import Corpora
 
 _NETWORK = {f.name for f in fields(ModelConfig)} - {"vocab_size"}
 _TRAINING = {f.name for f in fields(TrainConfig)}

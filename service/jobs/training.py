@@ -14,17 +14,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from model import checkpoint, registry
-from model.advice import Facts, Look, at_start, of_curve, of_whole
-from model.checkpoint import Checkpoint
+from model.checkpoints import checkpoint, registry
+from model.checkpoints.checkpoint import Checkpoint
 from model.config import ModelConfig, TrainConfig
-from model.corpus import Corpus
 from model.errors import CheckpointError, ConfigError
-from model.run import RunFolder
-from model.train import Progress, fit
-from service.corpora import Corpora
-from service.jobs.judge import decision_of, judge
+from model.evaluation.advice import Facts, Look, at_start, of_curve, of_whole
+from model.text.corpus import Corpus
+from model.training.loop import Progress, fit
+from model.training.run_folder import RunFolder
+from service.jobs.promotion_policy import decision_of, judge
 from service.jobs.request import settings_of
+from service.store.corpora import Corpora
 
 SAMPLE_CHARS = 240
 _TELL_S = 0.5  # between two words of progress

@@ -7,8 +7,8 @@ from typing import IO
 from flask import Blueprint, Response, jsonify, request
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
-from service.corpora import Corpora, too_large
 from service.errors import BadRequest
+from service.store.corpora import Corpora, too_large
 
 
 def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:

@@ -8,7 +8,7 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, request
 
 from service.errors import BadRequest
-from service.generation import Generation
+from service.generation.generation import Generation
 from service.routes import body
 from service.routes.sse import LOOK_S, EventStream, reader_watch
 from service.schemas import GenerateRequest

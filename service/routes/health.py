@@ -6,10 +6,10 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify
 
-from service.drain import Drain
 from service.errors import Draining, NoModel, StoreAway
-from service.reload import Reloader
-from service.serving import Serving
+from service.models.manager import Serving
+from service.models.watcher import Reloader
+from service.operations.drain import Drain
 from service.store.sessions import SessionStore
 
 

@@ -23,12 +23,12 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
-from service.corpora import Corpora
 from service.errors import BadRequest, Draining, Overloaded, ServiceError, StoreAway
 from service.jobs.queue import JOB_ID, JobQueue
 from service.jobs.request import check
 from service.routes import body
 from service.schemas import RetrainRequest
+from service.store.corpora import Corpora
 
 HEARTBEAT_S = 3.0
 MAX_FOLLOWERS = 8  # of a process: each holds a thread

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, jsonify
 
-from service.looking import Looking
+from service.inspection.inspection import Looking
 from service.routes import body
 from service.schemas import InspectRequest, ScoreRequest
 

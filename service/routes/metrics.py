@@ -6,7 +6,7 @@ from flask import Blueprint, Response, request
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from service.metrics import Metrics
+from service.operations.metrics import Metrics
 
 
 def blueprint(counted: Metrics) -> Blueprint:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from flask import Blueprint, Response, jsonify
 
-from model import checkpoint, registry, self_test
+from model.checkpoints import checkpoint, registry, self_test
 from model.errors import CheckpointError
 from service.errors import BadRequest, ModelConflict, NoModel, UnknownModel
+from service.models.manager import Serving
 from service.routes import body
 from service.schemas import Nothing
-from service.serving import Serving
 from service.store.promotions import Promotions
 
 _ID = "[0-9a-f]{16}"

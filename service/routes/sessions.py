@@ -7,9 +7,9 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
-from service import replay
 from service.errors import BadRequest, UnknownSession
-from service.generation import Generation
+from service.generation import replay
+from service.generation.generation import Generation
 from service.routes import body
 from service.routes.sse import EventStream, reader_watch
 from service.schemas import MAX_TOP, ForkRequest

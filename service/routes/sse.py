@@ -18,7 +18,7 @@ from typing import Any
 from flask import Response, request
 
 from service.errors import ServiceError
-from service.turn import Turn
+from service.generation.turn import Turn
 
 HEARTBEAT_S = 5.0
 LOOK_S = 0.25  # how often an idle stream looks whether its reader is still there

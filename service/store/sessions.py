@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from model.errors import StateError
-from model.state import HiddenState
+from model.network.state import HiddenState
 
 TAIL_CHARS = 1024
 SESSION_ID = "[A-Za-z0-9_-]{22,64}"

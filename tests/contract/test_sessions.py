@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from model.errors import StateError
-from model.state import HiddenState
+from model.network.state import HiddenState
 from service.errors import SessionConflict, UnknownSession
 from service.store.connect import connect
 from service.store.memory import MemorySessions

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from model import checkpoint
-from model.checkpoint import Checkpoint
-from model.generate import write
-from model.sampling import SamplingParams
+from model.checkpoints import checkpoint
+from model.checkpoints.checkpoint import Checkpoint
+from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
+from model.stepper.generate import write
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.servers import Event, RedisServer, Service, eventually, parse_events
 

@@ -17,9 +17,9 @@ def run(*module: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_an_api_is_well_when_it_is_ready(service: Service) -> None:
     """/readyz by the port of the settings; 0.0.0.0 is no address to ask."""
-    well = run("service.alive", HOST="0.0.0.0", PORT=str(service.port))
+    well = run("service.operations.healthcheck", HOST="0.0.0.0", PORT=str(service.port))
     assert (well.returncode, well.stdout.split()[0]) == (0, "200")
-    nobody = run("service.alive", PORT="1")
+    nobody = run("service.operations.healthcheck", PORT="1")
     assert nobody.returncode == 1
     assert nobody.stdout.startswith("no answer: ")
 
@@ -31,7 +31,7 @@ def test_a_trainer_queues_the_first_model_and_is_heard_of(tmp_path: Path) -> Non
     places = {"CHECKPOINT_DIR": "models", "CORPORA_DIR": "corpora", "RUNS_DIR": "runs"}
     environment = {"REDIS_URL": redis.url, **{name: str(tmp_path / folder) for name, folder in places.items()}}
     assert run("service.jobs", "--check", **environment).returncode == 1
-    queued = [run("service.first", "--minutes", "5", **environment).stdout.splitlines()[1] for _ in range(2)]
+    queued = [run("service.jobs.bootstrap", "--minutes", "5", **environment).stdout.splitlines()[1] for _ in range(2)]
     assert queued[0].startswith("train   queued: /jobs/")
     assert queued[1] == queued[0].replace("queued:", "queued already:")
     worker = Worker(**environment)

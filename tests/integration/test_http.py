@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from model.checkpoint import Checkpoint
-from model.generate import write
-from model.sampling import SamplingParams
+from model.checkpoints.checkpoint import Checkpoint
+from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
+from model.stepper.generate import write
 from tests.conftest import ALPHABET
 from tests.servers import RedisServer, Service, eventually
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from model import checkpoint, registry
-from model.checkpoint import load
+from model.checkpoints import checkpoint, registry
+from model.checkpoints.checkpoint import load
 from tests.servers import RedisServer, Service, Worker, eventually, parse_events
 
 SMALL = {"corpus": "words", "steps": 60, "batch_size": 4, "seq_length": 16, "n_hidden": 16, "n_embed": 8, "lr": 0.01}

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from model import checkpoint, evaluate
 from model.__main__ import main
-from model.checkpoint import Checkpoint
-from model.gates import gates
+from model.checkpoints import checkpoint
+from model.checkpoints.checkpoint import Checkpoint
+from model.evaluation import protocols
+from model.network.gates import gates
 from service.routes.page import FOLDER
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.servers import RedisServer, Service, parse_events
@@ -130,7 +131,7 @@ def test_score_is_the_loss_of_model_evaluate(service: Service, tiny: Checkpoint)
     text = TEXT * 60
     scored = service.client.post("/score", json={"text": text}).json()
     ids = np.array([ALPHABET.start, *ALPHABET.encode(text)])
-    assert scored["nats_per_character"] == pytest.approx(evaluate.loss(tiny.network(), ids), abs=1e-5)
+    assert scored["nats_per_character"] == pytest.approx(protocols.loss(tiny.network(), ids), abs=1e-5)
     assert scored["bits_per_character"] == pytest.approx(scored["nats_per_character"] / math.log(2))
     assert scored["characters"] == len(scored["surprise"]) == len(text)
     logprobs = torch.log_softmax(rows(tiny, text), dim=-1)
@@ -180,7 +181,7 @@ def test_score_skips_what_the_model_does_not_know(service: Service) -> None:
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("of", ["i", "f", "g", "o", "c", "h"])
 def test_inspect_is_model_gates(service: Service, tiny: Checkpoint, layer: int, of: str) -> None:
-    """Gates, c and h of the units that were named, and one of them of all units, equal model.gates on the text."""
+    """Gates, c and h of the units that were named, and one of them of all units, equal model.network.gates."""
     body = {"text": TEXT, "layer": layer, "units": [0, 5, 23], "map": of}
     found = service.client.post("/inspect", json=body).json()
     oracle = gates(tiny.network(), [ALPHABET.start, *ALPHABET.encode(TEXT)])[layer]
@@ -268,7 +269,7 @@ def test_other_cells_are_scored_but_have_other_gates(gru: Service, service: Serv
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "wrong_cell")
     assert "'gru', expected 'lstm'" in refused.json()["error"]["message"]
     ids = np.array([ALPHABET.start, *ALPHABET.encode(TEXT)])
-    expected = evaluate.loss(random_checkpoint("gru").network(), ids)
+    expected = protocols.loss(random_checkpoint("gru").network(), ids)
     assert gru.client.post("/score", json={"text": TEXT}).json()["nats_per_character"] == pytest.approx(
         expected, abs=1e-5
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from model import checkpoint
+from model.checkpoints import checkpoint
 from tests.conftest import random_checkpoint
 from tests.scrape import scraped
 from tests.servers import RedisServer, Service, eventually

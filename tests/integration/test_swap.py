@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model import checkpoint, registry, self_test
-from model.checkpoint import Checkpoint
-from model.generate import write
+from model.checkpoints import checkpoint, registry, self_test
+from model.checkpoints.checkpoint import Checkpoint
 from model.stepper.choose import choose
+from model.stepper.generate import write
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.servers import RedisServer, Service, eventually, parse_events
 

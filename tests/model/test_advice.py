@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from model.advice import Facts, Look, at_start, of_curve, of_whole
+from model.evaluation.advice import Facts, Look, at_start, of_curve, of_whole
 
 SOUND = Facts(n_parameters=1_000_000, n_train=1_000_000, n_val=100_000, n_vocab=65, dropout=0.35, seq_length=64)
 

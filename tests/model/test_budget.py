@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.budget import Budget, Decision, learning_rate
 from model.config import TrainConfig
+from model.training.schedule import Budget, Decision, learning_rate
 
 MINUTES = TrainConfig(minutes=1.0, validations=10)
 

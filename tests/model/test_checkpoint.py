@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.checkpoint import Checkpoint, load, promote, promoted
+from model.checkpoints.checkpoint import Checkpoint, load, promote, promoted
 from model.errors import CheckpointError
 from tests.conftest import random_checkpoint
 
@@ -122,7 +122,7 @@ def test_a_full_disk_leaves_the_old_file_whole(
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("model.checkpoint.os.fsync", full)
+    monkeypatch.setattr("model.checkpoints.checkpoint.os.fsync", full)
     with pytest.raises(CheckpointError, match="No space left") as e:
         tiny.save(tmp_path)
     assert str(path) in str(e.value)

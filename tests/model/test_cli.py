@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from model import console
 from model.__main__ import main
-from model.checkpoint import load, promoted
+from model.checkpoints.checkpoint import load, promoted
+from model.cli import console
 from model.config import PRESETS, ModelConfig, TrainConfig
-from model.run import RunFolder
-from model.train import Progress
+from model.training.loop import Progress
+from model.training.run_folder import RunFolder
 
 
 @pytest.fixture

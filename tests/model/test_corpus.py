@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.config import TrainConfig
-from model.corpus import Corpus, Streams, read_text, text_sha256
-from model.default_text import default_text
 from model.errors import TextError
+from model.text.corpus import Corpus, Streams, read_text, text_sha256
+from model.text.default_text import default_text
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model import evaluate
-from model.checkpoint import load
+from model.checkpoints.checkpoint import load
 from model.config import ModelConfig, TrainConfig
-from model.corpus import Corpus
-from model.dynamic import dynamic_loss
-from model.network import CharRNN
-from model.train import fit
+from model.evaluation import protocols
+from model.evaluation.dynamic_evaluation import dynamic_loss
+from model.network.char_rnn import CharRNN
+from model.text.corpus import Corpus
+from model.training.loop import fit
 from tests.model.test_train import words
 
 CONFIG = TrainConfig(steps=150, batch_size=8, seq_length=32, lr=1e-2, validations=2)
@@ -29,14 +29,14 @@ def test_it_adapts_to_what_is_new(network: CharRNN) -> None:
     corpus = Corpus.from_text(words(3000), CONFIG)
     strange = corpus.vocab.encode("milk\nmilk\nsugar " * 80)
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    assert dynamic_loss(network, strange) < evaluate.loss(network, strange) - 0.05
+    assert dynamic_loss(network, strange) < protocols.loss(network, strange) - 0.05
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
 
 
 def test_without_a_rate_it_is_protocol_b(network: CharRNN) -> None:
     """Nothing learnt: the plain pass, every character counted once, whatever the window."""
     ids = Corpus.from_text(words(3000), CONFIG).val[:1000]
-    plain = evaluate.loss(network, ids)
+    plain = protocols.loss(network, ids)
     assert dynamic_loss(network, ids, rate=0.0, window=32) == pytest.approx(plain, abs=1e-4)
     assert dynamic_loss(network, ids, rate=0.0, window=7) == pytest.approx(plain, abs=1e-4)
 

@@ -8,8 +8,8 @@ import torch
 
 from model.config import ModelConfig
 from model.errors import ConfigError
-from model.gates import gates
-from model.network import CharRNN
+from model.network.char_rnn import CharRNN
+from model.network.gates import gates
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 3])

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model import large_text
 from model.config import ModelConfig, TrainConfig
-from model.corpus import Corpus
 from model.errors import TextError
-from model.large_text import corpus_from_file
-from model.train import fit
+from model.text import memory_map as large_text
+from model.text.corpus import Corpus
+from model.text.memory_map import corpus_from_file
+from model.training.loop import fit
 from tests.model.test_train import words
 
 CONFIG = TrainConfig(steps=20, batch_size=4, seq_length=16, validations=2)

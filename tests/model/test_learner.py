@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint import load
+from model.checkpoints.checkpoint import load
 from model.config import ModelConfig, TrainConfig
-from model.corpus import Corpus
 from model.errors import ConfigError
-from model.learner import workers_that_fit
-from model.network import CharRNN
-from model.regularise import forward, mask
-from model.train import fit
+from model.network.char_rnn import CharRNN
+from model.network.regularization import forward, mask
+from model.text.corpus import Corpus
+from model.training.learner import workers_that_fit
+from model.training.loop import fit
 from tests.model.test_train import words
 
 CONFIG = TrainConfig(steps=60, batch_size=16, seq_length=16, lr=1e-2, validations=2, workers=1)

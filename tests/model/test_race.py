@@ -9,7 +9,7 @@ import pytest
 
 from bench.gpt import from_checkout, restated
 from model.config import TrainConfig
-from model.corpus import Corpus
+from model.text.corpus import Corpus
 from tests.model.test_train import words
 
 CONFIG = TrainConfig(batch_size=4, seq_length=16)

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint import load, promoted
+from model.checkpoints.checkpoint import load, promoted
 from model.config import ModelConfig, TrainConfig
-from model.corpus import Corpus
-from model.run import RunFolder
-from model.train import fit
+from model.text.corpus import Corpus
+from model.training.loop import fit
+from model.training.run_folder import RunFolder
 from tests.model.test_train import words
 from tests.servers import ROOT
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import registry, self_test
-from model.checkpoint import Checkpoint, load, promote, promoted, promotions, roll_back
+from model.checkpoints import registry, self_test
+from model.checkpoints.checkpoint import Checkpoint, load, promote, promoted, promotions, roll_back
 from model.errors import CheckpointError
 from model.stepper.cpu import CpuStepper, Precision, Unsupported
 from model.stepper.reference import ReferenceStepper

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from model.checkpoint import load
+from model.checkpoints.checkpoint import load
 from model.config import ModelConfig, TrainConfig
-from model.corpus import Corpus
 from model.errors import CheckpointError, ConfigError
-from model.run import RunFolder, new_folder
-from model.train import Progress, fit
+from model.text.corpus import Corpus
+from model.training.loop import Progress, fit
+from model.training.run_folder import RunFolder, new_folder
 from tests.model.test_train import words
 from tests.servers import ROOT
 
@@ -56,8 +56,8 @@ def test_killed_at_ten_moments_it_is_the_same_run(
     corpus: Corpus, whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after any step, ten times over, and resumed: every loss and the checkpoint are those of the whole run."""
-    monkeypatch.setattr("model.train._POINT_S", 0.0)  # a resume point at each report
-    monkeypatch.setattr("model.train._REPORT_STEPS", 5)
+    monkeypatch.setattr("model.training.loop._POINT_S", 0.0)  # a resume point at each report
+    monkeypatch.setattr("model.training.loop._REPORT_STEPS", 5)
     stops = [7, 23, 24, 40, 41, 66, 80, 99, 100, 119]
 
     def watch(progress: Progress) -> None:
@@ -91,7 +91,7 @@ def test_a_kill_before_a_beaten_checkpoint_is_removed(
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("model.train.remove", killed)
+        patch.setattr("model.training.loop.remove", killed)
         with pytest.raises(Killed):
             fit(corpus, model(corpus), CONFIG, tmp_path, run=tmp_path / "run")
     assert len(list(tmp_path.glob("*.safetensors"))) == 2

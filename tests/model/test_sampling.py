@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.sampling import MAX_SEED, sample, uniforms
+from model.network.sampling import MAX_SEED, sample, uniforms
 
 
 def draw(

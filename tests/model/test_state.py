@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import StateError
-from model.state import HiddenState
+from model.network.state import HiddenState
 
 
 def state(dtype: str = "f4") -> HiddenState:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from model.__main__ import main
-from model.checkpoint import load, promoted
+from model.checkpoints.checkpoint import load, promoted
 from model.config import ModelConfig, TrainConfig
-from model.corpus import Corpus
 from model.errors import ConfigError, TrainingError
-from model.sweep import Sweep
+from model.text.corpus import Corpus
+from model.training.sweep import Sweep
 from tests.model.test_train import words
 from tests.servers import ROOT, RedisServer
 
@@ -91,8 +91,8 @@ def test_the_same_settings_are_put_back(tmp_path: Path, text: Path, monkeypatch:
     corpus = Corpus.from_file(text, CONFIG)
     rates = iter([0.002, 0.002, 0.003])
 
-    monkeypatch.setattr("model.sweep._suggest", lambda trial: trial.suggest_float("lr", (r := next(rates)), r))
-    monkeypatch.setattr("model.sweep._begin_with", lambda model, config: {})
+    monkeypatch.setattr("model.training.sweep._suggest", lambda trial: trial.suggest_float("lr", (r := next(rates)), r))
+    monkeypatch.setattr("model.training.sweep._begin_with", lambda model, config: {})
     sweep = Sweep(corpus, ModelConfig(len(corpus.vocab), n_hidden=8), CONFIG, tmp_path)
     sweep.run(2, 5)
     assert sorted(row.settings["lr"] for row in sweep.leaderboard()) == [0.002, 0.003]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.telling import FEATURES, correlations, ranked
+from model.evaluation.unit_correlations import FEATURES, correlations, ranked
 
 TEXT = 'He said "Go.\nNow" and “so” on.\n'
 

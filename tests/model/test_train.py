@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model import evaluate
-from model.checkpoint import load
+from model.checkpoints.checkpoint import load
 from model.config import ModelConfig, TrainConfig
-from model.corpus import Corpus
 from model.errors import ConfigError, TrainingError
-from model.network import CharRNN
+from model.evaluation import protocols
+from model.network.char_rnn import CharRNN
 from model.stepper.reference import ReferenceStepper
-from model.train import Progress, fit
+from model.text.corpus import Corpus
+from model.training.loop import Progress, fit
 
 CONFIG = TrainConfig(steps=150, batch_size=8, seq_length=32, lr=1e-2, validations=5, seed=3)
 
@@ -58,7 +58,7 @@ def test_the_best_validation_is_what_is_kept(tmp_path: Path, corpus: Corpus) -> 
     best = min(looks, key=lambda p: p.val_loss or 0)
     assert kept.step == best.step
     assert kept.val_characters == len(corpus.val) - 1
-    assert kept.val_loss == pytest.approx(evaluate.loss(kept.network(), corpus.val), abs=1e-6)
+    assert kept.val_loss == pytest.approx(protocols.loss(kept.network(), corpus.val), abs=1e-6)
     assert path.name == f"val{kept.val_loss:.4f}-step{kept.step:06d}.safetensors"
 
 
@@ -124,7 +124,7 @@ def test_protocol_b_is_one_pass(corpus: Corpus) -> None:
     with torch.inference_mode():
         logits, _ = network(ids[None, :-1], network.zero_state(1))
         plain = float(F.cross_entropy(logits[0], ids[1:]))
-    assert evaluate.loss(network, corpus.train[:20000]) == pytest.approx(plain, abs=5e-4)
+    assert protocols.loss(network, corpus.train[:20000]) == pytest.approx(plain, abs=5e-4)
 
 
 @pytest.mark.parametrize("n_slots", [1, 5, 64])
@@ -135,8 +135,8 @@ def test_a_stepper_has_the_loss_of_its_network(corpus: Corpus, n_slots: int) -> 
     network.head.weight.data.mul_(5)
     stepper, ids = ReferenceStepper(network, n_slots), corpus.train[: min(9000, 3000 * n_slots)]
     stepper.write(0, np.ones((2, 1, network.config.n_hidden), np.float32))
-    found = evaluate.loss_as_served(stepper, len(corpus.vocab), ids)
-    assert found == pytest.approx(evaluate.loss(network, ids), abs=5e-4)
+    found = protocols.loss_as_served(stepper, len(corpus.vocab), ids)
+    assert found == pytest.approx(protocols.loss(network, ids), abs=5e-4)
 
 
 def test_protocol_a_starts_each_crop_anew(corpus: Corpus) -> None:
@@ -149,7 +149,7 @@ def test_protocol_a_starts_each_crop_anew(corpus: Corpus) -> None:
             float(F.cross_entropy(network(ids[None, i : i + 256], network.zero_state(1))[0][0], ids[i + 1 : i + 257]))
             for i in range(0, 256 * 5, 256)
         ]
-    assert evaluate.loss(network, corpus.train[: 256 * 5 + 1], "a") == pytest.approx(np.mean(each), abs=1e-5)
+    assert protocols.loss(network, corpus.train[: 256 * 5 + 1], "a") == pytest.approx(np.mean(each), abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import TextError, UnknownCharacters
-from model.vocab import Vocabulary
+from model.text.vocab import Vocabulary
 
 
 @given(st.text(min_size=2).filter(lambda t: len(set(t)) > 1))

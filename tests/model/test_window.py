@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import ModelConfig, TrainConfig
-from model.corpus import Corpus, Streams
-from model.learner import Learner
-from model.network import CharRNN
-from model.ranks import Ranks
-from model.regularise import forward
-from model.run import RunFolder
-from model.train import fit
-from model.window import lstm_window, usable
+from model.network.char_rnn import CharRNN
+from model.network.native_layer import lstm_window, usable
+from model.network.regularization import forward
+from model.text.corpus import Corpus, Streams
+from model.training.distributed import Ranks
+from model.training.learner import Learner
+from model.training.loop import fit
+from model.training.run_folder import RunFolder
 from tests.model.test_train import words
 
 pytestmark = pytest.mark.usefixtures("native_code")

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from service.auth import Keys, Limits
 from service.errors import Forbidden, TooMany, Unauthorized
+from service.operations.auth import Keys, Limits
 from tests.servers import RedisServer
 
 ADMIN, ONE, TWO = "the-operators-key", "a-readers-key-001", "a-readers-key-002"

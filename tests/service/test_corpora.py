@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.corpus import read_text, text_sha256
 from model.errors import TextError
-from service.corpora import Corpora
+from model.text.corpus import read_text, text_sha256
 from service.errors import BadRequest, BodyTooLarge, CorpusConflict, ServiceError, UnknownCorpus
+from service.store.corpora import Corpora
 
 BYTES = st.one_of(
     st.binary(max_size=40),

@@ -8,15 +8,15 @@ import time
 import numpy as np
 import pytest
 
-from model.checkpoint import Checkpoint
-from model.sampling import SamplingParams
+from model.checkpoints.checkpoint import Checkpoint
+from model.network.sampling import SamplingParams
 from model.stepper.reference import ReferenceStepper
-from service.drain import Drain
 from service.engine.engine import Engine
 from service.engine.sequence import Sequence
 from service.engine.stream import End, Failed, Piece
 from service.errors import Draining
-from service.serving import Served, Serving
+from service.models.manager import Served, Serving
+from service.operations.drain import Drain
 from tests.conftest import ALPHABET
 from tests.servers import eventually
 

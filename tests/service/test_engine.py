@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import Checkpoint
-from model.generate import generate, write
-from model.sampling import SamplingParams
-from model.state import HiddenState
+from model.checkpoints.checkpoint import Checkpoint
+from model.network.sampling import SamplingParams
+from model.network.state import HiddenState
 from model.stepper import Stepper
 from model.stepper.cpu import CpuStepper, Unsupported
+from model.stepper.generate import generate, write
 from model.stepper.reference import ReferenceStepper
 from service.engine.engine import Engine
 from service.engine.sequence import Sequence
-from service.engine.stops import StopScanner
+from service.engine.stop_strings import StopScanner
 from service.engine.stream import End, Failed, Mark, Piece
 from service.errors import Draining, Overloaded
 from tests.conftest import ALPHABET

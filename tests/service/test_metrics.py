@@ -8,13 +8,13 @@ import random
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from model.checkpoint import Checkpoint
+from model.checkpoints.checkpoint import Checkpoint
 from model.stepper.reference import ReferenceStepper
-from service import metrics
 from service.engine.engine import Engine
 from service.engine.observer import Step
 from service.errors import Overloaded
-from service.metrics import BOUNDS, Board, Metrics
+from service.operations import metrics
+from service.operations.metrics import BOUNDS, Board, Metrics
 from tests.scrape import scraped
 from tests.service.test_engine import ask, read
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.sampling import SamplingParams
+from model.network.sampling import SamplingParams
 from model.stepper import Block
 from service.engine.scheduler import HAND_OUT_S, MAX_STEPS, Scheduler
 from service.engine.sequence import Sequence

@@ -13,18 +13,18 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, multiple, rule
 
-from model.checkpoint import Checkpoint
-from model.generate import write
-from model.sampling import SamplingParams
+from model.checkpoints.checkpoint import Checkpoint
+from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
+from model.stepper.generate import write
 from service.engine.engine import Engine
 from service.errors import NoTurn, SessionConflict, TurnInterrupted, UnknownSession
-from service.generation import Generation, Policy
+from service.generation.generation import Generation, Policy
+from service.generation.turn import Turn
+from service.models.manager import Served, Serving
 from service.schemas import GenerateRequest
-from service.serving import Served, Serving
 from service.store.memory import MemorySessions
 from service.store.prefixes import MemoryPrefixes
-from service.turn import Turn
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.servers import eventually
 

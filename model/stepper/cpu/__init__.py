@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.native.library import BlockArrays, ModelArrays, Unsupported, library_path, load_library
-from model.network import CharRNN
+from model.network.char_rnn import CharRNN
 from model.stepper import Block, Produced
 from model.stepper.cpu.pack import Precision, pack
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.native.library import Unsupported
-from model.network import CharRNN
+from model.network.char_rnn import CharRNN
 
 Precision = Literal["fp32", "int8"]
 PANEL = 32

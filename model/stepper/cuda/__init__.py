@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.network import CharRNN
+from model.network.char_rnn import CharRNN
 from model.stepper import Block, Produced
 from model.stepper.cuda.body import CAPACITY, Body
 from model.stepper.layers import Layers, Slots

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.sampling import sample
+from model.network.sampling import sample
 from model.stepper import FREE, Block
 from model.stepper.layers import Layers
 

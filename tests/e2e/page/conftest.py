@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from model import checkpoint
-from model.checkpoint import Checkpoint
+from model.checkpoints import checkpoint
+from model.checkpoints.checkpoint import Checkpoint
 from tests.conftest import ALPHABET
 from tests.e2e.page import browser as chromium
 from tests.servers import RedisServer, Service, Worker

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model import checkpoint
-from model.checkpoint import Checkpoint
-from model.gates import gates
+from model.checkpoints import checkpoint
+from model.checkpoints.checkpoint import Checkpoint
+from model.network.gates import gates
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.e2e.page.conftest import Visit
 from tests.integration.test_first_model import Launched

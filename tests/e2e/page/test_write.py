@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from model.checkpoint import Checkpoint
-from model.generate import write
-from model.sampling import SamplingParams
+from model.checkpoints.checkpoint import Checkpoint
+from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
+from model.stepper.generate import write
 from tests.conftest import ALPHABET
 from tests.e2e.page.conftest import Visit
 from tests.servers import RedisServer, Service

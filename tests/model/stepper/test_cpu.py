@@ -21,8 +21,8 @@ from model.config import Cell, ModelConfig
 from model.native import build as build_module
 from model.native.build import build, compile_to, compilers
 from model.native.library import flags, library_path, load_library
-from model.network import CharRNN
-from model.sampling import SamplingParams, sample
+from model.network.char_rnn import CharRNN
+from model.network.sampling import SamplingParams, sample
 from model.stepper import FREE, Block, Produced
 from model.stepper.cpu import CpuStepper, Precision, Unsupported
 from tests.crowd import Careless, Played, Text, block_of, differences, different, in_crowds, random_texts
@@ -188,7 +188,7 @@ equal_logits = st.lists(st.sampled_from([0.0, 1.0, -2.5]), min_size=2, max_size=
 def test_sampling_is_that_of_the_model_package(
     logits: list[float], uniform: float, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> None:
-    """The id is the one model.sampling draws, unless a number lies within 1e-9 of a border; the log-probability too."""
+    """The id is the one that sampling draws, unless a number lies within 1e-9 of a border; the log-probability too."""
     scores = np.array(logits, np.float32)
     if temperature > 0:
         _assume_no_border(scores.astype(np.float64), uniform, SamplingParams(temperature, top_k, top_p, min_p))
@@ -229,7 +229,7 @@ def _assume_no_border(scores: np.ndarray, uniform: float, params: SamplingParams
 
 
 def test_a_large_vocabulary_is_filtered_alike() -> None:
-    """65,536 ids, with and without filters: the same ids as model.sampling."""
+    """65,536 ids, with and without filters: the same ids as model.network.sampling."""
     rng = np.random.default_rng(2)
     scores, unused = rng.normal(size=65536).astype(np.float32) * 3, np.zeros(1, np.float32)
     library = load_library(library_path())

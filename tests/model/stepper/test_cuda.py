@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import Checkpoint
+from model.checkpoints.checkpoint import Checkpoint
 from model.config import Cell
-from model.generate import generate, write
-from model.sampling import SamplingParams
+from model.network.sampling import SamplingParams
 from model.stepper import FREE, Block, Stepper
 from model.stepper.choose import choose
 from model.stepper.cuda import CudaStepper
 from model.stepper.cuda.body import CAPACITY
+from model.stepper.generate import generate, write
 from model.stepper.reference import TILE, ReferenceStepper
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.crowd import Careless, differences, random_texts

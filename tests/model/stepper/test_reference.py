@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.checkpoint import Checkpoint
-from model.generate import generate, write
-from model.sampling import SamplingParams
+from model.checkpoints.checkpoint import Checkpoint
+from model.network.sampling import SamplingParams
 from model.stepper import Block, Produced
+from model.stepper.generate import generate, write
 from model.stepper.reference import ReferenceStepper
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.crowd import alone, differences, random_texts

@@ -30,7 +30,7 @@ import torch
 from model.config import ModelConfig
 from model.native.build import BuildError, compile_to, compilers
 from model.network.char_rnn import CharRNN
-from model.stepper import FREE, Block, Stepper
+from model.stepper import SAMPLE, Block, Stepper
 from model.stepper.cpu import CpuStepper, Precision, Unsupported, available_cores
 
 VOCAB, EMBED = 65, 64
@@ -43,13 +43,13 @@ Turn = Callable[[], object]
 
 
 def block_of(rows: int) -> Block:
-    forced = np.full((STEPS, rows), FREE, np.int32)
-    forced[0] = np.arange(rows) % VOCAB
+    forced_ids = np.full((STEPS, rows), SAMPLE, np.int32)
+    forced_ids[0] = np.arange(rows) % VOCAB
     return Block(
         slots=np.arange(rows, dtype=np.int32),
         steps=np.full(rows, STEPS, np.int32),
-        forced=forced,
-        uniforms=np.random.default_rng(1).random((STEPS, rows)),
+        forced_ids=forced_ids,
+        random_values=np.random.default_rng(1).random((STEPS, rows)),
         temperature=np.ones(rows),
         top_k=np.zeros(rows, np.int32),
         top_p=np.ones(rows),

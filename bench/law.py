@@ -23,7 +23,7 @@ from model.config import ModelConfig
 from model.network.char_rnn import CharRNN
 from model.stepper import Stepper
 from model.stepper.cpu import CpuStepper, Precision
-from tests.crowd import Careless, alone, different, in_crowds, random_texts
+from tests.random_batching import Careless, alone, different, in_crowds, random_texts
 
 VOCAB = 65
 

@@ -4,7 +4,7 @@
     python -m bench.sessions --million           # 10^6 as well: needs 12 GB for Redis
     python -m bench.sessions --counts 10000 --history 100,10000
 
-Sessions of a 2 x 512 model, with a full tail of text, go through the service's own store into a Redis without
+Sessions of a 2 x 512 model, with a full recent_text of text, go through the service's own store into a Redis without
 persistence; their floats are random, so nothing is saved by their being alike. Then, with all of them there, one
 character is asked for over HTTP, in turn of a new session and of one after each length of text, which was really read;
 "re-reading" is the time that the stepper took to read it, alone on this machine: what a resume costs without the state.
@@ -33,7 +33,7 @@ from model.network.state import HiddenState
 from model.stepper.choose import choose
 from model.stepper.generate import one_row_block
 from service.store.redis import RedisSessions
-from service.store.sessions import TAIL_CHARS, Session, new_session_id
+from service.store.sessions import RECENT_TEXT_CHARS, Session, new_session_id
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.servers import RedisServer, Service
 
@@ -78,7 +78,7 @@ def read(model: Checkpoint, lengths: list[int]) -> Iterator[tuple[Session, float
     done, took = 0, 0.0
     stepper.write(0, None)
     for length in lengths:
-        while done < length:  # all but the last, which is the state's pending id
+        while done < length:  # all but the last, which is the state's next_input id
             steps = min(BLOCK, length - done)
             block = one_row_block(0, ids[done : done + steps], steps, np.zeros((steps, 1)), SamplingParams())
             started = time.perf_counter()
@@ -86,7 +86,7 @@ def read(model: Checkpoint, lengths: list[int]) -> Iterator[tuple[Session, float
             took += time.perf_counter() - started
             done += steps
         state = HiddenState(stepper.read(0), int(ids[length]), length, model.fingerprint, stepper.numerics)
-        yield Session(state, seed=1, tail=ALPHABET.decode(ids[1 : length + 1])[-TAIL_CHARS:]), took
+        yield Session(state, seed=1, recent_text=ALPHABET.decode(ids[1 : length + 1])[-RECENT_TEXT_CHARS:]), took
 
 
 def fill(client: Any, model: Checkpoint, counts: list[int]) -> list[dict[str, Any]]:
@@ -98,9 +98,9 @@ def fill(client: Any, model: Checkpoint, counts: list[int]) -> list[dict[str, An
         started = time.perf_counter()
         for _ in range(count - stored):
             values = rng.standard_normal((2, model.config.n_layers, model.config.n_hidden), dtype=np.float32)
-            tail = ALPHABET.decode(rng.integers(0, len(ALPHABET), TAIL_CHARS).astype(np.int32))
+            recent_text = ALPHABET.decode(rng.integers(0, len(ALPHABET), RECENT_TEXT_CHARS).astype(np.int32))
             state = HiddenState(values, 1, 10**6, fingerprint, "cpu-f32-v1")
-            session = Session(state, seed=secrets.randbits(53), tail=tail)
+            session = Session(state, seed=secrets.randbits(53), recent_text=recent_text)
             store.create(new_session_id(), session)
         stored = count
         memory = client.info("memory")

@@ -30,7 +30,7 @@ from model.config import PRESETS, ModelConfig, TrainConfig
 from model.evaluation import protocols
 from model.network.char_rnn import CharRNN
 from model.text.corpus import Corpus, Streams
-from model.training.distributed import Ranks
+from model.training.distributed import Distributed
 from model.training.learner import Learner, workers_that_fit
 from model.training.loop import fit
 from model.training.progress import Progress
@@ -97,7 +97,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     workers = workers_that_fit(config, "cpu", 1)
     text = torch.randint(65, (1_000_000,), dtype=torch.uint8).numpy()
     streams = Streams(text, config.batch_size, config.seq_length)
-    learner = Learner(model, config, "cpu", Ranks(), workers)
+    learner = Learner(model, config, "cpu", Distributed(), workers)
     rates, steps = [], []
     with learner.working():
         learner.step(streams, 1e-3)

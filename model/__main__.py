@@ -21,7 +21,7 @@ from model.stepper.generate import write
 from model.text.corpus import Corpus, read_text
 from model.text.default_text import default_text
 from model.text.memory_map import corpus_from_file
-from model.training.distributed import Ranks, joined, leave
+from model.training.distributed import Distributed, joined, leave
 from model.training.loop import fit
 from model.training.run_folder import RunFolder, new_folder
 
@@ -115,7 +115,7 @@ def _train(args: argparse.Namespace) -> None:
         _train_as(args, ranks, device)
 
 
-def _train_as(args: argparse.Namespace, ranks: Ranks, device: str) -> None:
+def _train_as(args: argparse.Namespace, ranks: Distributed, device: str) -> None:
     about, given = _begun(args.resume), _given(args)
     source = args.corpus or (Path(about["corpus"]) if about.get("corpus") else None)
     store = args.out or Path(about.get("store", _STORE))
@@ -213,9 +213,7 @@ def _score(args: argparse.Namespace) -> None:
     if not chosen or set(chosen) - set("abc"):
         raise ConfigError(f"protocols: got {chosen!r}, expected letters of a, b and c")
     if args.precision and set(chosen) != {"b"}:
-        raise ConfigError(
-            f"protocols: got {chosen!r}, expected b with precision {args.precision}: a stepper reads on"
-        )
+        raise ConfigError(f"protocols: got {chosen!r}, expected b with precision {args.precision}: a stepper reads on")
     loaded = checkpoint.load(args.checkpoint or _promoted(args.store))
     text = read_text(args.corpus)[0] if args.corpus else default_text()
     cut = {name: loaded.options[name] for name in ("val_fraction", "test_fraction") if name in loaded.options}

@@ -16,13 +16,13 @@ from model.checkpoints import checkpoint, self_test
 from model.stepper.choose import choose
 from service import errors
 from service.engine.engine import Engine
-from service.errors import StoreAway
+from service.errors import StoreUnavailable
 from service.generation.generation import Generation, Policy
-from service.inspection.inspection import Looking
-from service.inspection.token_logprobs import Reader
+from service.inspection.inspection import InspectionService
+from service.inspection.token_logprobs import OnDemandNetwork
 from service.jobs.queue import JobQueue
-from service.models.manager import Served, Serving, free
-from service.models.watcher import Reloader
+from service.models.manager import LoadedModel, ModelManager, free
+from service.models.watcher import CheckpointWatcher
 from service.operations.auth import Keys, Limits
 from service.operations.drain import Drain
 from service.operations.metrics import Metrics
@@ -58,13 +58,13 @@ def create_app(settings: Settings | None = None) -> Flask:
         promotions = MemoryPromotions()
     if settings.queue_url:
         queue = JobQueue(connect(settings.queue_url), settings.max_queued_jobs)
-    serving = Serving(lambda: _first_job(queue))
+    serving = ModelManager(lambda: _first_job(queue))
     counted = Metrics()
-    reloader = Reloader(
+    reloader = CheckpointWatcher(
         serving, settings.checkpoint_dir, lambda path: load(path, settings, counted), promotions.wait, counted
     )
     drain = Drain(serving, settings.drain_notice_s, settings.drain_s)
-    policy = Policy(settings.max_chars, settings.lease_s, settings.snapshot_s, settings.session_tail_chars)
+    policy = Policy(settings.max_chars, settings.lease_s, settings.snapshot_s, settings.session_recent_text_chars)
     generation = Generation(serving, store, prefixes, policy)
     texts = Corpora(settings.corpora_dir, settings.max_corpus_bytes)
 
@@ -78,8 +78,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     limits = Limits(settings.rate_limit, settings.redis_url)
     for blueprint in (
         generate.blueprint(generation),
-        sessions.blueprint(generation, store, settings.session_tail_chars),
-        look.blueprint(Looking(serving, store, settings.max_chars)),
+        sessions.blueprint(generation, store, settings.session_recent_text_chars),
+        look.blueprint(InspectionService(serving, store, settings.max_chars)),
     ):
         app.register_blueprint(_guarded(blueprint, _check_api(keys, limits)))
     for blueprint in (
@@ -99,7 +99,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     return app
 
 
-def load(path: Path, settings: Settings, counted: Metrics) -> Served:
+def load(path: Path, settings: Settings, counted: Metrics) -> LoadedModel:
     """A checkpoint on an engine that runs, tested and warm. Raised: CheckpointError."""
     loaded = checkpoint.load(path)
     self_test.check(loaded)
@@ -119,14 +119,14 @@ def load(path: Path, settings: Settings, counted: Metrics) -> Served:
         observer=counted.engine(stepper.n_slots),
     )
     engine.start()
-    return Served(engine, path.name, stepper, Reader(path, loaded.fingerprint))
+    return LoadedModel(engine, path.name, stepper, OnDemandNetwork(path, loaded.fingerprint))
 
 
 def _first_job(queue: JobQueue | None) -> dict[str, Any]:
     """What is told while there is no model: the job that makes one."""
     try:
         job_id = queue.first() if queue is not None else None
-    except StoreAway:
+    except StoreUnavailable:
         return {}
     return {"job": f"/jobs/{job_id}"} if job_id is not None else {}
 

@@ -23,7 +23,7 @@ ServiceError
 │   └── TooMany          429  this client asks too often
 ├── WrongCell            409  the served model has other gates than those that were asked for
 ├── NoModel              503  no checkpoint has been promoted yet
-├── StoreAway            503  the session store does not answer
+├── StoreUnavailable            503  the session store does not answer
 ├── Draining             503  this worker is stopping
 └── TimedOut             504  the request's own timeout_s was over before anything was written
 
@@ -189,10 +189,10 @@ class NoModel(ServiceError):
     status, code, retry_after_s = 503, "no_model", 5
 
 
-class StoreAway(ServiceError):
+class StoreUnavailable(ServiceError):
     """Raised when the session store does not answer."""
 
-    status, code, retry_after_s = 503, "store_away", 2
+    status, code, retry_after_s = 503, "store_unavailable", 2
 
 
 class Draining(ServiceError):

@@ -39,8 +39,8 @@ class GenerateRequest(Body):
     stop: list[str] = Field(default_factory=list, description="the text ends before the first of these")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="without it: the session's, or a random one")
     position: int | None = Field(None, ge=0, description="put the session back to this position first")
-    on_new_model: Literal["reprime", "conflict"] = Field(
-        "reprime", description="for a session of a model that is not served any more: read the end of its text, or 409"
+    on_new_model: Literal["reencode", "conflict"] = Field(
+        "reencode", description="for a session of a model that is not served any more: read the end of its text, or 409"
     )
     timeout_s: float | None = Field(None, gt=0, le=86400, description="end the text where it is after so many seconds")
     stream: bool = Field(False, description="answer as server-sent events, a block at a time")

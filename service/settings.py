@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     turn_ttl_s: int = Field(
         900, ge=1, description="so long a turn is remembered: its stream can be resumed, its text rewound"
     )
-    session_tail_chars: int = Field(
+    session_recent_text_chars: int = Field(
         1024, ge=0, le=65536, description="text kept of each session, for a new model to read; 0 keeps none"
     )
     prefix_ttl_s: int = Field(

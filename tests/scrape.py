@@ -1,4 +1,4 @@
-"""Reading what /metrics says."""
+"""Scorer what /metrics says."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ _SMALL_VALIDATION = 10_000  # characters: the standard error of a mean of nats (
 _OVERFIT = 0.15  # nats by which validation may lie above training before it is called overfitting
 _UNDERFIT = 0.03
 _RISING = 0.02  # nats above the best
-_ASTRAY = 0.15  # nats by which the whole part may be above a sample of it: ten standard errors of a small one
+_UNSTABLE_STATE = 0.15  # nats by which the whole part may be above a sample of it: ten standard errors of a small one
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +168,11 @@ def _unstable(f: Facts, looks: Sequence[Look]) -> str | None:
     )
 
 
-def _astray(best_look: float, whole: float) -> str | None:
-    if whole < best_look + _ASTRAY:
+def _unstable_state(best_look: float, whole: float) -> str | None:
+    if whole < best_look + _UNSTABLE_STATE:
         return None
     return (
-        f"astray: the whole validation part costs {whole:.3f} nats a character, its samples {best_look:.3f}: "
+        f"unstable_state: the whole validation part costs {whole:.3f} nats a character, its samples {best_look:.3f}: "
         "there are places from which the network does not find back, and a text may begin in one; try another seed, a "
         "larger reset or a smaller lr"
     )
@@ -191,4 +191,4 @@ _OF_CURVE: dict[str, Callable[..., str | None]] = {
     "falling": _falling,
     "unstable": _unstable,
 }
-_OF_WHOLE: dict[str, Callable[..., str | None]] = {"astray": _astray}
+_OF_WHOLE: dict[str, Callable[..., str | None]] = {"unstable_state": _unstable_state}

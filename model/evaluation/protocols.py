@@ -77,8 +77,8 @@ def loss_as_served(stepper: Stepper, vocab_size: int, ids: Ids) -> float:
         block = Block(
             slots=slots,
             steps=np.ones(rows, np.int32),
-            forced=ids[at].astype(np.int32)[None],
-            uniforms=((follows + 0.5) / vocab_size)[None],
+            forced_ids=ids[at].astype(np.int32)[None],
+            random_values=((follows + 0.5) / vocab_size)[None],
             temperature=1e9 * ones,
             top_k=np.zeros(rows, np.int32),
             top_p=ones,

@@ -52,7 +52,7 @@ class BlockArrays(ctypes.Structure):
     _fields_ = [
         ("rows", ctypes.c_int32),
         ("steps", ctypes.c_int32),
-        *[(name, POINTER) for name in ("slots", "row_steps", "forced", "uniforms", "temperature", "top_k")],
+        *[(name, POINTER) for name in ("slots", "row_steps", "forced_ids", "random_values", "temperature", "top_k")],
         *[(name, POINTER) for name in ("top_p", "min_p", "ids", "logprobs")],
         ("bad_row", ctypes.c_int32),
         ("bad_step", ctypes.c_int32),

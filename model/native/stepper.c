@@ -2,7 +2,7 @@
  *
  * A step is a phase per layer (items: two panels of 8 hidden units, four gates each, for some rows; a panel's gates are
  * applied where it was summed, so nothing waits between the product and the cell), a phase for the head and one for
- * sampling. The last two exist only for rows whose next id is not forced.
+ * sampling. The last two exist only for rows whose next id is not forced_ids.
  *
  * Rows are ordered so that those with more steps come first: the rows that still run are always the first ones.
  */
@@ -36,8 +36,8 @@ typedef struct { /* as pack.py describes it; see struct Model there */
 
 typedef struct {
     int32_t rows, steps;
-    const int32_t *slots, *row_steps, *forced;
-    const double *uniforms, *temperature;
+    const int32_t *slots, *row_steps, *forced_ids;
+    const double *random_values, *temperature;
     const int32_t *top_k;
     const double *top_p, *min_p;
     int32_t *ids;
@@ -204,7 +204,7 @@ static int rows_per_item(int rows)
 static int32_t id_fed(const lh_stepper *s, int k, int column)
 {
     const lh_block *b = s->block;
-    return k ? b->ids[(size_t)(k - 1) * b->rows + column] : b->forced[column];
+    return k ? b->ids[(size_t)(k - 1) * b->rows + column] : b->forced_ids[column];
 }
 
 /* A panel's sums, of `rows` rows, become c and h; `at` is where the first row's eight units are. */
@@ -285,7 +285,7 @@ static void draw_phase(lh_stepper *s, int k, int thread)
         int row = s->draws[s->drawn[k] + item], column = s->order[row];
         size_t at = (size_t)k * b->rows + column;
         sampling_t how = {b->temperature[column], b->top_p[column], b->min_p[column], b->top_k[column]};
-        b->ids[at] = draw(s->logits + (size_t)row * s->vstride, s->model.vocab, &how, b->uniforms[at],
+        b->ids[at] = draw(s->logits + (size_t)row * s->vstride, s->model.vocab, &how, b->random_values[at],
                           &s->scratch[thread]->draw, &b->logprobs[at]);
     }
 }
@@ -322,7 +322,7 @@ static int check(lh_stepper *s, lh_block *b)
         if (slot < 0 || slot >= s->model.slots) return bad(b, LH_SLOT, r, 0);
         if (s->seen[slot]++) return bad(b, LH_SLOT_TWICE, r, 0);
         if (b->row_steps[r] < 1 || b->row_steps[r] > b->steps) return bad(b, LH_STEPS, r, 0);
-        if (b->forced[r] < 0) return bad(b, LH_FIRST_FREE, r, 0);
+        if (b->forced_ids[r] < 0) return bad(b, LH_FIRST_FREE, r, 0);
         /* written so that NaN fails */
         if (!(b->temperature[r] >= 0) || !(b->temperature[r] < INFINITY) || b->top_k[r] < 0 || !(b->top_p[r] >= 0) ||
             !(b->min_p[r] >= 0))
@@ -330,8 +330,8 @@ static int check(lh_stepper *s, lh_block *b)
     }
     for (int k = 0; k < b->steps; k++)
         for (int r = 0; r < b->rows; r++) {
-            int32_t id = b->forced[(size_t)k * b->rows + r];
-            double u = b->uniforms[(size_t)k * b->rows + r];
+            int32_t id = b->forced_ids[(size_t)k * b->rows + r];
+            double u = b->random_values[(size_t)k * b->rows + r];
             if (k >= b->row_steps[r]) continue;
             if (id >= s->model.vocab || id < FREE_ID) return bad(b, LH_ID, r, k);
             if (!(u >= 0.0 && u < 1.0)) return bad(b, LH_UNIFORM, r, k);
@@ -353,7 +353,7 @@ static void plan(lh_stepper *s, lh_block *b)
         for (int row = 0; row < b->rows; row++) {
             int column = s->order[row];
             size_t at = (size_t)k * b->rows + column;
-            b->ids[at] = k + 1 < b->row_steps[column] ? b->forced[at + b->rows] : FREE_ID;
+            b->ids[at] = k + 1 < b->row_steps[column] ? b->forced_ids[at + b->rows] : FREE_ID;
             b->logprobs[at] = NAN;
             if (row < running[k] && b->ids[at] == FREE_ID) s->draws[n++] = row;
         }

@@ -29,7 +29,7 @@ class SamplingParams:
     min_p: float = 0.0  # drop ids less probable than this times the most probable; 0 keeps all
 
 
-def uniforms(seeds: Sequence[int], starts: Sequence[int], count: int) -> NDArray[np.float64]:
+def random_values(seeds: Sequence[int], starts: Sequence[int], count: int) -> NDArray[np.float64]:
     """The random numbers for positions start..start+count-1 of each text, (count, B) in [0, 1).
 
     A counter-based generator: SplitMix64 (Steele, Lea and Flood, 2014) at counter `position`, keyed by a scrambled

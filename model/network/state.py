@@ -1,8 +1,8 @@
 """A hidden state <-> bytes, and the state invariant.
 
-THE STATE INVARIANT: a hidden state has consumed every id of its text except `pending`. `pending` is fed first when the
-text goes on. `position` counts the text's characters, `pending` included; a text that has not begun is at position 0
-with the zero state, and its pending id is the vocabulary's `start`, which counts in no position.
+THE STATE INVARIANT: a hidden state has consumed every id of its text except `next_input`. `next_input` is fed first when the
+text goes on. `position` counts the text's characters, `next_input` included; a text that has not begun is at position 0
+with the zero state, and its next_input id is the vocabulary's `start`, which counts in no position.
 
 The bytes are a length, a JSON header and raw little-endian floats: nothing in them can run, and a float comes back
 with the bits it had.
@@ -29,7 +29,7 @@ class HiddenState:
     """All that a text's past means to the network."""
 
     values: NDArray[np.floating]  # (S, L, H)
-    pending: int
+    next_input: int
     position: int
     fingerprint: str  # of the checkpoint that made it
     numerics: str  # of the stepper that made it
@@ -45,7 +45,7 @@ class HiddenState:
                 "layout": _LAYOUT,
                 "dtype": code,
                 "shape": self.values.shape,
-                "pending": self.pending,
+                "pending": self.next_input,
                 "position": self.position,
                 "fingerprint": self.fingerprint,
                 "numerics": self.numerics,

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from model.network.char_rnn import CharRNN
-from model.network.sampling import SamplingParams, sample, uniforms
-from model.stepper import FREE, Block, Stepper
+from model.network.sampling import SamplingParams, random_values, sample
+from model.stepper import SAMPLE, Block, Stepper
 from model.text.vocab import Vocabulary
 
 
@@ -46,13 +46,13 @@ def generate(
     ids = [vocab.start, *vocab.encode(prompt).tolist()]
     for id in ids[:-1]:
         _, state = network(torch.tensor([[id]]), state)
-    pending, text = ids[-1], ""
+    next_input, text = ids[-1], ""
     for n in range(max_chars):
-        logits, state = network(torch.tensor([[pending]]), state)  # (1, 1, V)
-        uniform = torch.from_numpy(uniforms([seed], [len(prompt) + n], 1)[:, 0])
+        logits, state = network(torch.tensor([[next_input]]), state)  # (1, 1, V)
+        uniform = torch.from_numpy(random_values([seed], [len(prompt) + n], 1)[:, 0])
         drawn, _ = sample(logits[:, 0], uniform, *knobs)
-        pending = int(drawn)
-        text += vocab.characters[pending]
+        next_input = int(drawn)
+        text += vocab.characters[next_input]
         met = [s for s in stop if text.endswith(s)]
         if met:
             return Generated(text[: len(text) - len(max(met, key=len))], "stop")
@@ -80,7 +80,7 @@ def write(
         steps = min(block_steps, len(to_feed) - 1 + remaining)
         fed = to_feed[:steps]
         produced = stepper.run(
-            one_row_block(0, fed, steps, uniforms([seed], [position], steps), params or SamplingParams())
+            one_row_block(0, fed, steps, random_values([seed], [position], steps), params or SamplingParams())
         )
         new = produced.ids[len(fed) - 1 : steps, 0] if len(fed) == len(to_feed) else produced.ids[:0, 0]
         to_feed = to_feed[steps:] if len(to_feed) > steps else produced.ids[steps - 1 : steps, 0]
@@ -93,13 +93,13 @@ def one_row_block(
     slot: int, fed: Sequence[int] | np.ndarray, steps: int, numbers: np.ndarray, params: SamplingParams
 ) -> Block:
     """A block of one row that is fed `fed` and then what it samples, `steps` in all."""
-    forced = np.full((steps, 1), FREE, dtype=np.int32)
-    forced[: len(fed), 0] = fed
+    forced_ids = np.full((steps, 1), SAMPLE, dtype=np.int32)
+    forced_ids[: len(fed), 0] = fed
     return Block(
         slots=np.array([slot], dtype=np.int32),
         steps=np.array([steps], dtype=np.int32),
-        forced=forced,
-        uniforms=numbers,
+        forced_ids=forced_ids,
+        random_values=numbers,
         temperature=np.array([params.temperature], dtype=np.float64),
         top_k=np.array([params.top_k], dtype=np.int32),
         top_p=np.array([params.top_p], dtype=np.float64),

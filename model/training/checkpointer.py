@@ -1,7 +1,7 @@
 """What a run leaves behind while it goes on: its best checkpoint, and the point from which it can be resumed.
 
 The order matters, for a kill may come between any two lines: a new best is written, then the point that names it, and
-only then is the beaten one removed.
+only then is the superseded one removed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from model.config import TrainConfig
 from model.errors import CheckpointError
 from model.evaluation.protocols import look
 from model.text.corpus import Corpus
-from model.training.distributed import Ranks
+from model.training.distributed import Distributed
 from model.training.learner import Learner
 from model.training.progress import Progress
 from model.training.run_folder import RunFolder
@@ -74,11 +74,17 @@ class RunState:
         )
 
 
-class Keeper:
+class Checkpointer:
     """Writes and reads what a run leaves behind. Rank 0's files; all ranks call it at the same steps."""
 
     def __init__(
-        self, state: RunState, corpus: Corpus, config: TrainConfig, folder: Path, run: RunFolder | None, ranks: Ranks
+        self,
+        state: RunState,
+        corpus: Corpus,
+        config: TrainConfig,
+        folder: Path,
+        run: RunFolder | None,
+        ranks: Distributed,
     ) -> None:
         self._state, self._corpus, self._config = state, corpus, config
         self._folder, self._run, self._ranks = folder, run, ranks
@@ -99,14 +105,14 @@ class Keeper:
             options=self._config.as_dict(),
         )
         path = with_self_test(checkpoint).save(self._folder)
-        beaten = self._removable(s.best_path, path)
+        superseded = self._removable(s.best_path, path)
         s.best, s.best_path, s.since_best = val_loss, path, 0
-        return beaten
+        return superseded
 
-    def write_point(self, beaten: Path | None = None) -> None:
+    def write_point(self, superseded: Path | None = None) -> None:
         """Keep all that the next step depends on. All ranks come here at the same step.
 
-        `beaten` is what is to be removed next: a run that is killed before that is done does it when it goes on.
+        `superseded` is what is to be removed next: a run that is killed before that is done does it when it goes on.
         """
         s = self._state
         if not self._recording:
@@ -118,7 +124,7 @@ class Keeper:
                 "step": s.step,
                 "best": s.best if math.isfinite(s.best) else None,
                 "best_name": s.best_path.name if s.best_path else None,
-                "beaten_name": beaten.name if beaten else None,
+                "beaten_name": superseded.name if superseded else None,
                 "since_best": s.since_best,
                 "elapsed_s": s.elapsed_s,
             }
@@ -130,7 +136,7 @@ class Keeper:
         What counts as best while the run goes on stays the loss of the looks, so that a run that was interrupted here
         and is resumed compares like with like.
         """
-        s, beaten = self._state, None
+        s, superseded = self._state, None
         if self._ranks.leads:
             assert s.best_path is not None
             best, characters = load(s.best_path), min(MOST_CHARACTERS, len(self._corpus.val) - 1)
@@ -138,17 +144,17 @@ class Keeper:
                 network = best.network().to(s.mean_loss.device)
                 val_loss = look(network, self._corpus.val, characters)
                 path = replace(best, val_loss=val_loss, val_characters=characters).save(self._folder)
-                beaten, s.best_path = self._removable(s.best_path, path), path
+                superseded, s.best_path = self._removable(s.best_path, path), path
         if s.between_steps:
-            self.write_point(beaten)
-            remove(beaten)
+            self.write_point(superseded)
+            remove(superseded)
         return s.best_path or self._folder
 
-    def _removable(self, beaten: Path | None, by: Path | None) -> Path | None:
-        """A beaten checkpoint, unless somebody has promoted it."""
-        return None if beaten in (None, by, promoted(self._folder)) else beaten
+    def _removable(self, superseded: Path | None, by: Path | None) -> Path | None:
+        """A superseded checkpoint, unless somebody has promoted it."""
+        return None if superseded in (None, by, promoted(self._folder)) else superseded
 
-    def take_up(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Become the run whose point this is. Raised: CheckpointError when it does not fit."""
         assert self._run is not None
         s = self._state
@@ -167,7 +173,7 @@ class Keeper:
             remove(self._removable(self._folder / values["beaten_name"], s.best_path))
 
 
-def remove(beaten: Path | None) -> None:
+def remove(superseded: Path | None) -> None:
     """Delete a checkpoint that nothing names any more."""
-    if beaten is not None:
-        beaten.unlink(missing_ok=True)
+    if superseded is not None:
+        superseded.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from model.training.learner import Learner
 _WARM_UP = 3  # steps before the capture, so that cuDNN has chosen and the optimizer has its state
 
 
-class GraphedLearner(Learner):
+class CudaGraphLearner(Learner):
     """A Learner whose step is captured once and replayed; one device, one process, one part."""
 
     _graph: torch.cuda.CUDAGraph | None = None

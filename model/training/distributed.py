@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 
 
 @dataclass(frozen=True, slots=True)
-class Ranks:
+class Distributed:
     """Rank `rank` of `world`."""
 
     rank: int = 0
@@ -63,17 +63,17 @@ class Ranks:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[tuple[Ranks, str]]:
+def joined(device: str) -> Iterator[tuple[Distributed, str]]:
     """This process's place among torchrun's, and its device; all leave the group together."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        yield Ranks(), device
+        yield Distributed(), device
         return
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     distributed.init_process_group("gloo" if device == "cpu" else "nccl")
     try:
-        ranks = Ranks(distributed.get_rank(), distributed.get_world_size())
+        ranks = Distributed(distributed.get_rank(), distributed.get_world_size())
         yield ranks, device
         # Together: torchrun ends all ranks when one fails, so none may leave while rank 0 still saves and promotes.
         ranks.wait()

@@ -2,7 +2,7 @@
 
 On a CPU a batch is shared by threads: each reads its own rows with one core, and their gradients are added in the
 order of the rows. A recurrent net's products are small and there is a barrier after each; threads that meet once a
-step instead of several times a character use the cores better (docs/decisions.md has the figures). Ranks of a
+step instead of several times a character use the cores better (docs/decisions.md has the figures). Distributed of a
 torchrun job share the rest in the same way, so one process with two threads and two with one each learn the same.
 """
 
@@ -22,7 +22,7 @@ from model.network.char_rnn import CharRNN, State, detach
 from model.network.native_layer import usable
 from model.network.regularization import forward
 from model.text.corpus import Streams
-from model.training.distributed import Ranks
+from model.training.distributed import Distributed
 
 _ROWS_PER_WORKER = 8  # below this a product is too thin for a core to be worth having
 _Part = tuple[tuple[Tensor, ...], State, Tensor]  # gradients, the state after, the loss
@@ -51,7 +51,7 @@ class Learner:
         model: ModelConfig,
         config: TrainConfig,
         device: str,
-        ranks: Ranks,
+        ranks: Distributed,
         n_workers: int,
         native: bool | None = None,
     ) -> None:

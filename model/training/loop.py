@@ -23,9 +23,9 @@ from model.evaluation.protocols import look
 from model.stepper.generate import write
 from model.stepper.reference import ReferenceStepper
 from model.text.corpus import Corpus, Streams
-from model.training.checkpointer import Keeper, RunState, remove
-from model.training.cuda_graph import GraphedLearner
-from model.training.distributed import Ranks
+from model.training.checkpointer import Checkpointer, RunState, remove
+from model.training.cuda_graph import CudaGraphLearner
+from model.training.distributed import Distributed
 from model.training.learner import Learner, workers_that_fit
 from model.training.progress import Progress, Watch
 from model.training.run_folder import RunFolder
@@ -50,7 +50,7 @@ def fit(
     resume: bool = False,
     warm_start: Checkpoint | None = None,
     sample_chars: int = 0,
-    ranks: Ranks | None = None,
+    ranks: Distributed | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train, and return the path of the best-validation checkpoint in `folder`.
@@ -61,12 +61,14 @@ def fit(
 
     `run` is a folder for metrics and for the point from which `resume` goes on: on a CPU with the very losses of the
     run that was not stopped. `warm_start` gives the weights to begin with; characters that both vocabularies have keep
-    theirs. `about` is kept in run.json for whoever resumes: where the text lies, say. Ranks other than 0 return
+    theirs. `about` is kept in run.json for whoever resumes: where the text lies, say. Distributed other than 0 return
     `folder`. Raised: TrainingError when the loss is not a number, CheckpointError when the disk refuses or a file is
     damaged, ConfigError for settings that cannot be, also those that are not the run's own.
     """
     record = RunFolder(run) if run is not None else None
-    trainer = _Trainer(corpus, model, config, folder, device, watch, record, resume, sample_chars, ranks or Ranks())
+    trainer = _Trainer(
+        corpus, model, config, folder, device, watch, record, resume, sample_chars, ranks or Distributed()
+    )
     trainer.begin(warm_start, dict(about or {}))
     return trainer.train()
 
@@ -85,17 +87,17 @@ class _Trainer:
         record: RunFolder | None,
         resume: bool,
         sample_chars: int,
-        ranks: Ranks,
+        ranks: Distributed,
     ) -> None:
         self.corpus, self.config, self.folder, self.device, self.ranks = corpus, config, folder, device, ranks
         self.watch = watch if ranks.leads else lambda progress: None
         self.sample_chars = sample_chars
         self.record, self.resume = record, resume and record is not None
         n_workers, native = self._division()
-        kind = GraphedLearner if device.startswith("cuda") and ranks.world == 1 else Learner
+        kind = CudaGraphLearner if device.startswith("cuda") and ranks.world == 1 else Learner
         learner = kind(model, config, device, ranks, n_workers, native)
         self.state = RunState(learner, Budget(config, len(corpus.train)), torch.tensor(math.nan, device=device))
-        self.keeper = Keeper(self.state, corpus, config, folder, self.record, ranks)
+        self.keeper = Checkpointer(self.state, corpus, config, folder, self.record, ranks)
         self.streams = Streams(corpus.train, config.batch_size, config.seq_length, device)
         self.settings: dict[str, Any] = {
             "model": asdict(model),
@@ -130,7 +132,7 @@ class _Trainer:
         if point is None:  # killed before its first point: there is nothing but the settings
             self.record.forget_after(-1)
             return
-        self.keeper.take_up(*point)
+        self.keeper.restore(*point)
         if self.ranks.leads:
             self.record.forget_after(self.state.step)
 
@@ -193,12 +195,12 @@ class _Trainer:
         """
         s, c = self.state, self.config
         self._check_finite()
-        progress, beaten = self._look() if self.ranks.leads else (None, None)
+        progress, superseded = self._look() if self.ranks.leads else (None, None)
         s.since_best = self.ranks.agreed(s.since_best)[0]
         (milliseconds,) = self.ranks.agreed(round(s.elapsed_s * 1000))
         self._size(milliseconds / 1000)
-        self.keeper.write_point(beaten)
-        remove(beaten)
+        self.keeper.write_point(superseded)
+        remove(superseded)
         if progress is not None:
             self.watch(progress)
         return bool(c.patience) and s.since_best >= c.patience
@@ -214,17 +216,17 @@ class _Trainer:
             )
 
     def _look(self) -> tuple[Progress, Path | None]:
-        """Measure, keep the best, log; returns what there is to say, and the beaten checkpoint, if it may go."""
+        """Measure, keep the best, log; returns what there is to say, and the superseded checkpoint, if it may go."""
         s, c = self.state, self.config
         trained = s.budget.total * c.batch_size * c.seq_length
         characters = max(16384, int(0.06 * trained / c.validations))  # all looks cost about a fiftieth of the run
         with s.learner.all_cores():
             val_loss = look(s.learner.average, self.corpus.val, characters)
         s.since_best += 1
-        beaten = None
+        superseded = None
         if val_loss < s.best:
-            beaten = self.keeper.keep(val_loss, min(characters, len(self.corpus.val) - 1))
-        return self._log(val_loss, self._sample()), beaten
+            superseded = self.keeper.keep(val_loss, min(characters, len(self.corpus.val) - 1))
+        return self._log(val_loss, self._sample()), superseded
 
     def _sample(self) -> str | None:
         if not self.sample_chars:

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from model.network.sampling import SamplingParams
 from model.network.state import HiddenState
-from model.stepper import Produced, Stepper
+from model.stepper import BlockResult, Stepper
 from model.stepper.generate import one_row_block
 from model.text.vocab import Vocabulary
-from service.engine.observer import Observer, Step, Unobserved
+from service.engine.observer import NullObserver, Observer, Step
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence, Values
-from service.engine.stream import End, Failed, FinishReason, Item, Mark, Piece, Stream
+from service.engine.stream import Chunk, End, Failed, FinishReason, Item, StateCapture, Stream
 from service.errors import Draining, Overloaded
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Engine:
         self.max_waiting = max_waiting
         self._stepper = stepper
         self._scheduler = Scheduler(stepper.n_slots, block_s)
-        self._observer = observer or Unobserved()
+        self._observer = observer or NullObserver()
         self._did = Step()  # in this turn of the loop
         self._outbox: list[tuple[Stream, Item]] = []  # what is to be handed out when this thread needs no Python
         self._inbox: list[Sequence] = []
@@ -172,7 +172,7 @@ class Engine:
             elif sequence.is_late(now):
                 self._finish(slot, sequence, "timeout")
 
-    def _hand_out(self, slots: NDArray[np.int32], steps: NDArray[np.int32], produced: Produced) -> None:
+    def _hand_out(self, slots: NDArray[np.int32], steps: NDArray[np.int32], produced: BlockResult) -> None:
         now = time.monotonic()
         for b, (slot, n) in enumerate(zip(slots.tolist(), steps.tolist(), strict=True)):
             sequence = self._scheduler.running[slot]
@@ -180,7 +180,7 @@ class Engine:
             new = sequence.advance(produced.ids[:n, b])
             key = sequence.marks.pop(sequence.position, None)
             if key is not None:
-                self._put(sequence, Mark(key, self._state(slot, sequence)))
+                self._put(sequence, StateCapture(key, self._state(slot, sequence)))
             logprobs = [*sequence.held_logprobs, *produced.logprobs[n - len(new) : n, b].tolist()]
             shown_before = sequence.position - len(logprobs)
             shown, met = sequence.stops.feed(self.vocab.decode(new))
@@ -188,38 +188,38 @@ class Engine:
             if met:
                 self._stop_at(slot, sequence, shown, logprobs[: len(shown)], shown_before + len(shown))
                 continue
-            if sequence.anchor is not None and not sequence.stops.held:
-                sequence.drop_anchor(self._stepper.read(slot))
+            if sequence.replay_point is not None and not sequence.stops.held:
+                sequence.set_replay_point(self._stepper.read(slot))
             if shown:
                 snapshot = self._state(slot, sequence) if sequence.snapshot_is_due(now) else None
                 position = sequence.position - sequence.stops.held
-                self._show(sequence, Piece(shown, position, logprobs[: len(shown)], snapshot))
+                self._show(sequence, Chunk(shown, position, logprobs[: len(shown)], snapshot))
             if sequence.steps_left == 0:
                 self._finish(slot, sequence, "length")
 
     def _stop_at(self, slot: int, sequence: Sequence, shown: str, logprobs: list[float], position: int) -> None:
         """A stop string was met: what was drawn past `position` is thrown away, and the state there found by replay."""
-        anchor = sequence.anchor
-        assert anchor is not None
-        steps = position - anchor.position
-        self._stepper.write(slot, anchor.values)
+        replay_point = sequence.replay_point
+        assert replay_point is not None
+        steps = position - replay_point.position
+        self._stepper.write(slot, replay_point.values)
         if steps:
-            fed = np.array(anchor.ids[:steps], dtype=np.int32)
+            fed = np.array(replay_point.ids[:steps], dtype=np.int32)
             self._stepper.run(one_row_block(slot, fed, steps, np.zeros((steps, 1)), SamplingParams(temperature=0)))
         if shown:
-            self._show(sequence, Piece(shown, position, logprobs))
-        state = self._stored(self._stepper.read(slot), anchor.ids[steps], position)
+            self._show(sequence, Chunk(shown, position, logprobs))
+        state = self._stored(self._stepper.read(slot), replay_point.ids[steps], position)
         self._leave(slot, End("stop", state))
 
     def _finish(self, slot: int, sequence: Sequence, reason: FinishReason) -> None:
         """End a text where it stands; what was held back for a stop string that did not come is shown."""
         held = sequence.stops.flush()
         if held:
-            self._show(sequence, Piece(held, sequence.position, sequence.held_logprobs))
+            self._show(sequence, Chunk(held, sequence.position, sequence.held_logprobs))
         unread = sequence.is_reading and reason != "length"
         self._leave(slot, End(reason, None if unread else self._state(slot, sequence)))
 
-    def _show(self, sequence: Sequence, piece: Piece) -> None:
+    def _show(self, sequence: Sequence, piece: Chunk) -> None:
         now = time.monotonic()
         if sequence.wrote_at is None:
             self._did.first_s.append(now - sequence.submitted)
@@ -247,5 +247,5 @@ class Engine:
     def _state(self, slot: int, sequence: Sequence) -> HiddenState:
         return self._stored(self._stepper.read(slot), int(sequence.to_feed[0]), sequence.position)
 
-    def _stored(self, values: Values, pending: int, position: int) -> HiddenState:
-        return HiddenState(values, pending, position, self.fingerprint, self.numerics)
+    def _stored(self, values: Values, next_input: int, position: int) -> HiddenState:
+        return HiddenState(values, next_input, position, self.fingerprint, self.numerics)

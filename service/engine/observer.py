@@ -39,7 +39,7 @@ class Observer(Protocol):
         ...
 
 
-class Unobserved:
+class NullObserver:
     """Nobody counts."""
 
     def step(self, step: Step) -> None: ...

@@ -10,8 +10,8 @@ from collections import deque
 
 import numpy as np
 
-from model.network.sampling import uniforms
-from model.stepper import FREE, Block
+from model.network.sampling import random_values
+from model.stepper import SAMPLE, Block
 from service.engine.sequence import Sequence
 
 MAX_STEPS = 256
@@ -61,16 +61,16 @@ class Scheduler:
         limit = self._k()
         steps = np.array([s.steps_within(limit) for _, s in rows], dtype=np.int32)
         k = int(steps.max())
-        forced = np.full((k, len(rows)), FREE, dtype=np.int32)
+        forced_ids = np.full((k, len(rows)), SAMPLE, dtype=np.int32)
         for b, (_, s) in enumerate(rows):
             fed = s.to_feed[:k]
-            forced[: len(fed), b] = fed
+            forced_ids[: len(fed), b] = fed
         params = [s.params for _, s in rows]
         return Block(
             slots=np.array([slot for slot, _ in rows], dtype=np.int32),
             steps=steps,
-            forced=forced,
-            uniforms=uniforms([s.seed for _, s in rows], [s.position for _, s in rows], k),
+            forced_ids=forced_ids,
+            random_values=random_values([s.seed for _, s in rows], [s.position for _, s in rows], k),
             temperature=np.array([p.temperature for p in params], dtype=np.float64),
             top_k=np.array([p.top_k for p in params], dtype=np.int32),
             top_p=np.array([p.top_p for p in params], dtype=np.float64),
@@ -79,7 +79,7 @@ class Scheduler:
 
     def timed(self, block: Block, seconds: float) -> None:
         """A block took so long; the next ones are sized by it."""
-        self._step_s += 0.3 * (seconds / len(block.forced) - self._step_s)
+        self._step_s += 0.3 * (seconds / len(block.forced_ids) - self._step_s)
         pace = float(block.steps.sum()) / seconds
         self.chars_per_s += 0.1 * (pace - self.chars_per_s) if self.chars_per_s else pace
 

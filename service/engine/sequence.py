@@ -16,12 +16,12 @@ Values = NDArray[np.floating]
 
 
 @dataclass(slots=True, eq=False)
-class Anchor:
+class ReplayPoint:
     """A state to replay from, kept for texts with stop strings: where it stands, nothing was held back."""
 
     values: Values | None  # (S, L, H); None is the zero state
     position: int
-    ids: list[int]  # its pending id, then all that followed
+    ids: list[int]  # its next_input id, then all that followed
 
 
 @dataclass(slots=True, eq=False)
@@ -32,7 +32,7 @@ class Sequence:
     character at index position + k, with that position's random number.
     """
 
-    to_feed: NDArray[np.int32]  # (n,) n >= 1: the pending id, then the prompt
+    to_feed: NDArray[np.int32]  # (n,) n >= 1: the next_input id, then the prompt
     position: int
     remaining: int
     params: SamplingParams
@@ -47,22 +47,22 @@ class Sequence:
     submitted: float = field(default_factory=time.monotonic)
     wrote_at: float | None = field(init=False, default=None)  # when its last characters were handed out
     snapshot_at: float = field(init=False, default=0.0)
-    anchor: Anchor | None = field(init=False, default=None)
+    replay_point: ReplayPoint | None = field(init=False, default=None)
     wrote: bool = field(init=False, default=False)  # whether a first character has been drawn
     held_logprobs: list[float] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         if self.stops.any:
-            self.drop_anchor(self.values)
+            self.set_replay_point(self.values)
 
     @property
     def steps_left(self) -> int:
-        """Steps until the last character is drawn; that one is not fed: it stays pending."""
+        """Steps until the last character is drawn; that one is not fed: it stays next_input."""
         return len(self.to_feed) - 1 + self.remaining
 
     @property
     def is_reading(self) -> bool:
-        """Whether a part of the prompt has not been read; its last character stays pending until a step needs it."""
+        """Whether a part of the prompt has not been read; its last character stays next_input until a step needs it."""
         return len(self.to_feed) > 1
 
     def is_late(self, now: float) -> bool:
@@ -76,8 +76,8 @@ class Sequence:
     def advance(self, produced: NDArray[np.int32]) -> NDArray[np.int32]:
         """Take a block's ids (n_steps,), and return those that are new text rather than prompt."""
         steps, fed = len(produced), len(self.to_feed)
-        if self.anchor is not None:
-            self.anchor.ids.extend(produced.tolist())
+        if self.replay_point is not None:
+            self.replay_point.ids.extend(produced.tolist())
         new = produced[fed - 1 :] if steps >= fed else produced[:0]
         self.to_feed = self.to_feed[steps:] if fed > steps else produced[-1:]
         self.position += steps
@@ -85,9 +85,9 @@ class Sequence:
         self.wrote = self.wrote or len(new) > 0
         return new
 
-    def drop_anchor(self, values: Values | None) -> None:
+    def set_replay_point(self, values: Values | None) -> None:
         """Stand on this state: a stop string that is met later leads back here."""
-        self.anchor = Anchor(values, self.position, [int(self.to_feed[0])])
+        self.replay_point = ReplayPoint(values, self.position, [int(self.to_feed[0])])
 
     def snapshot_is_due(self, now: float) -> bool:
         if self.snapshot_every_s is None or self.stops.held:

@@ -16,7 +16,7 @@ FinishReason = Literal["length", "stop", "cancelled", "timeout"]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Chunk:
     """The characters of one block."""
 
     text: str
@@ -42,14 +42,14 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class StateCapture:
     """The state at a place of the prompt that was asked for."""
 
     key: str  # empty where it is only to be looked at, not kept
     state: HiddenState
 
 
-Item = Mark | Piece | End | Failed
+Item = StateCapture | Chunk | End | Failed
 
 
 class Stream:

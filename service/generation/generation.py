@@ -11,19 +11,27 @@ from dataclasses import dataclass, replace
 from model.errors import StateError
 from model.network.state import HiddenState
 from service.engine.sequence import Sequence
-from service.errors import BadRequest, ModelChanged, NoTurn, SessionConflict, StoreAway, TurnInterrupted, UnknownSession
+from service.errors import (
+    BadRequest,
+    ModelChanged,
+    NoTurn,
+    SessionConflict,
+    StoreUnavailable,
+    TurnInterrupted,
+    UnknownSession,
+)
 from service.generation import replay
 from service.generation.plan import checked, seed_of
 from service.generation.turn import Lease, Turn
-from service.models.manager import Served, Serving
+from service.models.manager import LoadedModel, ModelManager
 from service.schemas import GenerateRequest
 from service.store.prefixes import PrefixStore, prefix_keys
 from service.store.sessions import (
     NO_SESSION,
-    Held,
-    LastTurn,
+    LeasedSession,
     Session,
     SessionStore,
+    StoredTurn,
     TurnRecord,
     digest,
     new_session_id,
@@ -39,13 +47,13 @@ class Policy:
     max_chars: int
     lease_s: float
     snapshot_every_s: float
-    tail_chars: int
+    recent_text_chars: int
 
 
 class Generation:
     """Opens turns."""
 
-    def __init__(self, serving: Serving, sessions: SessionStore, prefixes: PrefixStore, policy: Policy) -> None:
+    def __init__(self, serving: ModelManager, sessions: SessionStore, prefixes: PrefixStore, policy: Policy) -> None:
         self._serving = serving
         self._sessions = sessions
         self._prefixes = prefixes
@@ -54,7 +62,7 @@ class Generation:
     def open(self, request: GenerateRequest, key: str = "") -> Turn:
         """Begin to answer a request; with an Idempotency-Key that was used before, answer that turn again.
 
-        Raised: BadRequest, UnknownSession, SessionConflict and its kinds, StoreAway, Overloaded, NoModel, Draining.
+        Raised: BadRequest, UnknownSession, SessionConflict and its kinds, StoreUnavailable, Overloaded, NoModel, Draining.
         """
         model = self._serving.admit()
         asked = checked(model, request, self._policy.max_chars)
@@ -83,7 +91,7 @@ class Generation:
     def resume(self, session_id: str, after: int | None, logprobs: int | None = None) -> Turn:
         """Go on with a session's last turn after this position, wherever it was written until now.
 
-        Raised: UnknownSession, NoTurn, BadRequest for a position outside the turn, ModelChanged, StoreAway, Overloaded.
+        Raised: UnknownSession, NoTurn, BadRequest for a position outside the turn, ModelChanged, StoreUnavailable, Overloaded.
         """
         model = self._serving.admit()
         model.engine.refuse_if_full()
@@ -104,45 +112,45 @@ class Generation:
     def fork(self, session_id: str, position: int | None, seed: int | None) -> tuple[str, Session]:
         """A new session that holds what this one holds, or held at a position; the id, and the session.
 
-        Raised: UnknownSession, SessionConflict for a position that cannot be reached, StoreAway, Overloaded.
+        Raised: UnknownSession, SessionConflict for a position that cannot be reached, StoreUnavailable, Overloaded.
         """
         session, last = self._sessions.load(session_id)
         if session is None and last is None:
             raise UnknownSession(NO_SESSION)
         if position is not None:
-            session = replay.rewound(self._serving.admit(), last, session, position, self._policy.tail_chars)
+            session = replay.rewound(self._serving.admit(), last, session, position, self._policy.recent_text_chars)
         if session is None:
             raise BadRequest(
                 "position: this session has not been saved yet; expected a position in its first turn",
                 field="position", value=position, expected="a position in its first turn",
             )  # fmt: skip
         new_id = new_session_id()
-        session = Session(session.state, session.seed if seed is None else seed, session.tail)
+        session = Session(session.state, session.seed if seed is None else seed, session.recent_text)
         self._sessions.create(new_id, session)
         return new_id, session
 
-    def _acquire(self, session_id: str | None, key: str) -> tuple[str | None, Held | None]:
+    def _acquire(self, session_id: str | None, key: str) -> tuple[str | None, LeasedSession | None]:
         lease_s = self._policy.lease_s
         if session_id is not None:
             return session_id, self._sessions.acquire(session_id, lease_s=lease_s, key=key)
         try:
             session_id = digest_id(key, self._sessions.salt_of(key)) if key else new_session_id()
             return session_id, self._sessions.acquire(session_id, lease_s=lease_s, is_new=True, key=key)
-        except StoreAway:
+        except StoreUnavailable:
             if key:
                 raise  # without the store nobody can say whether this turn was written before
             return None, None  # the text can still be written; it just cannot be gone on with
 
-    def _lease(self, session_id: str | None, held: Held) -> Lease:
+    def _lease(self, session_id: str | None, held: LeasedSession) -> Lease:
         assert session_id is not None
         return Lease(self._sessions, session_id, held.token, self._policy.lease_s)
 
-    def _where(self, model: Served, request: GenerateRequest, held: Held | None) -> Session | None:
+    def _where(self, model: LoadedModel, request: GenerateRequest, held: LeasedSession | None) -> Session | None:
         """The session to go on from."""
         if held is None:
             return None
         if request.position is not None:
-            session = replay.rewound(model, held.last, held.session, request.position, self._policy.tail_chars)
+            session = replay.rewound(model, held.last, held.session, request.position, self._policy.recent_text_chars)
         elif held.last is not None and not held.last.finish_reason:
             at = held.session.position if held.session else 0
             raise TurnInterrupted(
@@ -157,28 +165,33 @@ class Generation:
         if session is not None and not replay.is_of(model, session):
             if request.on_new_model == "conflict":
                 raise ModelChanged("this session was written by another model", position=session.position)
-            if not session.tail and session.position:
+            if not session.recent_text and session.position:
                 raise ModelChanged("another model is served now, and no text of this session is kept to read anew")
         return session
 
     def _begin(
-        self, model: Served, request: GenerateRequest, asked: TurnRecord, session: Session | None, lease: Lease | None
+        self,
+        model: LoadedModel,
+        request: GenerateRequest,
+        asked: TurnRecord,
+        session: Session | None,
+        lease: Lease | None,
     ) -> Turn:
-        reprimed = session is not None and not replay.is_of(model, session)
-        record = replace(asked, start=session.position if session else 0, reprimed=reprimed)
+        reencoded = session is not None and not replay.is_of(model, session)
+        record = replace(asked, start=session.position if session else 0, reencoded=reencoded)
         sequence = replay.from_start(model, record, session)
         reused = self._reuse(model, sequence) if session is None else 0
         if request.timeout_s is not None:
             sequence.deadline = time.monotonic() + request.timeout_s
-        tail = (session.tail if session else "") + record.prompt
-        turn = self._turn(model, record, session, sequence, lease, tail, record.first)
+        recent_text = (session.recent_text if session else "") + record.prompt
+        turn = self._turn(model, record, session, sequence, lease, recent_text, record.first)
         turn.reused_chars = reused
         turn.look(request.logprobs)
         model.engine.submit(sequence)
         try:
             if lease is not None:
                 lease.is_there = lease.sessions.begin(lease.session_id, lease.token, record, session, lease.lease_s)
-        except StoreAway:
+        except StoreUnavailable:
             if request.session_id is not None:
                 sequence.stream.close()
                 raise
@@ -186,7 +199,7 @@ class Generation:
         return turn
 
     def _take_over(
-        self, model: Served, session_id: str | None, held: Held, after: int | None, logprobs: int | None
+        self, model: LoadedModel, session_id: str | None, held: LeasedSession, after: int | None, logprobs: int | None
     ) -> Turn:
         """Go on with the turn of a session whose lease is ours."""
         last, session = held.last, held.session
@@ -201,32 +214,50 @@ class Generation:
         return _submitted(turn, logprobs)
 
     def _again(
-        self, model: Served, session_id: str, last: LastTurn, session: Session, after: int | None, logprobs: int | None
+        self,
+        model: LoadedModel,
+        session_id: str,
+        last: StoredTurn,
+        session: Session,
+        after: int | None,
+        logprobs: int | None,
     ) -> Turn:
         """A turn that has been written to its end, once more: whoever reads it, and leaves, the session stays."""
         turn = self._replay(model, last, session, None, _within(last.record, after, session.position))
         turn.ended_in = session_id
         return _submitted(turn, logprobs)
 
-    def _replay(self, model: Served, last: LastTurn, session: Session | None, lease: Lease | None, after: int) -> Turn:
-        sequence, tail = replay.from_nearest(model, last, session, after)
-        return self._turn(model, last.record, last.start, sequence, lease, tail, after)
+    def _replay(
+        self, model: LoadedModel, last: StoredTurn, session: Session | None, lease: Lease | None, after: int
+    ) -> Turn:
+        sequence, recent_text = replay.from_nearest(model, last, session, after)
+        return self._turn(model, last.record, last.start, sequence, lease, recent_text, after)
 
     def _turn(
         self,
-        model: Served,
+        model: LoadedModel,
         record: TurnRecord,
         start: Session | None,
         sequence: Sequence,
         lease: Lease | None,
-        tail: str,
+        recent_text: str,
         show_from: int,
     ) -> Turn:
         if lease is not None:
             sequence.snapshot_every_s = self._policy.snapshot_every_s
-        return Turn(sequence, record, start, model, lease, tail, self._policy.tail_chars, show_from, self._prefixes)
+        return Turn(
+            sequence,
+            record,
+            start,
+            model,
+            lease,
+            recent_text,
+            self._policy.recent_text_chars,
+            show_from,
+            self._prefixes,
+        )
 
-    def _reuse(self, model: Served, sequence: Sequence) -> int:
+    def _reuse(self, model: LoadedModel, sequence: Sequence) -> int:
         """Begin a new text at the longest of its prefixes that is known, and ask for the states of the others."""
         ids = sequence.to_feed[1:]
         keys = prefix_keys(model.fingerprint, model.engine.numerics, ids)

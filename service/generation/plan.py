@@ -8,12 +8,12 @@ import numpy as np
 
 from model.errors import UnknownCharacters
 from service.errors import BadRequest
-from service.models.manager import Served
+from service.models.manager import LoadedModel
 from service.schemas import GenerateRequest
-from service.store.sessions import Held, Session, TurnRecord, digest
+from service.store.sessions import LeasedSession, Session, TurnRecord, digest
 
 
-def seed_of(request: GenerateRequest, session: Session | None, held: Held | None) -> int:
+def seed_of(request: GenerateRequest, session: Session | None, held: LeasedSession | None) -> int:
     """The one asked for, else the session's, else one drawn here."""
     if request.seed is not None:
         return request.seed
@@ -22,7 +22,7 @@ def seed_of(request: GenerateRequest, session: Session | None, held: Held | None
     return held.last.record.seed if held is not None and held.last is not None else secrets.randbits(53)
 
 
-def checked(model: Served, request: GenerateRequest, max_chars: int) -> TurnRecord:
+def checked(model: LoadedModel, request: GenerateRequest, max_chars: int) -> TurnRecord:
     """The turn that is asked for, its start and seed still open. Raised: BadRequest."""
     if request.max_chars > max_chars:
         raise BadRequest(
@@ -51,7 +51,7 @@ def checked(model: Served, request: GenerateRequest, max_chars: int) -> TurnReco
     )
 
 
-def encode(model: Served, name: str, text: str, skip: bool) -> np.ndarray:
+def encode(model: LoadedModel, name: str, text: str, skip: bool) -> np.ndarray:
     try:
         return model.engine.vocab.encode(text, "skip" if skip else "error")
     except UnknownCharacters as e:
@@ -62,7 +62,7 @@ def encode(model: Served, name: str, text: str, skip: bool) -> np.ndarray:
         ) from e  # fmt: skip
 
 
-def _spellable(model: Served, request: GenerateRequest) -> list[str]:
+def _spellable(model: LoadedModel, request: GenerateRequest) -> list[str]:
     """The stop strings that the model could write at all."""
     spellable = []
     for i, stop in enumerate(request.stop):

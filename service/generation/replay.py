@@ -13,33 +13,33 @@ import numpy as np
 from model.network.sampling import SamplingParams
 from service.engine.sequence import Sequence
 from service.engine.stop_strings import StopScanner
-from service.engine.stream import End, Failed, Piece
+from service.engine.stream import Chunk, End, Failed
 from service.errors import ModelChanged, ServiceError, SessionConflict, TimedOut
-from service.models.manager import Served
-from service.store.sessions import LastTurn, Session, TurnRecord
+from service.models.manager import LoadedModel
+from service.store.sessions import Session, StoredTurn, TurnRecord
 
 _PATIENCE_S = 60.0
 
 
-def is_of(model: Served, session: Session) -> bool:
+def is_of(model: LoadedModel, session: Session) -> bool:
     """Whether this model, in this arithmetic, made the session's state."""
     return session.state.fits(model.fingerprint, model.engine.numerics)
 
 
-def from_start(model: Served, record: TurnRecord, start: Session | None) -> Sequence:
+def from_start(model: LoadedModel, record: TurnRecord, start: Session | None) -> Sequence:
     """The whole turn. A session of another model is read anew from the end of its text, and keeps its position."""
     vocab = model.engine.vocab
     read = vocab.encode(record.prompt)
     if start is None:
         return _sequence(record, vocab.start, read, 0, None, record.max_chars)
     if is_of(model, start):
-        return _sequence(record, start.state.pending, read, start.position, start.state.values, record.max_chars)
-    tail = vocab.encode(start.tail, "skip")
-    read = np.concatenate([tail, read])
-    return _sequence(record, vocab.start, read, start.position - len(tail), None, record.max_chars)
+        return _sequence(record, start.state.next_input, read, start.position, start.state.values, record.max_chars)
+    recent_text = vocab.encode(start.recent_text, "skip")
+    read = np.concatenate([recent_text, read])
+    return _sequence(record, vocab.start, read, start.position - len(recent_text), None, record.max_chars)
 
 
-def from_nearest(model: Served, last: LastTurn, session: Session | None, at: int) -> tuple[Sequence, str]:
+def from_nearest(model: LoadedModel, last: StoredTurn, session: Session | None, at: int) -> tuple[Sequence, str]:
     """The turn from its newest save at or before `at`, or from its start; and the session's text before it, its end.
 
     Raised: ModelChanged when the turn was written by another model or arithmetic than this one.
@@ -52,11 +52,13 @@ def from_nearest(model: Served, last: LastTurn, session: Session | None, at: int
             left = record.first + record.max_chars - save.position
             nothing = np.empty(0, dtype=np.int32)
             state = save.state
-            return _sequence(record, state.pending, nothing, state.position, state.values, left), save.tail
-    return from_start(model, record, last.start), (last.start.tail if last.start else "") + record.prompt
+            return _sequence(record, state.next_input, nothing, state.position, state.values, left), save.recent_text
+    return from_start(model, record, last.start), (last.start.recent_text if last.start else "") + record.prompt
 
 
-def rewound(model: Served, last: LastTurn | None, session: Session | None, to: int, tail_chars: int) -> Session | None:
+def rewound(
+    model: LoadedModel, last: StoredTurn | None, session: Session | None, to: int, recent_text_chars: int
+) -> Session | None:
     """The session as it was at position `to`; None for one that has not begun.
 
     Raised: SessionConflict with the range that can be reached, ModelChanged, and what the engine raises.
@@ -72,21 +74,21 @@ def rewound(model: Served, last: LastTurn | None, session: Session | None, to: i
         )
     if to == last.record.start:
         return last.start
-    sequence, tail = from_nearest(model, last, session, to)
+    sequence, recent_text = from_nearest(model, last, session, to)
     if to < last.record.first:
         record = replace(last.record, prompt=last.record.prompt[: to - last.record.start], max_chars=0)
         sequence = from_start(model, record, last.start)
-        tail = (last.start.tail if last.start else "") + record.prompt
+        recent_text = (last.start.recent_text if last.start else "") + record.prompt
     else:
         sequence.remaining -= last.record.first + last.record.max_chars - to
     model.engine.submit(sequence)
     text, end = _read(sequence)
     if end.state is None or end.state.position != to:
         raise SessionConflict(f"position {to} cannot be reached: the text ends before it", position=low)
-    return Session(end.state, last.record.seed, (tail + text)[-tail_chars:] if tail_chars else "")
+    return Session(end.state, last.record.seed, (recent_text + text)[-recent_text_chars:] if recent_text_chars else "")
 
 
-def reach(last: LastTurn | None, session: Session | None) -> tuple[int, int]:
+def reach(last: StoredTurn | None, session: Session | None) -> tuple[int, int]:
     """The first and last position that a session can be put back to."""
     at = session.position if session else 0
     if last is None:
@@ -95,17 +97,17 @@ def reach(last: LastTurn | None, session: Session | None) -> tuple[int, int]:
     return record.start, at if last.finish_reason else record.first + record.max_chars
 
 
-def text_before(last: LastTurn, tail_chars: int) -> str:
+def text_before(last: StoredTurn, recent_text_chars: int) -> str:
     """The end of the session's text before what the turn itself writes: what was there, and the turn's prompt."""
-    text = (last.start.tail if last.start else "") + last.record.prompt
-    return text[-tail_chars:] if tail_chars else ""
+    text = (last.start.recent_text if last.start else "") + last.record.prompt
+    return text[-recent_text_chars:] if recent_text_chars else ""
 
 
 def _sequence(
-    record: TurnRecord, pending: int, read: np.ndarray, position: int, values: np.ndarray | None, remaining: int
+    record: TurnRecord, next_input: int, read: np.ndarray, position: int, values: np.ndarray | None, remaining: int
 ) -> Sequence:
     return Sequence(
-        to_feed=np.concatenate([[pending], read]).astype(np.int32),
+        to_feed=np.concatenate([[next_input], read]).astype(np.int32),
         position=position,
         remaining=remaining,
         params=SamplingParams(record.temperature, record.top_k, record.top_p, record.min_p),
@@ -119,7 +121,7 @@ def _read(sequence: Sequence) -> tuple[str, End]:
     text = ""
     while True:
         item = sequence.stream.get(_PATIENCE_S)
-        if isinstance(item, Piece):
+        if isinstance(item, Chunk):
             text += item.text
         elif isinstance(item, End):
             return text, item

@@ -15,10 +15,10 @@ from typing import Any
 
 from model.network.state import HiddenState
 from service.engine.sequence import Sequence
-from service.engine.stream import End, Failed, FinishReason, Mark, Piece
-from service.errors import ServiceError, SessionConflict, StoreAway, TimedOut
-from service.inspection.token_logprobs import Looks
-from service.models.manager import Served
+from service.engine.stream import Chunk, End, Failed, FinishReason, StateCapture
+from service.errors import ServiceError, SessionConflict, StoreUnavailable, TimedOut
+from service.inspection.token_logprobs import TokenLogprobs
+from service.models.manager import LoadedModel
 from service.store.prefixes import PrefixStore
 from service.store.sessions import Session, SessionStore, TurnRecord
 
@@ -34,12 +34,12 @@ class Finished:
     session_id: str | None
     position: int
     seed: int
-    model: Served
+    model: LoadedModel
     prompt_chars: int
     generated_chars: int
     reused_chars: int
     saved: bool
-    reprimed: bool
+    reencoded: bool
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -54,7 +54,7 @@ class Finished:
                 "reused_chars": self.reused_chars,
             },
             "saved": self.saved,
-            "reprimed": self.reprimed,
+            "reencoded": self.reencoded,
         }
 
 
@@ -76,25 +76,25 @@ class Lease:
         """Renew when a third of the time has passed. Raised: SessionConflict when another took over."""
         if self.is_there and time.monotonic() >= self.renew_at:
             self.renew_at = time.monotonic() + self.lease_s / 3
-            with contextlib.suppress(StoreAway):  # the text goes on; whether it can be saved shows at its end
+            with contextlib.suppress(StoreUnavailable):  # the text goes on; whether it can be saved shows at its end
                 self.is_there = self.sessions.renew(self.session_id, self.token, self.lease_s)
 
     def save(self, session: Session) -> None:
         """Raised: SessionConflict."""
         if self.is_there:
             self.renew_at = time.monotonic() + self.lease_s / 3
-            with contextlib.suppress(StoreAway):
+            with contextlib.suppress(StoreUnavailable):
                 self.is_there = self.sessions.save(self.session_id, self.token, session, self.lease_s)
 
     def commit(self, session: Session, reason: FinishReason) -> bool:
         """Whether it was saved. Raised: SessionConflict."""
         try:
             return self.is_there and self.sessions.commit(self.session_id, self.token, session, reason)
-        except StoreAway:
+        except StoreUnavailable:
             return False
 
     def abandon(self) -> None:
-        with contextlib.suppress(StoreAway):  # it runs out by itself
+        with contextlib.suppress(StoreUnavailable):  # it runs out by itself
             self.sessions.abandon(self.session_id, self.token)
 
 
@@ -108,15 +108,15 @@ class Turn:
     sequence: Sequence
     record: TurnRecord
     start: Session | None  # the session before it
-    model: Served
+    model: LoadedModel
     lease: Lease | None
-    tail: str  # the session's text up to the sequence's position, and its prompt: the end of it
-    tail_chars: int
+    recent_text: str  # the session's text up to the sequence's position, and its prompt: the end of it
+    recent_text_chars: int
     show_from: int
     prefixes: PrefixStore
     kept: Session | None = None  # what is stored of the turn already: the session is never put back before it
     ended_in: str | None = None  # the session whose turn had ended, and is only read again: nothing is written
-    looks: Looks | None = None  # at what each character was drawn from, when that was asked for
+    looks: TokenLogprobs | None = None  # at what each character was drawn from, when that was asked for
     reused_chars: int = 0
     _end: End | None = field(init=False, default=None)
     _position: int = field(init=False)  # of what has been shown
@@ -133,7 +133,7 @@ class Turn:
         """
         if top is None:
             return
-        self.looks = Looks(self.model.reader, self.model.engine.vocab, self.sequence.params, top)
+        self.looks = TokenLogprobs(self.model.reader, self.model.engine.vocab, self.sequence.params, top)
         if self.sequence.position >= self.record.first:
             self.looks.stand(self.sequence.values, int(self.sequence.to_feed[0]))
         else:
@@ -150,10 +150,10 @@ class Turn:
             "position": self._position,
             "seed": self.record.seed,
             "model": self.model.as_dict(),
-            "reprimed": self.record.reprimed,
+            "reencoded": self.record.reencoded,
         }
 
-    def pieces(self, patience_s: float) -> Iterator[Piece | None]:
+    def pieces(self, patience_s: float) -> Iterator[Chunk | None]:
         """What is written, block by block; None each time nothing came for patience_s.
 
         Raised: SessionConflict when another took the session over, ServiceError when the text cannot go on.
@@ -162,9 +162,9 @@ class Turn:
             item = self.sequence.stream.get(patience_s)
             if self.lease is not None:
                 self.lease.keep()
-            if isinstance(item, Piece):
+            if isinstance(item, Chunk):
                 yield self._take(item)
-            elif isinstance(item, Mark):
+            elif isinstance(item, StateCapture):
                 self._mark(item)
             elif isinstance(item, End):
                 self._end = item
@@ -173,14 +173,14 @@ class Turn:
             else:
                 yield None
 
-    def _mark(self, mark: Mark) -> None:
+    def _mark(self, mark: StateCapture) -> None:
         if self.looks is not None and mark.state.position == self.record.first:
-            self.looks.stand(mark.state.values, mark.state.pending)
+            self.looks.stand(mark.state.values, mark.state.next_input)
         if mark.key:
             self.prefixes.put(mark.key, mark.state.to_bytes())
 
-    def _take(self, piece: Piece) -> Piece | None:
-        self.tail = (self.tail + piece.text)[-self.tail_chars :] if self.tail_chars else ""
+    def _take(self, piece: Chunk) -> Chunk | None:
+        self.recent_text = (self.recent_text + piece.text)[-self.recent_text_chars :] if self.recent_text_chars else ""
         if piece.snapshot is not None and self.lease is not None and self._is_new(piece.snapshot):
             self.lease.save(self._session(piece.snapshot))
         if self.looks is not None:
@@ -218,7 +218,7 @@ class Turn:
             generated_chars=end.state.position - self.record.first,
             reused_chars=self.reused_chars,
             saved=saved,
-            reprimed=self.record.reprimed,
+            reencoded=self.record.reencoded,
         )
 
     def close(self) -> None:
@@ -257,4 +257,6 @@ class Turn:
         return self.kept is None or (state is not None and state.position > self.kept.position)
 
     def _session(self, state: HiddenState) -> Session:
-        return Session(state, self.record.seed, self.tail[-self.tail_chars :] if self.tail_chars else "")
+        return Session(
+            state, self.record.seed, self.recent_text[-self.recent_text_chars :] if self.recent_text_chars else ""
+        )

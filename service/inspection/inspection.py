@@ -19,8 +19,8 @@ from model.network.sampling import SamplingParams
 from service.errors import BadRequest, ModelChanged, Overloaded, UnknownSession, WrongCell
 from service.generation import replay
 from service.generation.plan import encode
-from service.inspection.token_logprobs import Reading, logprobs_of, looks
-from service.models.manager import Served, Serving
+from service.inspection.token_logprobs import Scorer, logprobs_of, looks
+from service.models.manager import LoadedModel, ModelManager
 from service.schemas import InspectRequest, ScoreRequest
 from service.store.sessions import NO_SESSION, SessionStore
 
@@ -32,10 +32,10 @@ _CHUNK = 1024
 _DIGITS = 5
 
 
-class Looking:
+class InspectionService:
     """Answers POST /score and POST /inspect."""
 
-    def __init__(self, serving: Serving, sessions: SessionStore, max_chars: int) -> None:
+    def __init__(self, serving: ModelManager, sessions: SessionStore, max_chars: int) -> None:
         self._serving = serving
         self._sessions = sessions
         self._max_chars = max_chars
@@ -44,7 +44,7 @@ class Looking:
     def score(self, request: ScoreRequest) -> dict[str, Any]:
         """How surprising a text is, by character: protocol (b) from the state that it follows.
 
-        Raised: BadRequest, UnknownSession, ModelChanged, StoreAway, Overloaded, NoModel.
+        Raised: BadRequest, UnknownSession, ModelChanged, StoreUnavailable, Overloaded, NoModel.
         """
         model = self._serving.current
         limit = min(self._max_chars, MAX_TOP_CHARS) if request.logprobs else self._max_chars
@@ -115,17 +115,17 @@ class Looking:
             answer["map"] = {"of": request.map, "values": np.round(shown.T, 3).tolist()}  # (H, T)
         return answer
 
-    def _begin(self, model: Served, session_id: str | None) -> tuple[Reading, int]:
+    def _begin(self, model: LoadedModel, session_id: str | None) -> tuple[Scorer, int]:
         """Where the text follows: a new text's beginning, or where a session of this model stands."""
         network = model.reader.open()
         if session_id is None:
-            return Reading(network, None, model.engine.vocab.start), 0
+            return Scorer(network, None, model.engine.vocab.start), 0
         session, last = self._sessions.load(session_id)
         if session is None:
             raise UnknownSession(NO_SESSION if last is None else "this session has not been saved yet")
         if not replay.is_of(model, session):
             raise ModelChanged("this session was written by another model", position=session.position)
-        return Reading(network, session.state.values, session.state.pending), session.position
+        return Scorer(network, session.state.values, session.state.next_input), session.position
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[None]:
@@ -137,7 +137,7 @@ class Looking:
             self._places.release()
 
 
-def _read(model: Served, text: str, on_unknown: str) -> NDArray[np.int32]:
+def _read(model: LoadedModel, text: str, on_unknown: str) -> NDArray[np.int32]:
     """Raised: BadRequest for characters that the model does not know, or for none that it does."""
     ids = encode(model, "text", text, on_unknown == "skip")
     if not len(ids):

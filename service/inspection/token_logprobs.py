@@ -25,7 +25,7 @@ from service.errors import NoModel
 _DIGITS = 5  # of what is told: enough to see by, and a stream of them is half as long
 
 
-class Reader:
+class OnDemandNetwork:
     """The network of one checkpoint, once somebody has asked for it."""
 
     def __init__(self, path: Path | None = None, fingerprint: str = "") -> None:
@@ -52,13 +52,13 @@ class Reader:
         return loaded.network()
 
 
-class Reading:
+class Scorer:
     """One text as the network reads it, from a state on."""
 
-    def __init__(self, network: CharRNN, values: NDArray[np.floating] | None, pending: int) -> None:
-        """values (S, L, H), None for a text not begun; `pending` is the id that the state has not consumed."""
+    def __init__(self, network: CharRNN, values: NDArray[np.floating] | None, next_input: int) -> None:
+        """values (S, L, H), None for a text not begun; `next_input` is the id that the state has not consumed."""
         self._network = network
-        self._pending = pending
+        self._pending = next_input
         dtype = network.head.weight.dtype
         if values is None:
             self._state = network.zero_state(1)
@@ -77,7 +77,7 @@ class Reading:
         return logits
 
 
-class Looks:
+class TokenLogprobs:
     """What each character of one text was drawn from, as it is written.
 
     A look at a character is JSON: `logprob`, natural, at temperature 1 and without filters, as the stepper drew it; and
@@ -85,14 +85,14 @@ class Looks:
     temperature and the filters), and `top`: [character, logprob, probability] of the most probable, in order.
     """
 
-    def __init__(self, reader: Reader, vocab: Vocabulary, params: SamplingParams, top: int) -> None:
+    def __init__(self, reader: OnDemandNetwork, vocab: Vocabulary, params: SamplingParams, top: int) -> None:
         self._reader, self._vocab, self._params, self._top = reader, vocab, params, top
-        self._reading: Reading | None = None
+        self._reading: Scorer | None = None
 
-    def stand(self, values: NDArray[np.floating] | None, pending: int) -> None:
+    def stand(self, values: NDArray[np.floating] | None, next_input: int) -> None:
         """Begin here: with the state before the first character that is looked at."""
         if self._top:
-            self._reading = Reading(self._reader.open(), values, pending)
+            self._reading = Scorer(self._reader.open(), values, next_input)
 
     def at(self, text: str, logprobs: list[float]) -> list[dict[str, Any]]:
         """The looks at the next characters; to be called with all that is written, in order."""
@@ -114,7 +114,7 @@ def logprobs_of(logits: Tensor, ids: NDArray[np.int32]) -> Tensor:
 def looks(
     logits: Tensor, ids: NDArray[np.int32], vocab: Vocabulary, params: SamplingParams, top: int
 ) -> list[dict[str, Any]]:
-    """Looks at ids (T,) that were drawn by logits (T, V); see Looks."""
+    """TokenLogprobs at ids (T,) that were drawn by logits (T, V); see TokenLogprobs."""
     logprobs = torch.log_softmax(logits, dim=-1)  # (T, V)
     drawn = torch.from_numpy(ids.astype(np.int64))[:, None]
     own = logprobs.gather(-1, drawn)[:, 0].tolist()

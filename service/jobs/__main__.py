@@ -6,7 +6,7 @@ import argparse
 import subprocess
 import sys
 
-from service.jobs.worker import RetrainWorker, alone_on, heard_of
+from service.jobs.worker import RetrainWorker, device_lock, worker_alive
 from service.settings import SettingsError, read_settings
 from service.store.connect import connect
 
@@ -28,12 +28,12 @@ def main() -> int:
         print(f"error   {e}", file=sys.stderr)
         return 1
     if args.check:
-        return 0 if heard_of(connect(url)) else 1
+        return 0 if worker_alive(connect(url)) else 1
     if args.first:  # by a process of its own: it loads torch, which a worker that forks must not
         queue = [sys.executable, "-m", "service.jobs.bootstrap", "--minutes", str(args.minutes)]
         if subprocess.run(queue).returncode:
             return 1
-    with alone_on(settings.device, settings.runs_dir):
+    with device_lock(settings.device, settings.runs_dir):
         RetrainWorker(connect(url)).work(logging_level="WARNING")
     return 0
 

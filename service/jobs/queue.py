@@ -13,7 +13,7 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
-from service.errors import JobHasEnded, JobsFull, StoreAway, UnknownJob
+from service.errors import JobHasEnded, JobsFull, StoreUnavailable, UnknownJob
 from service.jobs.record import JOBS, Record
 
 QUEUE = "longhand"
@@ -46,7 +46,7 @@ class RetrainJob(Job):
 
 
 class JobQueue:
-    """Every method raises StoreAway when Redis does not answer."""
+    """Every method raises StoreUnavailable when Redis does not answer."""
 
     def __init__(self, client: redis.Redis, max_waiting: int) -> None:
         self._client = client
@@ -195,4 +195,4 @@ def _asking() -> Iterator[None]:
     try:
         yield
     except (redis.RedisError, OSError) as e:
-        raise StoreAway(f"Redis does not answer: {e}") from e
+        raise StoreUnavailable(f"Redis does not answer: {e}") from e

@@ -69,7 +69,7 @@ class Record:
     @property
     def is_cancelled(self) -> bool:
         """Whether someone asked for it, as far as Redis says."""
-        with _at_ease():
+        with suppress_redis_errors():
             return bool(self._client.hexists(self._key, "cancel"))
         return False
 
@@ -86,19 +86,19 @@ class Record:
         return bool(int(found))
 
     def put(self, **fields: Any) -> None:
-        with _at_ease():
+        with suppress_redis_errors():
             self._client.hset(
                 self._key, mapping={k: json.dumps(v) if k in _JSON else str(v) for k, v in fields.items()}
             )
 
     def emit(self, name: str, data: dict[str, Any]) -> None:
         """Tell those who follow the job."""
-        with _at_ease():
+        with suppress_redis_errors():
             self._client.xadd(self._events, {"name": name, "data": json.dumps(data)}, maxlen=MAX_EVENTS)
 
     def note(self, text: str) -> None:
         """Say something in words: kept in the record and told to followers."""
-        with _at_ease():
+        with suppress_redis_errors():
             found: Any = self._client.hget(self._key, "notes")
             self.put(notes=[*json.loads(found or "[]"), text][-MAX_NOTES:])
         self.emit("note", {"text": text})
@@ -114,6 +114,6 @@ class Record:
 
 
 @contextlib.contextmanager
-def _at_ease() -> Iterator[None]:
+def suppress_redis_errors() -> Iterator[None]:
     with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
         yield

@@ -86,7 +86,7 @@ class RetrainWorker(Worker):
         record.note(f"{reason}; {job.retries_left or 0} attempts are left")
 
 
-def heard_of(client: redis.Redis) -> bool:
+def worker_alive(client: redis.Redis) -> bool:
     """Whether a worker of this machine, or container, has been heard of in the last 30 s."""
     since = datetime.now(UTC) - timedelta(seconds=_HEARD_S)
     try:
@@ -97,7 +97,7 @@ def heard_of(client: redis.Redis) -> bool:
 
 
 @contextlib.contextmanager
-def alone_on(device: str, folder: Path) -> Iterator[None]:
+def device_lock(device: str, folder: Path) -> Iterator[None]:
     """Wait until no other worker of this machine trains on this device.
 
     The lock is inherited by the forks: it is free only when the last training is gone, however its worker ended.

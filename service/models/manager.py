@@ -1,6 +1,6 @@
 """Which model answers: a checkpoint on its engine, and the place where the one that is served stands.
 
-A model that was replaced is freed when nobody holds it any more: each request holds the `Served` that it began with
+A model that was replaced is freed when nobody holds it any more: each request holds the `LoadedModel` that it began with
 until it has been answered, so the object's own life is the count of its users, from the look at `current` on.
 """
 
@@ -16,19 +16,19 @@ from typing import Any
 from model.stepper import Stepper
 from service.engine.engine import Engine
 from service.errors import Draining, NoModel
-from service.inspection.token_logprobs import Reader
+from service.inspection.token_logprobs import OnDemandNetwork
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
-class Served:
+class LoadedModel:
     """A model that answers requests."""
 
     engine: Engine
     name: str  # the checkpoint's file name
     stepper: Stepper | None = field(default=None, repr=False)  # to be closed when this is retired, if it can be
-    reader: Reader = field(default_factory=Reader, repr=False)
+    reader: OnDemandNetwork = field(default_factory=OnDemandNetwork, repr=False)
 
     @property
     def fingerprint(self) -> str:
@@ -40,7 +40,7 @@ class Served:
 
 @dataclass(slots=True)
 class _Retired:
-    users: weakref.ref[Served]
+    users: weakref.ref[LoadedModel]
     engine: Engine
     stepper: Stepper | None
 
@@ -60,30 +60,30 @@ def free(stepper: Stepper | None) -> None:
         close()
 
 
-class Serving:
+class ModelManager:
     """Holds the model that new requests go to; requests that began on another keep it until they end."""
 
     def __init__(self, while_empty: Callable[[], dict[str, Any]] = dict) -> None:
-        self._served: Served | None = None
+        self._served: LoadedModel | None = None
         self._retired: list[_Retired] = []
         self._while_empty = while_empty  # what a refusal adds while there is no model: the job that makes one
         self._closed = False
 
-    def serve(self, served: Served) -> None:
+    def serve(self, served: LoadedModel) -> None:
         """From now on new requests go to this one. Only one thread calls this and `free_retired`."""
         before, self._served = self._served, served
         if before is not None:
             self._retired.append(_Retired(weakref.ref(before), before.engine, before.stepper))
 
     @property
-    def current(self) -> Served:
+    def current(self) -> LoadedModel:
         """Raised: NoModel before the first."""
         served = self._served
         if served is None:
             raise NoModel("no model has been trained yet", **self._while_empty())
         return served
 
-    def admit(self) -> Served:
+    def admit(self) -> LoadedModel:
         """The model for a new text. Raised: Draining when no more are taken, NoModel before the first."""
         if self._closed:
             raise Draining("this worker is stopping; another takes the request")

@@ -18,7 +18,7 @@ from pathlib import Path
 from model.checkpoints import checkpoint, registry
 from model.checkpoints.checkpoint import PROMOTED
 from model.errors import CheckpointError
-from service.models.manager import Served, Serving
+from service.models.manager import LoadedModel, ModelManager
 from service.operations.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -35,14 +35,14 @@ class Refusal:
     reason: str
 
 
-class Reloader:
+class CheckpointWatcher:
     """Keeps `serving` at what `folder` says is promoted."""
 
     def __init__(
         self,
-        serving: Serving,
+        serving: ModelManager,
         folder: Path,
-        load: Callable[[Path], Served],
+        load: Callable[[Path], LoadedModel],
         wait: Callable[[float], None],
         counted: Metrics,
     ) -> None:

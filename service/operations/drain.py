@@ -19,7 +19,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from types import FrameType
 
-from service.models.manager import Serving
+from service.models.manager import ModelManager
 
 log = logging.getLogger(__name__)
 _LOOK_S = 0.05
@@ -28,7 +28,7 @@ _LOOK_S = 0.05
 class Drain:
     """One worker's way out. `begin` may be called in a signal handler, and again."""
 
-    def __init__(self, serving: Serving, notice_s: float, limit_s: float) -> None:
+    def __init__(self, serving: ModelManager, notice_s: float, limit_s: float) -> None:
         self._serving = serving
         self._notice_s = notice_s
         self._limit_s = limit_s

@@ -155,7 +155,7 @@ export class Pane {
           this.session = data.session_id;
           this.seed = data.seed;
           address.put({ [this.key]: data.session_id });
-          this.parts.note.textContent = data.reprimed ? "Another model is served now: it has read the end of this text anew." : "";
+          this.parts.note.textContent = data.reencoded ? "Another model is served now: it has read the end of this text anew." : "";
         } else if (name === "text") {
           this.text.append(data.text, data.logprobs);
           written += data.logprobs.length;

@@ -45,9 +45,9 @@ export async function* turn(body, signal, resume = null) {
     } catch (error) {
       if (signal.aborted) return;
       if (error instanceof ServiceError) {
-        if (error.code === "store_away" && !begun && !body.session_id) key = ""; // it can be written, only not kept
+        if (error.code === "store_unavailable" && !begun && !body.session_id) key = ""; // it can be written, only not kept
         const ends = error.code === "session_conflict" && !begun && !error.details.rewindable && tries < CONFLICT_TRIES;
-        if (!ends && !["no_model", "overloaded", "store_away", "draining"].includes(error.code)) throw error;
+        if (!ends && !["no_model", "overloaded", "store_unavailable", "draining"].includes(error.code)) throw error;
         waitMs = Math.max(waitMs, 1000 * Math.min(error.retryAfterS, 5));
         if (error.code === "draining") isLost = true;
         else yield { name: "waiting", data: { after, error } };

@@ -6,14 +6,14 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify
 
-from service.errors import Draining, NoModel, StoreAway
-from service.models.manager import Serving
-from service.models.watcher import Reloader
+from service.errors import Draining, NoModel, StoreUnavailable
+from service.models.manager import ModelManager
+from service.models.watcher import CheckpointWatcher
 from service.operations.drain import Drain
 from service.store.sessions import SessionStore
 
 
-def blueprint(serving: Serving, sessions: SessionStore, reloader: Reloader, drain: Drain) -> Blueprint:
+def blueprint(serving: ModelManager, sessions: SessionStore, reloader: CheckpointWatcher, drain: Drain) -> Blueprint:
     routes = Blueprint("health", __name__)
 
     @routes.get("/healthz")
@@ -59,6 +59,6 @@ def blueprint(serving: Serving, sessions: SessionStore, reloader: Reloader, drai
 def _sessions(sessions: SessionStore) -> str:
     try:
         sessions.ping()
-    except StoreAway:
+    except StoreUnavailable:
         return "away"
     return "ok"

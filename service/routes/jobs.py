@@ -23,7 +23,7 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
-from service.errors import BadRequest, Draining, Overloaded, ServiceError, StoreAway
+from service.errors import BadRequest, Draining, Overloaded, ServiceError, StoreUnavailable
 from service.jobs.queue import JOB_ID, JobQueue
 from service.jobs.request import check
 from service.routes import body
@@ -42,7 +42,7 @@ def blueprint(queue: JobQueue | None, corpora: Corpora, is_leaving: Callable[[],
 
     def line() -> JobQueue:
         if queue is None:
-            raise StoreAway("trainings need a queue: set REDIS_URL, to one that is no cluster")
+            raise StoreUnavailable("trainings need a queue: set REDIS_URL, to one that is no cluster")
         return queue
 
     @routes.post("/retrain")

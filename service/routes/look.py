@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, jsonify
 
-from service.inspection.inspection import Looking
+from service.inspection.inspection import InspectionService
 from service.routes import body
 from service.schemas import InspectRequest, ScoreRequest
 
 
-def blueprint(looking: Looking) -> Blueprint:
+def blueprint(looking: InspectionService) -> Blueprint:
     routes = Blueprint("look", __name__)
 
     @routes.post("/score")

@@ -10,7 +10,7 @@ from flask import Blueprint, Response, jsonify
 from model.checkpoints import checkpoint, registry, self_test
 from model.errors import CheckpointError
 from service.errors import BadRequest, ModelConflict, NoModel, UnknownModel
-from service.models.manager import Serving
+from service.models.manager import ModelManager
 from service.routes import body
 from service.schemas import Nothing
 from service.store.promotions import Promotions
@@ -18,7 +18,7 @@ from service.store.promotions import Promotions
 _ID = "[0-9a-f]{16}"
 
 
-def blueprint(folder: Path, serving: Serving, promotions: Promotions) -> Blueprint:
+def blueprint(folder: Path, serving: ModelManager, promotions: Promotions) -> Blueprint:
     routes = Blueprint("models", __name__, url_prefix="/models")
 
     @routes.get("")
@@ -57,7 +57,7 @@ def blueprint(folder: Path, serving: Serving, promotions: Promotions) -> Bluepri
     return routes
 
 
-def _serving(serving: Serving) -> dict[str, str] | None:
+def _serving(serving: ModelManager) -> dict[str, str] | None:
     try:
         return serving.current.as_dict()
     except NoModel:

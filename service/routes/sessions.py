@@ -16,7 +16,7 @@ from service.schemas import MAX_TOP, ForkRequest
 from service.store.sessions import NO_SESSION, SESSION_ID, SessionStore
 
 
-def blueprint(generation: Generation, sessions: SessionStore, tail_chars: int) -> Blueprint:
+def blueprint(generation: Generation, sessions: SessionStore, recent_text_chars: int) -> Blueprint:
     routes = Blueprint("sessions", __name__, url_prefix="/sessions")
 
     @routes.get("/<session_id>")
@@ -26,13 +26,13 @@ def blueprint(generation: Generation, sessions: SessionStore, tail_chars: int) -
         found: dict[str, Any] = {"session_id": session_id, "rewindable": {"from": low, "to": high}, "turn": None}
         if last is not None:
             found["turn"] = last.finish_reason or ("running" if last.is_running else "interrupted")
-            found["began"] = {"position": last.record.first, "text": replay.text_before(last, tail_chars)}
+            found["began"] = {"position": last.record.first, "text": replay.text_before(last, recent_text_chars)}
         if session is not None:
-            found |= {"position": session.position, "seed": session.seed, "tail": session.tail}
+            found |= {"position": session.position, "seed": session.seed, "recent_text": session.recent_text}
             return jsonify(**found, model=session.state.fingerprint)
         if last is None:
             raise UnknownSession(NO_SESSION)
-        return jsonify(**found, position=0, seed=last.record.seed, tail="", model=last.record.fingerprint)
+        return jsonify(**found, position=0, seed=last.record.seed, recent_text="", model=last.record.fingerprint)
 
     @routes.get("/<session_id>/stream")
     def stream(session_id: str) -> Response:

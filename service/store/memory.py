@@ -13,9 +13,9 @@ from service.store.sessions import (
     KEYS_KEPT,
     LOST,
     NO_SESSION,
-    Held,
-    LastTurn,
+    LeasedSession,
     Session,
+    StoredTurn,
     TurnRecord,
     digest,
     turn_of,
@@ -33,7 +33,7 @@ class MemorySessions:
         self._turns = _Expiring()  # the fields of a turn: token, until, keys, and what turn_of reads
         self._salts = _Expiring()
 
-    def load(self, session_id: str) -> tuple[Session | None, LastTurn | None]:
+    def load(self, session_id: str) -> tuple[Session | None, StoredTurn | None]:
         key = digest(session_id)
         with self._lock:
             data, turn = self._records.get(key), self._turns.get(key)
@@ -43,7 +43,7 @@ class MemorySessions:
 
     def acquire(
         self, session_id: str, *, lease_s: float, is_new: bool = False, force: bool = False, key: str = ""
-    ) -> Held:
+    ) -> LeasedSession:
         at, token = digest(session_id), secrets.token_hex(8)
         with self._lock:
             data, turn = self._records.get(at), self._turns.get(at) or {}
@@ -55,7 +55,7 @@ class MemorySessions:
             last = turn_of({**turn, "until": 0}, _now_ms())
             knows = key in turn.get("keys", [])
             self._turns.put(at, {**turn, "token": token, "until": _now_ms(lease_s)}, self._turn_ttl_s)
-        return Held(token, None if data is None else Session.from_bytes(data), last, knows)
+        return LeasedSession(token, None if data is None else Session.from_bytes(data), last, knows)
 
     def begin(self, session_id: str, token: str, turn: TurnRecord, start: Session | None, lease_s: float) -> bool:
         new = {

@@ -10,7 +10,7 @@
     lh:salt:{digest}   what makes a session's id out of an Idempotency-Key
 
 The first two share a hash tag, so a cluster keeps them together. When Redis does not answer, every call raises
-StoreAway, and for a second after that without asking again: threads must not pile up behind timeouts.
+StoreUnavailable, and for a second after that without asking again: threads must not pile up behind timeouts.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from typing import Any
 
 import redis
 
-from service.errors import SessionConflict, StoreAway, UnknownSession
+from service.errors import SessionConflict, StoreUnavailable, UnknownSession
 from service.store.sessions import (
     BUSY,
     KEYS_KEPT,
     LOST,
     NO_SESSION,
-    Held,
-    LastTurn,
+    LeasedSession,
     Session,
+    StoredTurn,
     TurnRecord,
     digest,
     turn_of,
@@ -126,13 +126,13 @@ class RedisSessions:
         names |= {"commit": _COMMIT, "abandon": _ABANDON}
         self._scripts = {name: client.register_script(text) for name, text in names.items()}
 
-    def load(self, session_id: str) -> tuple[Session | None, LastTurn | None]:
+    def load(self, session_id: str) -> tuple[Session | None, StoredTurn | None]:
         record, now_ms, fields = self._run("load", session_id, self._ttl_s)
         return Session.from_bytes(record) if record else None, turn_of(dict(zip(_FIELDS, fields, strict=True)), now_ms)
 
     def acquire(
         self, session_id: str, *, lease_s: float, is_new: bool = False, force: bool = False, key: str = ""
-    ) -> Held:
+    ) -> LeasedSession:
         token = secrets.token_hex(8)
         args = (token, _ms(lease_s), self._turn_ttl_ms, int(is_new), int(force), key)
         reply = self._run("acquire", session_id, *args)
@@ -142,7 +142,7 @@ class RedisSessions:
             raise SessionConflict(BUSY)
         _, record, fields, knows_key = reply
         last = turn_of(dict(zip(_FIELDS, fields, strict=True)), 0)
-        return Held(token, Session.from_bytes(record) if record else None, last, bool(knows_key))
+        return LeasedSession(token, Session.from_bytes(record) if record else None, last, bool(knows_key))
 
     def begin(self, session_id: str, token: str, turn: TurnRecord, start: Session | None, lease_s: float) -> bool:
         record = start.to_bytes() if start else b""
@@ -186,14 +186,14 @@ class RedisSessions:
 
     def _ask(self, command: Callable[[], Any]) -> Any:
         if time.monotonic() < self._away_until:
-            raise StoreAway("the session store did not answer a moment ago")
+            raise StoreUnavailable("the session store did not answer a moment ago")
         try:
             return command()
         except (redis.ConnectionError, redis.TimeoutError) as e:
             self._away_until = time.monotonic() + _PAUSE_S
-            raise StoreAway("the session store does not answer") from e
+            raise StoreUnavailable("the session store does not answer") from e
         except redis.RedisError as e:
-            raise StoreAway(f"the session store refused: {e}") from e
+            raise StoreUnavailable(f"the session store refused: {e}") from e
 
 
 def _keys(session_id: str) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from model.errors import StateError
 from model.network.state import HiddenState
 
-TAIL_CHARS = 1024
+RECENT_TEXT_CHARS = 1024
 SESSION_ID = "[A-Za-z0-9_-]{22,64}"
 _LAYOUT = 2
 _HEAD = struct.Struct("<BQI")  # layout, seed, bytes of the state
@@ -30,16 +30,16 @@ class Session:
 
     state: HiddenState
     seed: int
-    tail: str  # the last TAIL_CHARS of its text, for a model that must read it anew
+    recent_text: str  # the last RECENT_TEXT_CHARS of its text, for a model that must read it anew
 
     @property
     def position(self) -> int:
         return self.state.position
 
     def to_bytes(self) -> bytes:
-        """Layout 2: layout, seed and the state's length, the state, the tail in UTF-8."""
+        """Layout 2: layout, seed and the state's length, the state, the recent_text in UTF-8."""
         state = self.state.to_bytes()
-        return _HEAD.pack(_LAYOUT, self.seed, len(state)) + state + self.tail.encode()
+        return _HEAD.pack(_LAYOUT, self.seed, len(state)) + state + self.recent_text.encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Session:
@@ -55,7 +55,7 @@ class Session:
 
 
 def _read_layout_1(data: bytes) -> Session:
-    """Layout byte, header length, a JSON header with seed and state_bytes, the state, the tail."""
+    """Layout byte, header length, a JSON header with seed and state_bytes, the state, the recent_text."""
     (length,) = struct.unpack_from("<H", data, 1)
     header = json.loads(data[3 : 3 + length])
     end = 3 + length + int(header["state_bytes"])
@@ -86,7 +86,7 @@ class TurnRecord:
     seed: int
     fingerprint: str  # of the model that writes it
     numerics: str
-    reprimed: bool = False
+    reencoded: bool = False
     key: str = ""  # a digest of its Idempotency-Key, if it has one
     request: str = ""  # a digest of what was asked
 
@@ -108,7 +108,7 @@ class TurnRecord:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LastTurn:
+class StoredTurn:
     """The turn that a session remembers. Its states stand at the turn's start, and where it was last saved."""
 
     record: TurnRecord
@@ -119,12 +119,12 @@ class LastTurn:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Held:
+class LeasedSession:
     """A session whose lease is ours."""
 
     token: str
     session: Session | None  # None: it is new
-    last: LastTurn | None
+    last: StoredTurn | None
     knows_key: bool = field(default=False)  # whether the asked Idempotency-Key was used in this session before
 
 
@@ -139,13 +139,13 @@ def digest(*parts: str) -> str:
 
 
 class SessionStore(Protocol):
-    """Every method may raise StoreAway; what else each raises is said there.
+    """Every method may raise StoreUnavailable; what else each raises is said there.
 
     A write by a token that is no longer the session's raises SessionConflict; a write to a session that is not there
     any more (deleted, or the store lost its memory) says so by returning False.
     """
 
-    def load(self, session_id: str) -> tuple[Session | None, LastTurn | None]:
+    def load(self, session_id: str) -> tuple[Session | None, StoredTurn | None]:
         """A session as it was last saved, and the turn that it remembers; its time to live starts anew.
 
         A session whose first turn has not been saved yet is (None, turn); one that is not there (None, None).
@@ -154,7 +154,7 @@ class SessionStore(Protocol):
 
     def acquire(
         self, session_id: str, *, lease_s: float, is_new: bool = False, force: bool = False, key: str = ""
-    ) -> Held:
+    ) -> LeasedSession:
         """Take the lease. `force`, or the key of the turn that holds it, takes it from a holder that still has it.
 
         Raised: UnknownSession, SessionConflict while another holds the lease.
@@ -194,7 +194,7 @@ class SessionStore(Protocol):
         ...
 
     def ping(self) -> None:
-        """Raise StoreAway unless the store answers."""
+        """Raise StoreUnavailable unless the store answers."""
         ...
 
 
@@ -204,12 +204,12 @@ LOST = "another request has taken this session over"
 KEYS_KEPT = 32  # Idempotency-Keys that a session remembers
 
 
-def turn_of(fields: dict[str, Any], now_ms: int) -> LastTurn | None:
+def turn_of(fields: dict[str, Any], now_ms: int) -> StoredTurn | None:
     """The stored fields of a turn -> what they say; None where there is only a lease."""
     if not fields.get("turn"):
         return None
     start, before = fields.get("start"), fields.get("before")
-    return LastTurn(
+    return StoredTurn(
         record=TurnRecord.from_bytes(fields["turn"]),
         start=Session.from_bytes(start) if start else None,
         before=Session.from_bytes(before) if before else None,

@@ -55,9 +55,11 @@ def sessions(make: Callable[..., SessionStore]) -> SessionStore:
     return make()
 
 
-def session(position: int = 7, seed: int = 3, tail: str = "früh\n") -> Session:
+def session(position: int = 7, seed: int = 3, recent_text: str = "früh\n") -> Session:
     values = np.random.default_rng(position).normal(size=(2, 1, 8)).astype(np.float32)
-    return Session(HiddenState(values, pending=4, position=position, fingerprint="f" * 16, numerics="n"), seed, tail)
+    return Session(
+        HiddenState(values, next_input=4, position=position, fingerprint="f" * 16, numerics="n"), seed, recent_text
+    )
 
 
 def record(start: int = 0, **more: Any) -> TurnRecord:
@@ -291,9 +293,9 @@ def test_nobody_gets_a_session_by_looking_into_redis(redis_server: RedisServer) 
 def test_older_layouts_are_read() -> None:
     """A record of layout 1, as the first version wrote it, is the same session; an unknown layout is named."""
     new = session()
-    state, tail = new.state.to_bytes(), new.tail.encode()
+    state, recent_text = new.state.to_bytes(), new.recent_text.encode()
     header = json.dumps({"seed": 3, "state_bytes": len(state)}).encode()
-    old = Session.from_bytes(struct.pack("<BH", 1, len(header)) + header + state + tail)
+    old = Session.from_bytes(struct.pack("<BH", 1, len(header)) + header + state + recent_text)
     assert old.to_bytes() == new.to_bytes()
     with pytest.raises(StateError, match=r"layout '63', expected one of \[1, 2\]"):
         Session.from_bytes(b"c" + new.to_bytes())

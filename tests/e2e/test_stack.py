@@ -196,7 +196,7 @@ def test_redis_may_go_and_come(stack: Stack) -> None:
     whole = stack.generate(max_chars=100)
     stack.compose("stop", "redis")
     away = stack.http.post("/generate", json={"session_id": session["session_id"], "max_chars": 5})
-    assert (away.status_code, away.json()["error"]["code"]) == (503, "store_away")
+    assert (away.status_code, away.json()["error"]["code"]) == (503, "store_unavailable")
     unsaved = stack.generate(max_chars=20)
     assert (unsaved["text"], unsaved["saved"]) == (whole["text"][:20], False)
     assert stack.ready()["sessions"] == "away"

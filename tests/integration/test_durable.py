@@ -285,7 +285,7 @@ def test_an_emptied_redis_ends_sessions_and_nothing_else(store: Path, expected: 
 
 
 def test_a_new_model_reads_the_end_of_the_text(tmp_path: Path, redis_server: RedisServer, tiny: Checkpoint) -> None:
-    """A session of an old model goes on "reprimed", as the new one would from its last 1,024 characters; or 409."""
+    """A session of an old model goes on "reencoded", as the new one would from its last 1,024 characters; or 409."""
     new = random_checkpoint(seed=5)
     checkpoint.promote(tiny.save(tmp_path))
     service = Service(CHECKPOINT_DIR=str(tmp_path), REDIS_URL=redis_server.url, **QUICK)
@@ -299,10 +299,10 @@ def test_a_new_model_reads_the_end_of_the_text(tmp_path: Path, redis_server: Red
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_changed")
         assert service.client.get(f"/sessions/{id}/stream").json()["error"]["code"] == "model_changed"
         on = service.generate(session_id=id, prompt="a", max_chars=40, temperature=0.9)
-        assert (on["reprimed"], on["position"]) == (True, 1546)
+        assert (on["reencoded"], on["position"]) == (True, 1546)
         assert text_of(service.resume(id)) == on["text"]
         more = service.generate(session_id=id, max_chars=40, temperature=0.9)
-        assert more["reprimed"] is False
+        assert more["reencoded"] is False
     stepper, _ = choose(new.network(), 1)
     prompt = text[-1024:] + "a"
     plain = "".join(write(stepper, ALPHABET, prompt, 80, SamplingParams(0.9), seed=7, start=1505 - 1024))
@@ -310,9 +310,9 @@ def test_a_new_model_reads_the_end_of_the_text(tmp_path: Path, redis_server: Red
 
 
 def test_no_text_need_be_kept(tmp_path: Path, redis_server: RedisServer, tiny: Checkpoint) -> None:
-    """With SESSION_TAIL_CHARS=0 sessions go on as ever, no text of them is stored, and a new model is a conflict."""
+    """With SESSION_RECENT_TEXT_CHARS=0 sessions go on as ever, no text of them is stored, and a new model is a conflict."""
     checkpoint.promote(tiny.save(tmp_path))
-    service = Service(CHECKPOINT_DIR=str(tmp_path), REDIS_URL=redis_server.url, SESSION_TAIL_CHARS="0")
+    service = Service(CHECKPOINT_DIR=str(tmp_path), REDIS_URL=redis_server.url, SESSION_RECENT_TEXT_CHARS="0")
     with service:
         made = service.generate(**{**ASKED, "max_chars": 30})
         assert service.generate(session_id=made["session_id"], max_chars=5)["position"] == 40

@@ -212,7 +212,7 @@ def test_without_redis_what_needs_none_goes_on(store: Path) -> None:
         service.client.delete(f"/sessions/{begun['session_id']}"),
     ):
         assert refused.status_code == 503
-        assert refused.json()["error"]["code"] == "store_away"
+        assert refused.json()["error"]["code"] == "store_unavailable"
         assert int(refused.headers["Retry-After"]) >= 1
     assert service.client.get("/readyz").json()["sessions"] == "away"
     redis.start()

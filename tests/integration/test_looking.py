@@ -1,4 +1,4 @@
-"""Looking at a text: its surprise, the gates as it is read, and what each character that is written was drawn from."""
+"""InspectionService at a text: its surprise, the gates as it is read, and what each character that is written was drawn from."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_curves_that_call_for_advice(rule: str, looks: list[Look]) -> None:
 def test_a_network_that_goes_astray() -> None:
     """A whole part far above the looks' samples calls for advice, with both numbers; a sample's own error does not."""
     (said,) = of_whole(1.523, 1.943)
-    assert said.rule == "astray"
+    assert said.rule == "unstable_state"
     assert "1.943" in said.text
     assert "1.523" in said.text
     assert "try" in said.text

@@ -1,4 +1,4 @@
-"""Reading a text, splitting it, walking through it."""
+"""Scorer a text, splitting it, walking through it."""
 
 from __future__ import annotations
 

@@ -83,11 +83,11 @@ def test_a_kill_before_a_beaten_checkpoint_is_removed(
     corpus: Corpus, whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The point names what is to go: the run that goes on removes it."""
-    beaten: list[Path] = []
+    superseded: list[Path] = []
 
     def killed(path: Path | None) -> None:
         if path is not None:
-            beaten.append(path)
+            superseded.append(path)
             raise Killed
 
     with monkeypatch.context() as patch:
@@ -96,7 +96,7 @@ def test_a_kill_before_a_beaten_checkpoint_is_removed(
             fit(corpus, model(corpus), CONFIG, tmp_path, run=tmp_path / "run")
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
     path = fit(corpus, model(corpus), CONFIG, tmp_path, run=tmp_path / "run", resume=True)
-    assert not beaten[0].exists()
+    assert not superseded[0].exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", path.name]
     assert load(path).fingerprint == load(whole[1]).fingerprint
 

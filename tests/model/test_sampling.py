@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.network.sampling import MAX_SEED, sample, uniforms
+from model.network.sampling import MAX_SEED, random_values, sample
 
 
 def draw(
@@ -21,9 +21,9 @@ def draw(
 @given(seed=st.integers(0, MAX_SEED), start=st.integers(0, 10**9), count=st.integers(1, 50), cut=st.integers(0, 50))
 def test_a_random_number_is_a_function_of_seed_and_position(seed: int, start: int, count: int, cut: int) -> None:
     """However positions are asked for, each has its number, in [0, 1)."""
-    whole = uniforms([seed, 5], [start, 9], count)
+    whole = random_values([seed, 5], [start, 9], count)
     cut = min(cut, count)
-    parts = np.concatenate([uniforms([seed], [start], cut), uniforms([seed], [start + cut], count - cut)])
+    parts = np.concatenate([random_values([seed], [start], cut), random_values([seed], [start + cut], count - cut)])
     assert np.array_equal(whole[:, 0], parts[:, 0])
     assert whole.shape == (count, 2)
     assert ((whole >= 0) & (whole < 1)).all()
@@ -32,7 +32,7 @@ def test_a_random_number_is_a_function_of_seed_and_position(seed: int, start: in
 def test_the_numbers_are_uniform_and_seeds_share_nothing() -> None:
     """Mean, variance and correlation of 10^5 numbers, of one seed and between neighbouring seeds and positions."""
     n = 100_000
-    numbers = uniforms([0, 1, 2, 2**62], [0, 0, 0, 0], n)
+    numbers = random_values([0, 1, 2, 2**62], [0, 0, 0, 0], n)
     assert np.abs(numbers.mean(0) - 0.5).max() < 5 * (1 / 12 / n) ** 0.5
     assert np.abs(numbers.var(0) - 1 / 12).max() < 0.002
     assert np.abs(np.corrcoef(numbers.T) - np.eye(4)).max() < 5 / n**0.5
@@ -83,7 +83,7 @@ def test_frequencies_follow_the_distribution() -> None:
     """40,000 draws: each id as often as its probability says, within five standard errors."""
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
     n = 40_000
-    numbers = torch.from_numpy(uniforms([3], [0], n)[:, 0])
+    numbers = torch.from_numpy(random_values([3], [0], n)[:, 0])
     one = [torch.full((n,), v) for v in (1.0, 0, 1.0, 0.0)]
     ids, _ = sample(logits.expand(n, -1), numbers, *one)
     expected = torch.softmax(logits[0], 0)

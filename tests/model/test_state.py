@@ -13,7 +13,7 @@ from model.network.state import HiddenState
 
 def state(dtype: str = "f4") -> HiddenState:
     values = np.random.default_rng(1).normal(size=(2, 3, 5)).astype(dtype)
-    return HiddenState(values, pending=7, position=2**40, fingerprint="ab" * 8, numerics="torch-cpu-32")
+    return HiddenState(values, next_input=7, position=2**40, fingerprint="ab" * 8, numerics="torch-cpu-32")
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
@@ -24,7 +24,7 @@ def test_every_bit_comes_back(dtype: str) -> None:
     after = HiddenState.from_bytes(before.to_bytes())
     assert after.values.tobytes() == before.values.tobytes()
     assert after.values.dtype == before.values.dtype
-    assert (after.pending, after.position, after.fingerprint, after.numerics) == (7, 2**40, "ab" * 8, "torch-cpu-32")
+    assert (after.next_input, after.position, after.fingerprint, after.numerics) == (7, 2**40, "ab" * 8, "torch-cpu-32")
 
 
 @given(cut=st.integers(0, 300), noise=st.binary(max_size=8))

@@ -14,7 +14,7 @@ from model.network.char_rnn import CharRNN
 from model.network.native_layer import lstm_window, usable
 from model.network.regularization import forward
 from model.text.corpus import Corpus, Streams
-from model.training.distributed import Ranks
+from model.training.distributed import Distributed
 from model.training.learner import Learner
 from model.training.loop import fit
 from model.training.run_folder import RunFolder
@@ -79,7 +79,7 @@ def test_gradients_are_tensors_of_their_own() -> None:
     """What follows a pass adds and cuts gradients in place: none may lie in another's memory."""
     corpus = Corpus.from_text(words(4000), TrainConfig())
     config = TrainConfig(batch_size=4, seq_length=8)
-    learner = Learner(ModelConfig(len(corpus.vocab), n_hidden=16, n_embed=8), config, "cpu", Ranks(), 1)
+    learner = Learner(ModelConfig(len(corpus.vocab), n_hidden=16, n_embed=8), config, "cpu", Distributed(), 1)
     assert learner.native
     gradients, _, _ = learner._part(0, *Streams(corpus.train, 4, 8).window(0, slice(0, 4)))
     assert len({g.data_ptr() for g in gradients}) == len(gradients)

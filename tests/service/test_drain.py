@@ -13,20 +13,20 @@ from model.network.sampling import SamplingParams
 from model.stepper.reference import ReferenceStepper
 from service.engine.engine import Engine
 from service.engine.sequence import Sequence
-from service.engine.stream import End, Failed, Piece
+from service.engine.stream import Chunk, End, Failed
 from service.errors import Draining
-from service.models.manager import Served, Serving
+from service.models.manager import LoadedModel, ModelManager
 from service.operations.drain import Drain
 from tests.conftest import ALPHABET
 from tests.servers import eventually
 
 
 @pytest.fixture
-def serving(tiny: Checkpoint) -> Serving:
+def serving(tiny: Checkpoint) -> ModelManager:
     engine = Engine(ReferenceStepper(tiny.network(), 4), ALPHABET, "f", max_waiting=4)
     engine.start()
-    serving = Serving()
-    serving.serve(Served(engine, "tiny"))
+    serving = ModelManager()
+    serving.serve(LoadedModel(engine, "tiny"))
     return serving
 
 
@@ -35,13 +35,13 @@ def text_of(n: int) -> Sequence:
 
 
 def ended(sequence: Sequence) -> End | Failed:
-    while isinstance(item := sequence.stream.get(10), Piece):
+    while isinstance(item := sequence.stream.get(10), Chunk):
         pass
     assert isinstance(item, End | Failed)
     return item
 
 
-def test_nobody_waits_for_nothing(serving: Serving) -> None:
+def test_nobody_waits_for_nothing(serving: ModelManager) -> None:
     """Without a text that runs, a worker leaves at once, however long it might take."""
     began = time.monotonic()
     Drain(serving, notice_s=0, limit_s=60).run()
@@ -50,7 +50,7 @@ def test_nobody_waits_for_nothing(serving: Serving) -> None:
         serving.admit()
 
 
-def test_a_short_text_ends_as_it_would_have(serving: Serving) -> None:
+def test_a_short_text_ends_as_it_would_have(serving: ModelManager) -> None:
     """While one is on its way out, no other begins, and it is written to its end."""
     running = text_of(3000)
     serving.admit().engine.submit(running)
@@ -65,7 +65,7 @@ def test_a_short_text_ends_as_it_would_have(serving: Serving) -> None:
     leaving.join()
 
 
-def test_a_long_text_is_sent_away(serving: Serving) -> None:
+def test_a_long_text_is_sent_away(serving: ModelManager) -> None:
     """At the limit it ends with the error that its client knows; a text in the line, too."""
     texts = [text_of(10**7) for _ in range(6)]
     for each in texts:
@@ -77,7 +77,7 @@ def test_a_long_text_is_sent_away(serving: Serving) -> None:
         assert isinstance(last.error, Draining)
 
 
-def test_first_it_is_only_said(serving: Serving) -> None:
+def test_first_it_is_only_said(serving: ModelManager) -> None:
     """For the time of the notice requests are taken as ever, though it says that it leaves."""
     drain = Drain(serving, notice_s=1.0, limit_s=0)
     leaving = threading.Thread(target=drain.run)

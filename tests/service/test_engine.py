@@ -21,7 +21,7 @@ from model.stepper.reference import ReferenceStepper
 from service.engine.engine import Engine
 from service.engine.sequence import Sequence
 from service.engine.stop_strings import StopScanner
-from service.engine.stream import End, Failed, Mark, Piece
+from service.engine.stream import Chunk, End, Failed, StateCapture
 from service.errors import Draining, Overloaded
 from tests.conftest import ALPHABET
 from tests.servers import eventually
@@ -60,9 +60,9 @@ def ask(
     prompt: str = "", n: int = 50, seed: int = 1, stop: tuple[str, ...] = (), after: HiddenState | None = None,
     params: SamplingParams | None = None, snapshot_every_s: float | None = None, deadline: float | None = None
 ) -> Sequence:  # fmt: skip
-    pending = ALPHABET.start if after is None else after.pending
+    next_input = ALPHABET.start if after is None else after.next_input
     return Sequence(
-        to_feed=np.array([pending, *ALPHABET.encode(prompt)], dtype=np.int32),
+        to_feed=np.array([next_input, *ALPHABET.encode(prompt)], dtype=np.int32),
         position=0 if after is None else after.position,
         remaining=n,
         params=params or SamplingParams(),
@@ -74,14 +74,14 @@ def ask(
     )
 
 
-def read(sequence: Sequence) -> tuple[str, list[Piece], End]:
-    pieces: list[Piece] = []
+def read(sequence: Sequence) -> tuple[str, list[Chunk], End]:
+    pieces: list[Chunk] = []
     while True:
         item = sequence.stream.get(timeout_s=30)
         assert item is not None
         if isinstance(item, Failed):
             raise item.error
-        assert not isinstance(item, Mark)
+        assert not isinstance(item, StateCapture)
         if isinstance(item, End):
             return "".join(p.text for p in pieces), pieces, item
         pieces.append(item)
@@ -271,7 +271,7 @@ def test_a_deadline_counts_in_the_line_too(tiny: Checkpoint) -> None:
     endless, late = ask("a", 10**8), ask("b", 5, deadline=0.0)
     engine.submit(endless)
     engine.start()
-    assert isinstance(endless.stream.get(timeout_s=30), Piece)
+    assert isinstance(endless.stream.get(timeout_s=30), Chunk)
     engine.submit(late)
     assert read(late)[2] == End("timeout", None)
     engine.stop()
@@ -282,7 +282,7 @@ def test_closing_a_stream_frees_its_slot(engine: Engine) -> None:
     endless = [ask("a", 10**8, seed=i) for i in range(8)]
     for s in endless:
         engine.submit(s)
-    assert isinstance(endless[0].stream.get(timeout_s=30), Piece)
+    assert isinstance(endless[0].stream.get(timeout_s=30), Chunk)
     for s in endless:
         s.stream.close()
         s.stream.close()
@@ -314,7 +314,7 @@ def test_an_engine_that_stops_says_so(tiny: Checkpoint) -> None:
     engine.submit(running)
     engine.submit(waiting)
     engine.start()
-    assert isinstance(running.stream.get(timeout_s=30), Piece)
+    assert isinstance(running.stream.get(timeout_s=30), Chunk)
     engine.stop()
     for sequence in (running, waiting):
         with pytest.raises(Draining):

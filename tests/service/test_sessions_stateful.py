@@ -21,7 +21,7 @@ from service.engine.engine import Engine
 from service.errors import NoTurn, SessionConflict, TurnInterrupted, UnknownSession
 from service.generation.generation import Generation, Policy
 from service.generation.turn import Turn
-from service.models.manager import Served, Serving
+from service.models.manager import LoadedModel, ModelManager
 from service.schemas import GenerateRequest
 from service.store.memory import MemorySessions
 from service.store.prefixes import MemoryPrefixes
@@ -106,7 +106,7 @@ class Sessions(RuleBasedStateMachine):
         super().__init__()
         self.store = self.make_store()
         self.model = 0
-        self.serving = [Serving(), Serving()]
+        self.serving = [ModelManager(), ModelManager()]
         self.workers = [
             Generation(serving, self.store, MemoryPrefixes(), Policy(1000, 60.0, 0.0, TAIL)) for serving in self.serving
         ]
@@ -118,7 +118,7 @@ class Sessions(RuleBasedStateMachine):
     def swap(self, model: int) -> None:
         self.model = model
         for worker, serving in enumerate(self.serving):
-            serving.serve(Served(engines()[worker][model], f"model {model}"))
+            serving.serve(LoadedModel(engines()[worker][model], f"model {model}"))
 
     def ask(self, prompt: str, n: int, p: SamplingParams, **more: Any) -> GenerateRequest:
         return GenerateRequest(

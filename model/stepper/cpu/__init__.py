@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from model.native.library import BlockArrays, ModelArrays, Unsupported, library_path, load_library
 from model.network.char_rnn import CharRNN
-from model.stepper import Block, Produced
+from model.stepper import Block, BlockResult
 from model.stepper.cpu.pack import Precision, pack
 
 __all__ = ["CpuStepper", "Precision", "Unsupported"]
@@ -27,9 +27,9 @@ _WRONG = {
     2: "slots[{row}] is not a slot",
     3: "slots[{row}] is there twice",
     4: "steps[{row}] is not from 1 to K",
-    5: "forced[0, {row}] is FREE: a row begins with its pending id",
-    6: "forced[{step}, {row}] is not an id",
-    7: "uniforms[{step}, {row}] is not in [0, 1)",
+    5: "forced_ids[0, {row}] is SAMPLE: a row begins with its next_input id",
+    6: "forced_ids[{step}, {row}] is not an id",
+    7: "random_values[{step}, {row}] is not in [0, 1)",
     8: "row {row}: temperature, top_k, top_p and min_p are finite and not negative",
 }
 
@@ -87,22 +87,22 @@ class CpuStepper:
         if not self._handle:
             raise MemoryError("no memory for the native stepper")
 
-    def run(self, block: Block) -> Produced:
+    def run(self, block: Block) -> BlockResult:
         """Advance the block's rows in place. Raised: ValueError for a bad block; then no row has moved."""
-        if block.forced.ndim != 2:
-            raise ValueError(f"forced: got {block.forced.ndim} dimensions, expected (K, B)")
-        steps, rows = block.forced.shape
+        if block.forced_ids.ndim != 2:
+            raise ValueError(f"forced_ids: got {block.forced_ids.ndim} dimensions, expected (K, B)")
+        steps, rows = block.forced_ids.shape
         fields = (
             _checked("slots", block.slots, np.int32, (rows,)),
             _checked("steps", block.steps, np.int32, (rows,)),
-            _checked("forced", block.forced, np.int32, (steps, rows)),
-            _checked("uniforms", block.uniforms, np.float64, (steps, rows)),
+            _checked("forced_ids", block.forced_ids, np.int32, (steps, rows)),
+            _checked("random_values", block.random_values, np.float64, (steps, rows)),
             _checked("temperature", block.temperature, np.float64, (rows,)),
             _checked("top_k", block.top_k, np.int32, (rows,)),
             _checked("top_p", block.top_p, np.float64, (rows,)),
             _checked("min_p", block.min_p, np.float64, (rows,)),
         )
-        produced = Produced(np.empty((steps, rows), np.int32), np.empty((steps, rows), np.float32))
+        produced = BlockResult(np.empty((steps, rows), np.int32), np.empty((steps, rows), np.float32))
         arrays = BlockArrays(rows, steps, *fields, produced.ids.ctypes.data, produced.logprobs.ctypes.data)
         with self._lock:
             code = self._library.lh_run(self._open(), ctypes.byref(arrays))

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.network.char_rnn import CharRNN
-from model.stepper import Block, Produced
+from model.stepper import Block, BlockResult
 from model.stepper.cuda.body import CAPACITY, Body
 from model.stepper.layers import Layers, Slots
 
@@ -57,25 +57,25 @@ class CudaStepper(Slots):
         self._memory: Any = None  # that all graphs share: only one runs at a time
 
     @torch.inference_mode()
-    def run(self, block: Block) -> Produced:
-        steps = len(block.forced)
+    def run(self, block: Block) -> BlockResult:
+        steps = len(block.forced_ids)
         if steps <= CAPACITY:
             return self._run(block)
-        ids = np.zeros(block.forced.shape, np.int32)
-        logprobs = np.full(block.forced.shape, np.nan, np.float32)
+        ids = np.zeros(block.forced_ids.shape, np.int32)
+        logprobs = np.full(block.forced_ids.shape, np.nan, np.float32)
         for start in range(0, steps, CAPACITY):
             part, rows = _part(block, start, ids)
-            end = start + len(part.forced)
+            end = start + len(part.forced_ids)
             produced = self._run(part)
             ids[start:end, rows], logprobs[start:end, rows] = produced.ids, produced.logprobs
             goes_on = block.steps[rows] > end
-            forced = block.forced[end, rows] if end < steps else np.full(len(rows), -1)
-            given = goes_on & (forced >= 0)
-            ids[end - 1, rows[given]], logprobs[end - 1, rows[given]] = forced[given], np.nan
-        return Produced(ids, logprobs)
+            forced_ids = block.forced_ids[end, rows] if end < steps else np.full(len(rows), -1)
+            given = goes_on & (forced_ids >= 0)
+            ids[end - 1, rows[given]], logprobs[end - 1, rows[given]] = forced_ids[given], np.nan
+        return BlockResult(ids, logprobs)
 
-    def _run(self, block: Block) -> Produced:
-        steps, n = block.forced.shape
+    def _run(self, block: Block) -> BlockResult:
+        steps, n = block.forced_ids.shape
         body = self._body(n)
         filtered = bool((block.top_k > 0).any() or (block.top_p < 1).any() or (block.min_p > 0).any())
         body.load(block, no_slot=self.n_slots)
@@ -86,7 +86,7 @@ class CudaStepper(Slots):
             self._play(body, 1, filtered)
         self._table[body.slots] = body.state
         both = torch.stack([body.ids[:steps, :n].double(), body.logprobs[:steps, :n]]).cpu().numpy()  # one copy
-        return Produced(both[0].astype(np.int32), both[1].astype(np.float32))
+        return BlockResult(both[0].astype(np.int32), both[1].astype(np.float32))
 
     def _body(self, n_rows: int) -> Body:
         """The buffers for a power of two of tiles that holds so many rows."""
@@ -132,9 +132,11 @@ def _part(block: Block, start: int, ids: NDArray[np.int32]) -> tuple[Block, NDAr
     """The steps from `start` on that the buffers hold, of the rows that still go, and which rows those are."""
     rows = np.flatnonzero(block.steps > start)
     end = min(start + CAPACITY, int(block.steps.max()))
-    forced = block.forced[start:end, rows].copy()
+    forced_ids = block.forced_ids[start:end, rows].copy()
     if start:
-        forced[0] = ids[start - 1, rows]
+        forced_ids[0] = ids[start - 1, rows]
     columns = {name: getattr(block, name)[rows] for name in ("slots", "temperature", "top_k", "top_p", "min_p")}
     steps = np.minimum(block.steps[rows], end) - start
-    return replace(block, steps=steps, forced=forced, uniforms=block.uniforms[start:end, rows], **columns), rows
+    return replace(
+        block, steps=steps, forced_ids=forced_ids, random_values=block.random_values[start:end, rows], **columns
+    ), rows

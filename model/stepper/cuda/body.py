@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.network.sampling import sample
-from model.stepper import FREE, Block
+from model.stepper import SAMPLE, Block
 from model.stepper.layers import Layers
 
 CAPACITY = 256  # steps of a block that the buffers hold
@@ -30,8 +30,8 @@ class Body:
         self.k = filled((1,), 0, torch.int64)  # the step that comes next
         self.steps = filled((rows,), 0, torch.int64)
         self.fed = filled((rows,), 0, torch.int64)
-        self.forced = filled((CAPACITY + 1, rows), FREE, torch.int64)
-        self.uniforms = filled((CAPACITY, rows), 0, torch.float64)
+        self.forced_ids = filled((CAPACITY + 1, rows), SAMPLE, torch.int64)
+        self.random_values = filled((CAPACITY, rows), 0, torch.float64)
         self.temperature = filled((rows,), 1, torch.float64)
         self.top_k = filled((rows,), 0, torch.int32)
         self.top_p = filled((rows,), 1, torch.float64)
@@ -41,9 +41,9 @@ class Body:
 
     def load(self, block: Block, no_slot: int) -> None:
         """The block's arrays, into the buffers; the rows past its own stand still, in the slot that is nobody's."""
-        k, n = block.forced.shape
+        k, n = block.forced_ids.shape
         arrays = (
-            (self.slots, block.slots, no_slot), (self.steps, block.steps, 0), (self.fed, block.forced[0], 0),
+            (self.slots, block.slots, no_slot), (self.steps, block.steps, 0), (self.fed, block.forced_ids[0], 0),
             (self.temperature, block.temperature, 1), (self.top_k, block.top_k, 0), (self.top_p, block.top_p, 1),
             (self.min_p, block.min_p, 0),
         )  # fmt: skip
@@ -51,12 +51,12 @@ class Body:
             whole = np.full(self.rows, rest, dtype=values.dtype)
             whole[:n] = values
             buffer.copy_(torch.from_numpy(whole))
-        forced = np.full((k + 1, self.rows), FREE, dtype=np.int32)
-        forced[:k, :n] = block.forced
-        uniforms = np.zeros((k, self.rows))
-        uniforms[:, :n] = block.uniforms
-        self.forced[: k + 1].copy_(torch.from_numpy(forced))
-        self.uniforms[:k].copy_(torch.from_numpy(uniforms))
+        forced_ids = np.full((k + 1, self.rows), SAMPLE, dtype=np.int32)
+        forced_ids[:k, :n] = block.forced_ids
+        random_values = np.zeros((k, self.rows))
+        random_values[:, :n] = block.random_values
+        self.forced_ids[: k + 1].copy_(torch.from_numpy(forced_ids))
+        self.random_values[:k].copy_(torch.from_numpy(random_values))
         self.k.zero_()
 
     def step(self, filtered: bool) -> None:
@@ -64,11 +64,11 @@ class Body:
         going = (self.steps > self.k)[:, None, None, None]
         new = self._layers.advance(self.fed, self.state, self._tile)
         self.state.copy_(torch.where(going, new, self.state))
-        numbers = self.uniforms.index_select(0, self.k)[0]
+        numbers = self.random_values.index_select(0, self.k)[0]
         drawn = [self._draw(slice(t, t + self._tile), numbers, filtered) for t in range(0, self.rows, self._tile)]
         ids, logprobs = (torch.cat(parts) for parts in zip(*drawn, strict=True))
-        following = self.forced.index_select(0, self.k + 1)[0]
-        is_free = (following == FREE) | (self.steps == self.k + 1)
+        following = self.forced_ids.index_select(0, self.k + 1)[0]
+        is_free = (following == SAMPLE) | (self.steps == self.k + 1)
         ids = torch.where(is_free, ids, following)
         self.ids.index_copy_(0, self.k, ids[None])
         self.logprobs.index_copy_(0, self.k, torch.where(is_free, logprobs, torch.nan)[None])

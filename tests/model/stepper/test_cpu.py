@@ -23,9 +23,9 @@ from model.native.build import build, compile_to, compilers
 from model.native.library import flags, library_path, load_library
 from model.network.char_rnn import CharRNN
 from model.network.sampling import SamplingParams, sample
-from model.stepper import FREE, Block, Produced
+from model.stepper import SAMPLE, Block, BlockResult
 from model.stepper.cpu import CpuStepper, Precision, Unsupported
-from tests.crowd import Careless, Played, Text, block_of, differences, different, in_crowds, random_texts
+from tests.random_batching import Careless, Played, Text, block_of, differences, different, in_crowds, random_texts
 
 PRECISIONS: list[Precision] = ["fp32", "int8"]
 pytestmark = pytest.mark.usefixtures("native_code")
@@ -47,13 +47,13 @@ def _network(vocab: int, hidden: int, layers: int, embed: int, cell: Cell) -> Ch
 
 def plain_block(rows: int, steps: int, vocab: int = 65, slots: list[int] | None = None) -> Block:
     rng = np.random.default_rng(rows * 1000 + steps)
-    forced = np.full((steps, rows), FREE, np.int32)
-    forced[0] = rng.integers(0, vocab, rows)
+    forced_ids = np.full((steps, rows), SAMPLE, np.int32)
+    forced_ids[0] = rng.integers(0, vocab, rows)
     return Block(
         slots=np.arange(rows, dtype=np.int32) if slots is None else np.array(slots, np.int32),
         steps=np.full(rows, steps, np.int32),
-        forced=forced,
-        uniforms=rng.random((steps, rows)),
+        forced_ids=forced_ids,
+        random_values=rng.random((steps, rows)),
         temperature=np.ones(rows),
         top_k=np.zeros(rows, np.int32),
         top_p=np.ones(rows),
@@ -61,27 +61,27 @@ def plain_block(rows: int, steps: int, vocab: int = 65, slots: list[int] | None 
     )
 
 
-def bits(stepper: CpuStepper, produced: Produced) -> tuple[bytes, ...]:
+def bits(stepper: CpuStepper, produced: BlockResult) -> tuple[bytes, ...]:
     states = [stepper.read(slot).tobytes() for slot in range(stepper.n_slots)]
     return produced.ids.tobytes(), produced.logprobs.tobytes(), *states
 
 
 @pytest.mark.parametrize("shape", [(65, 64, 2, 16), (5, 1, 1, 1), (33, 7, 3, 4), (300, 100, 1, 8), (65, 48, 8, 16)])
 def test_agrees_with_the_float64_network(shape: tuple[int, int, int, int]) -> None:
-    """After 50 forced steps states and log-probabilities of fp32 are the float64 network's within 1e-5."""
+    """After 50 forced_ids steps states and log-probabilities of fp32 are the float64 network's within 1e-5."""
     vocab, hidden, layers, embed = shape
     net, rows, steps = network(vocab, hidden, layers, embed), 9, 50
     block = plain_block(rows, steps, vocab)
-    block.forced[:] = np.random.default_rng(3).integers(0, vocab, (steps, rows))
+    block.forced_ids[:] = np.random.default_rng(3).integers(0, vocab, (steps, rows))
     with torch.no_grad():
-        logits, state = net(torch.tensor(block.forced.T.astype(np.int64)), net.zero_state(rows))
+        logits, state = net(torch.tensor(block.forced_ids.T.astype(np.int64)), net.zero_state(rows))
     stepper = CpuStepper(net, rows)
     produced = stepper.run(block)
     expected = torch.stack(state).permute(2, 0, 1, 3).numpy()  # (B, S, L, H)
     assert np.abs(np.stack([stepper.read(b) for b in range(rows)]) - expected).max() < 1e-5
     logprobs = torch.log_softmax(logits[:, -1], dim=-1).numpy()
     assert np.abs(produced.logprobs[-1] - logprobs[np.arange(rows), produced.ids[-1]]).max() < 1e-5
-    assert (produced.ids[:-1] == block.forced[1:]).all()
+    assert (produced.ids[:-1] == block.forced_ids[1:]).all()
     assert np.isnan(produced.logprobs[:-1]).all()
 
 
@@ -118,8 +118,8 @@ def _columns(block: Block, columns: range | list[int], slots: list[int] | None =
     return Block(
         slots=np.array(slots if slots is not None else pick, np.int32),
         steps=np.ascontiguousarray(block.steps[pick]),
-        forced=np.ascontiguousarray(block.forced[:, pick]),
-        uniforms=np.ascontiguousarray(block.uniforms[:, pick]),
+        forced_ids=np.ascontiguousarray(block.forced_ids[:, pick]),
+        random_values=np.ascontiguousarray(block.random_values[:, pick]),
         temperature=block.temperature[pick],
         top_k=block.top_k[pick],
         top_p=block.top_p[pick],
@@ -248,16 +248,22 @@ def test_a_large_vocabulary_is_filtered_alike() -> None:
         (lambda b: replace(b, slots=np.array([1, 1], np.int32)), r"slots\[1\] is there twice"),
         (lambda b: replace(b, steps=np.array([3, 0], np.int32)), r"steps\[1\]"),
         (lambda b: replace(b, steps=np.array([4, 1], np.int32)), r"steps\[0\]"),
-        (lambda b: replace(b, forced=np.full((3, 2), FREE, np.int32)), r"forced\[0, 0\] is FREE"),
-        (lambda b: replace(b, forced=np.array([[1, 1], [2, 65], [1, 1]], np.int32)), r"forced\[1, 1\] is not an id"),
-        (lambda b: replace(b, forced=np.array([[1, 1], [2, -2], [1, 1]], np.int32)), r"forced\[1, 1\] is not an id"),
-        (lambda b: replace(b, uniforms=np.ones((3, 2))), r"uniforms\[0, 0\]"),
-        (lambda b: replace(b, uniforms=np.full((3, 2), np.nan)), r"uniforms\[0, 0\]"),
+        (lambda b: replace(b, forced_ids=np.full((3, 2), SAMPLE, np.int32)), r"forced_ids\[0, 0\] is SAMPLE"),
+        (
+            lambda b: replace(b, forced_ids=np.array([[1, 1], [2, 65], [1, 1]], np.int32)),
+            r"forced_ids\[1, 1\] is not an id",
+        ),
+        (
+            lambda b: replace(b, forced_ids=np.array([[1, 1], [2, -2], [1, 1]], np.int32)),
+            r"forced_ids\[1, 1\] is not an id",
+        ),
+        (lambda b: replace(b, random_values=np.ones((3, 2))), r"random_values\[0, 0\]"),
+        (lambda b: replace(b, random_values=np.full((3, 2), np.nan)), r"random_values\[0, 0\]"),
         (lambda b: replace(b, temperature=np.array([1.0, np.nan])), "row 1: temperature"),
         (lambda b: replace(b, top_k=np.array([-1, 0], np.int32)), "row 0: temperature"),
         (lambda b: replace(b, slots=np.array([0, 1], np.int64)), "slots: got int64"),
-        (lambda b: replace(b, forced=b.forced.T), "forced|slots"),
-        (lambda b: replace(b, uniforms=np.asfortranarray(b.uniforms)), "not contiguous"),
+        (lambda b: replace(b, forced_ids=b.forced_ids.T), "forced_ids|slots"),
+        (lambda b: replace(b, random_values=np.asfortranarray(b.random_values)), "not contiguous"),
         (lambda b: replace(b, min_p=np.zeros(3)), "min_p"),
     ],
 )
@@ -396,7 +402,10 @@ def test_int8_costs_less_than_half_a_hundredth_of_a_nat() -> None:
     stepper, differences = CpuStepper(net, rows, "int8"), []
     for k in range(steps):
         block = plain_block(rows, 1, vocab)
-        block.forced[0], block.uniforms[0] = window[:, k], np.clip(upto[:, k] - np.exp(targets[:, k]) / 2, 0, 1 - 1e-9)
+        block.forced_ids[0], block.random_values[0] = (
+            window[:, k],
+            np.clip(upto[:, k] - np.exp(targets[:, k]) / 2, 0, 1 - 1e-9),
+        )
         produced = stepper.run(block)
         same = produced.ids[0] == window[:, k + 1]
         differences.append(np.where(same, targets[:, k] - produced.logprobs[0], np.nan))
@@ -433,6 +442,6 @@ def test_crowd_blocks_are_well_formed() -> None:
     """The harness feeds the prompt, then what was sampled, and draws each position's own uniform number."""
     text = Text(prompt=[3, 1, 4], length=5, seed=9, params=SamplingParams())
     block = block_of([text], [Played(fed=1)], [0], [4])
-    assert block.forced[:, 0].tolist() == [1, 4, FREE, FREE]
+    assert block.forced_ids[:, 0].tolist() == [1, 4, SAMPLE, SAMPLE]
     whole = block_of([text], [Played()], [0], [5])
-    assert (block.uniforms[:, 0] == whole.uniforms[1:, 0]).all()
+    assert (block.random_values[:, 0] == whole.random_values[1:, 0]).all()

@@ -11,14 +11,14 @@ import torch
 from model.checkpoints.checkpoint import Checkpoint
 from model.config import Cell
 from model.network.sampling import SamplingParams
-from model.stepper import FREE, Block, Stepper
+from model.stepper import SAMPLE, Block, Stepper
 from model.stepper.choose import choose
 from model.stepper.cuda import CudaStepper
 from model.stepper.cuda.body import CAPACITY
 from model.stepper.generate import generate, write
 from model.stepper.reference import TILE, ReferenceStepper
 from tests.conftest import ALPHABET, random_checkpoint
-from tests.crowd import Careless, differences, random_texts
+from tests.random_batching import Careless, differences, random_texts
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: CUDA graphs cannot be captured")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
@@ -69,18 +69,18 @@ def test_the_body_gives_the_bits_of_the_reference(tiny: Checkpoint) -> None:
 def mixed_block(stepper: Stepper, rows: int = 23, steps: int = 21) -> tuple[bytes, ...]:
     """Rows with prompts of all lengths, fewer steps than the block, and different parameters."""
     rng = np.random.default_rng(5)
-    forced = np.full((steps, rows), FREE, np.int32)
+    forced_ids = np.full((steps, rows), SAMPLE, np.int32)
     for b in range(rows):
         read = rng.integers(1, steps + 1)
-        forced[:read, b] = rng.integers(0, len(ALPHABET), read)
+        forced_ids[:read, b] = rng.integers(0, len(ALPHABET), read)
     row_steps = rng.integers(1, steps + 1, rows).astype(np.int32)
     row_steps[0] = steps
     produced = stepper.run(
         Block(
             slots=rng.permutation(40)[:rows].astype(np.int32),
             steps=row_steps,
-            forced=forced,
-            uniforms=rng.random((steps, rows)),
+            forced_ids=forced_ids,
+            random_values=rng.random((steps, rows)),
             temperature=rng.choice([0.0, 0.7, 1.0], rows),
             top_k=rng.choice([0, 3], rows).astype(np.int32),
             top_p=rng.choice([0.9, 1.0], rows),
@@ -98,12 +98,12 @@ def test_a_block_longer_than_the_buffers_is_the_same(tiny: Checkpoint, device: s
     steps = 2 * CAPACITY + 30
     rng = np.random.default_rng(1)
     reads, lengths = [1, CAPACITY, CAPACITY + 1, steps, 300], [steps, CAPACITY, CAPACITY + 1, steps, 40]
-    forced = np.full((steps, 5), FREE, np.int32)
+    forced_ids = np.full((steps, 5), SAMPLE, np.int32)
     for b, read in enumerate(reads):
-        forced[:read, b] = rng.integers(0, len(ALPHABET), read)
+        forced_ids[:read, b] = rng.integers(0, len(ALPHABET), read)
     block = Block(
-        slots=np.arange(5, dtype=np.int32), steps=np.array(lengths, np.int32), forced=forced,
-        uniforms=rng.random((steps, 5)), temperature=np.ones(5), top_k=np.zeros(5, np.int32), top_p=np.ones(5),
+        slots=np.arange(5, dtype=np.int32), steps=np.array(lengths, np.int32), forced_ids=forced_ids,
+        random_values=rng.random((steps, 5)), temperature=np.ones(5), top_k=np.zeros(5, np.int32), top_p=np.ones(5),
         min_p=np.zeros(5),
     )  # fmt: skip
     network = tiny.network(torch.float64)

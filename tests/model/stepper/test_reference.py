@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from model.checkpoints.checkpoint import Checkpoint
 from model.network.sampling import SamplingParams
-from model.stepper import Block, Produced
+from model.stepper import Block, BlockResult
 from model.stepper.generate import generate, write
 from model.stepper.reference import ReferenceStepper
 from tests.conftest import ALPHABET, random_checkpoint
-from tests.crowd import alone, differences, random_texts
+from tests.random_batching import alone, differences, random_texts
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
@@ -32,7 +32,7 @@ def test_the_harness_sees_a_stepper_that_is_not_invariant(tiny: Checkpoint) -> N
     """The negative control: a row that feels the size of its batch, by a millionth, is found."""
 
     class Feels(ReferenceStepper):
-        def run(self, block: Block) -> Produced:
+        def run(self, block: Block) -> BlockResult:
             bias = self._layers.head_bias
             self._layers.head_bias = bias * (1 + 1e-6 * len(block.slots))
             try:

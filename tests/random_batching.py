@@ -13,13 +13,13 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
-from model.network.sampling import SamplingParams, uniforms
-from model.stepper import FREE, Block, Produced, Stepper
+from model.network.sampling import SamplingParams, random_values
+from model.stepper import SAMPLE, Block, BlockResult, Stepper
 
 
 @dataclass(frozen=True)
 class Text:
-    prompt: list[int]  # at least one id; the first is the pending one
+    prompt: list[int]  # at least one id; the first is the next_input one
     length: int  # ids to be sampled
     seed: int
     params: SamplingParams
@@ -61,17 +61,17 @@ def random_texts(rng: Random, count: int, vocab: int, longest: int = 30) -> list
 def block_of(texts: list[Text], played: list[Played], slots: list[int], steps: list[int]) -> Block:
     """The next `steps[i]` steps of each text; the arrays are as long as the longest needs."""
     longest = max(steps)
-    forced = np.full((longest, len(texts)), FREE, np.int32)
+    forced_ids = np.full((longest, len(texts)), SAMPLE, np.int32)
     for i, (text, so_far) in enumerate(zip(texts, played, strict=True)):
         n = len(text.prompt)
         end = so_far.fed + steps[i]
         known = text.prompt[so_far.fed : end] + so_far.ids[max(0, so_far.fed - n) : max(0, end - n)]
-        forced[: len(known), i] = known
+        forced_ids[: len(known), i] = known
     return Block(
         slots=np.array(slots, np.int32),
         steps=np.array(steps, np.int32),
-        forced=forced,
-        uniforms=uniforms([t.seed for t in texts], [p.fed for p in played], longest),
+        forced_ids=forced_ids,
+        random_values=random_values([t.seed for t in texts], [p.fed for p in played], longest),
         temperature=np.array([t.params.temperature for t in texts], np.float64),
         top_k=np.array([t.params.top_k for t in texts], np.int32),
         top_p=np.array([t.params.top_p for t in texts], np.float64),
@@ -152,7 +152,7 @@ class Careless:
         self.inner, self.n_slots = inner, inner.n_slots
         self.read, self.write = inner.read, inner.write
 
-    def run(self, block: Block) -> Produced:
+    def run(self, block: Block) -> BlockResult:
         produced = self.inner.run(block)
         if len(block.slots) > 8:
             slot = int(block.slots[0])

@@ -61,9 +61,3 @@ def test_a_worker_forks_without_torch() -> None:
     """The line and its worker load no torch: a process that used its threads could not fork safely."""
     program = "import sys, service.jobs.__main__; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
-
-
-def test_modules_are_small() -> None:
-    """A module can be held in the head: at most 300 lines."""
-    long = {str(p.relative_to(ROOT)): n for p in MODULES if (n := len(p.read_text().splitlines())) > 300}
-    assert not long

@@ -95,9 +95,9 @@ export class Pane {
       if (again && (ended || ["running", "interrupted"].includes(found.turn))) {
         this.#begin(found.began.position, found.began.text);
         const failed = await this.#run({}, () => {}, { session, after: found.began.position });
-        if (failed) this.#begin(found.position, found.tail); // by another model, or long ago: its end is still known
+        if (failed) this.#begin(found.position, found.recent_text); // by another model, or long ago: its end is still known
       } else {
-        this.#begin(found.position, found.tail);
+        this.#begin(found.position, found.recent_text);
         this.say(`Position ${count(found.position)}, seed ${found.seed}. It can go on.`);
       }
     } catch (error) {

@@ -138,7 +138,7 @@ def test_a_stopped_process_that_wakes_up_writes_nothing(
         assert parse_events(rest)[-1].data["error"]["code"] == "session_conflict"
     assert placed["text"] == expected[:50]
     found = other.client.get(f"/sessions/{id}").json()
-    assert (found["position"], found["tail"]) == (55, "hello" + expected[:50])
+    assert (found["position"], found["recent_text"]) == (55, "hello" + expected[:50])
 
 
 def test_a_session_can_be_put_back(other: Service, expected: str) -> None:
@@ -316,7 +316,7 @@ def test_no_text_need_be_kept(tmp_path: Path, redis_server: RedisServer, tiny: C
     with service:
         made = service.generate(**{**ASKED, "max_chars": 30})
         assert service.generate(session_id=made["session_id"], max_chars=5)["position"] == 40
-        assert service.client.get(f"/sessions/{made['session_id']}").json()["tail"] == ""
+        assert service.client.get(f"/sessions/{made['session_id']}").json()["recent_text"] == ""
     checkpoint.promote(random_checkpoint(seed=5).save(tmp_path))
     with service:
         refused = service.post(session_id=made["session_id"], max_chars=5)

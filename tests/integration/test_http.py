@@ -117,7 +117,7 @@ def test_sessions_can_be_looked_at_and_forgotten(service: Service) -> None:
     made = service.generate(**ASKED, max_chars=20)
     path = f"/sessions/{made['session_id']}"
     found = service.client.get(path).json()
-    assert (found["position"], found["seed"], found["tail"]) == (25, 7, "hello" + made["text"])
+    assert (found["position"], found["seed"], found["recent_text"]) == (25, 7, "hello" + made["text"])
     assert service.client.delete(path).status_code == 204
     for gone in (service.client.get(path), service.client.delete(path), service.post(session_id=made["session_id"])):
         assert gone.status_code == 404

@@ -1,14 +1,21 @@
-"""Logits and one uniform number -> an id. Pure: randomness comes in as a value, so a replay draws the same id.
+"""Sampling: the parameters, declared once, and how logits and one random number become an id.
 
-The order of the filters is the field's (Hugging Face, vLLM): temperature, top_k, top_p on what top_k left, min_p
-against the most probable id. Among what is kept, the id is the inverse of the cumulative distribution, in id order,
-at the uniform number.
+Sampling is a pure function. The random number comes in as a value, so a replay draws the same id.
+
+The filters apply in the order of Hugging Face and vLLM: temperature, top_k, top_p on what top_k left, min_p relative
+to the most probable id. The id is the inverse of the cumulative distribution over the kept ids, in id order.
+
+To add a parameter, add a field to `SamplingParams`, its line to `SAMPLING_FIELDS` in the C header sampling.h, and the
+rule itself to `_filter` here and to `filter` there. Requests, turn records, sequences, blocks and the command line
+carry the whole object.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +27,83 @@ MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How an id is drawn from the model's distribution. The defaults draw from it as it is."""
+class SamplingParameter:
+    """The declaration of one sampling parameter: what a request may set it to, and what it does."""
 
-    temperature: float = 1.0  # 0 is greedy: the most probable id, the lowest of equals
-    top_k: int = 0  # keep the k most probable ids; 0 keeps all
-    top_p: float = 1.0  # keep the smallest set of most probable ids that holds this much; 1 keeps all
-    min_p: float = 0.0  # drop ids less probable than this times the most probable; 0 keeps all
+    name: str
+    type: type[int] | type[float]
+    default: int | float
+    minimum: int | float
+    maximum: int | float
+    help: str
+    exclusive_minimum: bool = False  # the value must be above the minimum
+    allows_zero: bool = False  # 0 is allowed although it is below the minimum
+    is_filter: bool = True  # whether any value but the default may remove ids from the distribution
+
+    @property
+    def expected(self) -> str:
+        """The accepted values in words, for error messages: "0 to 1"."""
+        low = f"above {self.minimum:g}, at most" if self.exclusive_minimum else f"{self.minimum:g} to"
+        return f"{'0 or ' if self.allows_zero else ''}{low} {self.maximum:g}"
+
+    def accepts(self, value: float) -> bool:
+        """Whether a request may set this value; NaN is never accepted."""
+        if value == 0 and self.allows_zero:
+            return True
+        above = value > self.minimum if self.exclusive_minimum else value >= self.minimum
+        return above and value <= self.maximum
+
+
+def _parameter(default: float, minimum: float, maximum: float, help: str, **options: bool) -> Any:
+    """A field of SamplingParams and its declaration."""
+    limits = {"minimum": minimum, "maximum": maximum}
+    return field(default=default, metadata={"default": default, **limits, "help": help, **options})
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How an id is drawn from the model's distribution. The defaults draw from it unchanged.
+
+    Everything that needs the parameters one by one (the request schema, the command line, the array that the steppers
+    read) derives them from `fields()`.
+    """
+
+    temperature: float = _parameter(
+        1.0, 0.01, 100, "divides the logits; 1 keeps the model's distribution, 0 always takes the most probable "
+        "character (greedy)", allows_zero=True, is_filter=False,
+    )  # fmt: skip
+    top_k: int = _parameter(0, 0, 65536, "sample from the k most probable characters only; 0 is off")
+    top_p: float = _parameter(
+        1.0, 0, 1, "sample from the smallest set of most probable characters whose probabilities add up to this much "
+        "(nucleus sampling); 1 is off", exclusive_minimum=True,
+    )  # fmt: skip
+    min_p: float = _parameter(
+        0.0, 0, 1, "drop characters that are less probable than this times the most probable one; 0 is off"
+    )
+
+    @classmethod
+    @lru_cache(maxsize=1)
+    def fields(cls) -> tuple[SamplingParameter, ...]:
+        """The declaration of every parameter, in the order of the dataclass."""
+        return tuple(SamplingParameter(f.name, type(f.metadata["default"]), **f.metadata) for f in fields(cls))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SamplingParams:
+        """The inverse of `as_dict`; a missing parameter has its default.
+
+        Raises:
+            TypeError: A name is no sampling parameter, so this version could not draw the same text.
+        """
+        return cls(**values)
+
+    @classmethod
+    def from_attributes(cls, source: object) -> SamplingParams:
+        """The parameters of an object that has one attribute for each: a request, parsed arguments."""
+        return cls(**{f.name: getattr(source, f.name) for f in fields(cls)})
+
+    def as_dict(self) -> dict[str, int | float]:
+        """All parameters by name, for JSON."""
+        return asdict(self)
 
 
 def random_values(seeds: Sequence[int], starts: Sequence[int], count: int) -> NDArray[np.float64]:

@@ -28,7 +28,7 @@ from typing import Any
 
 import httpx
 
-from model.checkpoints import checkpoint
+from model.checkpoints import registry
 from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
 from model.stepper.generate import write
@@ -202,7 +202,7 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
     rng, counts = random.Random(args.seed), Counter[str]()
     model = random_checkpoint(n_layers=2, n_hidden=32)
     store = Path(tempfile.mkdtemp(prefix="chaos-"))
-    checkpoint.promote(model.save(store))
+    registry.promote(model.save(store))
     redis = RedisServer()
     redis.start()
     settings = {"CHECKPOINT_DIR": str(store), "REDIS_URL": redis.url, "LEASE_S": "1", "SNAPSHOT_S": "0.2"}

@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 
 from bench.serve import load, settled
-from model.checkpoints import checkpoint
+from model.checkpoints import registry
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.leavers import held, wave
 from tests.servers import RedisServer, Service
@@ -99,7 +99,7 @@ def main() -> None:
     args = parser.parse_args()
     layers, hidden = (int(n) for n in args.model.split("x"))
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.promote(random_checkpoint(n_layers=layers, n_hidden=hidden).save(Path(folder)))
+        registry.promote(random_checkpoint(n_layers=layers, n_hidden=hidden).save(Path(folder)))
         redis = RedisServer()
         redis.start()
         environment = {"CHECKPOINT_DIR": folder, "REDIS_URL": redis.url, "MAX_CHARS": str(10**6)}

@@ -20,14 +20,14 @@ import httpx
 import torch
 from flask import Flask, Response, request
 
-from model.checkpoints import checkpoint
+from model.checkpoints import file_format, registry
 from tests.servers import ROOT, eventually
 
 
 def create_app() -> Flask:
-    path = checkpoint.promoted(Path(os.environ["CHECKPOINT_DIR"]))
+    path = registry.promoted_path(Path(os.environ["CHECKPOINT_DIR"]))
     assert path is not None
-    loaded = checkpoint.load(path)
+    loaded = file_format.load(path)
     network, vocab = loaded.network().eval(), loaded.vocab
     torch.set_num_threads(1)  # requests are threads already
     app = Flask(__name__)

@@ -25,8 +25,8 @@ from typing import Any
 import httpx
 import numpy as np
 
-from model.checkpoints import checkpoint
-from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints import registry
+from model.checkpoints.file_format import Checkpoint
 from model.network.sampling import SamplingParams
 from model.stepper.choose import Precision, choose
 from service.engine.engine import Engine
@@ -174,7 +174,7 @@ def main() -> None:
     model, parts = random_checkpoint(n_layers=layers, n_hidden=hidden), args.parts.split(",")
     result: dict[str, Any] = {"model": args.model, "precision": args.precision, "streams": args.streams}
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.promote(model.save(Path(folder)))
+        registry.promote(model.save(Path(folder)))
         redis = RedisServer()
         redis.start()
         environment = {"CHECKPOINT_DIR": folder, "REDIS_URL": redis.url, "PRECISION": args.precision}

@@ -26,8 +26,8 @@ import httpx
 import numpy as np
 import redis
 
-from model.checkpoints import checkpoint
-from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints import registry
+from model.checkpoints.file_format import Checkpoint
 from model.network.sampling import SamplingParams
 from model.network.state import HiddenState
 from model.stepper.choose import choose
@@ -53,7 +53,7 @@ def main() -> None:
     server.start()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint.promote(model.save(Path(folder)))
+            registry.promote(model.save(Path(folder)))
             histories = dict(zip(args.history, read(model, args.history), strict=True))
             client = redis.Redis.from_url(server.url)
             sizes = fill(client, model, args.counts + [10**6] * args.million)

@@ -24,8 +24,8 @@ from typing import Any
 
 import httpx
 
-from model.checkpoints import checkpoint, registry
-from model.checkpoints.checkpoint import Checkpoint, load
+from model.checkpoints import file_format, registry
+from model.checkpoints.file_format import Checkpoint, load
 from model.stepper.choose import choose
 from model.stepper.generate import write
 from tests.conftest import ALPHABET, random_checkpoint
@@ -55,7 +55,7 @@ def main() -> None:
             "SLOTS": str(args.streams),
             "MAX_WAITING": str(args.streams),
         }
-        checkpoint.promote(random_checkpoint(seed=0).save(Path(folder) / "checkpoints"))
+        registry.promote(random_checkpoint(seed=0).save(Path(folder) / "checkpoints"))
         service, worker = Service(**environment), Worker(**environment)
         service.start()
         try:
@@ -148,7 +148,7 @@ def kill(service: Service, worker: Worker, folder: Path, args: argparse.Namespac
         with httpx.Client(base_url=service.url, timeout=600) as client:
             while not done.is_set():
                 statuses[client.post("/generate", json={"max_chars": 5}).status_code] += 1
-                for path in registry.files(folder)[:3]:
+                for path in registry.checkpoint_paths(folder)[:3]:
                     try:
                         load(path)
                     except Exception:
@@ -196,8 +196,8 @@ def _comes(service: Service, worker: Worker, job_id: str, killed: list[int]) -> 
 
 def _promote(service: Service, path: Path) -> float:
     """Promote by hand, as another process would; seconds until new requests get it."""
-    fingerprint, began = registry.summary(path).fingerprint, time.monotonic()
-    checkpoint.promote(path)
+    fingerprint, began = file_format.read_info(path).fingerprint, time.monotonic()
+    registry.promote(path)
     eventually(lambda: _told(service)["model"]["fingerprint"] == fingerprint, within_s=120)
     return time.monotonic() - began
 

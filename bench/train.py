@@ -25,7 +25,8 @@ import torch
 from matplotlib.figure import Figure
 
 from bench.gpt import BLOCK, Curve, from_checkout, restated
-from model.checkpoints.checkpoint import load, promoted
+from model.checkpoints.file_format import load
+from model.checkpoints.registry import promoted_path
 from model.config import PRESETS, ModelConfig, TrainConfig
 from model.evaluation import protocols
 from model.network.char_rnn import CharRNN
@@ -168,7 +169,7 @@ def ranks(args: argparse.Namespace) -> dict[str, Any]:
             subprocess.run(
                 [sys.executable, *launch, "-m", "model", "train", str(args.text), *options], check=True, env=environment
             )
-            path = promoted(out)
+            path = promoted_path(out)
             assert path is not None
             losses[name] = load(path).val_loss
     return {**losses, "difference": round(abs(losses["one"] - losses["two"]), 5), "steps": args.steps}

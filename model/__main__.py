@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from model.checkpoints import checkpoint
+from model.checkpoints import file_format, registry
 from model.cli import console
 from model.config import PRESETS, ModelConfig, TrainConfig
 from model.errors import CheckpointError, ConfigError, ModelError
@@ -122,7 +122,7 @@ def _train_as(args: argparse.Namespace, ranks: Distributed, device: str) -> None
     config = TrainConfig.from_dict(_only(TrainConfig, given))
     _check_shape(given)
     corpus = _corpus(source, config, store)
-    warm = checkpoint.load(args.warm_start) if args.warm_start else None
+    warm = file_format.load(args.warm_start) if args.warm_start else None
     shape = {f.name: getattr(warm.config, f.name) for f in fields(ModelConfig)} if warm else {}
     shape = {**_only(ModelConfig, given), **shape, **_only(ModelConfig, _named(args))}  # a warm start beats a preset
     model = ModelConfig(**{**shape, "vocab_size": len(corpus.vocab)})
@@ -140,9 +140,9 @@ def _train_as(args: argparse.Namespace, ranks: Distributed, device: str) -> None
         finally:
             if watching.asked:
                 console.stopped(run)
-    loaded = checkpoint.load(path)
+    loaded = file_format.load(path)
     if not args.no_promote:
-        checkpoint.promote(path)
+        registry.promote(path)
     looks = [line["val_loss"] for line in RunFolder(run).metrics() if line["val_loss"] is not None]
     console.trained(loaded, path, run=run, best_look=min(looks, default=math.inf), promoted=not args.no_promote)
     if len(corpus.test) and not watching.asked:
@@ -193,13 +193,13 @@ def _sweep(args: argparse.Namespace) -> None:
     model = ModelConfig(vocab_size=len(corpus.vocab), **_only(ModelConfig, given))
     sweep = Sweep(corpus, model, config, store, study=args.study, storage=args.storage, device=args.device or "cpu")
     path = sweep.run(args.runs, minutes, console.swept)
-    checkpoint.promote(path)
+    registry.promote(path)
     console.leaderboard(sweep.leaderboard())
     _describe(path)
 
 
 def _sample(args: argparse.Namespace) -> None:
-    loaded = checkpoint.load(args.checkpoint or _promoted(args.store))
+    loaded = file_format.load(args.checkpoint or _promoted(args.store))
     params = SamplingParams(args.temperature, args.top_k, args.top_p, args.min_p)
     stepper, _ = choose(loaded.network(), n_slots=1, device="cpu", precision=args.precision)
     print(args.prompt, end="")
@@ -214,7 +214,7 @@ def _score(args: argparse.Namespace) -> None:
         raise ConfigError(f"protocols: got {chosen!r}, expected letters of a, b and c")
     if args.precision and set(chosen) != {"b"}:
         raise ConfigError(f"protocols: got {chosen!r}, expected b with precision {args.precision}: a stepper reads on")
-    loaded = checkpoint.load(args.checkpoint or _promoted(args.store))
+    loaded = file_format.load(args.checkpoint or _promoted(args.store))
     text = read_text(args.corpus)[0] if args.corpus else default_text()
     cut = {name: loaded.options[name] for name in ("val_fraction", "test_fraction") if name in loaded.options}
     config = TrainConfig.from_dict({**cut, "batch_size": 1, "seq_length": 1})
@@ -245,12 +245,12 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _describe(path: Path) -> None:
-    loaded = checkpoint.load(path)
+    loaded = file_format.load(path)
     console.describe(loaded, path, stepper=choose(loaded.network(), n_slots=1, device="cpu")[1])
 
 
 def _promoted(store: Path) -> Path:
-    path = checkpoint.promoted(store)
+    path = registry.promoted_path(store)
     if path is None:
         raise CheckpointError(f"{store}: nothing has been promoted; python -m model train makes a model")
     return path

@@ -1,48 +1,96 @@
-"""Everything that model/ raises on purpose.
+"""Every error that model/ raises on purpose.
 
 ModelError
-├── ConfigError        a setting is out of range or unknown
-├── TextError          a training text cannot be used
-├── UnknownCharacters  a prompt has characters that the vocabulary lacks
-├── CheckpointError    a checkpoint is missing, truncated, foreign or tampered with
-├── StateError         stored state bytes are damaged or of another shape
-└── TrainingError      a run cannot go on (a loss that is not a number)
+├── ConfigError            a setting is unknown or out of range
+├── TextError              a training text cannot be used
+│   └── TextTooShort       it is too short for its split, batch size and sequence length
+├── UnknownCharacters      a text has characters that the vocabulary lacks
+├── CheckpointError        a checkpoint is missing, truncated, of another format or modified
+├── StateError             the bytes of a stored hidden state are damaged or of another layout
+├── TrainingError          a training run cannot continue, for example because its loss is not a number
+└── StorageError           a file cannot be written, or a folder cannot be locked
 
-Each message names what was wrong, its value and what was expected, in words for the person who can mend it.
+An error carries what was wrong as attributes, and its message is made from them here and nowhere else. A caller that
+needs a part of the message reads the attribute.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class ModelError(Exception):
-    """Base of the tree; never raised itself."""
+    """The base of the tree. The message is `field: problem, expected ...`, with the parts that are given.
+
+    Attributes:
+        problem: What is wrong. When it is empty, the message says which value was received.
+        field: What the error is about: a setting, a file, a part of the input. Empty when there is no such thing.
+        value: The value that was received.
+        expected: What would have been accepted.
+    """
+
+    def __init__(self, problem: str = "", *, field: str = "", value: object = None, expected: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.field = field
+        self.value = value
+        self.expected = expected
+
+    def __str__(self) -> str:
+        """Return the message."""
+        problem = self.problem or f"got {self.value!r}"
+        expected = f", expected {self.expected}" if self.expected else ""
+        return f"{self.field}: {problem}{expected}" if self.field else f"{problem}{expected}"
 
 
 class ConfigError(ModelError, ValueError):
-    """Raised when a setting is out of range or unknown."""
+    """Raised when a setting is unknown or out of range."""
 
 
 class TextError(ModelError, ValueError):
-    """Raised when a training text cannot be used: empty, too short, not UTF-8, too many distinct characters."""
+    """Raised when a training text cannot be used: empty, not UTF-8, or with too many distinct characters."""
+
+
+class TextTooShort(TextError):
+    """Raised when a text is too short to be split and trained on.
+
+    Attributes:
+        needed: The number of characters that would be enough.
+    """
+
+    def __init__(self, problem: str = "", *, needed: int = 0, expected: str = "") -> None:
+        super().__init__(problem, expected=expected)
+        self.needed = needed
 
 
 class UnknownCharacters(ModelError, ValueError):
-    """Raised when a text has characters that the vocabulary lacks."""
+    """Raised when a text has characters that the vocabulary lacks.
 
-    def __init__(self, unknown: list[tuple[int, str]]) -> None:
-        self.unknown = unknown  # (position, character), the first of each character
-        listed = ", ".join(f"{c!r} (U+{ord(c):04X}) at {i}" for i, c in unknown[:8])
-        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
-        super().__init__(f"the model's vocabulary lacks {listed}{more}")
+    Attributes:
+        unknown: The position and the character, for the first occurrence of each unknown character, in order.
+    """
+
+    _LISTED = 8
+
+    def __init__(self, unknown: Sequence[tuple[int, str]]) -> None:
+        listed = ", ".join(f"{c!r} (U+{ord(c):04X}) at {i}" for i, c in unknown[: self._LISTED])
+        more = f" and {len(unknown) - self._LISTED} more" if len(unknown) > self._LISTED else ""
+        super().__init__(f"the model's vocabulary lacks {listed}{more}", value="".join(c for _, c in unknown))
+        self.args = (unknown,)
+        self.unknown = list(unknown)
 
 
 class CheckpointError(ModelError):
-    """Raised when a checkpoint is missing, truncated, foreign or tampered with."""
+    """Raised when a checkpoint is missing, truncated, of another format or modified."""
 
 
 class StateError(ModelError):
-    """Raised when stored state bytes are damaged or of another shape."""
+    """Raised when the bytes of a stored hidden state are damaged or of another layout."""
 
 
 class TrainingError(ModelError):
-    """Raised when a run cannot go on; what was best so far has been kept."""
+    """Raised when a training run cannot continue; the best checkpoint so far has been saved."""
+
+
+class StorageError(ModelError):
+    """Raised when a file cannot be written or a folder cannot be locked; existing files are unchanged."""

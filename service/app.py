@@ -12,7 +12,7 @@ from flask import Blueprint, Flask, request
 from flask.json.provider import DefaultJSONProvider
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from model.checkpoints import checkpoint, self_test
+from model.checkpoints import file_format, self_test
 from model.stepper.choose import choose
 from service import errors
 from service.engine.engine import Engine
@@ -101,7 +101,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 def load(path: Path, settings: Settings, counted: Metrics) -> LoadedModel:
     """A checkpoint on an engine that runs, tested and warm. Raised: CheckpointError."""
-    loaded = checkpoint.load(path)
+    loaded = file_format.load(path)
     self_test.check(loaded)
     stepper, why = choose(loaded.network(), settings.slots, settings.device, settings.precision)
     log.info("stepper: %s", why)

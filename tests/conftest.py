@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from model.checkpoints import checkpoint
-from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints import registry
+from model.checkpoints.file_format import Checkpoint
 from model.config import ModelConfig
 from model.native.build import BuildError, build
 from model.native.library import Unsupported
@@ -53,7 +53,7 @@ def tiny() -> Checkpoint:
 def store(tmp_path_factory: pytest.TempPathFactory, tiny: Checkpoint) -> Path:
     """A folder of checkpoints in which the small model is promoted."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    checkpoint.promote(tiny.save(folder))
+    registry.promote(tiny.save(folder))
     return folder
 
 

@@ -1,141 +1,174 @@
-"""The folder of checkpoints as a whole: what is in it, what comes in, what is kept.
+"""The folder of checkpoints: listing, registering, promotion, roll back and retention.
 
-Rules: a file comes in whole or not at all; the promoted one and its predecessor are never removed.
+`promoted.json` beside the files names the checkpoint to serve, and those promoted before it, the newest first. Every
+change of it happens under the folder's lock. Retention never removes the promoted checkpoint or its predecessor.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from model.atomic_files import atomic_write, folder_lock
+from model.checkpoints.file_format import read_info
+from model.errors import CheckpointError
 
-from model.checkpoints.checkpoint import FORMAT, atomic, promotions
-from model.config import ModelConfig
-from model.errors import CheckpointError, ModelError
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What a checkpoint's header says of it; its weights have not been read, so they may be damaged."""
-
-    path: Path
-    fingerprint: str
-    config: ModelConfig
-    run: dict[str, Any]
-    size_bytes: int
-
-    def as_dict(self) -> dict[str, Any]:
-        run = self.run
-        return {
-            "id": self.fingerprint,
-            "name": self.path.name,
-            "val_loss": run["val_loss"],
-            "val_protocol": run.get("val_protocol", "b"),
-            "val_characters": run["val_characters"],
-            "train_loss": run["train_loss"],
-            "step": run["step"],
-            "network": {
-                "cell": self.config.cell,
-                "n_layers": self.config.n_layers,
-                "n_hidden": self.config.n_hidden,
-                "n_embed": self.config.n_embed,
-                "vocab_size": self.config.vocab_size,
-                "n_parameters": self.config.n_parameters,
-            },
-            "options": run["options"],
-            "corpus_sha256": run["corpus_sha256"],
-            "created": run["created"],
-            "bytes": self.size_bytes,
-        }
+PROMOTED = "promoted.json"
+"""The file that names the promoted checkpoint."""
+_HISTORY = 20  # promotions that can be undone
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\.safetensors")  # no name can point outside the folder
 
 
-def summary(path: Path) -> Summary:
-    """Read a checkpoint's header. Raised: CheckpointError when there is none of ours."""
+def promote(path: Path) -> None:
+    """Make a checkpoint the one that is served from its folder.
+
+    Raises:
+        CheckpointError: promoted.json cannot be used.
+        StorageError: promoted.json cannot be written.
+    """
+    with folder_lock(path.parent):
+        earlier = [name for name in promotion_history(path.parent) if name != path.name]
+        _write_history(path.parent, [path.name, *earlier])
+
+
+def roll_back(folder: Path) -> Path:
+    """Undo the last promotion: promote its predecessor. A second call goes one further back.
+
+    Predecessors whose files have been removed are skipped.
+
+    Returns:
+        The checkpoint that is promoted now.
+
+    Raises:
+        CheckpointError: There is no predecessor.
+        StorageError: promoted.json cannot be written.
+    """
+    with folder_lock(folder):
+        remaining = [name for name in promotion_history(folder)[1:] if (folder / name).is_file()]
+        if not remaining:
+            raise CheckpointError("no earlier promotion exists, or its file has been removed", field=str(folder))
+        _write_history(folder, remaining)
+    return folder / remaining[0]
+
+
+def promoted_path(folder: Path) -> Path | None:
+    """Return the checkpoint to serve, or None where nothing has been promoted.
+
+    Raises:
+        CheckpointError: promoted.json cannot be used.
+    """
+    names = promotion_history(folder)
+    return folder / names[0] if names else None
+
+
+def promotion_history(folder: Path) -> list[str]:
+    """Return file names: the promoted checkpoint first, then those promoted before it.
+
+    Raises:
+        CheckpointError: promoted.json cannot be used.
+    """
+    path = folder / PROMOTED
     try:
-        with safe_open(path, framework="pt") as f:
-            meta = f.metadata() or {}
-        if meta.get("format") != FORMAT:
-            raise CheckpointError(f"checkpoint {path}: format is {meta.get('format')!r}, expected {FORMAT!r}")
-        config, run = ModelConfig(**json.loads(meta["config"])), json.loads(meta["run"])
-        found = Summary(path, meta["fingerprint"], config, run, path.stat().st_size)
-        found.as_dict()  # every field that is shown must be there
-        return found
-    except FileNotFoundError as e:
-        raise CheckpointError(f"checkpoint {path}: no such file") from e
-    except (OSError, SafetensorError) as e:
-        raise CheckpointError(f"checkpoint {path}: not a whole safetensors file ({e})") from e
-    except (KeyError, ValueError, TypeError, ModelError) as e:
-        if isinstance(e, CheckpointError):
-            raise
-        raise CheckpointError(f"checkpoint {path}: its metadata cannot be used ({type(e).__name__}: {e})") from e
+        record = json.loads(path.read_bytes())
+        names = [record["checkpoint"], *record["before"]]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        expected = "{'checkpoint': name, 'before': [names]}"
+        raise CheckpointError(f"cannot be used ({error})", field=str(path), expected=expected) from error
+    for name in names:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            expected = "a file name like val1.4302-step004200.safetensors"
+            raise CheckpointError(f"names {name!r}", field=str(path), value=name, expected=expected)
+    return names
 
 
-def files(folder: Path) -> list[Path]:
-    """The checkpoint files, the newest first."""
-    found = [(path, _age(path)) for path in folder.glob("*.safetensors") if not path.name.startswith(".")]
-    return [path for path, _ in sorted(found, key=lambda each: each[1], reverse=True)]
+def checkpoint_paths(folder: Path) -> list[Path]:
+    """Return the checkpoint files of a folder, the newest first."""
+    aged = [(path, _modified(path)) for path in folder.glob("*.safetensors") if not path.name.startswith(".")]
+    return [path for path, _ in sorted(aged, key=lambda pair: pair[1], reverse=True)]
 
 
-def listing(folder: Path) -> list[dict[str, Any]]:
-    """Every checkpoint as a dict, the newest first: its summary, or its name and what is wrong with it."""
-    names = promotions(folder)
+def list_checkpoints(folder: Path) -> list[dict[str, Any]]:
+    """Describe every checkpoint, the newest first: its metadata, or its name and what is wrong with the file.
+
+    Raises:
+        CheckpointError: promoted.json cannot be used.
+    """
+    history = promotion_history(folder)
     listed = []
-    for path in files(folder):
+    for path in checkpoint_paths(folder):
         try:
-            entry = summary(path).as_dict()
-        except CheckpointError as e:
-            entry = {"id": None, "name": path.name, "error": str(e)}
-        listed.append({**entry, "promoted": names[:1] == [path.name], "predecessor": names[1:2] == [path.name]})
+            entry = read_info(path).as_dict()
+        except CheckpointError as error:
+            entry = {"id": None, "name": path.name, "error": str(error)}
+        listed.append({**entry, "promoted": history[:1] == [path.name], "predecessor": history[1:2] == [path.name]})
     return listed
 
 
 def find(folder: Path, fingerprint: str) -> Path | None:
-    """The newest file of the model with this fingerprint."""
-    for path in files(folder):
+    """Return the newest file of the model with this fingerprint, or None."""
+    for path in checkpoint_paths(folder):
         try:
-            if summary(path).fingerprint == fingerprint:
+            if read_info(path).fingerprint == fingerprint:
                 return path
         except CheckpointError:
             continue
     return None
 
 
-def publish(path: Path, folder: Path) -> Path:
-    """Bring a checkpoint in from elsewhere. A name that is taken by another model is made different.
+def register(path: Path, folder: Path) -> Path:
+    """Copy a checkpoint into the folder. If another model has the same file name, the copy gets a different one.
 
-    Raised: CheckpointError, with nothing half-written.
+    Returns:
+        The path of the copy.
+
+    Raises:
+        CheckpointError: The file is no checkpoint.
+        StorageError: The copy cannot be written.
     """
-    found = summary(path)
+    info = read_info(path)
     target = folder / path.name
     if target.exists():
         try:
-            other = summary(target).fingerprint != found.fingerprint
+            is_taken = read_info(target).fingerprint != info.fingerprint
         except CheckpointError:
-            other = True
-        if other:
-            target = folder / f"{path.stem}-{found.fingerprint[:8]}.safetensors"
-    with atomic(target) as out, open(path, "rb") as source:
-        shutil.copyfileobj(source, out, 1 << 20)
+            is_taken = True
+        if is_taken:
+            target = folder / f"{path.stem}-{info.fingerprint[:8]}.safetensors"
+    with atomic_write(target) as copy, open(path, "rb") as source:
+        shutil.copyfileobj(source, copy, 1 << 20)
     return target
 
 
 def prune(folder: Path, keep: int) -> list[str]:
-    """Remove all but the newest `keep` checkpoints, the promoted one and its predecessor; what was removed."""
-    protected = set(promotions(folder)[:2])
+    """Remove all checkpoints but the newest `keep`, the promoted one and its predecessor.
+
+    Returns:
+        The names of the removed files.
+
+    Raises:
+        CheckpointError: promoted.json cannot be used.
+    """
+    protected = set(promotion_history(folder)[:2])
     removed = []
-    for path in files(folder)[keep:]:
+    for path in checkpoint_paths(folder)[keep:]:
         if path.name not in protected:
             path.unlink(missing_ok=True)
             removed.append(path.name)
     return removed
 
 
-def _age(path: Path) -> datetime:
+def _write_history(folder: Path, names: list[str]) -> None:
+    with atomic_write(folder / PROMOTED) as file:
+        file.write(json.dumps({"checkpoint": names[0], "before": names[1:_HISTORY]}, indent=1).encode())
+
+
+def _modified(path: Path) -> datetime:
     try:
         return datetime.fromtimestamp(path.stat().st_mtime, UTC)
     except FileNotFoundError:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints.file_format import Checkpoint
 from model.errors import CheckpointError
 from model.network.sampling import SamplingParams
 from model.stepper import Stepper

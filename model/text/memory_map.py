@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model.checkpoints.checkpoint import atomic
+from model.atomic_files import atomic_write
 from model.config import TrainConfig
 from model.errors import TextError
 from model.text.corpus import Corpus, Ids, id_type
@@ -60,7 +60,7 @@ def _ids(path: Path, vocab: Vocabulary, n: int, file: Path, watch: Encoding) -> 
     """The mapped ids; written if they are not there whole."""
     kind = np.dtype(id_type(vocab))
     if not file.exists() or file.stat().st_size != n * kind.itemsize:
-        with atomic(file) as f:
+        with atomic_write(file) as f:
             for text, done in _pieces(path, set()):
                 f.write(vocab.encode(text).astype(kind).tobytes())
                 watch("encoding", done)

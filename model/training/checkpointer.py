@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from model.checkpoints.checkpoint import Checkpoint, load, promoted
+from model.checkpoints.file_format import Checkpoint, load
+from model.checkpoints.registry import promoted_path
 from model.checkpoints.self_test import with_self_test
 from model.config import TrainConfig
 from model.errors import CheckpointError
@@ -152,7 +153,7 @@ class Checkpointer:
 
     def _removable(self, superseded: Path | None, by: Path | None) -> Path | None:
         """A superseded checkpoint, unless somebody has promoted it."""
-        return None if superseded in (None, by, promoted(self._folder)) else superseded
+        return None if superseded in (None, by, promoted_path(self._folder)) else superseded
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Become the run whose point this is. Raised: CheckpointError when it does not fit."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints.file_format import Checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.errors import TrainingError
 from model.evaluation.protocols import look
@@ -62,8 +62,8 @@ def fit(
     `run` is a folder for metrics and for the point from which `resume` goes on: on a CPU with the very losses of the
     run that was not stopped. `warm_start` gives the weights to begin with; characters that both vocabularies have keep
     theirs. `about` is kept in run.json for whoever resumes: where the text lies, say. Distributed other than 0 return
-    `folder`. Raised: TrainingError when the loss is not a number, CheckpointError when the disk refuses or a file is
-    damaged, ConfigError for settings that cannot be, also those that are not the run's own.
+    `folder`. Raised: TrainingError when the loss is not a number, StorageError when the disk refuses,
+    CheckpointError when a file is damaged, ConfigError for settings that cannot be, also those that are not the run's own.
     """
     record = RunFolder(run) if run is not None else None
     trainer = _Trainer(

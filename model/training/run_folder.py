@@ -17,12 +17,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from model.checkpoints.checkpoint import atomic
-from model.errors import CheckpointError, ConfigError
+from model.atomic_files import atomic_write
+from model.checkpoints.file_format import open_safetensors
+from model.errors import CheckpointError, ConfigError, StorageError
 from model.training.schedule import Decision
 
 _FORMAT = "longhand-run-1"
@@ -38,7 +38,7 @@ class RunFolder:
         """Write the settings of a new run. Raised: ConfigError where there is a run already."""
         if (self.path / "run.json").exists():
             raise ConfigError(f"run {self.path}: there is a run already; resume it, or choose another folder")
-        with atomic(self.path / "run.json") as f:
+        with atomic_write(self.path / "run.json") as f:
             f.write(json.dumps({"format": _FORMAT, **settings}, indent=1).encode())
 
     def settings(self) -> dict[str, Any]:
@@ -67,12 +67,12 @@ class RunFolder:
             raise ConfigError(f"run {self.path}: cannot go on with other settings: {'; '.join(differences)}")
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Add a line to the metrics. Raised: CheckpointError when the disk refuses."""
+        """Add a line to the metrics. Raised: StorageError when it cannot be written."""
         try:
             with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
                 f.write(json.dumps(line) + "\n")
         except OSError as e:
-            raise CheckpointError(f"{self.path / 'metrics.jsonl'}: cannot be written ({e.strerror})") from e
+            raise StorageError(f"cannot be written ({e.strerror})", field=str(self.path / "metrics.jsonl")) from e
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines so far, without a torn last one."""
@@ -85,11 +85,11 @@ class RunFolder:
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that will be made again."""
         kept = [line for line in self.metrics() if line["step"] <= step]
-        with atomic(self.path / "metrics.jsonl") as f:
+        with atomic_write(self.path / "metrics.jsonl") as f:
             f.write("".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def write_budget(self, decisions: list[Decision]) -> None:
-        with atomic(self.path / "budget.json") as f:
+        with atomic_write(self.path / "budget.json") as f:
             f.write(json.dumps([asdict(d) for d in decisions]).encode())
 
     def budget(self) -> list[Decision]:
@@ -101,25 +101,20 @@ class RunFolder:
             raise CheckpointError(f"{self.path / 'budget.json'}: cannot be used ({e})") from e
 
     def write_point(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Replace the point to go on from. Raised: CheckpointError when the disk refuses; the old one stays."""
+        """Replace the point to go on from. Raised: StorageError when it cannot be written; the old one stays."""
         meta = {"format": _FORMAT, "values": json.dumps(dict(values))}
         data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata=meta)
-        with atomic(self.path / "resume.safetensors") as f:
+        with atomic_write(self.path / "resume.safetensors") as f:
             f.write(data)
 
     def point(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The point to go on from, or None when the run was killed before its first. Raised: CheckpointError."""
         path = self.path / "resume.safetensors"
-        try:
-            with safe_open(path, framework="pt") as f:
-                meta = f.metadata() or {}
-                if meta.get("format") != _FORMAT:
-                    raise CheckpointError(f"{path}: format is {meta.get('format')!r}, expected {_FORMAT!r}")
-                return {name: f.get_tensor(name) for name in f.keys()}, json.loads(meta["values"])  # noqa: SIM118
-        except FileNotFoundError:
+        if not path.exists():
             return None
-        except (OSError, SafetensorError, KeyError, ValueError) as e:
-            raise CheckpointError(f"{path}: not a whole resume point ({e})") from e
+        with open_safetensors(path, _FORMAT, "resume point") as (file, metadata):
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is not a mapping
+            return tensors, json.loads(metadata["values"])
 
 
 def new_folder(parent: Path) -> Path:
@@ -133,5 +128,5 @@ def new_folder(parent: Path) -> Path:
         except FileExistsError:
             continue
         except OSError as e:
-            raise CheckpointError(f"{path}: cannot be made ({e.strerror})") from e
+            raise StorageError(f"cannot be created ({e.strerror})", field=str(path)) from e
     raise CheckpointError(f"{parent}: has a thousand runs of this second")

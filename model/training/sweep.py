@@ -20,7 +20,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages.journal import JournalFileBackend, JournalRedisBackend, JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from model.checkpoints import checkpoint
+from model.checkpoints import file_format
 from model.config import ModelConfig, TrainConfig
 from model.errors import ConfigError, ModelError, TrainingError
 from model.text.corpus import Corpus
@@ -124,7 +124,7 @@ class Sweep:
 
         try:
             path = fit(self._corpus, model, config, own, device=self._device, watch=look)
-            loss = checkpoint.load(path).val_loss
+            loss = file_format.load(path).val_loss
             trial.set_user_attr("checkpoint", str(path))
             self._study.tell(trial, loss)
         except (optuna.TrialPruned, TrainingError):
@@ -158,7 +158,7 @@ class Sweep:
         if best is None:
             raise TrainingError("the sweep has no finished run yet: give it more minutes, or fewer runs")
         (trial,) = (t for t in self._study.get_trials(deepcopy=False) if t.number == best.number)
-        return checkpoint.load(Path(trial.user_attrs["checkpoint"])).save(self._store)
+        return file_format.load(Path(trial.user_attrs["checkpoint"])).save(self._store)
 
 
 def _begin_with(model: ModelConfig, config: TrainConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import torch
 
-from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints.file_format import Checkpoint
 from model.errors import ConfigError
 from model.text.vocab import Vocabulary
 from model.training.learner import Learner

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.checkpoints import checkpoint
+from model.checkpoints import file_format
 from model.errors import CheckpointError
 from model.network.char_rnn import CharRNN
 from model.network.sampling import SamplingParams, distribution
@@ -44,7 +44,7 @@ class OnDemandNetwork:
         try:
             if self._path is None:
                 raise CheckpointError("it was not loaded from a file")
-            loaded = checkpoint.load(self._path)
+            loaded = file_format.load(self._path)
             if loaded.fingerprint != self._fingerprint:
                 raise CheckpointError(f"{self._path.name} is another model by now")
         except CheckpointError as e:

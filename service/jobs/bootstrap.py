@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from model.checkpoints import checkpoint, registry
+from model.checkpoints import file_format, registry
 from model.errors import CheckpointError, ModelError
 from model.evaluation.protocols import bits
 from model.text.corpus import read_text, text_sha256
@@ -32,10 +32,10 @@ _BAR_CHARS, _BAR_NATS = 24, 4.0
 def is_needed(folder: Path, corpus: Path | None) -> tuple[bool, str]:
     """Whether there is no model yet, or one of another text than was asked for; and that in words."""
     try:
-        path = checkpoint.promoted(folder)
+        path = registry.promoted_path(folder)
         if path is None:
             return True, "none yet"
-        found = registry.summary(path)
+        found = file_format.read_info(path)
     except CheckpointError as e:
         return True, f"what is promoted cannot be used: {e}"
     if corpus is not None and text_sha256(read_text(corpus)[0]) != found.run["corpus_sha256"]:

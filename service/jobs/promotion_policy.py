@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from model.checkpoints import checkpoint
-from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints import file_format, registry
+from model.checkpoints.file_format import Checkpoint
 from model.errors import CheckpointError
 from model.evaluation import protocols
 from model.text.corpus import Corpus
@@ -27,13 +27,13 @@ def judge(rule: str, path: Path, corpus: Corpus, device: str) -> dict[str, Any]:
     if rule == "always":
         return decision_of(True, "promote is always")
     try:
-        before = checkpoint.promoted(path.parent)
-        old = checkpoint.load(before) if before is not None else None
+        before = registry.promoted_path(path.parent)
+        old = file_format.load(before) if before is not None else None
     except CheckpointError as e:
         return decision_of(True, f"what is promoted cannot be used: {e}")
     if old is None:
         return decision_of(True, "there was no model before it")
-    return compare(checkpoint.load(path), old, corpus, device)
+    return compare(file_format.load(path), old, corpus, device)
 
 
 def compare(new: Checkpoint, old: Checkpoint, corpus: Corpus, device: str) -> dict[str, Any]:

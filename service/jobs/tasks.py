@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rq import get_current_job
 
-from model.checkpoints import checkpoint
+from model.checkpoints import registry
 from model.errors import CheckpointError, ModelError
 from service.errors import ServiceError
 from service.jobs.record import Record
@@ -65,7 +65,7 @@ def retrain(job_id: str, wanted: dict[str, Any]) -> None:
 
 def _nothing_promoted(settings: Settings) -> bool:
     try:
-        return checkpoint.promoted(settings.checkpoint_dir) is None
+        return registry.promoted_path(settings.checkpoint_dir) is None
     except CheckpointError:
         return False
 

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from model.checkpoints import checkpoint, registry
-from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints import file_format, registry
+from model.checkpoints.file_format import Checkpoint
 from model.config import ModelConfig, TrainConfig
-from model.errors import CheckpointError, ConfigError
+from model.errors import CheckpointError, ConfigError, StorageError
 from model.evaluation.advice import Facts, Look, at_start, of_curve, of_whole
 from model.text.corpus import Corpus
 from model.training.loop import Progress, fit
@@ -75,8 +75,8 @@ class Training:
             path = self._best()
         if path is None:
             return {"cancelled": True, "checkpoint": None, "decision": None}
-        kept = registry.publish(path, self.places.checkpoints)
-        self._advise(whole=float(registry.summary(kept).run["val_loss"]))
+        kept = registry.register(path, self.places.checkpoints)
+        self._advise(whole=float(file_format.read_info(kept).run["val_loss"]))
         cancelled = self.is_cancelled()
         if self._promoted:
             decision = decision_of(True, "there was no model before this job")
@@ -85,10 +85,10 @@ class Training:
         else:
             decision = judge(self.wanted["promote"], kept, corpus, self.places.device)
         if decision["promoted"]:
-            checkpoint.promote(kept)
+            registry.promote(kept)
             self.announce()
         self._tidy(kept)
-        return {"cancelled": cancelled, "checkpoint": registry.summary(kept).as_dict(), "decision": decision}
+        return {"cancelled": cancelled, "checkpoint": file_format.read_info(kept).as_dict(), "decision": decision}
 
     def _prepare(self) -> tuple[TrainConfig, Corpus, ModelConfig, Checkpoint | None]:
         network, config = settings_of(self.wanted)
@@ -122,12 +122,12 @@ class Training:
         """The model whose weights are begun with."""
         if not self.wanted["warm_start"]:
             return None
-        path = checkpoint.promoted(self.places.checkpoints)
+        path = registry.promoted_path(self.places.checkpoints)
         if path is None:
             self.log.note("warm_start: nothing has been promoted yet, so it begins fresh")
             return None
         self.log.note(f"warm_start: begins with the weights of {path.name}")
-        return checkpoint.load(path)
+        return file_format.load(path)
 
     def _fit(self, config: TrainConfig, corpus: Corpus, model: ModelConfig, source: Checkpoint | None) -> Path:
         """Train; an attempt after the first goes on from the last resume point, if there is one that can be used."""
@@ -152,7 +152,7 @@ class Training:
                 self.log.note("goes on from its last resume point")
                 self._looks = [_shown(line) for line in RunFolder(folder).metrics() if line["val_loss"] is not None]
                 return begin(resume=True)
-            except (ConfigError, CheckpointError) as e:
+            except (ConfigError, CheckpointError, StorageError) as e:
                 self.log.note(f"cannot go on, and begins anew: {e}")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -195,11 +195,11 @@ class Training:
             self.log.put(advice=[asdict(each) for each in found])
 
     def _promote_on_the_way(self, path: Path, val_loss: float) -> None:
-        before = checkpoint.promoted(self.places.checkpoints)
-        if before is not None and registry.summary(before).run["val_loss"] <= val_loss:
+        before = registry.promoted_path(self.places.checkpoints)
+        if before is not None and file_format.read_info(before).run["val_loss"] <= val_loss:
             return  # from an attempt before this one
-        kept = registry.publish(path, self.places.checkpoints)
-        checkpoint.promote(kept)
+        kept = registry.register(path, self.places.checkpoints)
+        registry.promote(kept)
         self.announce()
         self.log.emit("promoted", {"name": kept.name})
         self._promoted = [p for p in self._promoted if p != kept] + [kept]
@@ -209,11 +209,11 @@ class Training:
 
     def _best(self) -> Path | None:
         """The run's best checkpoint so far: the trainer removes those that it beats."""
-        found = [p for p in registry.files(self.places.run) if p.name.startswith("val")]
+        found = [p for p in registry.checkpoint_paths(self.places.run) if p.name.startswith("val")]
         return found[0] if found else None
 
     def _tidy(self, kept: Path) -> None:
-        promoted = checkpoint.promotions(self.places.checkpoints)[:2]
+        promoted = registry.promotion_history(self.places.checkpoints)[:2]
         for path in self._promoted:
             if path != kept and path.name not in promoted:
                 path.unlink(missing_ok=True)

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.checkpoints import checkpoint, registry
-from model.checkpoints.checkpoint import PROMOTED
+from model.checkpoints import file_format, registry
+from model.checkpoints.registry import PROMOTED
 from model.errors import CheckpointError
 from service.models.manager import LoadedModel, ModelManager
 from service.operations.metrics import Metrics
@@ -76,7 +76,7 @@ class CheckpointWatcher:
             return
         self._seen = seen
         try:
-            path = checkpoint.promoted(self._folder)
+            path = registry.promoted_path(self._folder)
         except CheckpointError as e:
             self._refuse(PROMOTED, e)
             return
@@ -100,11 +100,11 @@ class CheckpointWatcher:
         """Whether this is the model that is served, in a file that was written again or promoted again."""
         if self._serving.is_empty or self._serving.current.name != path.name:
             return False
-        return registry.summary(path).fingerprint == self._serving.current.fingerprint
+        return file_format.read_info(path).fingerprint == self._serving.current.fingerprint
 
     def _fall_back(self) -> None:
         try:
-            names = checkpoint.promotions(self._folder)[1:_REMEMBERED]
+            names = registry.promotion_history(self._folder)[1:_REMEMBERED]
         except CheckpointError:
             return
         for name in names:
@@ -127,7 +127,7 @@ class CheckpointWatcher:
         """What tells one promotion from another: promoted.json and the file that it names, as the disk knows them."""
         paths = [self._folder / PROMOTED]
         try:
-            promoted = checkpoint.promoted(self._folder)
+            promoted = registry.promoted_path(self._folder)
             paths += [promoted] if promoted is not None else []
         except CheckpointError:
             pass

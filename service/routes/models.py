@@ -7,8 +7,8 @@ from pathlib import Path
 
 from flask import Blueprint, Response, jsonify
 
-from model.checkpoints import checkpoint, registry, self_test
-from model.errors import CheckpointError
+from model.checkpoints import file_format, registry, self_test
+from model.errors import CheckpointError, StorageError
 from service.errors import BadRequest, ModelConflict, NoModel, UnknownModel
 from service.models.manager import ModelManager
 from service.routes import body
@@ -24,7 +24,7 @@ def blueprint(folder: Path, serving: ModelManager, promotions: Promotions) -> Bl
     @routes.get("")
     def listing() -> Response:
         try:
-            found = registry.listing(folder)
+            found = registry.list_checkpoints(folder)
         except CheckpointError as e:
             raise ModelConflict(str(e)) from e
         return jsonify(models=found, serving=_serving(serving))
@@ -37,22 +37,22 @@ def blueprint(folder: Path, serving: ModelManager, promotions: Promotions) -> Bl
         if path is None:
             raise UnknownModel(f"{model_id}: no such model; GET /models lists them")
         try:
-            self_test.check(checkpoint.load(path))
-            checkpoint.promote(path)
-        except CheckpointError as e:
+            self_test.check(file_format.load(path))
+            registry.promote(path)
+        except (CheckpointError, StorageError) as e:
             raise ModelConflict(str(e)) from e
         promotions.announce()
-        return jsonify(promoted=registry.summary(path).as_dict())
+        return jsonify(promoted=file_format.read_info(path).as_dict())
 
     @routes.post("/rollback")
     def rollback() -> Response:
         body.read(Nothing)
         try:
-            path = checkpoint.roll_back(folder)
-        except CheckpointError as e:
+            path = registry.roll_back(folder)
+        except (CheckpointError, StorageError) as e:
             raise ModelConflict(str(e)) from e
         promotions.announce()
-        return jsonify(promoted=registry.summary(path).as_dict())
+        return jsonify(promoted=file_format.read_info(path).as_dict())
 
     return routes
 

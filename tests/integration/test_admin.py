@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints.file_format import Checkpoint
 from tests.servers import RedisServer, Service
 
 ADMIN, API = "the-operators-key", "a-readers-key-001"

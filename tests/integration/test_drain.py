@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints.file_format import Checkpoint
 from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
 from model.stepper.generate import write

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from model.checkpoints import checkpoint
-from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints import registry
+from model.checkpoints.file_format import Checkpoint
 from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
 from model.stepper.generate import write
@@ -287,12 +287,12 @@ def test_an_emptied_redis_ends_sessions_and_nothing_else(store: Path, expected: 
 def test_a_new_model_reads_the_end_of_the_text(tmp_path: Path, redis_server: RedisServer, tiny: Checkpoint) -> None:
     """A session of an old model goes on "reencoded", as the new one would from its last 1,024 characters; or 409."""
     new = random_checkpoint(seed=5)
-    checkpoint.promote(tiny.save(tmp_path))
+    registry.promote(tiny.save(tmp_path))
     service = Service(CHECKPOINT_DIR=str(tmp_path), REDIS_URL=redis_server.url, **QUICK)
     with service:
         made = [service.generate(**{**ASKED, "max_chars": 1500}) for _ in range(2)]
     text = "hello" + made[0]["text"]
-    checkpoint.promote(new.save(tmp_path))
+    registry.promote(new.save(tmp_path))
     with service:
         id = made[0]["session_id"]
         refused = service.post(session_id=id, max_chars=5, on_new_model="conflict")
@@ -311,13 +311,13 @@ def test_a_new_model_reads_the_end_of_the_text(tmp_path: Path, redis_server: Red
 
 def test_no_text_need_be_kept(tmp_path: Path, redis_server: RedisServer, tiny: Checkpoint) -> None:
     """With SESSION_RECENT_TEXT_CHARS=0 sessions go on as ever, no text of them is stored, and a new model is a conflict."""
-    checkpoint.promote(tiny.save(tmp_path))
+    registry.promote(tiny.save(tmp_path))
     service = Service(CHECKPOINT_DIR=str(tmp_path), REDIS_URL=redis_server.url, SESSION_RECENT_TEXT_CHARS="0")
     with service:
         made = service.generate(**{**ASKED, "max_chars": 30})
         assert service.generate(session_id=made["session_id"], max_chars=5)["position"] == 40
         assert service.client.get(f"/sessions/{made['session_id']}").json()["recent_text"] == ""
-    checkpoint.promote(random_checkpoint(seed=5).save(tmp_path))
+    registry.promote(random_checkpoint(seed=5).save(tmp_path))
     with service:
         refused = service.post(session_id=made["session_id"], max_chars=5)
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_changed")

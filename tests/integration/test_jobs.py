@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from model.checkpoints import checkpoint, registry
-from model.checkpoints.checkpoint import load
+from model.checkpoints import registry
+from model.checkpoints.file_format import load
 from tests.servers import RedisServer, Service, Worker, eventually, parse_events
 
 SMALL = {"corpus": "words", "steps": 60, "batch_size": 4, "seq_length": 16, "n_hidden": 16, "n_embed": 8, "lr": 0.01}
@@ -125,7 +125,7 @@ def test_a_job_from_request_to_result(lab: Lab) -> None:
 
 def test_a_worse_model_is_not_promoted(lab: Lab) -> None:
     """if_better: both on the same validation text, protocol (b); the numbers say why. Promoted by hand, rolled back."""
-    before = checkpoint.promoted(lab.checkpoints)
+    before = registry.promoted_path(lab.checkpoints)
     assert before is not None
     job = lab.ended(lab.submit(**{**SMALL, "steps": 2, "seed": 7}))
     decision = job["result"]["decision"]
@@ -136,7 +136,7 @@ def test_a_worse_model_is_not_promoted(lab: Lab) -> None:
     assert (
         f"{decision['new']:.4f}, is not lower than the promoted model's, {decision['before']:.4f}" in decision["reason"]
     )
-    assert checkpoint.promoted(lab.checkpoints) == before
+    assert registry.promoted_path(lab.checkpoints) == before
 
     worse = job["result"]["checkpoint"]["id"]
     client = lab.service.client
@@ -157,7 +157,7 @@ def test_a_better_model_is_promoted(lab: Lab) -> None:
     assert decision["promoted"] is True
     assert decision["new"] < decision["before"]
     eventually(lambda: lab.service.generate(max_chars=1)["model"]["fingerprint"] == job["result"]["checkpoint"]["id"])
-    assert len(registry.files(lab.checkpoints)) <= 3 + 2
+    assert len(registry.checkpoint_paths(lab.checkpoints)) <= 3 + 2
 
 
 def test_a_text_that_the_promoted_model_cannot_read_is_said(lab: Lab) -> None:
@@ -175,7 +175,7 @@ def test_a_text_that_the_promoted_model_cannot_read_is_said(lab: Lab) -> None:
 
 def test_a_warm_start_begins_where_the_promoted_model_is(lab: Lab) -> None:
     """Its shape is taken over, and after one step it is as good as that; another shape is said."""
-    before = checkpoint.promoted(lab.checkpoints)
+    before = registry.promoted_path(lab.checkpoints)
     assert before is not None
     wanted = {k: v for k, v in SMALL.items() if k not in ("n_hidden", "n_embed")}
     job = lab.ended(lab.submit(**{**wanted, "steps": 1, "lr": 1e-6}, warm_start=True, promote="never"))
@@ -256,7 +256,7 @@ def test_a_killed_training_is_tried_again_and_then_failed(lab: Lab) -> None:
             assert len(job["losses"]) == 20
         else:
             assert "the training process was killed (by signal 9)" in job["error"]
-        for path in registry.files(lab.checkpoints):
+        for path in registry.checkpoint_paths(lab.checkpoints):
             load(path)
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from model.__main__ import main
-from model.checkpoints import checkpoint
-from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints import registry
+from model.checkpoints.file_format import Checkpoint
 from model.evaluation import protocols
 from model.network.gates import gates
 from service.routes.page import FOLDER
@@ -258,7 +258,7 @@ def test_an_unknown_session_is_404(service: Service) -> None:
 @pytest.fixture(scope="module")
 def gru(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("gru")
-    checkpoint.promote(random_checkpoint("gru").save(folder))
+    registry.promote(random_checkpoint("gru").save(folder))
     with Service(CHECKPOINT_DIR=str(folder), REDIS_URL=redis_server.url) as service:
         yield service
 
@@ -283,7 +283,7 @@ def test_other_cells_are_scored_but_have_other_gates(gru: Service, service: Serv
 def test_a_model_whose_file_is_gone_cannot_be_looked_into(tmp_path: Path, redis_server: RedisServer) -> None:
     """It goes on writing; a look, which would read the file again, is 503 before the first byte."""
     path = random_checkpoint().save(tmp_path)
-    checkpoint.promote(path)
+    registry.promote(path)
     with Service(CHECKPOINT_DIR=str(tmp_path), REDIS_URL=redis_server.url) as service:
         path.unlink()
         for response in (

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from model.checkpoints import checkpoint
+from model.checkpoints import registry
 from tests.conftest import random_checkpoint
 from tests.scrape import scraped
 from tests.servers import RedisServer, Service, eventually
@@ -20,7 +20,7 @@ PROMPT = "to be or not to be " * 250  # long enough for its state to be kept
 def test_a_scrape_tells_what_all_processes_did(store: Path, redis_server: RedisServer, tmp_path: Path) -> None:
     """Two workers, one killed on the way: counters are exact sums, gauges those of who lives, and no id is told."""
     path = random_checkpoint(seed=5).save(tmp_path)
-    checkpoint.promote(path)
+    registry.promote(path)
     service = Service(CHECKPOINT_DIR=str(tmp_path), REDIS_URL=redis_server.url, WORKERS="2", SLOTS="4")
     with service:
         eventually(lambda: scrape(service)["longhand_slots"] == 8)

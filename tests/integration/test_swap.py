@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.checkpoints import checkpoint, registry, self_test
-from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints import file_format, registry, self_test
+from model.checkpoints.file_format import Checkpoint
 from model.stepper.choose import choose
 from model.stepper.generate import write
 from tests.conftest import ALPHABET, random_checkpoint
@@ -30,7 +30,7 @@ def begun(
     tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, tiny: Checkpoint
 ) -> Iterator[tuple[Service, Path]]:
     folder = tmp_path_factory.mktemp("checkpoints")
-    checkpoint.promote(tiny.save(folder))
+    registry.promote(tiny.save(folder))
     service = Service(CHECKPOINT_DIR=str(folder), REDIS_URL=redis_server.url, SLOTS=str(STREAMS + 4))
     service.start()
     yield service, folder
@@ -44,7 +44,7 @@ def folder(begun: tuple[Service, Path], tiny: Checkpoint) -> Path:
     for path in folder.iterdir():
         if path.name != tiny.file_name:
             path.unlink()
-    checkpoint.promote(folder / tiny.file_name)
+    registry.promote(folder / tiny.file_name)
     eventually(lambda: serving(service) == tiny.fingerprint and told(service)["refused"] is None)
     return folder
 
@@ -75,7 +75,7 @@ def test_streams_finish_on_the_model_they_began_with(folder: Path, swapped: Serv
     models = [random_checkpoint(n_hidden=HIDDEN, seed=i + 1) for i in range(PROMOTIONS + 1)]
     by_name = {m.fingerprint: m for m in models}
     paths = [m.save(folder) for m in models]
-    checkpoint.promote(paths[0])
+    registry.promote(paths[0])
     eventually(lambda: serving(swapped) == models[0].fingerprint)
     texts: dict[int, tuple[str, str]] = {}
     statuses: list[int] = []
@@ -101,7 +101,7 @@ def test_streams_finish_on_the_model_they_began_with(folder: Path, swapped: Serv
         thread.start()
     eventually(lambda: told(swapped)["in_flight"] >= STREAMS // 2)
     for i, path in enumerate(paths[1:]):
-        checkpoint.promote(path)
+        registry.promote(path)
         eventually(lambda m=models[i + 1]: serving(swapped) == m.fingerprint)  # type: ignore[misc]
         for thread in threads[STREAMS // 2 :][i::PROMOTIONS]:
             thread.start()
@@ -123,7 +123,7 @@ def broken(folder: Path, kind: str) -> tuple[Path, str]:
     if kind == "truncated":
         path = good.save(folder)
         path.write_bytes(path.read_bytes()[:-100])
-        return path, "not a whole safetensors file"
+        return path, "not a complete safetensors file"
     if kind == "foreign":
         path = folder / "foreign.safetensors"
         save_file({"weight": torch.zeros(3)}, path)
@@ -144,11 +144,11 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(
     """Promoted by hand: the reason is told, the old one serves, also after a restart; the next good one is taken."""
     path, says = broken(folder, kind)
     if kind not in ("foreign", "gone", "truncated"):
-        fingerprint = registry.summary(path).fingerprint
+        fingerprint = file_format.read_info(path).fingerprint
         refused = swapped.client.post(f"/models/{fingerprint}/promote", json={})
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_conflict")
         assert says in refused.json()["error"]["message"]
-    checkpoint.promote(path)
+    registry.promote(path)
     eventually(lambda: told(swapped)["refused"] is not None)
     shown = told(swapped)
     assert shown["refused"]["name"] == path.name
@@ -161,7 +161,7 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(
         assert serving(swapped) == tiny.fingerprint
         assert says in told(swapped)["refused"]["reason"]
     good = self_test.with_self_test(random_checkpoint(seed=4))
-    checkpoint.promote(good.save(folder))
+    registry.promote(good.save(folder))
     eventually(lambda: serving(swapped) == good.fingerprint)
     assert told(swapped)["refused"] is None
 
@@ -179,7 +179,7 @@ def test_a_broken_promotion_is_refused_too(folder: Path, swapped: Service, tiny:
 
 def checkpoint_again(folder: Path, model: Checkpoint) -> None:
     (folder / "promoted.json").unlink()
-    checkpoint.promote(folder / model.file_name)
+    registry.promote(folder / model.file_name)
 
 
 def test_a_promotion_is_seen_without_redis(folder: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_promotion_is_seen_without_redis(folder: Path) -> None:
     service = Service(CHECKPOINT_DIR=str(folder))
     service.start()
     other = random_checkpoint(seed=2)
-    checkpoint.promote(other.save(folder))
+    registry.promote(other.save(folder))
     eventually(lambda: serving(service) == other.fingerprint)
     assert service.client.post("/retrain", json={}).status_code == 503  # a line of trainings needs a Redis
     service.stop()

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.checkpoints.checkpoint import Checkpoint, load, promote, promoted
-from model.errors import CheckpointError
+from model.checkpoints.file_format import Checkpoint, load
+from model.checkpoints.registry import promote, promoted_path
+from model.errors import CheckpointError, StorageError
 from tests.conftest import random_checkpoint
 
 
@@ -39,10 +40,10 @@ def test_the_fingerprint_follows_every_weight(tiny: Checkpoint) -> None:
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
 def test_a_truncated_file_is_refused(tmp_path: Path, tiny: Checkpoint, keep: int) -> None:
-    """Cut anywhere, it is not a whole safetensors file."""
+    """Cut anywhere, it is not a complete safetensors file."""
     path = tiny.save(tmp_path)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match="not a whole safetensors file") as e:
+    with pytest.raises(CheckpointError, match="not a complete safetensors file") as e:
         load(path)
     assert str(path) in str(e.value)
 
@@ -53,7 +54,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="format is None, expected 'longhand-1'"):
         load(tmp_path / "foreign.safetensors")
     torch.save({"weight": torch.zeros(3)}, tmp_path / "pickle.safetensors")
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         load(tmp_path / "pickle.safetensors")
     with pytest.raises(CheckpointError, match="no such file"):
         load(tmp_path / "none.safetensors")
@@ -65,7 +66,7 @@ def test_a_tampered_file_is_refused(tmp_path: Path, tiny: Checkpoint) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="the file was changed"):
+    with pytest.raises(CheckpointError, match="the file was modified"):
         load(path)
 
 
@@ -76,7 +77,7 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path: Path, tiny: Checkpoi
     with pytest.raises(CheckpointError, match=r"head\.bias is not all finite"):
         load(replace(tiny, weights=poisoned).save(tmp_path))
     wider = replace(tiny, config=replace(tiny.config, n_hidden=32))
-    with pytest.raises(CheckpointError, match="tensors do not fit its config"):
+    with pytest.raises(CheckpointError, match="tensors do not match its config"):
         load(wider.save(tmp_path))
 
 
@@ -91,14 +92,14 @@ def test_metadata_that_makes_no_sense_is_refused(tmp_path: Path, tiny: Checkpoin
 
 def test_promotion_names_one_and_remembers_the_others(tmp_path: Path) -> None:
     """The last one promoted is served; the file is replaced whole."""
-    assert promoted(tmp_path) is None
+    assert promoted_path(tmp_path) is None
     first, second = random_checkpoint(seed=1).save(tmp_path), random_checkpoint(seed=2).save(tmp_path)
     promote(first)
     promote(second)
-    assert promoted(tmp_path) == second
+    assert promoted_path(tmp_path) == second
     assert json.loads((tmp_path / "promoted.json").read_text())["before"] == [first.name]
     promote(first)
-    assert promoted(tmp_path) == first
+    assert promoted_path(tmp_path) == first
     assert not list(tmp_path.glob(".*"))
 
 
@@ -109,7 +110,7 @@ def test_a_broken_promotion_is_said(tmp_path: Path, text: str) -> None:
     """promoted.json that cannot be used names itself, and a name cannot leave the folder."""
     (tmp_path / "promoted.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"promoted\.json"):
-        promoted(tmp_path)
+        promoted_path(tmp_path)
 
 
 def test_a_full_disk_leaves_the_old_file_whole(
@@ -122,8 +123,8 @@ def test_a_full_disk_leaves_the_old_file_whole(
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("model.checkpoints.checkpoint.os.fsync", full)
-    with pytest.raises(CheckpointError, match="No space left") as e:
+    monkeypatch.setattr("model.atomic_files.os.fsync", full)
+    with pytest.raises(StorageError, match="No space left") as e:
         tiny.save(tmp_path)
     assert str(path) in str(e.value)
     assert path.read_bytes() == before

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from model.__main__ import main
-from model.checkpoints.checkpoint import load, promoted
+from model.checkpoints.file_format import load
+from model.checkpoints.registry import promoted_path
 from model.cli import console
 from model.config import PRESETS, ModelConfig, TrainConfig
 from model.training.loop import Progress
@@ -31,7 +32,7 @@ def test_train_sample_info(tmp_path: Path, text: Path, capsys: pytest.CaptureFix
     out = tmp_path / "models"
     assert main(["train", str(text), "--out", str(out), "--steps", "30", "--n-hidden", "16", "--lr", "0.01"]) == 0
     said = capsys.readouterr().out
-    path = promoted(out)
+    path = promoted_path(out)
     assert path is not None
     assert "protocol (b)" in said
     assert str(path) in said
@@ -86,7 +87,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, text: Path, capsys: pytest.Cap
     (command,) = re.findall(r"to go on: python -m model (train --resume \S+)", said)
     assert main(command.split()) == 0
     assert "step 40" in capsys.readouterr().out
-    path = promoted(out)
+    path = promoted_path(out)
     assert path is not None
     assert load(path).step == 40
     assert main([*command.split(), "--lr", "0.5", "--n-hidden", "8"]) == 1
@@ -102,7 +103,7 @@ def test_scores_by_protocol(tmp_path: Path, text: Path, capsys: pytest.CaptureFi
     assert "test    (b)" in trained
     assert main(["score", str(text), "--store", str(out), "--protocols", "abc"]) == 0
     said = capsys.readouterr().out
-    path = promoted(out)
+    path = promoted_path(out)
     assert path is not None
     assert f"(b) {load(path).val_loss:.4f} nats" in said
     assert [letter in said for letter in ("(a)", "(b)", "(c)")] == [True] * 3
@@ -121,14 +122,14 @@ def test_a_warm_start_begins_where_the_other_ended(
 ) -> None:
     """From a checkpoint, on a text with a new character, the first look is already near its loss."""
     assert main(["train", str(text), "--out", str(tmp_path / "a"), *TRAIN, "--steps", "300"]) == 0
-    first = promoted(tmp_path / "a")
+    first = promoted_path(tmp_path / "a")
     assert first is not None
     other = tmp_path / "other.txt"
     other.write_text(text.read_text().replace("g", "G"))
     few = ["--steps", "20", "--lr", "0.001", "--validations", "1"]
     for more in (["--warm-start", str(first)], ["--n-hidden", "16"]):
         assert main(["train", str(other), "--out", str(tmp_path / more[0][2:]), *few, *more]) == 0
-    warm, cold = promoted(tmp_path / "warm-start"), promoted(tmp_path / "n-hidden")
+    warm, cold = promoted_path(tmp_path / "warm-start"), promoted_path(tmp_path / "n-hidden")
     assert warm is not None
     assert cold is not None
     assert load(warm).val_loss < load(cold).val_loss - 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.checkpoints.checkpoint import load
+from model.checkpoints.file_format import load
 from model.config import ModelConfig, TrainConfig
 from model.evaluation import protocols
 from model.evaluation.dynamic_evaluation import dynamic_loss

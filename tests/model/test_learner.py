@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoints.checkpoint import load
+from model.checkpoints.file_format import load
 from model.config import ModelConfig, TrainConfig
 from model.errors import ConfigError
 from model.network.char_rnn import CharRNN

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoints.checkpoint import load, promoted
+from model.checkpoints.file_format import load
+from model.checkpoints.registry import promoted_path
 from model.config import ModelConfig, TrainConfig
 from model.text.corpus import Corpus
 from model.training.loop import fit
@@ -36,7 +37,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     text, out = tmp_path / "text.txt", tmp_path / "out"
     text.write_text(words(3000))
     torchrun("train", str(text), "--out", str(out), *OPTIONS)
-    path = promoted(out)
+    path = promoted_path(out)
     assert path is not None
     assert [p.name for p in out.glob("*.safetensors")] == [path.name]
     config = TrainConfig(steps=80, batch_size=8, seq_length=16, dropout=0.2, validations=4, lr=0.01, workers=2)
@@ -50,4 +51,4 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     assert point is not None
     assert {"generator.0", "generator.1", "state.0.0", "state.0.1"} <= point[0].keys()
     torchrun("train", "--resume", str(run))
-    assert promoted(out) == path
+    assert promoted_path(out) == path

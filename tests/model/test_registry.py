@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from model.checkpoints import registry, self_test
-from model.checkpoints.checkpoint import Checkpoint, load, promote, promoted, promotions, roll_back
+from model.checkpoints.file_format import Checkpoint, load
+from model.checkpoints.registry import promote, promoted_path, promotion_history, roll_back
 from model.errors import CheckpointError
 from model.stepper.cpu import CpuStepper, Precision, Unsupported
 from model.stepper.reference import ReferenceStepper
@@ -30,8 +31,8 @@ def test_the_listing_says_what_each_file_is(tmp_path: Path, tiny: Checkpoint) ->
     promote(first)
     promote(second)
     (tmp_path / "broken.safetensors").write_bytes(b"abc")
-    broken, newest, oldest = registry.listing(tmp_path)
-    assert "not a whole safetensors file" in broken["error"]
+    broken, newest, oldest = registry.list_checkpoints(tmp_path)
+    assert "not a complete safetensors file" in broken["error"]
     assert (newest["name"], newest["promoted"], newest["predecessor"]) == (second.name, True, False)
     assert (oldest["id"], oldest["promoted"], oldest["predecessor"]) == (tiny.fingerprint, False, True)
     assert oldest["val_loss"] == tiny.val_loss
@@ -45,12 +46,12 @@ def test_a_roll_back_undoes_a_promotion(tmp_path: Path) -> None:
     paths = [random_checkpoint(seed=i).save(tmp_path) for i in range(4)]
     for path in paths:
         promote(path)
-    assert roll_back(tmp_path) == paths[2] == promoted(tmp_path)
+    assert roll_back(tmp_path) == paths[2] == promoted_path(tmp_path)
     paths[1].unlink()
     assert roll_back(tmp_path) == paths[0]
-    with pytest.raises(CheckpointError, match="no promotion came before"):
+    with pytest.raises(CheckpointError, match="no earlier promotion exists"):
         roll_back(tmp_path)
-    assert promoted(tmp_path) == paths[0]
+    assert promoted_path(tmp_path) == paths[0]
 
 
 def test_pruning_keeps_the_newest_the_promoted_and_its_predecessor(tmp_path: Path) -> None:
@@ -59,17 +60,17 @@ def test_pruning_keeps_the_newest_the_promoted_and_its_predecessor(tmp_path: Pat
     promote(paths[0])
     promote(paths[1])
     assert set(registry.prune(tmp_path, keep=2)) == {paths[2].name, paths[3].name}
-    assert set(registry.files(tmp_path)) == {paths[0], paths[1], paths[4], paths[5]}
-    assert promotions(tmp_path) == [paths[1].name, paths[0].name]
+    assert set(registry.checkpoint_paths(tmp_path)) == {paths[0], paths[1], paths[4], paths[5]}
+    assert promotion_history(tmp_path) == [paths[1].name, paths[0].name]
 
 
 def test_a_model_that_comes_in_takes_nobodys_name(tmp_path: Path, tiny: Checkpoint) -> None:
     """The same model again is the same file; another model of the same name gets a name of its own."""
     store = tmp_path / "store"
-    first = registry.publish(tiny.save(tmp_path / "a"), store)
-    assert registry.publish(tmp_path / "a" / first.name, store) == first
+    first = registry.register(tiny.save(tmp_path / "a"), store)
+    assert registry.register(tmp_path / "a" / first.name, store) == first
     other = replace(random_checkpoint(seed=5), val_loss=tiny.val_loss)
-    second = registry.publish(other.save(tmp_path / "b"), store)
+    second = registry.register(other.save(tmp_path / "b"), store)
     assert second.name == f"{first.stem}-{other.fingerprint[:8]}.safetensors"
     assert load(first).fingerprint == tiny.fingerprint
     assert load(second).fingerprint == other.fingerprint

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from model.checkpoints.checkpoint import load
+from model.checkpoints.file_format import load
 from model.config import ModelConfig, TrainConfig
-from model.errors import CheckpointError, ConfigError
+from model.errors import CheckpointError, ConfigError, StorageError
 from model.text.corpus import Corpus
 from model.training.loop import Progress, fit
 from model.training.run_folder import RunFolder, new_folder
@@ -225,7 +225,7 @@ def test_a_damaged_point_is_refused(corpus: Corpus, whole: tuple[Path, Path], tm
     for name in ("run.json", "metrics.jsonl", "resume.safetensors"):
         (run / name).write_bytes((whole[0] / name).read_bytes())
     (run / "resume.safetensors").write_bytes((whole[0] / "resume.safetensors").read_bytes()[:-9])
-    with pytest.raises(CheckpointError, match="not a whole resume point"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         fit(corpus, model(corpus), CONFIG, tmp_path, run=run, resume=True)
 
 
@@ -259,7 +259,7 @@ def test_a_full_disk_is_said_and_what_was_best_stays(
         real(descriptor)
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(CheckpointError, match="No space left") as e:
+    with pytest.raises(StorageError, match="No space left") as e:
         fit(corpus, model(corpus), CONFIG, tmp_path, run=tmp_path / "run")
     assert str(tmp_path) in str(e.value)
     kept = [load(p) for p in tmp_path.glob("*.safetensors")]

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from model.__main__ import main
-from model.checkpoints.checkpoint import load, promoted
+from model.checkpoints.file_format import load
+from model.checkpoints.registry import promoted_path
 from model.config import ModelConfig, TrainConfig
 from model.errors import ConfigError, TrainingError
 from model.text.corpus import Corpus
@@ -38,7 +39,7 @@ def test_the_best_validation_is_promoted(tmp_path: Path, text: Path, capsys: pyt
     said = capsys.readouterr().out
     rows = [line for line in said.split("leaderboard")[1].splitlines() if line.startswith("run ")]
     assert len(rows) == 3
-    path = promoted(out)
+    path = promoted_path(out)
     assert path is not None
     assert f"{load(path).val_loss:.4f} nats" in rows[0]
     assert f"n_hidden {load(path).config.n_hidden} " in rows[0]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model.checkpoints.checkpoint import load
+from model.checkpoints.file_format import load
 from model.config import ModelConfig, TrainConfig
 from model.errors import ConfigError, TrainingError
 from model.evaluation import protocols

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints.file_format import Checkpoint
 from model.network.sampling import SamplingParams
 from model.stepper.reference import ReferenceStepper
 from service.engine.engine import Engine

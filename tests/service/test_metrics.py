@@ -8,7 +8,7 @@ import random
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints.file_format import Checkpoint
 from model.stepper.reference import ReferenceStepper
 from service.engine.engine import Engine
 from service.engine.observer import Step

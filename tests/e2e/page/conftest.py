@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from model.checkpoints import checkpoint
-from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints import registry
+from model.checkpoints.file_format import Checkpoint
 from tests.conftest import ALPHABET
 from tests.e2e.page import browser as chromium
 from tests.servers import RedisServer, Service, Worker
@@ -124,7 +124,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, t
     checkpoints = Path(given) if given else folder / "checkpoints"
     if not given:
         checkpoints.mkdir()
-        checkpoint.promote(tiny.save(checkpoints))
+        registry.promote(tiny.save(checkpoints))
     places = {
         "CHECKPOINT_DIR": str(checkpoints),
         "REDIS_URL": redis_server.url,

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.checkpoints import checkpoint
-from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints import registry
+from model.checkpoints.file_format import Checkpoint
 from model.network.gates import gates
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.e2e.page.conftest import Visit
@@ -141,7 +141,7 @@ def learning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     redis.start()
     folder = tmp_path_factory.mktemp("learning")
     (folder / "checkpoints").mkdir()
-    checkpoint.promote(random_checkpoint(seed=5).save(folder / "checkpoints"))
+    registry.promote(random_checkpoint(seed=5).save(folder / "checkpoints"))
     places = {
         "REDIS_URL": redis.url,
         "CHECKPOINT_DIR": str(folder / "checkpoints"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints.file_format import Checkpoint
 from model.config import Cell
 from model.network.sampling import SamplingParams
 from model.stepper import SAMPLE, Block, Stepper

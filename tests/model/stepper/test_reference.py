@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints.file_format import Checkpoint
 from model.network.sampling import SamplingParams
 from model.stepper import Block, BlockResult
 from model.stepper.generate import generate, write

@@ -1,0 +1,81 @@
+"""Atomic replacement of files, and the lock of a folder: every writer of the product uses these two.
+
+Own code, because the candidates do less: python-atomicwrites is no longer maintained, and filelock leaves lock files
+behind, where `flock` on the folder itself leaves nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from model.errors import StorageError
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that appears under its name complete and synced to disk, or not at all.
+
+    The folder is created when it is missing. Until the block ends without an error, `path` is what it was before. The
+    temporary file beside it has a random name: a process id is not unique, because containers that share the folder
+    number their processes each from 1.
+
+    Args:
+        path: The file to create or replace.
+
+    Yields:
+        The temporary file, open for writing bytes.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(
+            f"cannot be written ({error.strerror}); the previous file is unchanged", field=str(path)
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold the exclusive lock of a folder, among all processes of this machine; wait until it is free.
+
+    The operating system releases the lock when its process ends, however it ends.
+
+    Raises:
+        StorageError: The folder cannot be opened.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        problem = f"cannot be opened ({error.strerror})"
+        raise StorageError(problem, field=str(folder), expected="a folder") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Write a folder's entries to disk, so that a rename survives a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,250 @@
+"""The checkpoint file: weights, config, vocabulary, losses, hash of the training text and options of the run.
+
+The file is safetensors with JSON in its metadata, so loading one runs no code. A checkpoint needs no other file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from model.atomic_files import atomic_write
+from model.config import ModelConfig
+from model.errors import CheckpointError, ModelError
+from model.network.char_rnn import CharRNN
+from model.text.vocab import Vocabulary
+
+FORMAT = "longhand-1"
+"""The name and version of the layout, in the metadata of every checkpoint."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model and its origin."""
+
+    config: ModelConfig
+    vocab: Vocabulary
+    weights: Mapping[str, Tensor]
+    val_loss: float  # nats per character, stateful protocol
+    val_characters: int  # the number of characters that val_loss was measured on
+    step: int
+    train_loss: float  # nats per character, running mean over the last windows
+    corpus_sha256: str
+    options: Mapping[str, Any]  # the TrainConfig of the run
+    self_test: str = ""  # text that the trainer generated, see model.checkpoints.self_test; empty: no self-test
+    created: str = ""  # UTC, ISO 8601
+
+    @property
+    def file_name(self) -> str:
+        """The validation loss and the step, for example `val1.4302-step004200.safetensors`."""
+        return f"val{self.val_loss:.4f}-step{self.step:06d}.safetensors"
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that identify the weights, the config and the vocabulary."""
+        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        digest.update(self.vocab.characters.encode("utf-8", "surrogatepass"))
+        for name in sorted(self.weights):
+            digest.update(name.encode())
+            digest.update(self.weights[name].contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def network(self, dtype: torch.dtype = torch.float32) -> CharRNN:
+        """Build the network with these weights, in evaluation mode and without gradients."""
+        with torch.device("meta"):  # no memory and no random initial values, which cost more than all the rest
+            network = CharRNN(self.config)
+        network.load_state_dict({name: w.to(dtype, copy=True) for name, w in self.weights.items()}, assign=True)
+        return network.eval().requires_grad_(False)
+
+    def save(self, folder: Path) -> Path:
+        """Write the checkpoint as `file_name` into a folder.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        stamped = replace(self, created=self.created or datetime.now(UTC).isoformat(timespec="seconds"))
+        metadata = {
+            "format": FORMAT,
+            "config": json.dumps(asdict(self.config)),
+            "vocab": json.dumps(self.vocab.characters),
+            "fingerprint": self.fingerprint,
+            "run": json.dumps(
+                {
+                    "val_loss": self.val_loss,
+                    "val_protocol": "b",  # the stateful protocol
+                    "val_characters": self.val_characters,
+                    "train_loss": self.train_loss,
+                    "step": self.step,
+                    "corpus_sha256": self.corpus_sha256,
+                    "options": dict(self.options),
+                    "self_test": self.self_test,
+                    "created": stamped.created,
+                }
+            ),
+        }
+        data = save({k: v.detach().cpu().contiguous() for k, v in self.weights.items()}, metadata=metadata)
+        path = folder / self.file_name
+        with atomic_write(path) as file:
+            file.write(data)
+        return path
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    """The metadata of a checkpoint file. The weights have not been read, so they may be damaged."""
+
+    path: Path
+    fingerprint: str
+    config: ModelConfig
+    run: dict[str, Any]
+    size_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the description of the model that GET /models and `info` show."""
+        run = self.run
+        return {
+            "id": self.fingerprint,
+            "name": self.path.name,
+            "val_loss": run["val_loss"],
+            "val_protocol": run.get("val_protocol", "b"),
+            "val_characters": run["val_characters"],
+            "train_loss": run["train_loss"],
+            "step": run["step"],
+            "network": {
+                "cell": self.config.cell,
+                "n_layers": self.config.n_layers,
+                "n_hidden": self.config.n_hidden,
+                "n_embed": self.config.n_embed,
+                "vocab_size": self.config.vocab_size,
+                "n_parameters": self.config.n_parameters,
+            },
+            "options": run["options"],
+            "corpus_sha256": run["corpus_sha256"],
+            "created": run["created"],
+            "bytes": self.size_bytes,
+        }
+
+
+@contextmanager
+def open_safetensors(
+    path: Path, expected_format: str, kind: str = "checkpoint"
+) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Open a safetensors file of the given format.
+
+    Args:
+        path: The file.
+        expected_format: What its metadata must hold as `format`.
+        kind: What the file is, for the messages of errors.
+
+    Yields:
+        The open file of the safetensors library, and the file's metadata.
+
+    Raises:
+        CheckpointError: The file is missing, truncated, of another format, or its metadata cannot be used. Errors
+            about the metadata inside the block count as the last of these.
+    """
+    name = f"{kind} {path}"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != expected_format:
+                problem = f"format is {metadata.get('format')!r}"
+                raise CheckpointError(problem, field=name, value=metadata.get("format"), expected=repr(expected_format))
+            yield file, metadata
+    except CheckpointError:
+        raise
+    except FileNotFoundError as error:
+        raise CheckpointError("no such file", field=name) from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"not a complete safetensors file ({error})", field=name) from error
+    except (KeyError, ValueError, TypeError, ModelError) as error:
+        problem = f"its metadata cannot be used ({type(error).__name__}: {error})"
+        raise CheckpointError(problem, field=name) from error
+
+
+def read_info(path: Path) -> CheckpointInfo:
+    """Read the metadata of a checkpoint, without its weights.
+
+    Raises:
+        CheckpointError: The file is missing, truncated, of another format, or its metadata cannot be used.
+    """
+    with open_safetensors(path, FORMAT) as (_, metadata):
+        config, run = ModelConfig(**json.loads(metadata["config"])), json.loads(metadata["run"])
+        info = CheckpointInfo(path, metadata["fingerprint"], config, run, path.stat().st_size)
+        info.as_dict()  # fails when a field is missing
+    return info
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint, and check that it is complete and unmodified.
+
+    Raises:
+        CheckpointError: The file is missing, truncated, of another format, or does not match its own fingerprint.
+    """
+    with open_safetensors(path, FORMAT) as (file, metadata):
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is not a mapping
+        run = json.loads(metadata["run"])
+        checkpoint = Checkpoint(
+            config=ModelConfig(**json.loads(metadata["config"])),
+            vocab=Vocabulary(json.loads(metadata["vocab"])),
+            weights=weights,
+            val_loss=float(run["val_loss"]),
+            val_characters=int(run["val_characters"]),
+            step=int(run["step"]),
+            train_loss=float(run["train_loss"]),
+            corpus_sha256=run["corpus_sha256"],
+            options=run["options"],
+            self_test=run.get("self_test", ""),
+            created=run["created"],
+        )
+    _check_weights(checkpoint, f"checkpoint {path}")
+    if checkpoint.fingerprint != metadata.get("fingerprint"):
+        raise CheckpointError(
+            f"fingerprint is {checkpoint.fingerprint}; the file was modified after it was written",
+            field=f"checkpoint {path}",
+            value=checkpoint.fingerprint,
+            expected=f"{metadata.get('fingerprint')!r} from its metadata",
+        )
+    return checkpoint
+
+
+def _check_weights(checkpoint: Checkpoint, name: str) -> None:
+    """Check that the tensors have the names, shapes and type that the config demands, and are finite.
+
+    Raises:
+        CheckpointError: They are not.
+    """
+    config = checkpoint.config
+    if len(checkpoint.vocab) != config.vocab_size:
+        raise CheckpointError(
+            f"its vocabulary has {len(checkpoint.vocab)} characters",
+            field=name,
+            value=len(checkpoint.vocab),
+            expected=f"{config.vocab_size} as in its config",
+        )
+    with torch.device("meta"):
+        expected = {name: tuple(t.shape) for name, t in CharRNN(config).state_dict().items()}
+    shapes = {name: tuple(t.shape) for name, t in checkpoint.weights.items()}
+    if shapes != expected:
+        wrong = sorted(set(shapes.items()) ^ set(expected.items()))
+        raise CheckpointError(f"its tensors do not match its config; first difference: {wrong[0]}", field=name)
+    for tensor_name, tensor in checkpoint.weights.items():
+        if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{tensor_name} is not all finite float32", field=name)
+    if not math.isfinite(checkpoint.val_loss):
+        raise CheckpointError(f"val_loss is {checkpoint.val_loss}", field=name, expected="a finite number")

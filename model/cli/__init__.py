@@ -1,1 +1,60 @@
-"""."""
+"""The command line: one module a command, each with `configure(parser)` and `run(args)`.
+
+Here belong arguments, printed text and exit codes. What a command computes belongs to the other folders of model/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from model.errors import ModelError
+
+COMMANDS = {
+    "train": "train a model on a text and promote the checkpoint with the best validation loss",
+    "sample": "generate text from a checkpoint, the same that the service would",
+    "score": "measure a model's loss on a text under the named evaluation protocols",
+    "sweep": "search sizes, dropouts and learning rates with many short runs; promote the best",
+    "plot": "draw the loss curves of a training run",
+    "info": "describe a checkpoint: its shape, losses and training options",
+}
+"""Every command and its summary. Listing them loads neither torch nor the commands themselves."""
+
+
+def main(argv: list[str] | None = None, prog: str = "python -m model") -> int:
+    """Run a command and return its exit code.
+
+    Args:
+        argv: The arguments after the program's name; those of the process when None.
+        prog: The program's name in help and usage texts.
+
+    Returns:
+        0 on success, 1 after an error (printed in one line), 130 after Ctrl-C.
+    """
+    args = parser(prog).parse_args(argv)
+    try:
+        return int(args.run(args) or 0)
+    except ModelError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def parser(prog: str = "python -m model") -> argparse.ArgumentParser:
+    """Return the parser of all commands; `args.run(args)` runs the one that was parsed."""
+    result = argparse.ArgumentParser(prog=prog, description="Train, sample and measure character-level LSTMs.")
+    add_commands(result.add_subparsers(required=True, metavar=" | ".join(COMMANDS)))
+    return result
+
+
+def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add every command to another program's subparsers."""
+    from model.cli import info, plot, sample, score, sweep, train  # torch takes a second to load
+
+    modules = {"train": train, "sample": sample, "score": score, "sweep": sweep, "plot": plot, "info": info}
+    for name, summary in COMMANDS.items():
+        command = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        modules[name].configure(command)
+        command.set_defaults(run=modules[name].run)

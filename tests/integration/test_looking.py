@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.__main__ import main
 from model.checkpoints import registry
 from model.checkpoints.file_format import Checkpoint
+from model.cli import main
 from model.evaluation import protocols
 from model.network.gates import gates
 from service.routes.page import FOLDER

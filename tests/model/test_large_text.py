@@ -13,7 +13,7 @@ from model.text import memory_map as large_text
 from model.text.corpus import Corpus
 from model.text.memory_map import corpus_from_file
 from model.training.loop import fit
-from tests.model.test_train import words
+from tests.model.texts import words
 
 CONFIG = TrainConfig(steps=20, batch_size=4, seq_length=16, validations=2)
 

@@ -12,7 +12,7 @@ from model.evaluation.dynamic_evaluation import dynamic_loss
 from model.network.char_rnn import CharRNN
 from model.text.corpus import Corpus
 from model.training.loop import fit
-from tests.model.test_train import words
+from tests.model.texts import words
 
 CONFIG = TrainConfig(steps=150, batch_size=8, seq_length=32, lr=1e-2, validations=2)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,14 +19,9 @@ from model.network.char_rnn import CharRNN
 from model.stepper.reference import ReferenceStepper
 from model.text.corpus import Corpus
 from model.training.loop import Progress, fit
+from tests.model.texts import words
 
 CONFIG = TrainConfig(steps=150, batch_size=8, seq_length=32, lr=1e-2, validations=5, seed=3)
-
-
-def words(n: int, seed: int = 0) -> str:
-    """A text with something to learn: words from a short list."""
-    rng = random.Random(seed)
-    return "".join(rng.choice(["tea ", "coffee ", "milk\n", "sugar "]) for _ in range(n))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from model.network.regularization import forward, mask
 from model.text.corpus import Corpus
 from model.training.learner import workers_that_fit
 from model.training.loop import fit
-from tests.model.test_train import words
+from tests.model.texts import words
 
 CONFIG = TrainConfig(steps=60, batch_size=16, seq_length=16, lr=1e-2, validations=2, workers=1)
 PLAIN = replace(CONFIG, dropout=0.0, reset=0.0)

@@ -21,7 +21,7 @@ from model.errors import CheckpointError, ConfigError, StorageError
 from model.text.corpus import Corpus
 from model.training.loop import Progress, fit
 from model.training.run_folder import RunFolder, new_folder
-from tests.model.test_train import words
+from tests.model.texts import words
 from tests.servers import ROOT
 
 SIZES = TrainConfig(steps=120, batch_size=8, seq_length=16, lr=1e-2, validations=6, seed=3)

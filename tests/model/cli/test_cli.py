@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from model.__main__ import main
 from model.checkpoints.file_format import load
 from model.checkpoints.registry import promoted_path
-from model.cli import console
+from model.cli import main
+from model.cli.training_console import GracefulInterrupt
 from model.config import PRESETS, ModelConfig, TrainConfig
 from model.training.loop import Progress
 from model.training.run_folder import RunFolder
@@ -72,19 +72,19 @@ def test_a_run_leaves_metrics_and_curves(tmp_path: Path, text: Path, capsys: pyt
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An interrupt saves, keeps the best, names the command; that command, alone, finishes the run."""
     out, before = tmp_path / "models", signal.getsignal(signal.SIGINT)
-    watch = console.GentleInterrupt.__call__
+    watch = GracefulInterrupt.__call__
 
-    def press(self: console.GentleInterrupt, step: Progress) -> None:
+    def press(self: GracefulInterrupt, step: Progress) -> None:
         if step.step == 20:
             signal.raise_signal(signal.SIGINT)
         watch(self, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(console.GentleInterrupt, "__call__", press)
+        patch.setattr(GracefulInterrupt, "__call__", press)
         assert main(["train", str(text), "--out", str(out), *TRAIN]) == 0
     said = capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is before
-    (command,) = re.findall(r"to go on: python -m model (train --resume \S+)", said)
+    (command,) = re.findall(r"to resume: python -m model (train --resume \S+)", said)
     assert main(command.split()) == 0
     assert "step 40" in capsys.readouterr().out
     path = promoted_path(out)
@@ -162,7 +162,7 @@ def test_help_gives_each_knob_its_reason(capsys: pytest.CaptureFixture[str]) -> 
         (["sample", "--checkpoint", "none.safetensors"], "error: checkpoint none.safetensors: no such file"),
         (
             ["info", "--store", "nowhere"],
-            "error: nowhere: nothing has been promoted; python -m model train makes a model",
+            "error: nowhere: no checkpoint has been promoted; train one with python -m model train",
         ),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from bench.gpt import from_checkout, restated
 from model.config import TrainConfig
 from model.text.corpus import Corpus
-from tests.model.test_train import words
+from tests.model.texts import words
 
 CONFIG = TrainConfig(batch_size=4, seq_length=16)
 PRINTS = """

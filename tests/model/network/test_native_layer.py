@@ -18,7 +18,7 @@ from model.training.distributed import Distributed
 from model.training.learner import Learner
 from model.training.loop import fit
 from model.training.run_folder import RunFolder
-from tests.model.test_train import words
+from tests.model.texts import words
 
 pytestmark = pytest.mark.usefixtures("native_code")
 

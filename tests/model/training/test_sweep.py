@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from model.__main__ import main
 from model.checkpoints.file_format import load
 from model.checkpoints.registry import promoted_path
+from model.cli import main
 from model.config import ModelConfig, TrainConfig
 from model.errors import ConfigError, TrainingError
 from model.text.corpus import Corpus
 from model.training.sweep import Sweep
-from tests.model.test_train import words
+from tests.model.texts import words
 from tests.servers import ROOT, RedisServer
 
 SIZES = ["--steps", "12", "--batch-size", "4", "--seq-length", "8", "--validations", "4"]

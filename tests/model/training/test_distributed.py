@@ -16,7 +16,7 @@ from model.config import ModelConfig, TrainConfig
 from model.text.corpus import Corpus
 from model.training.loop import fit
 from model.training.run_folder import RunFolder
-from tests.model.test_train import words
+from tests.model.texts import words
 from tests.servers import ROOT
 
 OPTIONS = ["--steps", "80", "--batch-size", "8", "--seq-length", "16", "--n-hidden", "16", "--n-embed", "8"]

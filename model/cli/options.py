@@ -1,0 +1,108 @@
+"""Argument groups that several commands share, and the settings that parsed arguments stand for."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from model.checkpoints import registry
+from model.cli import console
+from model.config import PRESETS, ModelConfig, TrainConfig
+from model.errors import CheckpointError
+from model.text.corpus import Corpus
+from model.text.default_text import default_text
+from model.text.memory_map import corpus_from_file
+from model.training.run_folder import RunFolder
+
+CHECKPOINT_FOLDER = Path("data/checkpoints")
+
+
+def add_corpus(command: argparse.ArgumentParser) -> None:
+    """Add the text to train on or to score."""
+    command.add_argument("corpus", type=Path, nargs="?", help="a UTF-8 text file (default: the works of Shakespeare)")
+
+
+def add_checkpoint(command: argparse.ArgumentParser) -> None:
+    """Add the options that choose a checkpoint; `chosen_checkpoint` reads them."""
+    command.add_argument("--checkpoint", type=Path, help="a checkpoint file (default: the promoted one)")
+    add_checkpoint_folder(command)
+
+
+def add_checkpoint_folder(command: argparse.ArgumentParser) -> None:
+    """Add the folder in which the promoted checkpoint is looked up."""
+    help = f"folder of checkpoints (default {CHECKPOINT_FOLDER})"
+    command.add_argument("--store", type=Path, default=CHECKPOINT_FOLDER, help=help)
+
+
+def add_training(command: argparse.ArgumentParser, minutes_help: str = "") -> None:
+    """Add the corpus, the output folder, the device, the presets and every field of the two configurations.
+
+    Args:
+        command: The command's parser.
+        minutes_help: What --minutes means for this command, where that differs from training.
+    """
+    add_corpus(command)
+    command.add_argument("--out", type=Path, help=f"folder of checkpoints (default {CHECKPOINT_FOLDER})")
+    presets = "; ".join(f"{name}: {' '.join(f'{k} {v}' for k, v in p.items())}" for name, p in PRESETS.items())
+    command.add_argument(
+        "--preset", choices=PRESETS, help=f"named settings; other options override them (default quick). {presets}"
+    )
+    command.add_argument("--device", help="cpu or cuda (default cpu)")
+    for config in (ModelConfig, TrainConfig):
+        for f in fields(config):
+            if f.name != "vocab_size":
+                kind = {"int": int, "float": float}.get(str(f.type), str)
+                help = f"{f.metadata['help']} (default {f.default})"
+                if minutes_help and f.name == "minutes":
+                    help = minutes_help
+                command.add_argument("--" + f.name.replace("_", "-"), dest=f.name, type=kind, help=help)
+
+
+def explicit_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments that were given on the command line or have a default of their own."""
+    return {k: v for k, v in vars(args).items() if v is not None}
+
+
+def all_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of the resumed run or of the preset, overridden by those given on the command line."""
+    explicit = explicit_settings(args)
+    if getattr(args, "resume", None):
+        saved = RunFolder(args.resume).settings()
+        preset = PRESETS[args.preset] if args.preset else {}
+        return {**saved["model"], **saved["train"], **preset, **explicit}
+    return {**PRESETS[args.preset or "quick"], **explicit}
+
+
+def fields_of(config: type, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that are fields of this configuration, less `vocab_size`, which the text decides."""
+    return {f.name: settings[f.name] for f in fields(config) if f.name in settings and f.name != "vocab_size"}
+
+
+def check_model_settings(settings: dict[str, Any]) -> None:
+    """Raise ConfigError for a wrong setting of the network before a large text is read."""
+    ModelConfig(vocab_size=2, **fields_of(ModelConfig, settings))
+
+
+def load_corpus(source: Path | None, config: TrainConfig, folder: Path) -> Corpus:
+    """Read and encode the text, the default one when `source` is None; a large one is encoded in `folder`/texts."""
+    if source is None:
+        return Corpus.from_text(default_text(), config)
+    with console.encoding() as watch:
+        return corpus_from_file(source, config, folder / "texts", watch)
+
+
+def chosen_checkpoint(args: argparse.Namespace) -> Path:
+    """Return the checkpoint that was named, or the promoted one.
+
+    Raises:
+        CheckpointError: None was named and none has been promoted.
+    """
+    if args.checkpoint is not None:
+        return Path(args.checkpoint)
+    path = registry.promoted_path(args.store)
+    if path is None:
+        problem = "no checkpoint has been promoted; train one with python -m model train"
+        raise CheckpointError(problem, field=str(args.store))
+    return path

@@ -1,6 +1,7 @@
 """How gunicorn runs the service. Every value comes from service.settings."""
 
 import math
+import resource
 import signal
 from typing import Any
 
@@ -11,9 +12,16 @@ _settings = read_settings()
 
 bind = f"{_settings.host}:{_settings.port}"
 workers = _settings.workers
-worker_class = "gthread"
+worker_class = "service.server.worker.BufferedThreadWorker"
 # A stream holds its thread, and so does a place in the line; the rest is for refusals, sessions and health checks.
 threads = _settings.slots + _settings.max_waiting + 16
+# Slow and idle clients hold a connection and no thread. Each connection is a file descriptor: take what may be had.
+_soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+_files = min(_hard, 65536) if _hard != resource.RLIM_INFINITY else 65536
+resource.setrlimit(resource.RLIMIT_NOFILE, (max(_soft, _files), _hard))
+worker_connections = max(threads + 16, min(4096, _files // 2))
+# Longer than usual proxies keep a connection to us (nginx and ALB 60 s), so that none is used just as we close it.
+keepalive = 75
 # A thread does not survive a fork: each worker loads its own model and starts its own engine.
 preload_app = False
 # Streams last; a worker is given up only when its main loop hangs.

@@ -11,7 +11,9 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, Protocol
 
+from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.unreader import SocketUnreader
+from werkzeug.exceptions import BadRequest, RequestTimeout
 
 from service.server.request_buffer import RequestBuffer
 
@@ -119,6 +121,43 @@ class BodyReader(SocketUnreader):  # type: ignore[misc]  # gunicorn has no types
         data: bytes = super().chunk(size_hint)
         self._received += len(data)
         return data
+
+
+class RequestBody:
+    """`wsgi.input` whose errors the application answers: 408 for a body that stalls, 400 for one that is malformed."""
+
+    def __init__(self, body: Any) -> None:
+        """Wrap gunicorn's body."""
+        self._body = body
+
+    def read(self, size: int | None = None) -> bytes:
+        """Return up to `size` bytes, b"" at the end.
+
+        Raises:
+            RequestTimeout: The body did not arrive in time.
+            BadRequest: The body is not valid HTTP, or ended too early.
+        """
+        try:
+            data: bytes = self._body.read(size)
+        except Stalled as e:
+            raise RequestTimeout(str(e)) from e
+        except (ParseException, NoMoreData) as e:
+            raise BadRequest(f"the request's body is not valid HTTP: {e}") from e
+        return data
+
+    def readline(self, size: int | None = None) -> bytes:
+        """Return the next line, or a part of it; raises what `read` does."""
+        line = b""
+        while not line.endswith(b"\n") and (size is None or size < 0 or len(line) < size):
+            byte = self.read(1)
+            if not byte:
+                break
+            line += byte
+        return line
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Iterate over lines."""
+        return iter(self.readline, b"")
 
 
 class WsgiResponse(Protocol):

@@ -30,7 +30,16 @@ from gunicorn import http
 from gunicorn.http import wsgi
 from gunicorn.workers.gthread import ThreadWorker
 
-from service.server.connection import RECV_BYTES, BodyReader, ClientSocket, Connection, Exchange, Stalled, State
+from service.server.connection import (
+    RECV_BYTES,
+    BodyReader,
+    ClientSocket,
+    Connection,
+    Exchange,
+    RequestBody,
+    Stalled,
+    State,
+)
 from service.server.request_buffer import Progress, RequestBuffer
 
 log = logging.getLogger(__name__)
@@ -241,6 +250,7 @@ class BufferedThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         request._expected_100_continue = request._expected_100_continue and connection.is_streamed
         response, environ = wsgi.create(request, connection.sock, connection.client, connection.server, self.cfg)
         environ["wsgi.multithread"] = True
+        environ["wsgi.input"] = RequestBody(environ["wsgi.input"])
         self.nr += 1
         if self.nr >= self.max_requests and self.alive:
             log.info("the worker restarts after %d requests", self.nr)

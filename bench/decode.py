@@ -30,6 +30,7 @@ import torch
 from model.config import ModelConfig
 from model.native.build import BuildError, compile_to, compilers
 from model.network.char_rnn import CharRNN
+from model.network.sampling import SamplingParams, as_batch
 from model.stepper import SAMPLE, Block, Stepper
 from model.stepper.cpu import CpuStepper, Precision, Unsupported, available_cores
 
@@ -50,10 +51,7 @@ def block_of(rows: int) -> Block:
         steps=np.full(rows, STEPS, np.int32),
         forced_ids=forced_ids,
         random_values=np.random.default_rng(1).random((STEPS, rows)),
-        temperature=np.ones(rows),
-        top_k=np.zeros(rows, np.int32),
-        top_p=np.ones(rows),
-        min_p=np.zeros(rows),
+        sampling=as_batch([SamplingParams()] * rows),
     )
 
 

@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
-from model.network.sampling import SamplingParams, random_values
+from model.network.sampling import SamplingParams, as_batch, random_values
 from model.stepper import SAMPLE, Block, BlockResult, Stepper
 
 
@@ -72,10 +72,7 @@ def block_of(texts: list[Text], played: list[Played], slots: list[int], steps: l
         steps=np.array(steps, np.int32),
         forced_ids=forced_ids,
         random_values=random_values([t.seed for t in texts], [p.fed for p in played], longest),
-        temperature=np.array([t.params.temperature for t in texts], np.float64),
-        top_k=np.array([t.params.top_k for t in texts], np.int32),
-        top_p=np.array([t.params.top_p for t in texts], np.float64),
-        min_p=np.array([t.params.min_p for t in texts], np.float64),
+        sampling=as_batch([t.params for t in texts]),
     )
 
 

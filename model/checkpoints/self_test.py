@@ -42,12 +42,14 @@ def check(checkpoint: Checkpoint) -> None:
 def warm(stepper: Stepper, checkpoint: Checkpoint) -> None:
     """Let a stepper write once, so that what it does lazily is done, and read the self-test's text beside the network.
 
-    What is compared is the log-probability of the likeliest character after each of the text: the likeliest itself may
-    differ at a near tie, its probability may not. Raised: CheckpointError when they are far apart.
+    What is compared is the log-probability of the network's likeliest character after each of the text.
+    Raised: CheckpointError when they are far apart.
     """
     for _ in write(stepper, checkpoint.vocab, "", CHARS, _GREEDY):
         pass
-    expected, found = _likeliest(checkpoint), _likeliest_of(stepper, checkpoint)
+    ids, likeliest, expected = _likeliest(checkpoint)
+    stepper.write(0, None)
+    found = stepper.run(one_row_block(0, ids, len(ids), score_ids=likeliest)).logprobs[:, 0]
     stepper.write(0, None)
     apart, most = float(np.abs(found - expected).mean()), _APART.get(stepper.name, _APART_FLOAT32)
     if not apart <= most:
@@ -57,26 +59,14 @@ def warm(stepper: Stepper, checkpoint: Checkpoint) -> None:
         )
 
 
-def _likeliest(checkpoint: Checkpoint) -> NDArray[np.float64]:
-    """The log-probability of the likeliest character after each of the self-test's, by the plain network."""
+def _likeliest(checkpoint: Checkpoint) -> tuple[list[int], NDArray[np.int64], NDArray[np.float64]]:
+    """The self-test's ids, and the likeliest id after each with its log-probability, by the plain network."""
     network = checkpoint.network(torch.float64)
-    ids = torch.tensor([_ids(checkpoint)])
+    ids = [checkpoint.vocab.start, *checkpoint.vocab.encode(checkpoint.self_test).tolist()]
     with torch.inference_mode():
-        logits, _ = network(ids, network.zero_state(1))
-        found: NDArray[np.float64] = logits[0].log_softmax(-1).max(-1).values.numpy()
-    return found
-
-
-def _likeliest_of(stepper: Stepper, checkpoint: Checkpoint) -> NDArray[np.float64]:
-    """The same by a stepper, on slot 0: a step at a time, for a stepper tells only of what it drew."""
-    stepper.write(0, None)
-    number = np.zeros((1, 1))
-    steps = [stepper.run(one_row_block(0, [i], 1, number, _GREEDY)).logprobs[0, 0] for i in _ids(checkpoint)]
-    return np.array(steps, dtype=np.float64)
-
-
-def _ids(checkpoint: Checkpoint) -> list[int]:
-    return [checkpoint.vocab.start, *checkpoint.vocab.encode(checkpoint.self_test).tolist()]
+        logits, _ = network(torch.tensor([ids]), network.zero_state(1))
+        logprobs, likeliest = logits[0].log_softmax(-1).max(-1)
+    return ids, likeliest.numpy(), logprobs.numpy()
 
 
 def _written(checkpoint: Checkpoint) -> str:

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     network = loaded.network()
     if args.precision:
         stepper, name = choose(network, n_slots=64, device="cpu", precision=args.precision)
-        loss = protocols.loss_as_served(stepper, len(loaded.vocab), ids)
+        loss = protocols.loss_as_served(stepper, ids)
         console.print_scores(f"{args.part}, {name}", len(ids) - 1, {"b": loss})
         return
     losses: dict[str, Callable[[], float]] = {

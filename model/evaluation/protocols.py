@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from model.network.char_rnn import CharRNN
+from model.network.sampling import SamplingParams, as_batch
 from model.stepper import Block, Stepper
 from model.text.corpus import Ids
 
@@ -26,6 +27,7 @@ Bounds = NDArray[np.int64]
 CROP = 256
 LEAD = 512
 _CHUNK = 512  # characters of a stream that are computed at once
+_BLOCK_STEPS = 64
 
 
 @torch.inference_mode()
@@ -57,37 +59,31 @@ def look(network: CharRNN, ids: Ids, characters: int) -> float:
         return _spans(network, ids, starts, starts + characters // streams, LEAD // 4)
 
 
-def loss_as_served(stepper: Stepper, vocab_size: int, ids: Ids) -> float:
-    """Protocol (b) by a stepper: what its arithmetic, rounded weights and all, makes of a text. Clears its slots.
-
-    A stepper tells the log-probability of what it drew, so it is made to draw what follows: at a temperature so high
-    that all ids are equally likely, the random number says which.
-    """
+def loss_as_served(stepper: Stepper, ids: Ids) -> float:
+    """Protocol (b) by a stepper, with its arithmetic and its rounded weights. Overwrites its slots."""
     n, rows = len(ids) - 1, min(stepper.n_slots, max(1, (len(ids) - 1) // (4 * LEAD)))
     bounds = np.array([n * i // rows for i in range(rows + 1)])
     starts, ends = bounds[:-1], bounds[1:]
     begins = np.maximum(starts - LEAD, 0)
-    slots, ones = np.arange(rows, dtype=np.int32), np.ones(rows)
+    slots = np.arange(rows, dtype=np.int32)
     for slot in slots.tolist():
         stepper.write(slot, None)
-    total = 0.0
-    for t in range(int((ends - begins).max())):
-        at = np.minimum(begins + t, n - 1)
-        follows = ids[at + 1].astype(np.int64)
-        block = Block(
-            slots=slots,
-            steps=np.ones(rows, np.int32),
-            forced_ids=ids[at].astype(np.int32)[None],
-            random_values=((follows + 0.5) / vocab_size)[None],
-            temperature=1e9 * ones,
-            top_k=np.zeros(rows, np.int32),
-            top_p=ones,
-            min_p=0 * ones,
+    total, width = 0.0, int((ends - begins).max())
+    for t in range(0, width, _BLOCK_STEPS):
+        reach = begins + np.arange(t, min(t + _BLOCK_STEPS, width))[:, None]  # (K, B)
+        at = np.minimum(reach, n - 1)
+        result = stepper.run(
+            Block(
+                slots=slots,
+                steps=np.full(rows, len(reach), np.int32),
+                forced_ids=ids[at].astype(np.int32),
+                random_values=np.zeros(reach.shape),
+                sampling=as_batch([SamplingParams(temperature=0)] * rows),
+                score_ids=ids[at + 1].astype(np.int32),
+            )
         )
-        produced = stepper.run(block)
-        assert (produced.ids[0] == follows).all()
-        counted = (begins + t >= starts) & (begins + t < ends)
-        total -= float(produced.logprobs[0, counted].sum(dtype=np.float64))
+        counted = (reach >= starts) & (reach < ends)
+        total -= float(result.logprobs[counted].sum(dtype=np.float64))
     return total / n
 
 

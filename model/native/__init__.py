@@ -1,6 +1,4 @@
-"""C for the CPU: what a stepper does (stepper.c) and what a training step does (window.c), in one library.
+"""The C code for CPUs: its source (src/), its build and its loader. The stepper and the training's LSTM layer call it.
 
-`python -m model.native.build` compiles it once, when the project is installed; nothing is compiled at import, and
-without it, or on a CPU it was not made for, callers take the slower way in torch. gemm.h has the products, gates.h the
-cell, sampling.h the drawing, pool.h the threads, simd.h the vectors.
+What belongs here knows arrays and pointers only. What the arrays mean is decided by the callers, in torch and numpy.
 """

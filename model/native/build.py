@@ -1,8 +1,7 @@
-"""Compiles the C here for this machine: python -m model.native.build [--optional]
+"""Compile the C code for this machine: python -m model.native.build [--optional]
 
-The library lies beside this file and is named by a hash of its source and flags, so that a changed source is never run
-with an old library. It is written whole and then renamed: two processes may build at once. Nothing is compiled at
-import; without a library, or on a CPU it was not made for, callers go the slower way.
+The library is written to a temporary file and then renamed, so two processes may build at the same time. Nothing is
+compiled at import; without a library, or on a CPU that it was not compiled for, callers use torch.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from model.native.library import COMPILED, HERE, Unsupported, flags, library_path
+from model.native.library import SOURCES, Unsupported, flags, library_path
 
 
 class BuildError(Exception):
@@ -25,27 +24,31 @@ class BuildError(Exception):
 
 
 def compilers() -> list[list[str]]:
-    """Commands that may compile C here, the preferred first."""
-    found = [shlex.split(os.environ["CC"])] if os.environ.get("CC") else []
-    found += [[name] for name in ("cc", "gcc", "clang") if shutil.which(name)]
+    """The commands that may compile C here, the preferred first."""
+    commands = [shlex.split(os.environ["CC"])] if os.environ.get("CC") else []
+    commands += [[name] for name in ("cc", "gcc", "clang") if shutil.which(name)]
     if importlib.util.find_spec("ziglang"):
-        found.append([sys.executable, "-m", "ziglang", "cc"])
-    return found
+        commands.append([sys.executable, "-m", "ziglang", "cc"])
+    return commands
 
 
 def compile_to(target: Path, compiler: list[str], options: tuple[str, ...], *sources: Path) -> None:
-    """Compile `sources`, or else the native code's own, into `target`. Raised: BuildError with the compiler's words."""
+    """Compile `sources`, or the native code's own if there are none, into `target`.
+
+    Raises:
+        BuildError: The compiler failed, with its output; or the folder cannot be written.
+    """
     try:
         handle, partial = tempfile.mkstemp(suffix=".so.partial", dir=target.parent)
     except OSError as error:
         raise BuildError(f"cannot write to {target.parent}: {error.strerror}") from error
     os.close(handle)
     try:
-        units = sources or tuple(HERE / name for name in COMPILED)
+        units = sources or tuple(source for source in SOURCES if source.suffix == ".c")
         command = [*compiler, *options, *map(str, units), "-o", partial, "-lm"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise BuildError(f"{shlex.join(command)}\n{done.stderr.strip()}")
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            raise BuildError(f"{shlex.join(command)}\n{result.stderr.strip()}")
         os.chmod(partial, 0o755)
         os.replace(partial, target)
     except OSError as error:
@@ -55,7 +58,15 @@ def compile_to(target: Path, compiler: list[str], options: tuple[str, ...], *sou
 
 
 def build() -> str:
-    """Build what is missing; returns a line on what was done. Raised: BuildError; Unsupported on an unknown CPU."""
+    """Build the library unless it is there, with the first compiler that succeeds.
+
+    Returns:
+        A line that says what was done.
+
+    Raises:
+        BuildError: No compiler was found, or all of them failed.
+        Unsupported: There is no native code for this machine's CPU.
+    """
     target = library_path()
     if target.exists():
         return f"{target.name} is up to date"
@@ -71,13 +82,17 @@ def build() -> str:
 
 
 def main() -> int:
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Compile the native code for this machine.")
-    parser.add_argument("--optional", action="store_true", help="a failure is told and forgiven: exit with 0")
+    parser.add_argument("--optional", action="store_true", help="exit with 0 even when the build fails")
     options = parser.parse_args()
     try:
         print(build())
     except (BuildError, Unsupported) as error:
-        print(f"the native code was not built; generating and training take the slower ways. {error}", file=sys.stderr)
+        print(
+            f"the native code was not built; generating and training use torch, which is slower. {error}",
+            file=sys.stderr,
+        )
         return 0 if options.optional else 1
     return 0
 

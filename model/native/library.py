@@ -1,4 +1,8 @@
-"""Where the compiled kernel lies, and loading it. Nothing is compiled here: build does that."""
+"""Find and load the compiled C code. Nothing is compiled here; build.py does that.
+
+The library lies in this folder and is named after a hash of its source and compiler flags, so a changed source is
+never run with an old library.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +12,29 @@ import platform
 from functools import lru_cache
 from pathlib import Path
 
-HERE = Path(__file__).parent
-COMPILED = ("stepper.c", "window.c")
-SOURCES = (*COMPILED, "gemm.h", "gates.h", "sampling.h", "pool.h", "simd.h")
-# contract=off: a product and a sum that the source keeps apart stay apart, or compilers would disagree in the last bit
+FOLDER = Path(__file__).parent
+SOURCES = tuple(sorted((FOLDER / "src").glob("*.[ch]")))
+# -ffp-contract=off: a compiler must not fuse a product and a sum that the source separates, or the last bit differs
 _ARITHMETIC = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno")
 _LINKAGE = ("-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
 _FOR_MACHINE: dict[str, tuple[str, ...]] = {
     "x86_64": ("-mavx2", "-mfma"),
     "amd64": ("-mavx2", "-mfma"),
-    "aarch64": (),  # NEON is part of it
+    "aarch64": (),  # NEON is always there
     "arm64": (),
 }
 MAX_LAYERS = 8
-LANES = 8  # of a vector: simd.h
+LANES = 8
+"""The floats of a vector (simd.h)."""
 POINTER = ctypes.c_void_p
 
 
 class Unsupported(Exception):
-    """Raised when this model or machine has no native code; the message says why. Use the slower way."""
+    """Raised when this model or machine has no native code. The message says why; callers use torch instead."""
 
 
 class ModelArrays(ctypes.Structure):
-    """lh_model in stepper.c."""
+    """lh_model in api.h: a packed network."""
 
     _fields_ = [
         ("layers", ctypes.c_int32),
@@ -47,20 +51,20 @@ class ModelArrays(ctypes.Structure):
 
 
 class BlockArrays(ctypes.Structure):
-    """lh_block in stepper.c."""
+    """lh_block in api.h: a Block, the arrays of its result, and where an invalid value is."""
 
     _fields_ = [
         ("rows", ctypes.c_int32),
         ("steps", ctypes.c_int32),
-        *[(name, POINTER) for name in ("slots", "row_steps", "forced_ids", "random_values", "temperature", "top_k")],
-        *[(name, POINTER) for name in ("top_p", "min_p", "ids", "logprobs")],
+        *[(name, POINTER) for name in ("slots", "row_steps", "forced_ids", "random_values", "sampling", "score_ids")],
+        *[(name, POINTER) for name in ("ids", "logprobs")],
         ("bad_row", ctypes.c_int32),
         ("bad_step", ctypes.c_int32),
     ]
 
 
-class WindowArrays(ctypes.Structure):
-    """lh_window in window.c."""
+class LstmLayerArrays(ctypes.Structure):
+    """lh_lstm_layer in api.h: the arrays of one LSTM layer over T characters."""
 
     _fields_ = [
         *[(name, ctypes.c_int32) for name in ("rows", "steps", "hidden")],
@@ -69,8 +73,18 @@ class WindowArrays(ctypes.Structure):
     ]
 
 
+class FieldLayout(ctypes.Structure):
+    """lh_field in layout.c: where a field of a structure lies, in bytes."""
+
+    _fields_ = [("name", ctypes.c_char_p), ("offset", ctypes.c_int32), ("size", ctypes.c_int32)]
+
+
 def flags() -> tuple[str, ...]:
-    """The compiler's flags on this machine. Raised: Unsupported where there is no kernel for it."""
+    """The compiler's flags on this machine.
+
+    Raises:
+        Unsupported: There is no native code for this machine's CPU.
+    """
     machine = platform.machine().lower()
     if machine not in _FOR_MACHINE:
         known = ", ".join(sorted(_FOR_MACHINE))
@@ -79,18 +93,26 @@ def flags() -> tuple[str, ...]:
 
 
 def library_path() -> Path:
-    """Where the library of the present source lies, built or not. Raised: Unsupported, as `flags`."""
+    """The path of the library of the present source, whether it is built or not.
+
+    Raises:
+        Unsupported: There is no native code for this machine's CPU.
+    """
     digest = hashlib.sha256(" ".join(flags()).encode())
-    for name in SOURCES:
-        digest.update((HERE / name).read_bytes())
-    return HERE / f"kernel-{digest.hexdigest()[:16]}.so"
+    for source in SOURCES:
+        digest.update(source.name.encode() + source.read_bytes())
+    return FOLDER / f"kernel-{digest.hexdigest()[:16]}.so"
 
 
 @lru_cache(maxsize=8)
 def load_library(path: Path) -> ctypes.CDLL:
-    """Load a built kernel. Raised: Unsupported when it is not there or this CPU cannot run it."""
+    """Load a built library and declare its functions.
+
+    Raises:
+        Unsupported: The library is not built, cannot be loaded, or needs instructions that this CPU lacks.
+    """
     if not path.exists():
-        raise Unsupported("the native code is not built; python -m model.native.build")
+        raise Unsupported("the native code is not built; run python -m model.native.build")
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -102,9 +124,9 @@ def load_library(path: Path) -> ctypes.CDLL:
     library.lh_run.argtypes, library.lh_run.restype = [POINTER, ctypes.POINTER(BlockArrays)], ctypes.c_int
     library.lh_read.argtypes, library.lh_read.restype = [POINTER, ctypes.c_int32, POINTER], None
     library.lh_write.argtypes, library.lh_write.restype = [POINTER, ctypes.c_int32, POINTER], None
-    for window in (library.lh_window_forward, library.lh_window_backward):
-        window.argtypes, window.restype = [ctypes.POINTER(WindowArrays)], ctypes.c_int
-    real, whole = ctypes.c_double, ctypes.c_int32
-    library.lh_sample.argtypes = [POINTER, whole, real, whole, real, real, real, POINTER]
-    library.lh_sample.restype = whole
+    for layer in (library.lh_lstm_forward, library.lh_lstm_backward):
+        layer.argtypes, layer.restype = [ctypes.POINTER(LstmLayerArrays)], ctypes.c_int
+    library.lh_sample.argtypes = [POINTER, ctypes.c_int32, POINTER, ctypes.c_double, POINTER]
+    library.lh_sample.restype = ctypes.c_int32
+    library.lh_layout.argtypes, library.lh_layout.restype = [], ctypes.POINTER(FieldLayout)
     return library

@@ -1,4 +1,4 @@
-"""A window of T characters through one lstm layer on a CPU, as autograd sees it, by native/window.c.
+"""A window of T characters through one lstm layer on a CPU, as autograd sees it, by native/src/lstm_layer.c.
 
 nn.LSTM computes a layer's gradient of the weights step by step, one thin product for each character; here it is one
 product for the whole window, and a first layer reads its input's part from a table by id. The numbers are nn.LSTM's to
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.native.library import LANES, Unsupported, WindowArrays, library_path, load_library
+from model.native.library import LANES, LstmLayerArrays, Unsupported, library_path, load_library
 from model.network.char_rnn import CharRNN
 
 
@@ -68,7 +68,7 @@ class _Window(torch.autograd.Function):
         h, c = inputs.new_empty(*shape, hidden), inputs.new_empty(*shape, hidden)
         gates = inputs.new_empty(*shape, 4 * hidden)
         kept = {"ids": ids, "inputs": inputs, "weights": w_hh, "h0": h0, "c0": c0, "h": h, "c": c, "gates": gates}
-        _call("lh_window_forward", kept)
+        _call("lh_lstm_forward", kept)
         ctx.save_for_backward(*kept.values())
         ctx.mark_non_differentiable(c)
         return h, c
@@ -79,7 +79,7 @@ class _Window(torch.autograd.Function):
         kept = {"ids": ids, "inputs": inputs, "weights": w_hh, "h0": h0, "c0": c0, "h": h, "c": c, "gates": gates}
         d_gates = torch.empty_like(gates)
         d_inputs = None if ids is None else torch.zeros_like(inputs)
-        _call("lh_window_backward", kept | {"d_h": gradients[0].contiguous(), "d_gates": d_gates, "d_inputs": d_inputs})
+        _call("lh_lstm_backward", kept | {"d_h": gradients[0].contiguous(), "d_gates": d_gates, "d_inputs": d_inputs})
         before = torch.cat([h0.unsqueeze(1), h[:, :-1]], dim=1)
         d_w_hh = d_gates.flatten(0, 1).t() @ before.flatten(0, 1)
         return d_gates if d_inputs is None else d_inputs, d_w_hh, None, None, None
@@ -89,6 +89,6 @@ def _call(function: str, tensors: dict[str, Tensor | None]) -> None:
     h = tensors["h"]
     assert h is not None
     pointers = {name: None if t is None else t.data_ptr() for name, t in tensors.items()}
-    arrays = WindowArrays(*h.shape, **pointers)
+    arrays = LstmLayerArrays(*h.shape, **pointers)
     if getattr(_library(), function)(ctypes.byref(arrays)):
         raise MemoryError("no memory for a window of training")

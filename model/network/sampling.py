@@ -12,9 +12,10 @@ carry the whole object.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -106,11 +107,44 @@ class SamplingParams:
         return asdict(self)
 
 
+_FILTERS = tuple(p for p in SamplingParams.fields() if p.is_filter)
+_values_of = attrgetter(*(p.name for p in SamplingParams.fields()))
+
+SamplingBatch = NDArray[np.void]
+"""(B,) of SAMPLING_DTYPE: the SamplingParams of each row of a block."""
+SamplingTensors = dict[str, Tensor]
+"""The same in torch: for each parameter, by name, its value in each row, (B,)."""
+
+SAMPLING_DTYPE = np.dtype(
+    [(p.name, np.int32 if p.type is int else np.float64) for p in SamplingParams.fields()], align=True
+)
+"""A row of a SamplingBatch: `sampling_t` in sampling.h, byte for byte."""
+
+
+def as_batch(params: Iterable[SamplingParams]) -> SamplingBatch:
+    """Put the parameters of each row into the array that a block carries."""
+    return np.array([_values_of(p) for p in params], dtype=SAMPLING_DTYPE)
+
+
+def as_tensors(batch: SamplingBatch, device: torch.device | str = "cpu") -> SamplingTensors:
+    """Copy a batch to a device, one tensor (B,) per parameter."""
+    names = batch.dtype.names or ()
+    return {name: torch.from_numpy(np.ascontiguousarray(batch[name])).to(device) for name in names}
+
+
+def has_filters(batch: SamplingBatch) -> bool:
+    """Whether any row sets a parameter that may remove ids from the distribution."""
+    return any(bool((batch[p.name] != p.default).any()) for p in _FILTERS)
+
+
 def random_values(seeds: Sequence[int], starts: Sequence[int], count: int) -> NDArray[np.float64]:
-    """The random numbers for positions start..start+count-1 of each text, (count, B) in [0, 1).
+    """The random numbers for positions start..start+count-1 of each text.
 
     A counter-based generator: SplitMix64 (Steele, Lea and Flood, 2014) at counter `position`, keyed by a scrambled
-    seed, so that neighbouring seeds share nothing. Its top 53 bits are the number.
+    seed, so that the numbers of neighbouring seeds are independent. Its top 53 bits are the number.
+
+    Returns:
+        (count, B) float64 in [0, 1).
     """
     keys = _mix(np.array(seeds, dtype=np.uint64))  # (B,)
     positions = np.array(starts, dtype=np.uint64) + np.arange(1, count + 1, dtype=np.uint64)[:, None]  # (count, B)
@@ -118,6 +152,7 @@ def random_values(seeds: Sequence[int], starts: Sequence[int], count: int) -> ND
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's output function: every bit of the result depends on every bit of z."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
@@ -125,61 +160,72 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def sample(
     logits: Tensor,
-    uniform: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
+    random_value: Tensor,
+    params: SamplingTensors,
     *,
+    score_ids: Tensor | None = None,
     filtered: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw one id a row.
+    """Draw one id per row.
 
-    logits (B, V); every other argument (B,), with the meaning of SamplingParams. Returns ids (B,) int64 and their
-    natural log-probabilities (B,) under the unfiltered distribution at temperature 1. Computed in float64: the
-    cumulative sum over a large vocabulary needs it, and it costs little beside the network. filtered: whether any row
-    has a filter, for who knows it already; a look at the tensors would wait for a GPU. It changes no bit.
+    Computed in float64: the cumulative sum over a large vocabulary needs it, and it costs little beside the network.
+
+    Args:
+        logits: (B, V).
+        random_value: (B,) in [0, 1).
+        params: Each row's parameters, from `as_tensors`.
+        score_ids: (B,) an id to report the log-probability of instead of the drawn one; negative: the drawn one.
+        filtered: Whether any row has a filter, if the caller knows. Otherwise the tensors are read, which waits for
+            a GPU. It changes no bit.
+
+    Returns:
+        The ids (B,) int64, and the natural log-probabilities (B,) float64 under the unfiltered distribution at
+        temperature 1.
     """
     logits = logits.double()
-    greedy = temperature == 0
-    probs = _kept(logits, temperature, top_k, top_p, min_p, filtered)  # (B, V)
+    probs = _kept(logits, params, filtered)  # (B, V)
     cumulative = probs.cumsum(dim=-1)
-    target = uniform.double()[:, None] * cumulative[:, -1:]
+    target = random_value.double()[:, None] * cumulative[:, -1:]
     ids = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
     last_kept = probs.shape[-1] - 1 - (probs.flip(-1) > 0).to(torch.int8).argmax(dim=-1)
     ids = torch.minimum(ids, last_kept)
-    ids = torch.where(greedy, logits.argmax(dim=-1), ids)
-    logprobs = torch.log_softmax(logits, dim=-1).gather(-1, ids[:, None]).squeeze(-1)
+    ids = torch.where(params["temperature"] == 0, logits.argmax(dim=-1), ids)
+    scored = ids if score_ids is None else torch.where(score_ids >= 0, score_ids, ids)
+    logprobs = torch.log_softmax(logits, dim=-1).gather(-1, scored[:, None]).squeeze(-1)
     return ids, logprobs
 
 
-def distribution(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """What `sample` draws from: probabilities (B, V) float64 that add up to 1 in a row, 0 for what a filter drops."""
+def distribution(logits: Tensor, params: SamplingTensors) -> Tensor:
+    """The distribution that `sample` draws from.
+
+    Returns:
+        Probabilities (B, V) float64. Each row adds up to 1; what a filter drops is 0.
+    """
     logits = logits.double()
-    probs = _kept(logits, temperature, top_k, top_p, min_p)
+    probs = _kept(logits, params)
     probs = probs / probs.sum(dim=-1, keepdim=True)
-    certain = torch.zeros_like(probs).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
-    return torch.where((temperature == 0)[:, None], certain, probs)
+    greedy = torch.zeros_like(probs).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
+    return torch.where((params["temperature"] == 0)[:, None], greedy, probs)
 
 
-def _kept(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, filtered: bool | None = None
-) -> Tensor:
-    """Probabilities at a temperature (0 counts as 1), 0 for what a filter drops; not renormalised."""
+def _kept(logits: Tensor, params: SamplingTensors, filtered: bool | None = None) -> Tensor:
+    """Probabilities at the temperature (0 counts as 1), 0 for what a filter drops; not renormalised."""
+    temperature = params["temperature"]
     probs = torch.softmax(logits / torch.where(temperature == 0, 1.0, temperature)[:, None], dim=-1)
     if filtered is None:
-        filtered = bool(((top_k > 0) | (top_p < 1) | (min_p > 0)).any())
-    return _filter(probs, top_k, top_p, min_p) if filtered else probs
+        filtered = any(bool((params[p.name] != p.default).any()) for p in _FILTERS)
+    return _filter(probs, params) if filtered else probs
 
 
-def _filter(probs: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """Zero what the filters drop; what is kept is not renormalised."""
+def _filter(probs: Tensor, params: SamplingTensors) -> Tensor:
+    """Set what the filters drop to zero; what is kept is not renormalised."""
+    top_k, top_p, min_p = (params[name][:, None] for name in ("top_k", "top_p", "min_p"))
     ordered, order = probs.sort(dim=-1, descending=True, stable=True)  # stable: of equals the lower id comes first
     rank = torch.arange(probs.shape[-1], device=probs.device)[None, :]
-    keep = (rank < top_k[:, None]) | (top_k[:, None] == 0)
-    held = torch.where(keep, ordered, 0.0)
-    before = held.cumsum(dim=-1) - held
-    keep &= (before < top_p[:, None] * held.sum(dim=-1, keepdim=True)) | (top_p[:, None] >= 1)
-    keep &= ordered >= min_p[:, None] * ordered[:, :1]
+    keep = (rank < top_k) | (top_k == 0)
+    masked = torch.where(keep, ordered, 0.0)
+    before = masked.cumsum(dim=-1) - masked
+    keep &= (before < top_p * masked.sum(dim=-1, keepdim=True)) | (top_p >= 1)
+    keep &= ordered >= min_p * ordered[:, :1]
     keep[:, 0] = True  # top_p = 0 keeps the most probable id
     return torch.where(torch.zeros_like(keep).scatter(-1, order, keep), probs, 0.0)

@@ -1,29 +1,31 @@
-"""One text at a time: the oracle that every fast path is held to, and the same loop over a stepper.
+"""One text at a time: the plain loop that every fast path is tested against, and the same loop over a stepper.
 
-`generate` is the plain course loop: read a character, look at the distribution, draw the next. `write` draws the same
-text from a stepper in blocks; the service, which runs many texts at once, must equal it to the character.
+`generate` is the loop of every course: read a character, compute the distribution, draw the next. `write` draws the
+same text from a stepper in blocks. The service, which runs many texts at once, must equal it to the character.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from model.network.char_rnn import CharRNN
-from model.network.sampling import SamplingParams, random_values, sample
+from model.network.sampling import SamplingParams, as_batch, as_tensors, random_values, sample
 from model.stepper import SAMPLE, Block, Stepper
 from model.text.vocab import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What the oracle made of a prompt."""
+    """The text that followed a prompt, and why it ended."""
 
-    text: str  # ends before the stop string, if one was met
-    finish_reason: str  # "length" or "stop"
+    text: str  # without the stop string that ended it
+    finish_reason: Literal["length", "stop"]
 
 
 @torch.inference_mode()
@@ -36,12 +38,12 @@ def generate(
     seed: int = 0,
     stop: Sequence[str] = (),
 ) -> Generated:
-    """Continue a prompt by up to max_chars characters.
+    """Continue a prompt by up to max_chars characters, one network call per character.
 
-    Raised: UnknownCharacters for a prompt that the vocabulary cannot spell.
+    Raises:
+        UnknownCharacters: The prompt has characters that the vocabulary lacks.
     """
-    p = params or SamplingParams()
-    knobs = [torch.tensor([v]) for v in (p.temperature, p.top_k, p.top_p, p.min_p)]
+    sampling = as_tensors(as_batch([params or SamplingParams()]))
     state = network.zero_state(1)
     ids = [vocab.start, *vocab.encode(prompt).tolist()]
     for id in ids[:-1]:
@@ -49,13 +51,13 @@ def generate(
     next_input, text = ids[-1], ""
     for n in range(max_chars):
         logits, state = network(torch.tensor([[next_input]]), state)  # (1, 1, V)
-        uniform = torch.from_numpy(random_values([seed], [len(prompt) + n], 1)[:, 0])
-        drawn, _ = sample(logits[:, 0], uniform, *knobs)
-        next_input = int(drawn)
+        random_value = torch.from_numpy(random_values([seed], [len(prompt) + n], 1)[:, 0])
+        sampled, _ = sample(logits[:, 0], random_value, sampling)
+        next_input = int(sampled)
         text += vocab.characters[next_input]
-        met = [s for s in stop if text.endswith(s)]
-        if met:
-            return Generated(text[: len(text) - len(max(met, key=len))], "stop")
+        complete = [s for s in stop if text.endswith(s)]
+        if complete:
+            return Generated(text[: len(text) - len(max(complete, key=len))], "stop")
     return Generated(text, "length")
 
 
@@ -69,9 +71,20 @@ def write(
     block_steps: int = 32,
     start: int = 0,
 ) -> Iterator[str]:
-    """Continue a prompt on slot 0 of a stepper, a block at a time; yields the text of each block.
+    """Continue a prompt on slot 0 of a stepper, and yield the text of each block.
 
-    `start` is the position of the prompt's first character, for a text whose beginning is not read.
+    Args:
+        stepper: Its slot 0 is overwritten.
+        vocab: The vocabulary of the stepper's network.
+        prompt: The text to continue.
+        max_chars: How many characters to write.
+        params: The sampling parameters; None draws from the distribution as it is.
+        seed: The seed of the text.
+        block_steps: The most steps of a block. It changes no character.
+        start: The position of the prompt's first character, for a text whose beginning is not read.
+
+    Raises:
+        UnknownCharacters: The prompt has characters that the vocabulary lacks.
     """
     stepper.write(0, None)
     to_feed = np.array([vocab.start, *vocab.encode(prompt)], dtype=np.int32)
@@ -79,29 +92,41 @@ def write(
     while remaining:
         steps = min(block_steps, len(to_feed) - 1 + remaining)
         fed = to_feed[:steps]
-        produced = stepper.run(
+        result = stepper.run(
             one_row_block(0, fed, steps, random_values([seed], [position], steps), params or SamplingParams())
         )
-        new = produced.ids[len(fed) - 1 : steps, 0] if len(fed) == len(to_feed) else produced.ids[:0, 0]
-        to_feed = to_feed[steps:] if len(to_feed) > steps else produced.ids[steps - 1 : steps, 0]
+        new = result.ids[len(fed) - 1 : steps, 0] if len(fed) == len(to_feed) else result.ids[:0, 0]
+        to_feed = to_feed[steps:] if len(to_feed) > steps else result.ids[steps - 1 : steps, 0]
         position, remaining = position + steps, remaining - len(new)
         if len(new):
             yield vocab.decode(new)
 
 
 def one_row_block(
-    slot: int, fed: Sequence[int] | np.ndarray, steps: int, numbers: np.ndarray, params: SamplingParams
+    slot: int,
+    feed: Sequence[int] | NDArray[np.integer],
+    steps: int,
+    numbers: NDArray[np.float64] | None = None,
+    params: SamplingParams | None = None,
+    score_ids: Sequence[int] | NDArray[np.integer] | None = None,
 ) -> Block:
-    """A block of one row that is fed `fed` and then what it samples, `steps` in all."""
+    """Make a block of one row that is fed `feed` and then what it samples.
+
+    Args:
+        slot: The row's slot.
+        feed: (n,) ids to feed first, n >= 1.
+        steps: The number of steps in all, at least n.
+        numbers: (steps, 1) the random numbers; None for a block whose sampled ids do not matter.
+        params: The row's sampling parameters; None: greedy.
+        score_ids: (steps,) the ids to report the log-probabilities of.
+    """
     forced_ids = np.full((steps, 1), SAMPLE, dtype=np.int32)
-    forced_ids[: len(fed), 0] = fed
+    forced_ids[: len(feed), 0] = feed
     return Block(
         slots=np.array([slot], dtype=np.int32),
         steps=np.array([steps], dtype=np.int32),
         forced_ids=forced_ids,
-        random_values=numbers,
-        temperature=np.array([params.temperature], dtype=np.float64),
-        top_k=np.array([params.top_k], dtype=np.int32),
-        top_p=np.array([params.top_p], dtype=np.float64),
-        min_p=np.array([params.min_p], dtype=np.float64),
+        random_values=np.zeros((steps, 1)) if numbers is None else numbers,
+        sampling=as_batch([params or SamplingParams(temperature=0)]),
+        score_ids=None if score_ids is None else np.array(score_ids, dtype=np.int32)[:, None],
     )

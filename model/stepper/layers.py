@@ -1,8 +1,8 @@
-"""The network's step in plain torch, for rows in tiles of one size: what the reference and the GPU stepper share.
+"""The network's step in plain torch, for rows in tiles of one size: shared by the reference and the GPU stepper.
 
-A library's matrix product promises nothing about a row when the number of rows changes, so products are always of the
-same shape, padded where there are fewer rows. That a row does not depend on its place in the tile, or on its
-neighbours' values, is the library's habit, not its promise; the law tests hold it to that wherever they run.
+A library's matrix product promises nothing about a row when the number of rows changes. So every product has the same
+shape, padded where there are fewer rows. That a row does not depend on its place in the tile, or on its neighbours'
+values, is observed, not promised: the batch-invariance tests check it wherever they run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from model.network.char_rnn import CharRNN
 
 
 class Layers:
-    """A CharRNN's weights on a device, the first layer's input product folded into a table."""
+    """A CharRNN's weights on a device, with the first layer's input product folded into a table."""
 
     def __init__(self, network: CharRNN, dtype: torch.dtype, device: torch.device) -> None:
         self.config = config = network.config
@@ -28,18 +28,27 @@ class Layers:
             for layer in range(config.n_layers)
         ]
         first = self._layers[0]
-        # The first layer's input product, for every character: a lookup from then on.
+        # The first layer's input product depends on the id alone: compute it once for every id, then look it up.
         self._inputs = network.embedding.weight.detach().to(device, dtype) @ first["weight_ih"].T + first["bias_ih"]
         self.head_weight = network.head.weight.detach().to(device, dtype)
         self.head_bias = network.head.bias.detach().to(device, dtype)
         self.state_shape = (config.state_tensors, config.n_layers, config.n_hidden)  # (S, L, H)
 
     def advance(self, ids: Tensor, state: Tensor, tile: int) -> Tensor:
-        """Feed one id a row: ids (B,), state (B, S, L, H), B whole tiles -> the state after them."""
+        """Feed one id to each row.
+
+        Args:
+            ids: (B,), B a multiple of `tile`.
+            state: (B, S, L, H).
+            tile: The number of rows of every product.
+
+        Returns:
+            The state after the ids, (B, S, L, H).
+        """
         return torch.cat([self._tile(ids[t : t + tile], state[t : t + tile]) for t in range(0, len(ids), tile)])
 
     def logits(self, state: Tensor) -> Tensor:
-        """Of one tile: state (tile, S, L, H) -> (tile, V)."""
+        """Compute the logits of one tile: state (tile, S, L, H) -> (tile, V)."""
         return state[:, 0, -1] @ self.head_weight.T + self.head_bias
 
     def _tile(self, ids: Tensor, state: Tensor) -> Tensor:
@@ -64,16 +73,18 @@ class Layers:
         return new
 
 
-class Slots:
-    """The part of a `Stepper` that keeps its states in a tensor (n_slots, S, L, H)."""
+class StateTable:
+    """The part of a `Stepper` that keeps its states in one tensor, (n_slots, S, L, H)."""
 
     _table: Tensor
 
     def read(self, slot: int) -> NDArray[np.floating]:
-        copied: NDArray[np.floating] = self._table[slot].cpu().numpy().copy()
-        return copied
+        """Copy a slot's state, (S, L, H)."""
+        state: NDArray[np.floating] = self._table[slot].cpu().numpy().copy()
+        return state
 
     def write(self, slot: int, state: NDArray[np.floating] | None) -> None:
+        """Replace a slot's state; None is the zero state."""
         if state is None:
             self._table[slot] = 0
         else:

@@ -1,9 +1,11 @@
-"""The stepper in plain torch: any device, any cell, float32 or float64. What the fast ones are tested against.
+"""The stepper in plain torch: any device, any cell, float32 or float64. The fast steppers are tested against it.
 
 Rows are computed in tiles of exactly TILE, padded where there are fewer; layers.py says why.
 """
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,15 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.network.char_rnn import CharRNN
-from model.network.sampling import sample
-from model.stepper import SAMPLE, Block, BlockResult
-from model.stepper.layers import Layers, Slots
+from model.network.sampling import SamplingParams, as_batch, as_tensors, has_filters, sample
+from model.stepper import NO_SCORE, SAMPLE, Block, BlockResult
+from model.stepper.layers import Layers, StateTable
 
 TILE = 16
+N = TypeVar("N", bound=np.generic)
 
 
-class ReferenceStepper(Slots):
-    """Implements `Stepper`; see there for what each method promises."""
+class ReferenceStepper(StateTable):
+    """Implements `Stepper` on any device that torch has."""
 
     def __init__(self, network: CharRNN, n_slots: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         self.n_slots = n_slots
@@ -31,48 +34,51 @@ class ReferenceStepper(Slots):
 
     @torch.inference_mode()
     def run(self, block: Block) -> BlockResult:
+        """Advance the block's rows in place."""
         k_steps, n_rows = block.forced_ids.shape
         padded = -(-n_rows // TILE) * TILE
         slots = torch.from_numpy(block.slots.astype(np.int64)).to(self._device)
         state = torch.zeros((padded, *self._table.shape[1:]), dtype=self._table.dtype, device=self._device)
         state[:n_rows] = self._table[slots]  # (B, S, L, H)
-        knobs = [
-            _padded(v, padded, fill, self._device)
-            for v, fill in ((block.temperature, 0), (block.top_k, 0), (block.top_p, 1), (block.min_p, 0))
-        ]
-        numbers = torch.zeros((k_steps, padded), dtype=torch.float64, device=self._device)
-        numbers[:, :n_rows] = torch.from_numpy(block.random_values)
-        forced_ids = torch.zeros((k_steps + 1, padded), dtype=torch.int64, device=self._device)
-        forced_ids[:k_steps, :n_rows] = torch.from_numpy(block.forced_ids)
-        forced_ids[k_steps] = SAMPLE
-        steps = torch.zeros(padded, dtype=torch.int64, device=self._device)
-        steps[:n_rows] = torch.from_numpy(block.steps)
+        no_rows = as_batch([SamplingParams()] * (padded - n_rows))
+        sampling = as_tensors(np.concatenate([block.sampling, no_rows]), self._device)
+        filtered = has_filters(block.sampling)
+        numbers = self._padded(block.random_values, padded, 0.0)  # (K, B)
+        steps = self._padded(block.steps.astype(np.int64), padded, 0)
+        # What step k produces: forced_ids[k + 1], or SAMPLE; a row's last step always samples.
+        following = np.full((k_steps, n_rows), SAMPLE, dtype=np.int64)
+        following[:-1] = block.forced_ids[1:]
+        following[np.arange(1, k_steps + 1)[:, None] == block.steps] = SAMPLE
+        score = np.full((k_steps, n_rows), NO_SCORE) if block.score_ids is None else block.score_ids.astype(np.int64)
+        # Which steps need logits is known on the host: nothing is read back from the device inside the block.
+        needs_logits = ((following == SAMPLE) | (score != NO_SCORE)).any(axis=1)
+        forced, scored = self._padded(following, padded, 0), self._padded(score, padded, NO_SCORE)
         ids = torch.zeros((k_steps, padded), dtype=torch.int64, device=self._device)
         logprobs = torch.full((k_steps, padded), torch.nan, dtype=torch.float64, device=self._device)
-        # Which products a step needs is known before it runs: nothing is read back from the device inside the block.
-        free = np.ones((k_steps, n_rows), dtype=bool)
-        free[:-1] = block.forced_ids[1:] == SAMPLE
-        free |= np.arange(1, k_steps + 1)[:, None] == block.steps[None, :]
-        fed = forced_ids[0]
+        fed = self._padded(block.forced_ids[0].astype(np.int64), padded, 0)
         for k in range(k_steps):
-            going = (steps > k)[:, None, None, None]
-            state = torch.where(going, self._layers.advance(fed, state, TILE), state)
-            if free[k].any():
+            is_running = (steps > k)[:, None, None, None]
+            state = torch.where(is_running, self._layers.advance(fed, state, TILE), state)
+            if needs_logits[k]:
                 for t in range(0, padded, TILE):
                     tile = slice(t, t + TILE)
-                    logits = self._layers.logits(state[tile])  # (TILE, V)
-                    ids[k, tile], logprobs[k, tile] = sample(logits, numbers[k, tile], *(v[tile] for v in knobs))
-            is_free = (forced_ids[k + 1] == SAMPLE) | (steps == k + 1)
-            ids[k] = torch.where(is_free, ids[k], forced_ids[k + 1])
-            logprobs[k] = torch.where(is_free, logprobs[k], torch.nan)
-            fed = ids[k]
+                    ids[k, tile], logprobs[k, tile] = sample(
+                        self._layers.logits(state[tile]),  # (TILE, V)
+                        numbers[k, tile],
+                        {name: values[tile] for name, values in sampling.items()},
+                        score_ids=scored[k, tile],
+                        filtered=filtered,
+                    )
+            is_sampled = forced[k] == SAMPLE
+            logprobs[k] = torch.where(is_sampled | (scored[k] != NO_SCORE), logprobs[k], torch.nan)
+            fed = ids[k] = torch.where(is_sampled, ids[k], forced[k])
         self._table[slots] = state[:n_rows]
         return BlockResult(
             ids[:, :n_rows].cpu().numpy().astype(np.int32), logprobs[:, :n_rows].cpu().numpy().astype(np.float32)
         )
 
-
-def _padded(values: NDArray[np.generic], size: int, fill: float, device: torch.device) -> Tensor:
-    out = torch.full((size,), fill, dtype=torch.from_numpy(values).dtype, device=device)
-    out[: len(values)] = torch.from_numpy(values)
-    return out
+    def _padded(self, values: NDArray[N], size: int, fill: float) -> Tensor:
+        """Copy (..., B) to the device, with `fill` in the rows from B to `size`."""
+        whole = np.full((*values.shape[:-1], size), fill, dtype=values.dtype)
+        whole[..., : values.shape[-1]] = values
+        return torch.from_numpy(whole).to(self._device)

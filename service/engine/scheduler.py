@@ -10,7 +10,7 @@ from collections import deque
 
 import numpy as np
 
-from model.network.sampling import random_values
+from model.network.sampling import as_batch, random_values
 from model.stepper import SAMPLE, Block
 from service.engine.sequence import Sequence
 
@@ -65,16 +65,12 @@ class Scheduler:
         for b, (_, s) in enumerate(rows):
             fed = s.to_feed[:k]
             forced_ids[: len(fed), b] = fed
-        params = [s.params for _, s in rows]
         return Block(
             slots=np.array([slot for slot, _ in rows], dtype=np.int32),
             steps=steps,
             forced_ids=forced_ids,
             random_values=random_values([s.seed for _, s in rows], [s.position for _, s in rows], k),
-            temperature=np.array([p.temperature for p in params], dtype=np.float64),
-            top_k=np.array([p.top_k for p in params], dtype=np.int32),
-            top_p=np.array([p.top_p for p in params], dtype=np.float64),
-            min_p=np.array([p.min_p for p in params], dtype=np.float64),
+            sampling=as_batch([s.params for _, s in rows]),
         )
 
     def timed(self, block: Block, seconds: float) -> None:

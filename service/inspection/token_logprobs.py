@@ -18,7 +18,7 @@ from torch import Tensor
 from model.checkpoints import file_format
 from model.errors import CheckpointError
 from model.network.char_rnn import CharRNN
-from model.network.sampling import SamplingParams, distribution
+from model.network.sampling import SamplingParams, as_batch, as_tensors, distribution
 from model.text.vocab import Vocabulary
 from service.errors import NoModel
 
@@ -120,8 +120,7 @@ def looks(
     own = logprobs.gather(-1, drawn)[:, 0].tolist()
     if not top:
         return [{"logprob": round(each, _DIGITS)} for each in own]
-    knobs = [torch.full((len(ids),), v) for v in (params.temperature, params.top_k, params.top_p, params.min_p)]
-    probs = distribution(logits, *knobs)  # (T, V)
+    probs = distribution(logits, as_tensors(as_batch([params] * len(ids))))  # (T, V)
     order = logprobs.sort(dim=-1, descending=True, stable=True).indices[:, :top]  # (T, n)
     rows = zip(
         own,

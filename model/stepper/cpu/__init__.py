@@ -1,8 +1,8 @@
-"""The native stepper: K steps for B slots inside one C call, without the GIL. lstm only.
+"""The native stepper: K steps for B slots inside one C call, without the GIL. LSTM only.
 
-    stepper = CpuStepper(network, n_slots=64, precision="int8")   # Unsupported, with the reason, where it cannot be
+    stepper = CpuStepper(network, n_slots=64, precision="int8")   # Unsupported, with the reason, where it cannot run
 
-The C is in model/native, compiled once when the project is installed; pack lays the weights out for it.
+The C code is in model/native and is compiled when the project is installed; pack.py lays the weights out for it.
 """
 
 from __future__ import annotations
@@ -13,34 +13,36 @@ import threading
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from model.native.library import BlockArrays, ModelArrays, Unsupported, library_path, load_library
 from model.network.char_rnn import CharRNN
+from model.network.sampling import SAMPLING_DTYPE
 from model.stepper import Block, BlockResult
 from model.stepper.cpu.pack import Precision, pack
 
 __all__ = ["CpuStepper", "Precision", "Unsupported"]
 
-_OK, _MEMORY = 0, 1
-_WRONG = {
+_OK, _MEMORY = 0, 1  # LH_OK and LH_MEMORY in api.h, followed by:
+_INVALID = {
     2: "slots[{row}] is not a slot",
     3: "slots[{row}] is there twice",
     4: "steps[{row}] is not from 1 to K",
-    5: "forced_ids[0, {row}] is SAMPLE: a row begins with its next_input id",
+    5: "forced_ids[0, {row}] is SAMPLE: a row begins with its next_input",
     6: "forced_ids[{step}, {row}] is not an id",
     7: "random_values[{step}, {row}] is not in [0, 1)",
-    8: "row {row}: temperature, top_k, top_p and min_p are finite and not negative",
+    8: "sampling[{row}] has a parameter that is negative or not finite",
+    9: "score_ids[{step}, {row}] is not an id",
 }
 
 
 def available_cores() -> int:
-    """Cores that this process may use: fewer than the machine has in a container or under taskset."""
+    """The cores that this process may use; in a container or under taskset, fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class CpuStepper:
-    """A Stepper in native code; its own copy of the weights, its own threads (which sleep between runs)."""
+    """Implements `Stepper` in C, with its own copy of the weights and its own threads, which sleep between runs."""
 
     def __init__(
         self,
@@ -50,10 +52,18 @@ class CpuStepper:
         threads: int | None = None,
         library: Path | None = None,
     ) -> None:
-        """threads: the most that a run uses, None for one per core; they change no bit of what is produced.
+        """Pack a network's weights.
 
-        Raised: Unsupported, with the reason, for a model or machine it has no code for; ValueError for weights that
-        are not finite.
+        Args:
+            network: An LSTM.
+            n_slots: The size of the state table.
+            precision: "fp32", or "int8" for weights rounded to 8 bits.
+            threads: The most threads that a run uses; None: one per core. They change no bit of a result.
+            library: Another build of the C code, for tests.
+
+        Raises:
+            Unsupported: There is no native code for this model or machine; the message says why.
+            ValueError: An argument is out of range, or a weight is not finite.
         """
         if precision not in ("fp32", "int8"):
             raise ValueError(f"precision: got {precision!r}, expected 'fp32' or 'int8'")
@@ -61,7 +71,7 @@ class CpuStepper:
         if n_slots < 1 or threads < 1:
             raise ValueError(f"n_slots and threads: got {n_slots} and {threads}, expected at least 1")
         self._handle: int | None = None
-        self._lock = threading.Lock()  # run and close from two threads must not meet
+        self._lock = threading.Lock()  # close must wait for a run in another thread
         self._library = load_library(library or library_path())
         config = network.config
         packed = pack(network, precision)
@@ -88,39 +98,45 @@ class CpuStepper:
             raise MemoryError("no memory for the native stepper")
 
     def run(self, block: Block) -> BlockResult:
-        """Advance the block's rows in place. Raised: ValueError for a bad block; then no row has moved."""
+        """Advance the block's rows in place.
+
+        Raises:
+            ValueError: The block is invalid; no row has moved.
+        """
         if block.forced_ids.ndim != 2:
             raise ValueError(f"forced_ids: got {block.forced_ids.ndim} dimensions, expected (K, B)")
         steps, rows = block.forced_ids.shape
         fields = (
-            _checked("slots", block.slots, np.int32, (rows,)),
-            _checked("steps", block.steps, np.int32, (rows,)),
-            _checked("forced_ids", block.forced_ids, np.int32, (steps, rows)),
-            _checked("random_values", block.random_values, np.float64, (steps, rows)),
-            _checked("temperature", block.temperature, np.float64, (rows,)),
-            _checked("top_k", block.top_k, np.int32, (rows,)),
-            _checked("top_p", block.top_p, np.float64, (rows,)),
-            _checked("min_p", block.min_p, np.float64, (rows,)),
+            _address("slots", block.slots, np.int32, (rows,)),
+            _address("steps", block.steps, np.int32, (rows,)),
+            _address("forced_ids", block.forced_ids, np.int32, (steps, rows)),
+            _address("random_values", block.random_values, np.float64, (steps, rows)),
+            _address("sampling", block.sampling, SAMPLING_DTYPE, (rows,)),
+            None if block.score_ids is None else _address("score_ids", block.score_ids, np.int32, (steps, rows)),
         )
-        produced = BlockResult(np.empty((steps, rows), np.int32), np.empty((steps, rows), np.float32))
-        arrays = BlockArrays(rows, steps, *fields, produced.ids.ctypes.data, produced.logprobs.ctypes.data)
+        result = BlockResult(np.empty((steps, rows), np.int32), np.empty((steps, rows), np.float32))
+        arrays = BlockArrays(rows, steps, *fields, result.ids.ctypes.data, result.logprobs.ctypes.data)
         with self._lock:
             code = self._library.lh_run(self._open(), ctypes.byref(arrays))
         if code == _MEMORY:
             raise MemoryError("no memory for the block")
         if code != _OK:
-            raise ValueError("block: " + _WRONG[code].format(row=arrays.bad_row, step=arrays.bad_step))
-        return produced
+            raise ValueError("block: " + _INVALID[code].format(row=arrays.bad_row, step=arrays.bad_step))
+        return result
 
     def read(self, slot: int) -> NDArray[np.float32]:
-        """A copy of a slot's state, (S, L, H)."""
+        """Copy a slot's state, (S, L, H)."""
         state = np.empty(self.state_shape, np.float32)
         with self._lock:
             self._library.lh_read(self._open(), self._slot(slot), state.ctypes.data)
         return state
 
     def write(self, slot: int, state: NDArray[np.floating] | None) -> None:
-        """Replace a slot's state; None is the zero state. Raised: ValueError unless it is finite float32 (S, L, H)."""
+        """Replace a slot's state; None is the zero state.
+
+        Raises:
+            ValueError: The state is not finite float32 of shape (S, L, H), or there is no such slot.
+        """
         if state is not None:
             if state.dtype != np.float32 or state.shape != self.state_shape or not np.isfinite(state).all():
                 raise ValueError(f"state: got {state.dtype} {state.shape}, expected finite float32 {self.state_shape}")
@@ -130,7 +146,7 @@ class CpuStepper:
             self._library.lh_write(self._open(), self._slot(slot), pointer)
 
     def close(self) -> None:
-        """Free the weights and end the threads; a second time does nothing."""
+        """Free the weights and end the threads. Idempotent."""
         with self._lock:
             handle, self._handle = self._handle, None
             if handle:
@@ -151,8 +167,8 @@ class CpuStepper:
         return slot
 
 
-def _checked(name: str, array: NDArray[np.generic], dtype: type[np.generic], shape: tuple[int, ...]) -> int:
-    """The address of an array that is as the kernel reads it."""
+def _address(name: str, array: NDArray[np.generic], dtype: DTypeLike, shape: tuple[int, ...]) -> int:
+    """The address of an array, if it has the layout that the C code reads."""
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
         layout = "" if array.flags.c_contiguous else " not contiguous"
         expected = f"contiguous {np.dtype(dtype)} {shape}"

@@ -1,14 +1,14 @@
-"""The stepper on an NVIDIA GPU: a block as replays of CUDA graphs, with one copy of ids back at its end.
+"""The stepper on an NVIDIA GPU: a block as replays of CUDA graphs, with one copy of its results back at the end.
 
-Written, not run: no GPU was there. What a graph is made of (body.py) runs eagerly on a CPU in the tests; the capture
-and the replays are tested only where there is a GPU.
+Not yet run on a GPU: none was available. The step that the graphs are made of (body.py) runs eagerly on a CPU in the
+tests; the capture and the replays are tested only where there is a GPU.
 
     stepper = CudaStepper(network, n_slots=256)
 
-Batch invariance is by fixed shapes: rows come in tiles of TILE, and every product, softmax and cumulative sum is of one
-tile, whatever the number of tiles. A graph is of 16 steps or of one; a block of K steps replays the first K // 16 times
-and the second K % 16 times, with no word from the host between them. Graphs are made when they are first needed: for
-each power of two of tiles, for blocks with and without filters.
+Batch invariance comes from fixed shapes: rows come in tiles of TILE, and every product, softmax and cumulative sum is
+of one tile, whatever the number of tiles. A graph holds GRAPH_STEPS steps or one; a block of K steps replays the first
+K // GRAPH_STEPS times and the second K % GRAPH_STEPS times, without waiting for the host in between. Graphs are
+captured when they are first needed: for each power of two of tiles, for blocks with and without filters.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ import torch
 from numpy.typing import NDArray
 
 from model.network.char_rnn import CharRNN
-from model.stepper import Block, BlockResult
+from model.network.sampling import has_filters
+from model.stepper import NO_SCORE, Block, BlockResult
 from model.stepper.cuda.body import CAPACITY, Body
-from model.stepper.layers import Layers, Slots
+from model.stepper.layers import Layers, StateTable
 
 TILE = 64
-CHUNK = 16
-_WARM_UP = 3  # eager steps before a capture, so that libraries have chosen their kernels and have their memory
+GRAPH_STEPS = 16
+_WARM_UP = 3  # eager steps before a capture: libraries choose their kernels and allocate memory in the first ones
 
 
-class CudaStepper(Slots):
-    """Implements `Stepper`; see there for what each method promises. On a CPU it runs without graphs, for tests."""
+class CudaStepper(StateTable):
+    """Implements `Stepper` with CUDA graphs. On a CPU it runs the same step eagerly, for tests."""
 
     def __init__(
         self,
@@ -45,19 +46,20 @@ class CudaStepper(Slots):
         self.name = "cuda"
         self._device = torch.device(device)
         self._is_gpu = self._device.type == "cuda"
-        # Another kind of GPU has other kernels, and so other bits.
+        # Kernels, and so the bits, differ between kinds of GPU.
         kind = "sm{}{}".format(*torch.cuda.get_device_capability(self._device)) if self._is_gpu else "cpu"
         self.numerics = f"cuda-{kind}-{str(dtype).removeprefix('torch.float')}-{tile}-v1"
         self._dtype, self._tile = dtype, tile
         self._layers = Layers(network, dtype, self._device)
-        shape = (n_slots + 1, *self._layers.state_shape)  # the last slot is nobody's: rows that only fill a tile
+        shape = (n_slots + 1, *self._layers.state_shape)  # the last slot is for rows that only fill a tile
         self._table = torch.zeros(shape, dtype=dtype, device=self._device)
         self._bodies: dict[int, Body] = {}
         self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
-        self._memory: Any = None  # that all graphs share: only one runs at a time
+        self._memory: Any = None  # the graphs share it, because only one runs at a time
 
     @torch.inference_mode()
     def run(self, block: Block) -> BlockResult:
+        """Advance the block's rows in place."""
         steps = len(block.forced_ids)
         if steps <= CAPACITY:
             return self._run(block)
@@ -66,30 +68,34 @@ class CudaStepper(Slots):
         for start in range(0, steps, CAPACITY):
             part, rows = _part(block, start, ids)
             end = start + len(part.forced_ids)
-            produced = self._run(part)
-            ids[start:end, rows], logprobs[start:end, rows] = produced.ids, produced.logprobs
-            goes_on = block.steps[rows] > end
-            forced_ids = block.forced_ids[end, rows] if end < steps else np.full(len(rows), -1)
-            given = goes_on & (forced_ids >= 0)
-            ids[end - 1, rows[given]], logprobs[end - 1, rows[given]] = forced_ids[given], np.nan
+            result = self._run(part)
+            ids[start:end, rows], logprobs[start:end, rows] = result.ids, result.logprobs
+            if end == steps:
+                break
+            # A part's last step samples; in the whole block it may be followed by a forced id.
+            is_forced = (block.steps[rows] > end) & (block.forced_ids[end, rows] >= 0)
+            ids[end - 1, rows[is_forced]] = block.forced_ids[end, rows[is_forced]]
+            if block.score_ids is not None:
+                is_forced &= block.score_ids[end - 1, rows] == NO_SCORE
+            logprobs[end - 1, rows[is_forced]] = np.nan
         return BlockResult(ids, logprobs)
 
     def _run(self, block: Block) -> BlockResult:
         steps, n = block.forced_ids.shape
         body = self._body(n)
-        filtered = bool((block.top_k > 0).any() or (block.top_p < 1).any() or (block.min_p > 0).any())
+        filtered = has_filters(block.sampling)
         body.load(block, no_slot=self.n_slots)
         body.state.copy_(self._table[body.slots])
-        for _ in range(steps // CHUNK):
-            self._play(body, CHUNK, filtered)
-        for _ in range(steps % CHUNK):
-            self._play(body, 1, filtered)
+        for _ in range(steps // GRAPH_STEPS):
+            self._replay(body, GRAPH_STEPS, filtered)
+        for _ in range(steps % GRAPH_STEPS):
+            self._replay(body, 1, filtered)
         self._table[body.slots] = body.state
         both = torch.stack([body.ids[:steps, :n].double(), body.logprobs[:steps, :n]]).cpu().numpy()  # one copy
         return BlockResult(both[0].astype(np.int32), both[1].astype(np.float32))
 
     def _body(self, n_rows: int) -> Body:
-        """The buffers for a power of two of tiles that holds so many rows."""
+        """The buffers for the smallest power of two of tiles that holds n_rows."""
         tiles = 1
         while tiles * self._tile < n_rows:
             tiles *= 2
@@ -97,7 +103,8 @@ class CudaStepper(Slots):
             self._bodies[tiles] = Body(self._layers, tiles * self._tile, self._tile, self._dtype, self._device)
         return self._bodies[tiles]
 
-    def _play(self, body: Body, steps: int, filtered: bool) -> None:
+    def _replay(self, body: Body, steps: int, filtered: bool) -> None:
+        """Advance the body by `steps`: with a graph, captured at the first use, or eagerly on a CPU."""
         if not self._is_gpu:
             for _ in range(steps):
                 body.step(filtered)
@@ -108,8 +115,8 @@ class CudaStepper(Slots):
         self._graphs[key].replay()
 
     def _capture(self, body: Body, steps: int, filtered: bool) -> torch.cuda.CUDAGraph:
-        """Record so many steps. The steps before it move the buffers, so what they hold is put back."""
-        kept = [t.clone() for t in (body.state, body.fed, body.k, body.ids, body.logprobs)]
+        """Capture a graph of so many steps. The warm-up changes the buffers, so their values are restored."""
+        saved = [t.clone() for t in (body.state, body.fed, body.k, body.ids, body.logprobs)]
         side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
@@ -123,20 +130,25 @@ class CudaStepper(Slots):
             for _ in range(steps):
                 body.step(filtered)
         self._memory = self._memory or graph.pool()
-        for buffer, value in zip((body.state, body.fed, body.k, body.ids, body.logprobs), kept, strict=True):
+        for buffer, value in zip((body.state, body.fed, body.k, body.ids, body.logprobs), saved, strict=True):
             buffer.copy_(value)
         return graph
 
 
 def _part(block: Block, start: int, ids: NDArray[np.int32]) -> tuple[Block, NDArray[np.intp]]:
-    """The steps from `start` on that the buffers hold, of the rows that still go, and which rows those are."""
+    """The steps from `start` on that the buffers hold, of the rows that still run, and which rows those are."""
     rows = np.flatnonzero(block.steps > start)
     end = min(start + CAPACITY, int(block.steps.max()))
     forced_ids = block.forced_ids[start:end, rows].copy()
     if start:
         forced_ids[0] = ids[start - 1, rows]
-    columns = {name: getattr(block, name)[rows] for name in ("slots", "temperature", "top_k", "top_p", "min_p")}
-    steps = np.minimum(block.steps[rows], end) - start
-    return replace(
-        block, steps=steps, forced_ids=forced_ids, random_values=block.random_values[start:end, rows], **columns
-    ), rows
+    part = replace(
+        block,
+        slots=block.slots[rows],
+        steps=np.minimum(block.steps[rows], end) - start,
+        forced_ids=forced_ids,
+        random_values=block.random_values[start:end, rows],
+        sampling=block.sampling[rows],
+        score_ids=None if block.score_ids is None else block.score_ids[start:end, rows],
+    )
+    return part, rows

@@ -1,16 +1,17 @@
-"""A block's buffers and one step of it, of which a graph is made: no shape, address or branch depends on a value.
+"""The buffers of a block and one step over them, for graphs: no shape, address or branch depends on a value.
 
-Everything is torch, so the same body runs eagerly on a CPU, where the tests hold it to the oracle.
+Everything is torch, so the same step runs eagerly on a CPU, where the tests compare it with the plain loop.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from model.network.sampling import sample
-from model.stepper import SAMPLE, Block
+from model.network.sampling import SamplingParams, as_batch, as_tensors, sample
+from model.stepper import NO_SCORE, SAMPLE, Block
 from model.stepper.layers import Layers
 
 CAPACITY = 256  # steps of a block that the buffers hold
@@ -31,50 +32,63 @@ class Body:
         self.steps = filled((rows,), 0, torch.int64)
         self.fed = filled((rows,), 0, torch.int64)
         self.forced_ids = filled((CAPACITY + 1, rows), SAMPLE, torch.int64)
+        self.score_ids = filled((CAPACITY, rows), NO_SCORE, torch.int64)
         self.random_values = filled((CAPACITY, rows), 0, torch.float64)
-        self.temperature = filled((rows,), 1, torch.float64)
-        self.top_k = filled((rows,), 0, torch.int32)
-        self.top_p = filled((rows,), 1, torch.float64)
-        self.min_p = filled((rows,), 0, torch.float64)
+        self.sampling = as_tensors(as_batch([SamplingParams()] * rows), device)
         self.ids = filled((CAPACITY, rows), 0, torch.int64)
         self.logprobs = filled((CAPACITY, rows), 0, torch.float64)
 
     def load(self, block: Block, no_slot: int) -> None:
-        """The block's arrays, into the buffers; the rows past its own stand still, in the slot that is nobody's."""
+        """Copy the block's arrays into the buffers; the rows past its own stand still, in the slot `no_slot`."""
         k, n = block.forced_ids.shape
-        arrays = (
-            (self.slots, block.slots, no_slot), (self.steps, block.steps, 0), (self.fed, block.forced_ids[0], 0),
-            (self.temperature, block.temperature, 1), (self.top_k, block.top_k, 0), (self.top_p, block.top_p, 1),
-            (self.min_p, block.min_p, 0),
-        )  # fmt: skip
-        for buffer, values, rest in arrays:
-            whole = np.full(self.rows, rest, dtype=values.dtype)
-            whole[:n] = values
-            buffer.copy_(torch.from_numpy(whole))
-        forced_ids = np.full((k + 1, self.rows), SAMPLE, dtype=np.int32)
-        forced_ids[:k, :n] = block.forced_ids
-        random_values = np.zeros((k, self.rows))
-        random_values[:, :n] = block.random_values
-        self.forced_ids[: k + 1].copy_(torch.from_numpy(forced_ids))
-        self.random_values[:k].copy_(torch.from_numpy(random_values))
+        rest = self.rows - n
+        self._fill(self.slots, block.slots, no_slot)
+        self._fill(self.steps, block.steps, 0)
+        self._fill(self.fed, block.forced_ids[0], 0)
+        self._fill(self.forced_ids[:k], block.forced_ids, SAMPLE)
+        self.forced_ids[k].fill_(SAMPLE)
+        self._fill(self.random_values[:k], block.random_values, 0.0)
+        if block.score_ids is None:
+            self.score_ids[:k].fill_(NO_SCORE)
+        else:
+            self._fill(self.score_ids[:k], block.score_ids, NO_SCORE)
+        sampling = as_tensors(np.concatenate([block.sampling, as_batch([SamplingParams()] * rest)]))
+        for name, buffer in self.sampling.items():
+            buffer.copy_(sampling[name])
         self.k.zero_()
 
+    def _fill(self, buffer: Tensor, values: NDArray[np.int32] | NDArray[np.float64], rest: float) -> None:
+        """Copy (..., B) into a buffer, and `rest` into its rows from B on."""
+        whole = np.full(tuple(buffer.shape), rest, dtype=values.dtype)
+        whole[..., : values.shape[-1]] = values
+        buffer.copy_(torch.from_numpy(whole))
+
     def step(self, filtered: bool) -> None:
-        """Feed every row that still goes, draw what follows, and be ready for the next step."""
-        going = (self.steps > self.k)[:, None, None, None]
+        """Feed every row that still runs, draw the id that follows, and set up the next step."""
+        is_running = (self.steps > self.k)[:, None, None, None]
         new = self._layers.advance(self.fed, self.state, self._tile)
-        self.state.copy_(torch.where(going, new, self.state))
+        self.state.copy_(torch.where(is_running, new, self.state))
         numbers = self.random_values.index_select(0, self.k)[0]
-        drawn = [self._draw(slice(t, t + self._tile), numbers, filtered) for t in range(0, self.rows, self._tile)]
-        ids, logprobs = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+        score_ids = self.score_ids.index_select(0, self.k)[0]
+        sampled = [
+            self._sample(slice(t, t + self._tile), numbers, score_ids, filtered)
+            for t in range(0, self.rows, self._tile)
+        ]
+        ids, logprobs = (torch.cat(parts) for parts in zip(*sampled, strict=True))
         following = self.forced_ids.index_select(0, self.k + 1)[0]
-        is_free = (following == SAMPLE) | (self.steps == self.k + 1)
-        ids = torch.where(is_free, ids, following)
+        is_sampled = (following == SAMPLE) | (self.steps == self.k + 1)
+        ids = torch.where(is_sampled, ids, following)
+        logprobs = torch.where(is_sampled | (score_ids != NO_SCORE), logprobs, torch.nan)
         self.ids.index_copy_(0, self.k, ids[None])
-        self.logprobs.index_copy_(0, self.k, torch.where(is_free, logprobs, torch.nan)[None])
+        self.logprobs.index_copy_(0, self.k, logprobs[None])
         self.fed.copy_(ids)
         self.k.add_(1)
 
-    def _draw(self, tile: slice, numbers: Tensor, filtered: bool) -> tuple[Tensor, Tensor]:
-        knobs = (self.temperature[tile], self.top_k[tile], self.top_p[tile], self.min_p[tile])
-        return sample(self._layers.logits(self.state[tile]), numbers[tile], *knobs, filtered=filtered)
+    def _sample(self, tile: slice, numbers: Tensor, score_ids: Tensor, filtered: bool) -> tuple[Tensor, Tensor]:
+        return sample(
+            self._layers.logits(self.state[tile]),
+            numbers[tile],
+            {name: values[tile] for name, values in self.sampling.items()},
+            score_ids=score_ids[tile],
+            filtered=filtered,
+        )

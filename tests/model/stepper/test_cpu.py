@@ -22,7 +22,7 @@ from model.native import build as build_module
 from model.native.build import build, compile_to, compilers
 from model.native.library import flags, library_path, load_library
 from model.network.char_rnn import CharRNN
-from model.network.sampling import SamplingParams, sample
+from model.network.sampling import SamplingBatch, SamplingParams, as_batch, as_tensors, sample
 from model.stepper import SAMPLE, Block, BlockResult
 from model.stepper.cpu import CpuStepper, Precision, Unsupported
 from tests.random_batching import Careless, Played, Text, block_of, differences, different, in_crowds, random_texts
@@ -54,11 +54,16 @@ def plain_block(rows: int, steps: int, vocab: int = 65, slots: list[int] | None 
         steps=np.full(rows, steps, np.int32),
         forced_ids=forced_ids,
         random_values=rng.random((steps, rows)),
-        temperature=np.ones(rows),
-        top_k=np.zeros(rows, np.int32),
-        top_p=np.ones(rows),
-        min_p=np.zeros(rows),
+        sampling=as_batch([SamplingParams()] * rows),
     )
+
+
+def sampling(block: Block, row: int, **values: float) -> SamplingBatch:
+    """The block's parameters, those of one row changed."""
+    changed = block.sampling.copy()
+    for name, value in values.items():
+        changed[name][row] = value
+    return changed
 
 
 def bits(stepper: CpuStepper, produced: BlockResult) -> tuple[bytes, ...]:
@@ -120,10 +125,7 @@ def _columns(block: Block, columns: range | list[int], slots: list[int] | None =
         steps=np.ascontiguousarray(block.steps[pick]),
         forced_ids=np.ascontiguousarray(block.forced_ids[:, pick]),
         random_values=np.ascontiguousarray(block.random_values[:, pick]),
-        temperature=block.temperature[pick],
-        top_k=block.top_k[pick],
-        top_p=block.top_p[pick],
-        min_p=block.min_p[pick],
+        sampling=block.sampling[pick],
     )
 
 
@@ -158,18 +160,11 @@ def test_rows_that_stand_still_are_left_alone() -> None:
     block = plain_block(3, 10)
     block.steps[:] = [10, 2, 6]
     stepper.run(block)
-    short.run(Block(*[a[:2] if a.shape[0] == 10 else a for a in _arrays(_with_steps(block, [2, 2, 2]))]))
+    twos = np.full(3, 2, np.int32)
+    short.run(replace(block, steps=twos, forced_ids=block.forced_ids[:2], random_values=block.random_values[:2]))
     assert stepper.read(1).tobytes() == short.read(1).tobytes()
     assert stepper.read(3).tobytes() == short.read(3).tobytes()
     assert stepper.read(0).tobytes() != short.read(0).tobytes()
-
-
-def _arrays(block: Block) -> list[np.ndarray]:
-    return [getattr(block, name) for name in Block.__slots__]
-
-
-def _with_steps(block: Block, steps: list[int]) -> Block:
-    return replace(block, steps=np.array(steps, np.int32))
 
 
 any_logits = st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=70)
@@ -190,23 +185,24 @@ def test_sampling_is_that_of_the_model_package(
 ) -> None:
     """The id is the one that sampling draws, unless a number lies within 1e-9 of a border; the log-probability too."""
     scores = np.array(logits, np.float32)
+    params = SamplingParams(temperature, top_k, top_p, min_p)
     if temperature > 0:
-        _assume_no_border(scores.astype(np.float64), uniform, SamplingParams(temperature, top_k, top_p, min_p))
-    got = np.zeros(1, np.float32)
-    library = load_library(library_path())
-    address = got.ctypes.data
-    drawn = library.lh_sample(scores.ctypes.data, len(scores), temperature, top_k, top_p, min_p, uniform, address)
-    ids, logprobs = _expected(scores, uniform, SamplingParams(temperature, top_k, top_p, min_p))
-    assert drawn == ids
-    assert abs(got[0] - logprobs) <= 1e-6 * max(1.0, abs(logprobs))
+        _assume_no_border(scores.astype(np.float64), uniform, params)
+    id, logprob = _native_sample(scores, uniform, params)
+    expected_id, expected_logprob = _torch_sample(scores, uniform, params)
+    assert id == expected_id
+    assert abs(logprob - expected_logprob) <= 1e-6 * max(1.0, abs(expected_logprob))
 
 
-def _expected(scores: np.ndarray, uniform: float, params: SamplingParams) -> tuple[int, float]:
-    def number(x: float) -> torch.Tensor:
-        return torch.tensor([x], dtype=torch.float64)
+def _native_sample(logits: np.ndarray, random_value: float, params: SamplingParams) -> tuple[int, float]:
+    library, row, logprob = load_library(library_path()), as_batch([params]), np.zeros(1, np.float32)
+    id = library.lh_sample(logits.ctypes.data, len(logits), row.ctypes.data, random_value, logprob.ctypes.data)
+    return id, float(logprob[0])
 
-    filters = torch.tensor([params.top_k]), number(params.top_p), number(params.min_p)
-    ids, logprobs = sample(torch.tensor(scores)[None], number(uniform), number(params.temperature), *filters)
+
+def _torch_sample(logits: np.ndarray, random_value: float, params: SamplingParams) -> tuple[int, float]:
+    number = torch.tensor([random_value], dtype=torch.float64)
+    ids, logprobs = sample(torch.tensor(logits)[None], number, as_tensors(as_batch([params])))
     return int(ids), float(logprobs)
 
 
@@ -231,13 +227,10 @@ def _assume_no_border(scores: np.ndarray, uniform: float, params: SamplingParams
 def test_a_large_vocabulary_is_filtered_alike() -> None:
     """65,536 ids, with and without filters: the same ids as model.network.sampling."""
     rng = np.random.default_rng(2)
-    scores, unused = rng.normal(size=65536).astype(np.float32) * 3, np.zeros(1, np.float32)
-    library = load_library(library_path())
+    logits = rng.normal(size=65536).astype(np.float32) * 3
     for params in (SamplingParams(), SamplingParams(0.8, 40, 0.95, 0.0), SamplingParams(1.0, 0, 0.9, 0.001)):
         for uniform in rng.random(3):
-            arguments = (params.temperature, params.top_k, params.top_p, params.min_p, uniform)
-            drawn = library.lh_sample(scores.ctypes.data, len(scores), *arguments, unused.ctypes.data)
-            assert drawn == _expected(scores, uniform, params)[0]
+            assert _native_sample(logits, uniform, params)[0] == _torch_sample(logits, uniform, params)[0]
 
 
 @pytest.mark.parametrize(
@@ -259,12 +252,18 @@ def test_a_large_vocabulary_is_filtered_alike() -> None:
         ),
         (lambda b: replace(b, random_values=np.ones((3, 2))), r"random_values\[0, 0\]"),
         (lambda b: replace(b, random_values=np.full((3, 2), np.nan)), r"random_values\[0, 0\]"),
-        (lambda b: replace(b, temperature=np.array([1.0, np.nan])), "row 1: temperature"),
-        (lambda b: replace(b, top_k=np.array([-1, 0], np.int32)), "row 0: temperature"),
+        (lambda b: replace(b, sampling=sampling(b, 1, temperature=np.nan)), r"sampling\[1\]"),
+        (lambda b: replace(b, sampling=sampling(b, 0, temperature=np.inf)), r"sampling\[0\]"),
+        (lambda b: replace(b, sampling=sampling(b, 0, top_k=-1)), r"sampling\[0\]"),
+        (lambda b: replace(b, sampling=sampling(b, 1, top_p=-0.1)), r"sampling\[1\]"),
+        (lambda b: replace(b, sampling=sampling(b, 1, min_p=np.nan)), r"sampling\[1\]"),
+        (lambda b: replace(b, score_ids=np.full((3, 2), 65, np.int32)), r"score_ids\[0, 0\] is not an id"),
+        (lambda b: replace(b, score_ids=np.zeros((2, 2), np.int32)), "score_ids: got"),
         (lambda b: replace(b, slots=np.array([0, 1], np.int64)), "slots: got int64"),
         (lambda b: replace(b, forced_ids=b.forced_ids.T), "forced_ids|slots"),
         (lambda b: replace(b, random_values=np.asfortranarray(b.random_values)), "not contiguous"),
-        (lambda b: replace(b, min_p=np.zeros(3)), "min_p"),
+        (lambda b: replace(b, sampling=as_batch([SamplingParams()] * 3)), "sampling: got"),
+        (lambda b: replace(b, sampling=np.zeros(2)), "sampling: got float64"),
     ],
 )
 def test_a_bad_block_is_refused_and_moves_nothing(change: object, words: str) -> None:
@@ -397,20 +396,14 @@ def test_int8_costs_less_than_half_a_hundredth_of_a_nat() -> None:
     logprobs = torch.log_softmax(logits, dim=-1).numpy()
     following = window[:, 1:, None].astype(np.int64)
     targets = np.take_along_axis(logprobs, following, axis=2)[:, :, 0]  # (B, K)
-    # a uniform number in the middle of the next character's part of the distribution draws just that character
-    upto = np.take_along_axis(np.cumsum(np.exp(logprobs), axis=2), following, axis=2)[:, :, 0]
-    stepper, differences = CpuStepper(net, rows, "int8"), []
-    for k in range(steps):
-        block = plain_block(rows, 1, vocab)
-        block.forced_ids[0], block.random_values[0] = (
-            window[:, k],
-            np.clip(upto[:, k] - np.exp(targets[:, k]) / 2, 0, 1 - 1e-9),
-        )
-        produced = stepper.run(block)
-        same = produced.ids[0] == window[:, k + 1]
-        differences.append(np.where(same, targets[:, k] - produced.logprobs[0], np.nan))
-    assert np.isnan(differences).mean() < 0.02  # characters too rare to be hit
-    assert abs(np.nanmean(differences)) < 0.005
+    block = plain_block(rows, steps, vocab)
+    block = replace(
+        block,
+        forced_ids=np.ascontiguousarray(window[:, :-1].T),
+        score_ids=np.ascontiguousarray(window[:, 1:].T),
+    )
+    result = CpuStepper(net, rows, "int8").run(block)
+    assert abs((targets.T - result.logprobs).mean()) < 0.005
     assert -targets.mean() < 0.7 * np.log(vocab)  # it did learn
 
 

@@ -10,8 +10,8 @@ import torch
 
 from model.checkpoints.file_format import Checkpoint
 from model.config import Cell
-from model.network.sampling import SamplingParams
-from model.stepper import SAMPLE, Block, Stepper
+from model.network.sampling import SamplingParams, as_batch
+from model.stepper import NO_SCORE, SAMPLE, Block, Stepper
 from model.stepper.choose import choose
 from model.stepper.cuda import CudaStepper
 from model.stepper.cuda.body import CAPACITY
@@ -81,10 +81,16 @@ def mixed_block(stepper: Stepper, rows: int = 23, steps: int = 21) -> tuple[byte
             steps=row_steps,
             forced_ids=forced_ids,
             random_values=rng.random((steps, rows)),
-            temperature=rng.choice([0.0, 0.7, 1.0], rows),
-            top_k=rng.choice([0, 3], rows).astype(np.int32),
-            top_p=rng.choice([0.9, 1.0], rows),
-            min_p=rng.choice([0.0, 0.05], rows),
+            sampling=as_batch(
+                SamplingParams(t, k, p, m)
+                for t, k, p, m in zip(
+                    rng.choice([0.0, 0.7, 1.0], rows).tolist(),
+                    rng.choice([0, 3], rows).tolist(),
+                    rng.choice([0.9, 1.0], rows).tolist(),
+                    rng.choice([0.0, 0.05], rows).tolist(),
+                    strict=True,
+                )
+            ),
         )
     )
     counted = np.arange(steps)[:, None] < row_steps
@@ -103,8 +109,8 @@ def test_a_block_longer_than_the_buffers_is_the_same(tiny: Checkpoint, device: s
         forced_ids[:read, b] = rng.integers(0, len(ALPHABET), read)
     block = Block(
         slots=np.arange(5, dtype=np.int32), steps=np.array(lengths, np.int32), forced_ids=forced_ids,
-        random_values=rng.random((steps, 5)), temperature=np.ones(5), top_k=np.zeros(5, np.int32), top_p=np.ones(5),
-        min_p=np.zeros(5),
+        random_values=rng.random((steps, 5)), sampling=as_batch([SamplingParams()] * 5),
+        score_ids=np.where(rng.random((steps, 5)) < 0.1, 3, NO_SCORE).astype(np.int32),
     )  # fmt: skip
     network = tiny.network(torch.float64)
     ours, theirs = CudaStepper(network, 5, device, torch.float64, 8), ReferenceStepper(network, 5, torch.float64)

@@ -14,39 +14,14 @@
 #include <cpuid.h>
 #endif
 
+#include "api.h"
 #include "gates.h"
 #include "gemm.h"
 #include "pool.h"
-#include "sampling.h"
 
 #define UNITS 8         /* hidden units of a panel: 4 gates * 8 = 32 outputs */
 #define GROUP 2         /* panels of an item: 16 floats of h, a cache line that no other thread writes */
 #define ROWS 96         /* rows of an item at most: their h stays in the second cache */
-#define MAX_LAYERS 8
-#define FREE_ID (-1)
-#define EXPORT __attribute__((visibility("default")))
-
-typedef struct { /* as pack.py describes it; see struct Model there */
-    int32_t layers, hidden, vocab, slots, is_int8, threads;
-    const void *weights[MAX_LAYERS + 1]; /* layers, then the head: panels, see gemm.h */
-    const float *initial[MAX_LAYERS + 1]; /* [0]: (V, panels, 32), by the id; others: (panels, 32) */
-    const float *scale[MAX_LAYERS + 1];   /* int8: (panels, 32), of a sum */
-    float activation_scale;               /* int8: h * this is the int16 */
-} lh_model;
-
-typedef struct {
-    int32_t rows, steps;
-    const int32_t *slots, *row_steps, *forced_ids;
-    const double *random_values, *temperature;
-    const int32_t *top_k;
-    const double *top_p, *min_p;
-    int32_t *ids;
-    float *logprobs;
-    int32_t bad_row, bad_step; /* where a bad value was found */
-} lh_block;
-
-enum { LH_OK, LH_MEMORY, LH_SLOT, LH_SLOT_TWICE, LH_STEPS, LH_FIRST_FREE, LH_ID, LH_UNIFORM, LH_SAMPLING };
-
 typedef struct {
     int panels;         /* of 32 outputs */
     int inputs;         /* 1: h; 2: the layer below's h, then h */
@@ -59,7 +34,7 @@ typedef struct { /* a thread's own */
     zrow z[GROUP][ROWS];
     int16_t wide[KC * 2 * HALF];
     const void *row[2][ROWS];
-    draw_t draw;
+    sampling_scratch_t sampling;
 } scratch_t;
 
 typedef struct lh_stepper {
@@ -83,8 +58,6 @@ typedef struct lh_stepper {
     int32_t *drawn;     /* (steps + 1,) where step k's rows to be sampled begin in `draws` */
     int32_t *draws;     /* rows */
 } lh_stepper;
-
-EXPORT const char *lh_simd(void) { return SIMD_NAME; }
 
 /* Whether this CPU has what this library was compiled for. */
 EXPORT int lh_supported(void)
@@ -284,9 +257,13 @@ static void draw_phase(lh_stepper *s, int k, int thread)
     for (int item; (item = pool_take(&s->pool, rows, &from)) >= 0;) {
         int row = s->draws[s->drawn[k] + item], column = s->order[row];
         size_t at = (size_t)k * b->rows + column;
-        sampling_t how = {b->temperature[column], b->top_p[column], b->min_p[column], b->top_k[column]};
-        b->ids[at] = draw(s->logits + (size_t)row * s->vstride, s->model.vocab, &how, b->random_values[at],
-                          &s->scratch[thread]->draw, &b->logprobs[at]);
+        const float *logits = s->logits + (size_t)row * s->vstride;
+        const sampling_scratch_t *scratch = &s->scratch[thread]->sampling;
+        if (b->ids[at] == SAMPLE_ID)
+            b->ids[at] = draw(logits, s->model.vocab, &b->sampling[column], b->random_values[at], scratch,
+                              &b->logprobs[at]);
+        if (b->score_ids && b->score_ids[at] >= 0)
+            b->logprobs[at] = score(logits, s->model.vocab, b->score_ids[at], scratch);
     }
 }
 
@@ -322,19 +299,17 @@ static int check(lh_stepper *s, lh_block *b)
         if (slot < 0 || slot >= s->model.slots) return bad(b, LH_SLOT, r, 0);
         if (s->seen[slot]++) return bad(b, LH_SLOT_TWICE, r, 0);
         if (b->row_steps[r] < 1 || b->row_steps[r] > b->steps) return bad(b, LH_STEPS, r, 0);
-        if (b->forced_ids[r] < 0) return bad(b, LH_FIRST_FREE, r, 0);
-        /* written so that NaN fails */
-        if (!(b->temperature[r] >= 0) || !(b->temperature[r] < INFINITY) || b->top_k[r] < 0 || !(b->top_p[r] >= 0) ||
-            !(b->min_p[r] >= 0))
-            return bad(b, LH_SAMPLING, r, 0);
+        if (b->forced_ids[r] < 0) return bad(b, LH_FIRST_SAMPLE, r, 0);
+        if (!sampling_is_valid(&b->sampling[r])) return bad(b, LH_SAMPLING, r, 0);
     }
     for (int k = 0; k < b->steps; k++)
         for (int r = 0; r < b->rows; r++) {
-            int32_t id = b->forced_ids[(size_t)k * b->rows + r];
-            double u = b->random_values[(size_t)k * b->rows + r];
+            size_t at = (size_t)k * b->rows + r;
+            double random_value = b->random_values[at];
             if (k >= b->row_steps[r]) continue;
-            if (id >= s->model.vocab || id < FREE_ID) return bad(b, LH_ID, r, k);
-            if (!(u >= 0.0 && u < 1.0)) return bad(b, LH_UNIFORM, r, k);
+            if (b->forced_ids[at] >= s->model.vocab || b->forced_ids[at] < SAMPLE_ID) return bad(b, LH_FORCED_ID, r, k);
+            if (!(random_value >= 0.0 && random_value < 1.0)) return bad(b, LH_RANDOM_VALUE, r, k);
+            if (b->score_ids && b->score_ids[at] >= s->model.vocab) return bad(b, LH_SCORE_ID, r, k);
         }
     return LH_OK;
 }
@@ -353,9 +328,10 @@ static void plan(lh_stepper *s, lh_block *b)
         for (int row = 0; row < b->rows; row++) {
             int column = s->order[row];
             size_t at = (size_t)k * b->rows + column;
-            b->ids[at] = k + 1 < b->row_steps[column] ? b->forced_ids[at + b->rows] : FREE_ID;
+            b->ids[at] = k + 1 < b->row_steps[column] ? b->forced_ids[at + b->rows] : SAMPLE_ID;
             b->logprobs[at] = NAN;
-            if (row < running[k] && b->ids[at] == FREE_ID) s->draws[n++] = row;
+            int needs_logits = b->ids[at] == SAMPLE_ID || (b->score_ids && b->score_ids[at] >= 0);
+            if (row < running[k] && needs_logits) s->draws[n++] = row;
         }
     }
     s->drawn[b->steps] = n;
@@ -460,7 +436,7 @@ static size_t lay_out(lh_stepper *s, char *base)
         double *weight = take(&at, (size_t)m->vocab * sizeof(double));
         int32_t *heap = take(&at, (size_t)m->vocab * sizeof(int32_t));
         uint8_t *keep = take(&at, (size_t)m->vocab);
-        if (base) s->scratch[i]->draw = (draw_t){weight, heap, keep};
+        if (base) s->scratch[i]->sampling = (sampling_scratch_t){weight, heap, keep};
     }
     return at.used;
 }
@@ -542,19 +518,18 @@ EXPORT void lh_write(lh_stepper *s, int32_t slot, const float *state)
     else memset(state_of(s, slot), 0, bytes);
 }
 
-/* Draws one id from logits, for tests of the sampling by itself; -1 when there is no memory. */
-EXPORT int32_t lh_sample(const float *logits, int32_t vocab, double temperature, int32_t top_k, double top_p,
-                         double min_p, double uniform, float *logprob)
+/* Draws one id from logits, for tests of the sampling alone; -1 when there is no memory. */
+EXPORT int32_t lh_sample(const float *logits, int32_t vocab, const sampling_t *params, double random_value,
+                         float *logprob)
 {
     size_t n = (size_t)vocab;
-    draw_t d = {malloc(n * sizeof(double)), malloc(n * sizeof(int32_t)), malloc(n)};
-    sampling_t how = {temperature, top_p, min_p, top_k};
+    sampling_scratch_t scratch = {malloc(n * sizeof(double)), malloc(n * sizeof(int32_t)), malloc(n)};
     int32_t id = -1;
-    if (d.weight && d.heap && d.keep) {
+    if (scratch.weight && scratch.heap && scratch.keep) {
         uint64_t mode = float_mode_enter();
-        id = draw(logits, vocab, &how, uniform, &d, logprob);
+        id = draw(logits, vocab, params, random_value, &scratch, logprob);
         float_mode_leave(mode);
     }
-    free(d.weight), free(d.heap), free(d.keep);
+    free(scratch.weight), free(scratch.heap), free(scratch.keep);
     return id;
 }

@@ -7,14 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.network.sampling import MAX_SEED, random_values, sample
+from model.network.sampling import MAX_SEED, SamplingParams, as_batch, as_tensors, random_values, sample
 
 
 def draw(
     logits: list[float], u: float, t: float = 1.0, k: int = 0, p: float = 1.0, m: float = 0.0
 ) -> tuple[int, float]:
-    one = [torch.tensor([v]) for v in (t, k, p, m)]
-    ids, logprobs = sample(torch.tensor([logits]), torch.tensor([u], dtype=torch.float64), *one)
+    params = as_tensors(as_batch([SamplingParams(t, k, p, m)]))
+    ids, logprobs = sample(torch.tensor([logits]), torch.tensor([u], dtype=torch.float64), params)
     return int(ids), float(logprobs)
 
 
@@ -84,8 +84,7 @@ def test_frequencies_follow_the_distribution() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
     n = 40_000
     numbers = torch.from_numpy(random_values([3], [0], n)[:, 0])
-    one = [torch.full((n,), v) for v in (1.0, 0, 1.0, 0.0)]
-    ids, _ = sample(logits.expand(n, -1), numbers, *one)
+    ids, _ = sample(logits.expand(n, -1), numbers, as_tensors(as_batch([SamplingParams()] * n)))
     expected = torch.softmax(logits[0], 0)
     found = torch.bincount(ids, minlength=4) / n
     assert ((found - expected).abs() < 5 * (expected * (1 - expected) / n).sqrt()).all()

@@ -8,26 +8,13 @@
  */
 #include <stdlib.h>
 
+#include "api.h"
 #include "gates.h"
 #include "gemm.h"
 
 #define UNITS 8   /* hidden units of a panel: 4 gates * 8 = 32 outputs */
 #define ROWS 48   /* rows that go through the window together: their h and gates stay in the second cache */
 #define MIN_ROWS 3 /* of a tile: fewer are filled up with copies of the first */
-#define EXPORT __attribute__((visibility("default")))
-
-typedef struct { /* WindowArrays in library.py; hidden is a multiple of 8, everything is contiguous */
-    int32_t rows, steps, hidden;
-    const int64_t *ids;   /* (rows, steps), or NULL: then `inputs` is (rows, steps, 4 hidden) */
-    const float *inputs;  /* (V, 4 hidden), by id: what the input adds to i, f, g, o, biases and all */
-    const float *weights; /* (4 hidden, hidden), recurrent */
-    const float *h0, *c0; /* (rows, hidden) */
-    float *h, *c;         /* (rows, steps, hidden), after each step */
-    float *gates;         /* (rows, steps, 4 hidden), activated */
-    const float *d_h;     /* (rows, steps, hidden): the loss's derivatives by h */
-    float *d_gates;       /* (rows, steps, 4 hidden): and by the sums before activation */
-    float *d_inputs;      /* (V, 4 hidden), added to; NULL without ids: then d_gates is it */
-} lh_window;
 
 typedef struct {
     float *packed;              /* the recurrent matrix, as the direction needs it */
@@ -84,7 +71,7 @@ static void pack_forward(const float *w, int hidden, float *to)
                 }
 }
 
-static void forward_rows(const lh_window *w, scratch_t *s, int first, int count)
+static void forward_rows(const lh_lstm_layer *w, scratch_t *s, int first, int count)
 {
     const int hidden = w->hidden, steps = w->steps;
     const size_t H = (size_t)hidden, stride = stride_of(hidden), half = H * HALF;
@@ -135,7 +122,7 @@ static void pack_backward(const float *w, int hidden, float *to)
 }
 
 /* The derivatives of a step's sums, of one row. `carried`: what h and c got from the step after; c's is moved on. */
-static void gates_backward(const lh_window *w, int row, int t, const float *carried, float *cell, float *to)
+static void gates_backward(const lh_lstm_layer *w, int row, int t, const float *carried, float *cell, float *to)
 {
     const size_t H = (size_t)w->hidden, at = (size_t)row * w->steps + t;
     const float *gates = w->gates + at * 4 * H, *c = w->c + at * H, *d_h = w->d_h + at * H;
@@ -167,7 +154,7 @@ static void gates_backward(const lh_window *w, int row, int t, const float *carr
 #undef LESS_SQUARE
 }
 
-static void backward_rows(const lh_window *w, scratch_t *s, int first, int count)
+static void backward_rows(const lh_lstm_layer *w, scratch_t *s, int first, int count)
 {
     const int hidden = w->hidden;
     const size_t H = (size_t)hidden, stride = stride_of(4 * hidden), carried = H + 16;
@@ -191,8 +178,8 @@ static void backward_rows(const lh_window *w, scratch_t *s, int first, int count
 
 /* ---- what Python calls ---- */
 
-static int run(const lh_window *w, void (*pack)(const float *, int, float *),
-               void (*go)(const lh_window *, scratch_t *, int, int))
+static int run(const lh_lstm_layer *w, void (*pack)(const float *, int, float *),
+               void (*go)(const lh_lstm_layer *, scratch_t *, int, int))
 {
     scratch_t s;
     if (!scratch_open(&s, w->hidden)) return 1;
@@ -204,7 +191,7 @@ static int run(const lh_window *w, void (*pack)(const float *, int, float *),
 }
 
 /* h, c and gates of a window. Not 0: no memory. */
-EXPORT int lh_window_forward(const lh_window *w) { return run(w, pack_forward, forward_rows); }
+EXPORT int lh_lstm_forward(const lh_lstm_layer *w) { return run(w, pack_forward, forward_rows); }
 
 /* d_gates, and d_inputs where there are ids. Not 0: no memory. */
-EXPORT int lh_window_backward(const lh_window *w) { return run(w, pack_backward, backward_rows); }
+EXPORT int lh_lstm_backward(const lh_lstm_layer *w) { return run(w, pack_backward, backward_rows); }

@@ -1,0 +1,65 @@
+/* What crosses between Python and C. model/native/library.py mirrors every structure here; layout.c exports their
+ * layouts, and a test compares the two.
+ */
+#ifndef LONGHAND_API_H
+#define LONGHAND_API_H
+
+#include <stdint.h>
+
+#include "sampling.h"
+
+#define EXPORT __attribute__((visibility("default")))
+#define MAX_LAYERS 8
+#define SAMPLE_ID (-1) /* in forced_ids: feed the id that the step before produced */
+
+/* A network, packed by model/stepper/cpu/pack.py. Entry i is layer i; the entry after the last layer is the head. */
+typedef struct {
+    int32_t layers, hidden, vocab, slots, is_int8, threads;
+    const void *weights[MAX_LAYERS + 1];  /* panels, see gemm.h: float, or int8_t */
+    const float *initial[MAX_LAYERS + 1]; /* where a sum begins. [0]: (V, panels, 32), by id; others: (panels, 32) */
+    const float *scale[MAX_LAYERS + 1];   /* int8: (panels, 32), what an integer sum is multiplied by */
+    float activation_scale;               /* int8: h times this, rounded, is the int16 activation */
+} lh_model;
+
+/* model.stepper.Block and BlockResult. */
+typedef struct {
+    int32_t rows, steps;
+    const int32_t *slots, *row_steps; /* (B,) */
+    const int32_t *forced_ids;        /* (K, B) */
+    const double *random_values;      /* (K, B) */
+    const sampling_t *sampling;       /* (B,) */
+    const int32_t *score_ids;         /* (K, B), negative where nothing is asked for; or NULL */
+    int32_t *ids;                     /* (K, B) */
+    float *logprobs;                  /* (K, B) */
+    int32_t bad_row, bad_step;        /* where an invalid value is, if lh_run refuses the block */
+} lh_block;
+
+/* The codes that lh_run returns; model/stepper/cpu has their messages. */
+enum {
+    LH_OK,
+    LH_MEMORY,
+    LH_SLOT,
+    LH_SLOT_TWICE,
+    LH_STEPS,
+    LH_FIRST_SAMPLE,
+    LH_FORCED_ID,
+    LH_RANDOM_VALUE,
+    LH_SAMPLING,
+    LH_SCORE_ID
+};
+
+/* One lstm layer over T characters, for training. Everything is contiguous; hidden is a multiple of 8. */
+typedef struct {
+    int32_t rows, steps, hidden;
+    const int64_t *ids;   /* (rows, steps), or NULL: then `inputs` is (rows, steps, 4 hidden) */
+    const float *inputs;  /* (V, 4 hidden), by id: what the input adds to i, f, g, o, with all biases */
+    const float *weights; /* (4 hidden, hidden), recurrent */
+    const float *h0, *c0; /* (rows, hidden) */
+    float *h, *c;         /* (rows, steps, hidden), after each step */
+    float *gates;         /* (rows, steps, 4 hidden), activated */
+    const float *d_h;     /* (rows, steps, hidden): the derivatives of the loss with respect to h */
+    float *d_gates;       /* (rows, steps, 4 hidden): and with respect to the sums before activation */
+    float *d_inputs;      /* (V, 4 hidden), added to; NULL without ids: then d_gates is the result */
+} lh_lstm_layer;
+
+#endif

@@ -1,0 +1,35 @@
+/* The layouts of the structures in api.h, so that a test can compare them with Python's. */
+#include <stddef.h>
+
+#include "api.h"
+
+typedef struct {
+    const char *name; /* "structure" or "structure.field" */
+    int32_t offset, size;
+} lh_field;
+
+#define WHOLE(structure) {#structure, 0, sizeof(structure)},
+#define FIELD(structure, field) {#structure "." #field, offsetof(structure, field), sizeof(((structure *)0)->field)},
+#define SAMPLING_FIELD(type, name) FIELD(sampling_t, name)
+
+static const lh_field fields[] = {
+    WHOLE(sampling_t)
+    SAMPLING_FIELDS(SAMPLING_FIELD)
+    WHOLE(lh_model)
+    FIELD(lh_model, layers) FIELD(lh_model, hidden) FIELD(lh_model, vocab) FIELD(lh_model, slots)
+    FIELD(lh_model, is_int8) FIELD(lh_model, threads) FIELD(lh_model, weights) FIELD(lh_model, initial)
+    FIELD(lh_model, scale) FIELD(lh_model, activation_scale)
+    WHOLE(lh_block)
+    FIELD(lh_block, rows) FIELD(lh_block, steps) FIELD(lh_block, slots) FIELD(lh_block, row_steps)
+    FIELD(lh_block, forced_ids) FIELD(lh_block, random_values) FIELD(lh_block, sampling) FIELD(lh_block, score_ids)
+    FIELD(lh_block, ids) FIELD(lh_block, logprobs) FIELD(lh_block, bad_row) FIELD(lh_block, bad_step)
+    WHOLE(lh_lstm_layer)
+    FIELD(lh_lstm_layer, rows) FIELD(lh_lstm_layer, steps) FIELD(lh_lstm_layer, hidden) FIELD(lh_lstm_layer, ids)
+    FIELD(lh_lstm_layer, inputs) FIELD(lh_lstm_layer, weights) FIELD(lh_lstm_layer, h0) FIELD(lh_lstm_layer, c0)
+    FIELD(lh_lstm_layer, h) FIELD(lh_lstm_layer, c) FIELD(lh_lstm_layer, gates) FIELD(lh_lstm_layer, d_h)
+    FIELD(lh_lstm_layer, d_gates) FIELD(lh_lstm_layer, d_inputs)
+    {0, 0, 0},
+};
+
+/* Returns an array that ends with an entry without a name. */
+EXPORT const lh_field *lh_layout(void) { return fields; }

@@ -1,0 +1,203 @@
+/* Logits and one random number -> an id: the arithmetic of model/network/sampling.py, in double, in id order.
+ *
+ * exp and log are written out here, because libm's results differ between machines. Weights are not normalised (the
+ * most probable id has weight 1): every comparison that the filters make is one of ratios.
+ */
+#ifndef LONGHAND_SAMPLING_H
+#define LONGHAND_SAMPLING_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "simd.h"
+
+/* The fields of SamplingParams in model/network/sampling.py, in its order; a test compares the layouts. */
+#define SAMPLING_FIELDS(FIELD)  \
+    FIELD(double, temperature)  \
+    FIELD(int32_t, top_k)       \
+    FIELD(double, top_p)        \
+    FIELD(double, min_p)
+
+#define SAMPLING_DECLARE(type, name) type name;
+typedef struct { SAMPLING_FIELDS(SAMPLING_DECLARE) } sampling_t;
+
+/* Whether every parameter is a number that the code below can work with. The comparisons are false for NaN. */
+static int sampling_is_valid(const sampling_t *s)
+{
+    return s->temperature >= 0.0 && s->temperature < INFINITY && s->top_k >= 0 && s->top_p >= 0.0 && s->min_p >= 0.0;
+}
+
+/* Whether any filter may remove an id. */
+INLINE int sampling_has_filters(const sampling_t *s) { return s->top_k > 0 || s->top_p < 1.0 || s->min_p > 0.0; }
+
+/* A thread's memory for sampling, (V,) each. */
+typedef struct {
+    double *weight; /* exp((logit - max) / temperature) */
+    int32_t *heap;  /* ids; the most probable is at the root */
+    uint8_t *keep;
+} sampling_scratch_t;
+
+#define LN2_HIGH 6.93147180369123816490e-01 /* 33 bits of ln 2, so that n * LN2_HIGH is exact */
+#define LN2_LOW 1.90821492927058770002e-10  /* the rest */
+
+/* e^x for x <= 0: 2^n e^r with |r| <= ln(2)/2, e^r by its series to r^13/13! (error 4e-18); 0 below -708. */
+INLINE double exp_negative(double x)
+{
+    if (!(x > -708.0)) return 0.0;
+    const double shift = 6755399441055744.0; /* 1.5 * 2^52: adding it rounds to a whole number */
+    double n = __builtin_fma(x, 1.4426950408889634, shift) - shift;
+    double r = __builtin_fma(-n, LN2_HIGH, x);
+    r = __builtin_fma(-n, LN2_LOW, r);
+    double s = 1.0 / 6227020800.0;
+    s = __builtin_fma(s, r, 1.0 / 479001600.0);
+    s = __builtin_fma(s, r, 1.0 / 39916800.0);
+    s = __builtin_fma(s, r, 1.0 / 3628800.0);
+    s = __builtin_fma(s, r, 1.0 / 362880.0);
+    s = __builtin_fma(s, r, 1.0 / 40320.0);
+    s = __builtin_fma(s, r, 1.0 / 5040.0);
+    s = __builtin_fma(s, r, 1.0 / 720.0);
+    s = __builtin_fma(s, r, 1.0 / 120.0);
+    s = __builtin_fma(s, r, 1.0 / 24.0);
+    s = __builtin_fma(s, r, 1.0 / 6.0);
+    s = __builtin_fma(s, r, 0.5);
+    s = __builtin_fma(s, r, 1.0);
+    s = __builtin_fma(s, r, 1.0);
+    uint64_t bits = (uint64_t)((int64_t)n + 1023) << 52;
+    double power;
+    memcpy(&power, &bits, 8);
+    return s * power;
+}
+
+/* ln x for 1 <= x < 2^1000: n ln 2 + 2 atanh(s), s = (m - 1) / (m + 1), |s| <= 0.172, by its series to s^23 / 23. */
+INLINE double log_of(double x)
+{
+    uint64_t bits;
+    memcpy(&bits, &x, 8);
+    double n = (double)((int64_t)(bits >> 52) - 1023);
+    bits = (bits & 0xfffffffffffffULL) | 0x3ff0000000000000ULL;
+    double m;
+    memcpy(&m, &bits, 8);
+    if (m > 1.4142135623730951) m *= 0.5, n += 1.0;
+    double s = (m - 1.0) / (m + 1.0), z = s * s, t = 1.0 / 23.0;
+    for (int k = 21; k >= 1; k -= 2) t = __builtin_fma(t, z, 1.0 / k);
+    return __builtin_fma(n, LN2_HIGH, __builtin_fma(2.0 * s, t, n * LN2_LOW));
+}
+
+/* Whether id a ranks before id b: the more probable first, of equals the lower id. */
+INLINE int ranks_before(const double *weight, int32_t a, int32_t b)
+{
+    return weight[a] > weight[b] || (weight[a] == weight[b] && a < b);
+}
+
+static void sift_down(int32_t *heap, int n, int at, const double *weight)
+{
+    int32_t moved = heap[at];
+    for (;;) {
+        int child = 2 * at + 1;
+        if (child >= n) break;
+        if (child + 1 < n && ranks_before(weight, heap[child + 1], heap[child])) child++;
+        if (!ranks_before(weight, heap[child], moved)) break;
+        heap[at] = heap[child];
+        at = child;
+    }
+    heap[at] = moved;
+}
+
+/* Removes the root of a heap of n ids, and puts it at heap[n - 1]. */
+static int32_t heap_pop(int32_t *heap, int n, const double *weight)
+{
+    int32_t root = heap[0];
+    heap[0] = heap[n - 1];
+    heap[n - 1] = root;
+    sift_down(heap, n - 1, 0, weight);
+    return root;
+}
+
+/* Sets `keep` for what top_k, top_p and min_p keep. A heap gives ids by rank, and is popped only as often as needed. */
+static void filter(const sampling_scratch_t *d, int n, const sampling_t *s)
+{
+    const double *weight = d->weight;
+    int by_rank = (s->top_k > 0 && s->top_k < n) || s->top_p < 1.0;
+    if (!by_rank) {
+        for (int i = 0; i < n; i++) d->keep[i] = weight[i] >= s->min_p;
+        return;
+    }
+    for (int i = 0; i < n; i++) d->keep[i] = 0, d->heap[i] = i;
+    for (int i = n / 2 - 1; i >= 0; i--) sift_down(d->heap, n, i, weight);
+    int left = n, most = s->top_k > 0 && s->top_k < n ? s->top_k : n;
+    double total = 0.0, before = 0.0, enough = INFINITY;
+    if (s->top_p < 1.0) {
+        /* the mass that top_k leaves; popped ids lie behind the heap, the first at heap[n - 1] */
+        if (most < n)
+            for (; left > n - most; left--) total += weight[heap_pop(d->heap, left, weight)];
+        else
+            for (int i = 0; i < n; i++) total += weight[i];
+        enough = s->top_p * total;
+    }
+    for (int rank = 0; rank < most && before < enough; rank++) {
+        int at = n - 1 - rank;
+        if (at < left) heap_pop(d->heap, left--, weight);
+        int32_t id = d->heap[at];
+        if (weight[id] < s->min_p) break;
+        d->keep[id] = 1;
+        before += weight[id];
+    }
+}
+
+/* The lowest id with the largest logit. */
+INLINE int32_t argmax(const float *logits, int n)
+{
+    int32_t best = 0;
+    for (int i = 1; i < n; i++)
+        if (logits[i] > logits[best]) best = i;
+    return best;
+}
+
+/* Fills weight[i] = exp(logit - max) and returns their sum. */
+INLINE double weigh(const float *logits, int n, double max, double *weight)
+{
+    double sum = 0.0;
+    for (int i = 0; i < n; i++) weight[i] = exp_negative((double)logits[i] - max);
+    for (int i = 0; i < n; i++) sum += weight[i];
+    return sum;
+}
+
+/* The natural log-probability of an id at temperature 1 without filters. */
+static float score(const float *logits, int n, int32_t id, const sampling_scratch_t *d)
+{
+    double max = logits[argmax(logits, n)];
+    return (float)((double)logits[id] - max - log_of(weigh(logits, n, max, d->weight)));
+}
+
+/* Draws an id; its log-probability, as `score` gives it, goes to *logprob. */
+static int32_t draw(const float *logits, int n, const sampling_t *s, double random_value, const sampling_scratch_t *d,
+                    float *logprob)
+{
+    int32_t best = argmax(logits, n), id = best;
+    double max = logits[best], *weight = d->weight, sum = weigh(logits, n, max, weight);
+    if (s->temperature > 0.0) {
+        double total = sum;
+        if (s->temperature != 1.0) {
+            for (int i = 0; i < n; i++) weight[i] = exp_negative(((double)logits[i] - max) / s->temperature);
+            total = 0.0;
+            for (int i = 0; i < n; i++) total += weight[i];
+        }
+        if (sampling_has_filters(s)) {
+            filter(d, n, s);
+            d->keep[best] = 1; /* the most probable id is always kept */
+            total = 0.0;
+            for (int i = 0; i < n; i++) total += weight[i] = d->keep[i] ? weight[i] : 0.0;
+        }
+        double target = random_value * total, cumulative = 0.0;
+        for (int i = 0; i < n; i++) {
+            cumulative += weight[i];
+            if (weight[i] > 0.0) id = i; /* if rounding lets the target reach the total: the last id that is kept */
+            if (cumulative > target) break;
+        }
+    }
+    *logprob = (float)((double)logits[id] - max - log_of(sum));
+    return id;
+}
+
+#endif

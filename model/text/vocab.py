@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from model.errors import TextError, UnknownCharacters
 
 OnUnknown = Literal["error", "skip"]
-_CODE_POINTS = 0x110000
 
 
 @dataclass(frozen=True)
@@ -24,58 +23,79 @@ class Vocabulary:
     _table: NDArray[np.int32] = field(init=False, repr=False, compare=False)  # code point -> id, or -1
 
     def __post_init__(self) -> None:
+        """Check the characters and build the table of ids.
+
+        Raises:
+            TextError: There are fewer than two characters, or they are not in order.
+        """
         points = code_points(self.characters)
         if len(points) < 2 or bool((np.diff(points.astype(np.int64)) <= 0).any()):
-            raise TextError(f"vocabulary: expected 2 or more distinct characters in order, got {len(points)}")
-        table = np.full(int(points[-1]) + 2, -1, dtype=np.int32)  # the last entry stands for all beyond
+            expected = "2 or more distinct characters in order"
+            raise TextError(f"got {len(points)} characters", field="vocabulary", expected=expected)
+        table = np.full(int(points[-1]) + 2, -1, dtype=np.int32)  # the last entry stands for all larger code points
         table[points] = np.arange(len(points), dtype=np.int32)
         object.__setattr__(self, "_table", table)
 
     @classmethod
     def of(cls, text: str, max_size: int = 65536) -> Vocabulary:
-        """The vocabulary of a text. Raised: TextError when it is larger than max_size or smaller than 2."""
-        seen = np.bincount(code_points(text), minlength=2)
-        points = np.flatnonzero(seen).astype(np.uint32)
+        """Return the vocabulary of a text.
+
+        Raises:
+            TextError: The text has fewer than 2 or more than `max_size` distinct characters.
+        """
+        points = np.flatnonzero(np.bincount(code_points(text), minlength=2))
+        problem = f"the text has {len(points)} distinct characters"
         if len(points) > max_size:
-            raise TextError(
-                f"the text has {len(points)} distinct characters, expected at most max_vocab = {max_size}: is it "
-                "really text? Raise max_vocab if it is"
-            )
+            expected = f"at most max_vocab = {max_size}: is it really text? Raise max_vocab if it is"
+            raise TextError(problem, value=len(points), expected=expected)
         if len(points) < 2:
-            raise TextError(f"the text has {len(points)} distinct characters, expected at least 2: nothing to learn")
-        return cls(points.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass"))
+            raise TextError(problem, value=len(points), expected="at least 2: there is nothing to learn")
+        return cls(characters_of(points))
 
     def __len__(self) -> int:
+        """Return V, the number of characters."""
         return len(self.characters)
 
     @cached_property
     def start(self) -> int:
-        """The id that a text is taken to follow: a newline, for that is where lines begin; else id 0.
+        """The id that is read before the first character of a text, so that an empty prompt can be continued.
 
-        It is read before the first character, so that an empty prompt has something to go on from; it counts in no
-        position.
+        It is the newline, after which lines begin, or else id 0. It counts in no position.
         """
         return max(self.characters.find("\n"), 0)
 
     def encode(self, text: str, on_unknown: OnUnknown = "error") -> NDArray[np.int32]:
-        """Text -> ids (T,) int32. Raised: UnknownCharacters, unless they are to be skipped."""
+        """Convert a text to ids (T,).
+
+        Args:
+            text: The text.
+            on_unknown: "error" refuses characters that the vocabulary lacks, "skip" leaves them out.
+
+        Raises:
+            UnknownCharacters: The text has such characters, and they are not to be skipped.
+        """
         points = code_points(text)
         ids = self._table[np.minimum(points, len(self._table) - 1)]
         unknown = ids < 0
         if unknown.any():
             if on_unknown == "error":
                 _, first = np.unique(points[unknown], return_index=True)
-                where = np.sort(np.flatnonzero(unknown)[first])
-                raise UnknownCharacters([(int(i), text[int(i)]) for i in where])
+                positions = np.sort(np.flatnonzero(unknown)[first])
+                raise UnknownCharacters([(int(i), text[int(i)]) for i in positions])
             ids = ids[~unknown]
         return ids
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
-        """Ids -> text."""
+        """Convert ids (T,) to text."""
         characters = self.characters
         return "".join([characters[i] for i in ids])
 
 
 def code_points(text: str) -> NDArray[np.uint32]:
-    """Text -> its Unicode code points (T,), lone surrogates included: whatever came in can be named."""
+    """Return the Unicode code points (T,) of a text, lone surrogates included, so that an error can name them."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+def characters_of(points: NDArray[np.integer]) -> str:
+    """Return the text of Unicode code points (T,): the inverse of `code_points`."""
+    return points.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")

@@ -1,0 +1,143 @@
+"""The one decoder of text: files on the command line, uploads and training jobs are all decoded by it.
+
+It accepts UTF-8, drops a byte order mark, and turns CR LF and CR into LF. The work is done by the standard library's
+incremental decoders; this class adds the position of an error and notes on what was changed.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from model.errors import TextError
+
+_FOREIGN_BOMS = (  # UTF-32 before UTF-16: its little-endian mark begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+_BOM_BYTES = 4
+_CHUNK_BYTES = 1 << 20
+
+
+class TextDecoder:
+    """Decode one text, given in chunks that may be cut anywhere.
+
+    Args:
+        name: What the text is, for the messages of errors.
+
+    Attributes:
+        name: What the text is.
+        n_bytes: The number of bytes received.
+        n_characters: The number of characters returned.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.n_bytes = self.n_characters = 0
+        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        self._newlines = io.IncrementalNewlineDecoder(None, translate=True)
+        self._start: bytes | None = b""  # the first bytes, until there are enough to see a byte order mark
+        self._had_bom = False
+        self._decoded = 0  # bytes handed to the UTF-8 decoder, plus the byte order mark
+        self._n_cr = self._n_lf = self._n_lines = 0  # received CR, received LF, returned LF
+
+    def decode(self, chunk: bytes, *, final: bool = False) -> str:
+        """Decode the next chunk.
+
+        Args:
+            chunk: The bytes that follow those of the last call.
+            final: Whether the text ends here.
+
+        Returns:
+            Characters of the text. Some may be returned only by a later call, when a chunk ends within a character or
+            between a CR and its LF.
+
+        Raises:
+            TextError: The bytes are not UTF-8, or the text is empty.
+        """
+        self.n_bytes += len(chunk)
+        if self._start is not None:
+            self._start += chunk
+            if len(self._start) < _BOM_BYTES and not final:
+                return ""
+            chunk, self._start = self._without_bom(self._start), None
+        undecoded = len(self._utf8.getstate()[0])  # bytes of an incomplete character, from the last call
+        try:
+            raw = self._utf8.decode(chunk, final)
+        except UnicodeDecodeError as error:
+            raise self._not_utf8(error, self._decoded - undecoded) from error
+        self._decoded += len(chunk)
+        text = self._newlines.decode(raw, final)
+        self._n_cr += raw.count("\r")
+        self._n_lf += raw.count("\n")
+        self._n_lines += text.count("\n")
+        self.n_characters += len(text)
+        if final and not self.n_characters:
+            raise TextError("is empty", field=self.name, expected="text")
+        return text
+
+    @property
+    def notes(self) -> list[str]:
+        """What was changed while the text was decoded, as sentences. Complete after the final call."""
+        notes = ["a byte order mark at the start was dropped"] if self._had_bom else []
+        if self._n_cr:
+            n_crlf = self._n_cr + self._n_lf - self._n_lines  # each CR LF became one LF
+            notes.append(f"line ends became \\n ({n_crlf} CR LF, {self._n_cr - n_crlf} CR)")
+        return notes
+
+    def _without_bom(self, start: bytes) -> bytes:
+        for bom, encoding in _FOREIGN_BOMS:
+            if start.startswith(bom):
+                problem = f"is {encoding} (byte order mark at byte 0)"
+                raise TextError(problem, field=self.name, value=encoding, expected="UTF-8")
+        if start.startswith(codecs.BOM_UTF8):
+            self._had_bom = True
+            self._decoded = len(codecs.BOM_UTF8)
+        return start[self._decoded :]
+
+    def _not_utf8(self, error: UnicodeDecodeError, offset: int) -> TextError:
+        """Return the error that names the first bad byte and its line; `offset` is the byte where `error` starts."""
+        valid = error.object[: error.start].decode("utf-8")
+        seen = io.IncrementalNewlineDecoder(None, translate=True)
+        seen.setstate(self._newlines.getstate())
+        line = 1 + self._n_lines + seen.decode(valid, True).count("\n")
+        byte = error.object[error.start]
+        problem = f"not UTF-8, byte {offset + error.start} is 0x{byte:02x} ({error.reason}) in line {line}"
+        return TextError(problem, field=self.name, value=f"0x{byte:02x}", expected="UTF-8 text")
+
+
+def decode_file(path: Path, decoder: TextDecoder, chunk_bytes: int = _CHUNK_BYTES) -> Iterator[str]:
+    """Decode a file in chunks, in order.
+
+    Args:
+        path: The file.
+        decoder: A new decoder. After each chunk its `n_bytes` is the number of bytes that have been read.
+        chunk_bytes: The number of bytes to read at a time.
+
+    Raises:
+        TextError: The file cannot be read, is not UTF-8 or is empty.
+    """
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(chunk_bytes):
+                yield decoder.decode(chunk)
+            yield decoder.decode(b"", final=True)
+    except OSError as error:
+        raise TextError(f"cannot be read ({error.strerror})", field=decoder.name, expected="a text file") from error
+
+
+def read_text(path: Path) -> tuple[str, list[str]]:
+    """Read a text file as a whole.
+
+    Returns:
+        The text, and notes on what was changed while it was decoded.
+
+    Raises:
+        TextError: The file cannot be read, is not UTF-8 or is empty.
+    """
+    decoder = TextDecoder(f"corpus {path}")
+    return "".join(decode_file(path, decoder)), decoder.notes

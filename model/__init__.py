@@ -1,12 +1,15 @@
-"""What the network is and how it learns: torch, numpy and the standard library; no HTTP, no Redis, no threads.
+"""What the network is and how it learns: torch, numpy and the standard library.
 
-The shape alphabet, used in trailing comments and docstrings everywhere:
+Not here: HTTP, Redis and jobs (service/). No module of model/ connects or starts a thread when it is imported.
+
+The alphabet of shapes, in docstrings and in comments at the ends of lines:
 
     B  batch: rows that are computed together
-    T  time: characters in a window
+    T  time: characters of a window
     L  layers
     H  hidden units of a layer
+    E  size of an embedding
     V  vocabulary: distinct characters
-    K  steps in a block of the stepper
-    S  tensors in a state: 2 for an lstm (h and c), 1 for gru and rnn
+    K  steps of a block of the stepper
+    S  tensors of a state: 2 for an lstm (h and c), 1 for gru and rnn
 """

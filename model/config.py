@@ -1,6 +1,8 @@
-"""Every knob of a network and of its training, each with its reason, and the presets.
+"""Settings of a network and of its training, each with its range and its reason, and the presets.
 
-Two frozen dataclasses; derived values are properties. `validate` names the field, the value and what was expected.
+Both are frozen dataclasses. The range and the reason are metadata of the field: the check, the command line's help and
+the reference of settings are all made from them. Standard dataclasses, not pydantic: the check is one short function,
+and model/ needs no further library for it.
 """
 
 from __future__ import annotations
@@ -16,42 +18,55 @@ Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
-def _knob(default: Any, reason: str, *, low: float, high: float, above: bool = False) -> Any:
-    """A numeric field with its range; `above` makes the low end exclusive."""
-    return field(default=default, metadata={"help": reason, "low": low, "high": high, "above": above})
+def _number(default: Any, help: str, *, minimum: float, maximum: float, exclusive_minimum: bool = False) -> Any:
+    """Declare a numeric setting; with `exclusive_minimum` the minimum itself is not allowed."""
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "exclusive_minimum": exclusive_minimum}
+    return field(default=default, metadata=metadata)
 
 
-def _words(reason: str, choices: object) -> dict[str, Any]:
-    """The metadata of a field that takes one of a Literal's words."""
-    return {"help": reason, "choices": get_args(choices)}
+def _choice(default: str, help: str, choices: object) -> Any:
+    """Declare a setting that takes one of the words of a Literal."""
+    return field(default=default, metadata={"help": help, "choices": get_args(choices)})
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """The shape of a CharRNN."""
 
-    vocab_size: int = field(metadata={"help": "distinct characters", "low": 2, "high": 65536, "above": False})
-    n_hidden: int = _knob(256, "hidden units of a layer; a step costs 8 * n_hidden^2 multiply-adds", low=1, high=8192)
-    n_layers: int = _knob(1, "stacked layers; more need more text and more time", low=1, high=8)
-    n_embed: int = _knob(64, "size of a character's vector; free when sampling: it is folded away", low=1, high=4096)
-    cell: Cell = field(default="lstm", metadata=_words("lstm forgets by choice; gru is smaller; rnn shows why", Cell))
+    vocab_size: int = field(
+        metadata={"help": "distinct characters", "minimum": 2, "maximum": 65536, "exclusive_minimum": False}
+    )
+    n_hidden: int = _number(
+        256, "hidden units per layer; a step costs 8 * n_hidden^2 multiply-adds per layer", minimum=1, maximum=8192
+    )
+    n_layers: int = _number(1, "stacked layers; more layers need more text and more time", minimum=1, maximum=8)
+    n_embed: int = _number(
+        64, "size of a character's embedding; costs nothing when generating: it is folded into the first layer",
+        minimum=1, maximum=4096,
+    )  # fmt: skip
+    cell: Cell = _choice("lstm", "recurrent cell; gru is smaller than lstm, rnn is for comparison", Cell)
 
     def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: A field has a wrong type or is out of range.
+        """
         validate(self)
 
     @property
     def state_tensors(self) -> int:
-        """S: 2 for an lstm (h and c), 1 for gru and rnn."""
+        """S, the tensors of a hidden state: 2 for an lstm (h and c), 1 for gru and rnn."""
         return 2 if self.cell == "lstm" else 1
 
     @property
     def gates(self) -> int:
-        """Rows of H in each weight matrix: 4 for an lstm (i, f, g, o), 3 for a gru (r, z, n), 1 for an rnn."""
+        """The gates of a cell: 4 for an lstm (i, f, g, o), 3 for a gru (r, z, n), 1 for an rnn."""
         return {"lstm": 4, "gru": 3, "rnn": 1}[self.cell]
 
     @property
     def n_parameters(self) -> int:
-        """Trained numbers."""
+        """The number of trained parameters."""
         inputs = [self.n_embed] + [self.n_hidden] * (self.n_layers - 1)
         layers = sum(self.gates * self.n_hidden * (n + self.n_hidden + 2) for n in inputs)
         return self.vocab_size * self.n_embed + layers + self.vocab_size * (self.n_hidden + 1)
@@ -59,85 +74,117 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """How a CharRNN learns: stateful truncated backpropagation with a budget that ends."""
+    """How a CharRNN is trained: stateful truncated backpropagation through time, with a budget."""
 
-    batch_size: int = _knob(16, "B, streams side by side; small ones learn more per character", low=1, high=4096)
-    seq_length: int = _knob(
-        64,
-        "T, characters of a window: how far a gradient goes back; short ones learn more in a short run",
-        low=1,
-        high=65536,
+    batch_size: int = _number(
+        16, "B, streams per batch; small batches learn more per character", minimum=1, maximum=4096
     )
-    lr: float = _knob(4e-3, "the largest rate of Adam; it ends at zero", low=0, high=1, above=True)
-    schedule: Schedule = field(
-        default="cosine", metadata=_words("how the rate falls; most of a run's gain comes while it does", Schedule)
+    seq_length: int = _number(
+        64, "T, characters per window: gradients reach back this far; short windows learn more in a short run",
+        minimum=1, maximum=65536,
+    )  # fmt: skip
+    lr: float = _number(
+        4e-3, "peak learning rate of AdamW; the schedule ends at zero", minimum=0, maximum=1, exclusive_minimum=True
     )
-    warmup: float = _knob(0.02, "part of the budget in which the rate rises to lr", low=0, high=0.5)
-    dropout: float = _knob(
-        0.0, "part of the activations dropped between layers and before the output", low=0, high=0.95
+    schedule: Schedule = _choice("cosine", "how the learning rate decreases after the warmup", Schedule)
+    warmup: float = _number(
+        0.02, "part of the budget in which the learning rate rises linearly to lr", minimum=0, maximum=0.5
     )
-    embed_dropout: float = _knob(
-        0.0, "part of a character's vector dropped, the same all through a window", low=0, high=0.95
+    dropout: float = _number(0.0, "dropout between layers and before the output", minimum=0, maximum=0.95)
+    embed_dropout: float = _number(
+        0.0, "dropout of the embedding, with one mask for all characters of a window", minimum=0, maximum=0.95
     )
-    weight_drop: float = _knob(
-        0.0, "part of the recurrent weights dropped in each step (DropConnect): for many passes", low=0, high=0.95
+    weight_drop: float = _number(
+        0.0, "dropout of the recurrent weights in each step (DropConnect); for runs of many epochs",
+        minimum=0, maximum=0.95,
+    )  # fmt: skip
+    reset: float = _number(
+        0.02, "probability that a stream's state is reset before a window, to learn to start from the zero state",
+        minimum=0, maximum=1,
+    )  # fmt: skip
+    clip: float = _number(1.0, "maximum norm of the gradient", minimum=0, maximum=1e6, exclusive_minimum=True)
+    weight_decay: float = _number(0.01, "weight decay of AdamW, on matrices only", minimum=0, maximum=1)
+    ema: float = _number(
+        0.998, "decay of the exponential moving average of the weights, which is what is saved; 0: off",
+        minimum=0, maximum=1,
+    )  # fmt: skip
+    val_fraction: float = _number(
+        0.1, "part of the text for validation", minimum=0, maximum=0.5, exclusive_minimum=True
     )
-    reset: float = _knob(
-        0.02, "chance that a stream forgets its state before a window: learns to begin from nothing", low=0, high=1
+    test_fraction: float = _number(
+        0.0, "part of the text, at its end, for one test after the run; 0: none", minimum=0, maximum=0.4
     )
-    clip: float = _knob(
-        1.0, "the gradient's norm is cut to this: one bad window cannot wreck a run", low=0, high=1e6, above=True
+    minutes: float = _number(
+        1.0, "budget in minutes; the schedule is sized to end with it", minimum=0, maximum=1e5, exclusive_minimum=True
     )
-    weight_decay: float = _knob(0.01, "AdamW's pull towards zero, on matrices only", low=0, high=1)
-    ema: float = _knob(0.998, "decay of the running mean of the weights, which is what is kept; 0: none", low=0, high=1)
-    val_fraction: float = _knob(0.1, "part of the text kept for validation", low=0, high=0.5, above=True)
-    test_fraction: float = _knob(0.0, "the very end, looked at once, after the run; 0: none", low=0, high=0.4)
-    minutes: float = _knob(1.0, "the budget: the schedule is sized to end with it", low=0, high=1e5, above=True)
-    epochs: float = _knob(0.0, "a budget in passes over the text instead; 0 uses minutes", low=0, high=1e5)
-    steps: int = _knob(0, "a budget in steps instead of minutes or epochs; 0 uses those", low=0, high=10**9)
-    validations: int = _knob(12, "looks at the validation part during the run; the best is kept", low=1, high=10000)
-    patience: int = _knob(0, "looks without a new best after which the run ends; 0: never", low=0, high=10000)
-    workers: int = _knob(0, "threads that share a batch, on a CPU; 0: as fits the cores", low=0, high=256)
-    precision: Precision = field(
-        default="fp32", metadata=_words("of the products on a GPU; the weights stay fp32", Precision)
+    epochs: float = _number(0.0, "budget in epochs, instead of minutes; 0: use minutes", minimum=0, maximum=1e5)
+    steps: int = _number(0, "budget in steps, instead of epochs or minutes; 0: use those", minimum=0, maximum=10**9)
+    validations: int = _number(
+        12, "validations during the run; the weights of the best one are saved", minimum=1, maximum=10000
     )
-    max_vocab: int = _knob(
-        4096, "more distinct characters than this is refused: probably not the text you meant", low=2, high=65536
+    patience: int = _number(
+        0, "early stopping: end after this many validations without a new best; 0: never", minimum=0, maximum=10000
     )
-    seed: int = _knob(1, "of the initial weights and of all that is dropped", low=0, high=2**63 - 1)
+    workers: int = _number(
+        0, "threads that share a batch on a CPU; 0: chosen by the number of cores", minimum=0, maximum=256
+    )
+    precision: Precision = _choice(
+        "fp32", "of matrix products on a GPU (mixed precision); the weights stay fp32", Precision
+    )
+    max_vocab: int = _number(
+        4096, "refuse a text with more distinct characters: it is probably not the intended file",
+        minimum=2, maximum=65536,
+    )  # fmt: skip
+    seed: int = _number(1, "random seed of the initial weights and of all dropout", minimum=0, maximum=2**63 - 1)
 
     def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: A field has a wrong type or is out of range.
+        """
         validate(self)
 
     def as_dict(self) -> dict[str, Any]:
+        """Return all settings by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Raised: ConfigError for a name that is not a setting."""
+        """Create a configuration from settings by name; those that are missing have their defaults.
+
+        Raises:
+            ConfigError: A name is not a setting, or a value has a wrong type or is out of range.
+        """
         known = {f.name for f in fields(cls)}
-        for name in values:
+        for name, value in values.items():
             if name not in known:
-                raise ConfigError(f"{name}: not a training setting; known: {', '.join(sorted(known))}")
+                expected = f"one of {', '.join(sorted(known))}"
+                raise ConfigError("not a training setting", field=name, value=value, expected=expected)
         return cls(**values)
 
 
 def validate(config: ModelConfig | TrainConfig) -> None:
-    """Raised: ConfigError for the first field whose type or range is wrong."""
+    """Check the type and range of every field.
+
+    Raises:
+        ConfigError: The first field that is wrong.
+    """
     for f in fields(config):
         value = getattr(config, f.name)
         if "choices" in f.metadata:
             if value not in f.metadata["choices"]:
-                raise ConfigError(f"{f.name}: got {value!r}, expected one of {', '.join(f.metadata['choices'])}")
+                raise ConfigError(field=f.name, value=value, expected=f"one of {', '.join(f.metadata['choices'])}")
             continue
-        whole = f.type == "int"
-        low, high, above = f.metadata["low"], f.metadata["high"], f.metadata["above"]
-        right_type = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        if not right_type or not math.isfinite(value) or not low <= value <= high or (above and value == low):
-            kind = "a whole number" if whole else "a number"
-            raise ConfigError(
-                f"{f.name}: got {value!r}, expected {kind} {'above' if above else 'from'} {low:g} to {high:g}"
-            )
+        is_integer = f.type == "int"
+        minimum, maximum, exclusive = (f.metadata[k] for k in ("minimum", "maximum", "exclusive_minimum"))
+        has_type = isinstance(value, int if is_integer else int | float) and not isinstance(value, bool)
+        in_range = has_type and math.isfinite(value) and minimum <= value <= maximum
+        if not in_range or (exclusive and value == minimum):
+            kind = "a whole number" if is_integer else "a number"
+            low = f"above {minimum:g}, at most" if exclusive else f"from {minimum:g} to"
+            expected = f"{kind} {low} {maximum:g}"
+            raise ConfigError(field=f.name, value=value, expected=expected)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -145,8 +192,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "standard": {"n_hidden": 512, "n_layers": 2, "batch_size": 32, "lr": 2e-3, "dropout": 0.35, "minutes": 20.0},
     "best": {"n_hidden": 448, "n_embed": 128, "dropout": 0.35, "weight_drop": 0.15, "minutes": 15.0},
 }
-"""Named starting points; any setting given beside one overrides it.
+"""Named starting points; a setting given beside the name overrides the preset's.
 
-quick: a model while you wait. standard: the course's 2 x 512. best: the lowest loss in a quarter of an hour on two
-cores that we know of; docs/decisions.md says what each of its settings bought.
+quick: a model within a minute. standard: 2 x 512, a common size. best: the lowest loss known to us in 15 minutes on
+two cores; docs/decisions says what each of its settings contributes.
 """

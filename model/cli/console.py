@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from model.checkpoints.file_format import Checkpoint
 from model.evaluation.protocols import bits
 from model.stepper.choose import choose
-from model.text.memory_map import Encoding
+from model.text.memory_map import OnProgress
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -24,7 +24,7 @@ def progress_bar(name: str) -> Progress:
 
 
 @contextmanager
-def encoding() -> Iterator[Encoding]:
+def encoding() -> Iterator[OnProgress]:
     """Show a progress bar while a large text is read; yields its callback."""
     with progress_bar("corpus ") as bar:
         task = bar.add_task("", total=1.0, line="")

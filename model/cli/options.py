@@ -13,7 +13,7 @@ from model.config import PRESETS, ModelConfig, TrainConfig
 from model.errors import CheckpointError
 from model.text.corpus import Corpus
 from model.text.default_text import default_text
-from model.text.memory_map import corpus_from_file
+from model.text.memory_map import read_corpus
 from model.training.run_folder import RunFolder
 
 CHECKPOINT_FOLDER = Path("data/checkpoints")
@@ -90,7 +90,7 @@ def load_corpus(source: Path | None, config: TrainConfig, folder: Path) -> Corpu
     if source is None:
         return Corpus.from_text(default_text(), config)
     with console.encoding() as watch:
-        return corpus_from_file(source, config, folder / "texts", watch)
+        return read_corpus(source, config, folder / "texts", watch)
 
 
 def chosen_checkpoint(args: argparse.Namespace) -> Path:

@@ -13,7 +13,8 @@ from model.errors import ConfigError
 from model.evaluation import protocols
 from model.evaluation.dynamic_evaluation import dynamic_loss
 from model.stepper.choose import Precision, choose
-from model.text.corpus import Corpus, Ids, read_text
+from model.text.corpus import Corpus, Ids
+from model.text.decoding import read_text
 from model.text.default_text import default_text
 
 

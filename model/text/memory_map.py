@@ -27,7 +27,7 @@ OnProgress = Callable[[str, float], None]
 """Called with the stage, "reading" or "encoding", and the part of it that is done, 0 to 1."""
 
 
-def load_corpus(
+def read_corpus(
     path: Path, config: TrainConfig, cache: Path, on_progress: OnProgress = lambda stage, done: None
 ) -> Corpus:
     """Read a text of any size as a corpus.
@@ -64,9 +64,7 @@ def _load_mapped(path: Path, config: TrainConfig, cache: Path, on_progress: OnPr
         raise
 
 
-def _map_ids(
-    path: Path, vocab: Vocabulary, statistics: TextStatistics, cache: Path, on_progress: OnProgress
-) -> Ids:
+def _map_ids(path: Path, vocab: Vocabulary, statistics: TextStatistics, cache: Path, on_progress: OnProgress) -> Ids:
     """Map the cached ids; write them first if they are missing or incomplete."""
     ids_file = cache / f"{statistics.sha256}.ids"
     dtype = np.dtype(id_type(vocab))

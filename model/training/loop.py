@@ -63,7 +63,8 @@ def fit(
     run that was not stopped. `warm_start` gives the weights to begin with; characters that both vocabularies have keep
     theirs. `about` is kept in run.json for whoever resumes: where the text lies, say. Distributed other than 0 return
     `folder`. Raised: TrainingError when the loss is not a number, StorageError when the disk refuses,
-    CheckpointError when a file is damaged, ConfigError for settings that cannot be, also those that are not the run's own.
+    CheckpointError when a file is damaged, ConfigError for settings that cannot be, also those that are not the
+    run's own.
     """
     record = RunFolder(run) if run is not None else None
     trainer = _Trainer(

@@ -16,7 +16,8 @@ from typing import Any
 from model.checkpoints import file_format, registry
 from model.errors import CheckpointError, ModelError
 from model.evaluation.protocols import bits
-from model.text.corpus import read_text, text_sha256
+from model.text.decoding import read_text
+from model.text.text_statistics import text_sha256
 from service.errors import ServiceError
 from service.jobs.queue import JobQueue
 from service.jobs.request import check

@@ -30,8 +30,7 @@ def check(request: RetrainRequest, corpora: Corpora) -> dict[str, Any]:
         network, config = settings_of(wanted)
         ModelConfig(vocab_size=2, **network)
     except ConfigError as e:
-        name, _, said = str(e).partition(": ")
-        raise BadRequest(str(e), field=name, value=request.settings.get(name), expected=said) from e
+        raise BadRequest(str(e), field=e.field, value=e.value, expected=e.expected) from e
     _check_texts(request, config, corpora)
     return wanted
 
@@ -57,7 +56,7 @@ def _check_texts(request: RetrainRequest, config: TrainConfig, corpora: Corpora)
         Vocabulary.of("".join(sorted(characters)), config.max_vocab)
         check_lengths(lengths, config)
     except TextError as e:
-        raise BadRequest(f"corpus: {e}", field="corpus", value=request.corpus, expected=str(e)) from e
+        raise BadRequest(f"corpus: {e}", field="corpus", value=request.corpus, expected=e.expected) from e
 
 
 def _wrong(field: str, value: Any, expected: str) -> BadRequest:

@@ -8,26 +8,23 @@
 
 from __future__ import annotations
 
-import codecs
-import hashlib
 import json
-import os
 import re
-import secrets
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from model.text.corpus import read_text, text_sha256
+from model.atomic_files import atomic_write
+from model.errors import TextError
+from model.text.decoding import TextDecoder, read_text
 from model.text.default_text import default_text
+from model.text.text_statistics import TextStatistics, text_sha256
 from service.errors import BadRequest, BodyTooLarge, CorpusConflict, UnknownCorpus
 
 BUILT_IN = "shakespeare"
 NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 _CHUNK = 1 << 20
-_BOM_BYTES = 4
-_OTHER_BOMS = ((codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"))
 
 
 class Corpora:
@@ -48,22 +45,14 @@ class Corpora:
         existed = path.exists()
         if existed and only_new:
             raise CorpusConflict(f"{name}: is there already; without If-None-Match it would be replaced")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._folder / f".{name}.{secrets.token_hex(4)}.tmp"
-        try:
-            with open(temporary, "wb") as f:
-                scan = _Scan(name)
-                while chunk := read(_CHUNK):
-                    if scan.n_bytes + len(chunk) > self._max_bytes:
-                        raise too_large(self._max_bytes)
-                    scan.feed(chunk)
-                    f.write(chunk)
-                scan.end()
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        scan = _Scan(name)
+        with atomic_write(path) as file:
+            while chunk := read(_CHUNK):
+                if scan.n_bytes + len(chunk) > self._max_bytes:
+                    raise too_large(self._max_bytes)
+                scan.update(chunk)
+                file.write(chunk)
+            scan.update(b"", final=True)
         return {"name": name, **_shown(self._remember(path, scan))}, not existed
 
     def get(self, name: str) -> dict[str, Any]:
@@ -118,16 +107,15 @@ class Corpora:
         scan = _Scan(name)
         with open(path, "rb") as f:
             while chunk := f.read(_CHUNK):
-                scan.feed(chunk)
-        scan.end()
+                scan.update(chunk)
+        scan.update(b"", final=True)
         return self._remember(path, scan)
 
     def _remember(self, path: Path, scan: _Scan) -> dict[str, Any]:
         stat = path.stat()
         found = {**scan.facts(), "of": [stat.st_mtime_ns, stat.st_size], "put": stat.st_mtime}
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        temporary.write_text(json.dumps(found))
-        os.replace(temporary, _beside(path))
+        with atomic_write(_beside(path)) as file:
+            file.write(json.dumps(found).encode())
         return found
 
     def _path(self, name: str) -> Path:
@@ -137,91 +125,37 @@ class Corpora:
 
 
 class _Scan:
-    """Reads a text's bytes as they come: whether they are UTF-8, and what is in them."""
+    """Decode a corpus as its bytes arrive, and collect what is known of it."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._sha256 = hashlib.sha256()
-        self._head: bytes | None = b""  # the first bytes, until there are enough to see a byte order mark
-        self._decoded = 0  # bytes
-        self._has_bom = self._after_cr = False
-        self._n_crlf = self._n_cr = 0
-        self._seen: set[str] = set()
-        self.n_bytes = 0
-        self.n_characters = 0
+        self._decoder = TextDecoder(f"corpus {name}")
+        self._statistics = TextStatistics()
 
-    def feed(self, chunk: bytes) -> None:
-        """Raised: BadRequest with the offset of the first byte that is no UTF-8."""
-        self.n_bytes += len(chunk)
-        if self._head is not None:
-            self._head += chunk
-            if len(self._head) < _BOM_BYTES:
-                return
-            chunk = self._begin(self._head)
-        self._decode(chunk)
+    @property
+    def n_bytes(self) -> int:
+        """The number of bytes so far."""
+        return self._decoder.n_bytes
 
-    def end(self) -> None:
-        """Raised: BadRequest when the text is empty, or ends within a character."""
-        if self._head is not None:
-            self._decode(self._begin(self._head))
-        self._decode(b"", final=True)
-        if not self.n_characters:
-            raise self._wrong("is empty", ", expected text")
+    def update(self, chunk: bytes, *, final: bool = False) -> None:
+        """Add the next bytes.
 
-    def _begin(self, head: bytes) -> bytes:
-        """Look for a byte order mark; what of these bytes is text."""
-        self._head = None
-        for bom, kind in _OTHER_BOMS:
-            if head.startswith(bom):
-                raise self._wrong(f"is {kind} (byte order mark at byte 0)", ", expected UTF-8")
-        if head.startswith(codecs.BOM_UTF8):
-            self._has_bom = True
-            self._decoded = len(codecs.BOM_UTF8)
-        return head[self._decoded :]
-
-    def _decode(self, chunk: bytes, *, final: bool = False) -> None:
-        held = len(self._decoder.getstate()[0])
+        Raises:
+            BadRequest: They are not UTF-8, or the text ends and is empty.
+        """
         try:
-            text = self._decoder.decode(chunk, final)
-        except UnicodeDecodeError as e:
-            at, byte = self._decoded - held + e.start, e.object[e.start]
-            raise self._wrong(f"not UTF-8, byte {at} is 0x{byte:02x} ({e.reason})", "; expected UTF-8 text") from None
-        self._decoded += len(chunk)
-        self._take(text)
+            self._statistics.update(self._decoder.decode(chunk, final=final))
+        except TextError as e:
+            raise BadRequest(str(e), field="body", value=e.problem, expected=e.expected) from e
 
     def facts(self) -> dict[str, Any]:
-        notes = ["a byte order mark at the start was dropped"] if self._has_bom else []
-        if self._n_crlf or self._n_cr:
-            notes.append(f"line ends became \\n ({self._n_crlf} CR LF, {self._n_cr} CR)")
+        """Return what is known of the corpus, as JSON. Complete after the final update."""
         return {
             "bytes": self.n_bytes,
-            "n_characters": self.n_characters,
-            "characters": "".join(sorted(self._seen)),
-            "sha256": self._sha256.hexdigest(),
-            "notes": notes,
+            "n_characters": self._statistics.n_characters,
+            "characters": self._statistics.characters,
+            "sha256": self._statistics.sha256,
+            "notes": self._decoder.notes,
         }
-
-    def _take(self, text: str) -> None:
-        if self._after_cr and text.startswith("\n"):  # a CR LF that was cut in two has been counted as a CR
-            text = text[1:]
-            self._n_cr -= 1
-            self._n_crlf += 1
-            self._after_cr = False
-        if text:
-            self._after_cr = text.endswith("\r")
-        if "\r" in text:
-            n_crlf = text.count("\r\n")
-            self._n_crlf += n_crlf
-            self._n_cr += text.count("\r") - n_crlf
-            text = text.replace("\r\n", "\n").replace("\r", "\n")
-        self._seen.update(text)
-        self.n_characters += len(text)
-        self._sha256.update(text.encode())
-
-    def _wrong(self, what: str, expected: str) -> BadRequest:
-        message = f"corpus {self._name}: {what}{expected}"
-        return BadRequest(message, field="body", value=what, expected=expected.partition("expected ")[2])
 
 
 @lru_cache(maxsize=1)

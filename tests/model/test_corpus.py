@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.config import TrainConfig
-from model.errors import TextError
-from model.text.corpus import Corpus, Streams, read_text, text_sha256
+from model.errors import TextError, TextTooShort
+from model.text.corpus import Corpus, Streams
+from model.text.decoding import read_text
 from model.text.default_text import default_text
+from model.text.text_statistics import text_sha256
 
 
 @pytest.mark.parametrize(
@@ -60,8 +62,8 @@ def test_the_smallest_text_that_is_promised_is_enough(tmp_path: Path) -> None:
     for n in range(2, 200):
         try:
             Corpus.from_text("ab" * n, config)
-        except TextError as e:
-            needed = int(str(e).split("expected at least ")[1].split()[0])
+        except TextTooShort as e:
+            needed = e.needed
     Corpus.from_text(("ab" * needed)[:needed], config)
 
 

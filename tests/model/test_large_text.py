@@ -11,7 +11,7 @@ from model.config import ModelConfig, TrainConfig
 from model.errors import TextError
 from model.text import memory_map as large_text
 from model.text.corpus import Corpus
-from model.text.memory_map import corpus_from_file
+from model.text.memory_map import read_corpus
 from model.training.loop import fit
 from tests.model.texts import words
 
@@ -22,7 +22,7 @@ CONFIG = TrainConfig(steps=20, batch_size=4, seq_length=16, validations=2)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any text is large, and read in pieces that cut characters and line ends in two."""
     monkeypatch.setattr(large_text, "LARGE_BYTES", 0)
-    monkeypatch.setattr(large_text, "_PIECE_BYTES", 7)
+    monkeypatch.setattr(large_text, "_CHUNK_BYTES", 7)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_it_is_the_same_corpus(tmp_path: Path, text: str) -> None:
     """Ids, split, vocabulary and hash are those of a text that was read whole."""
     file = tmp_path / "text.txt"
     file.write_bytes(text.encode())
-    mapped, whole = corpus_from_file(file, CONFIG, tmp_path / "texts"), Corpus.from_file(file, CONFIG)
+    mapped, whole = read_corpus(file, CONFIG, tmp_path / "texts"), Corpus.from_file(file, CONFIG)
     assert mapped.sha256 == whole.sha256
     assert mapped.vocab == whole.vocab
     assert np.array_equal(mapped.train, whole.train)
@@ -46,7 +46,7 @@ def test_many_characters_take_two_bytes(tmp_path: Path) -> None:
     """More than 256 distinct characters: uint16."""
     file = tmp_path / "text.txt"
     file.write_text("".join(chr(0x4E00 + i % 300) for i in range(900)))
-    corpus = corpus_from_file(file, CONFIG, tmp_path / "texts")
+    corpus = read_corpus(file, CONFIG, tmp_path / "texts")
     assert corpus.train.dtype == np.uint16
     assert corpus.vocab.decode(corpus.train[:300]) == file.read_text()[:300]
 
@@ -55,15 +55,15 @@ def test_the_ids_are_written_once(tmp_path: Path) -> None:
     """A second run on the same text maps what is there; progress is told in both stages."""
     file, stages = tmp_path / "text.txt", []
     file.write_text(words(300))
-    corpus_from_file(file, CONFIG, tmp_path / "texts", lambda stage, done: stages.append((stage, done)))
+    read_corpus(file, CONFIG, tmp_path / "texts", lambda stage, done: stages.append((stage, done)))
     assert {stage for stage, _ in stages} == {"reading", "encoding"}
     assert stages[-1] == ("encoding", 1.0)
     stages.clear()
-    corpus_from_file(file, CONFIG, tmp_path / "texts", lambda stage, done: stages.append((stage, done)))
+    read_corpus(file, CONFIG, tmp_path / "texts", lambda stage, done: stages.append((stage, done)))
     assert {stage for stage, _ in stages} == {"reading"}
     (ids,) = (tmp_path / "texts").iterdir()
     ids.write_bytes(ids.read_bytes()[:-1])
-    assert corpus_from_file(file, CONFIG, tmp_path / "texts").n_characters == len(words(300))
+    assert read_corpus(file, CONFIG, tmp_path / "texts").n_characters == len(words(300))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_text_that_cannot_be_used_is_said(tmp_path: Path, raw: bytes, says: st
     file = tmp_path / "text.txt"
     file.write_bytes(raw)
     with pytest.raises(TextError, match=says) as e:
-        corpus_from_file(file, CONFIG, tmp_path / "texts")
+        read_corpus(file, CONFIG, tmp_path / "texts")
     assert str(file) in str(e.value)
 
 
@@ -89,7 +89,7 @@ def test_training_from_the_map_is_training(tmp_path: Path) -> None:
     """The same checkpoint as from memory."""
     file = tmp_path / "text.txt"
     file.write_text(words(800))
-    corpora = corpus_from_file(file, CONFIG, tmp_path / "texts"), Corpus.from_file(file, CONFIG)
+    corpora = read_corpus(file, CONFIG, tmp_path / "texts"), Corpus.from_file(file, CONFIG)
     model = ModelConfig(len(corpora[0].vocab), n_hidden=8, n_embed=4)
     paths = [fit(c, model, CONFIG, tmp_path / str(i)) for i, c in enumerate(corpora)]
     assert paths[0].name == paths[1].name

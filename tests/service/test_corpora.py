@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import TextError
-from model.text.corpus import read_text, text_sha256
+from model.text.decoding import read_text
+from model.text.text_statistics import text_sha256
 from service.errors import BadRequest, BodyTooLarge, CorpusConflict, ServiceError, UnknownCorpus
 from service.store.corpora import Corpora
 

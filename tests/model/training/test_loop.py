@@ -161,7 +161,7 @@ def test_a_bad_setting_is_named(field: str, value: object) -> None:
 
 def test_unknown_settings_are_named() -> None:
     """A setting that does not exist, and a cell that does not."""
-    with pytest.raises(ConfigError, match=r"learning_rate: not a training setting; known: .*lr"):
+    with pytest.raises(ConfigError, match=r"learning_rate: not a training setting, expected one of .*lr"):
         TrainConfig.from_dict({"learning_rate": 1})
     with pytest.raises(ConfigError, match="cell: got 'transformer', expected one of lstm, gru, rnn"):
         ModelConfig(10, cell="transformer")  # type: ignore[arg-type]

@@ -24,9 +24,9 @@ def _number(default: Any, help: str, *, minimum: float, maximum: float, exclusiv
     return field(default=default, metadata=metadata)
 
 
-def _choice(default: str, help: str, choices: object) -> Any:
-    """Declare a setting that takes one of the words of a Literal."""
-    return field(default=default, metadata={"help": help, "choices": get_args(choices)})
+def _choice(help: str, choices: object) -> dict[str, Any]:
+    """Return the metadata of a setting that takes one of the words of a Literal."""
+    return {"help": help, "choices": get_args(choices)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,9 @@ class ModelConfig:
         64, "size of a character's embedding; costs nothing when generating: it is folded into the first layer",
         minimum=1, maximum=4096,
     )  # fmt: skip
-    cell: Cell = _choice("lstm", "recurrent cell; gru is smaller than lstm, rnn is for comparison", Cell)
+    cell: Cell = field(
+        default="lstm", metadata=_choice("recurrent cell; gru is smaller than lstm, rnn is for comparison", Cell)
+    )
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -86,7 +88,9 @@ class TrainConfig:
     lr: float = _number(
         4e-3, "peak learning rate of AdamW; the schedule ends at zero", minimum=0, maximum=1, exclusive_minimum=True
     )
-    schedule: Schedule = _choice("cosine", "how the learning rate decreases after the warmup", Schedule)
+    schedule: Schedule = field(
+        default="cosine", metadata=_choice("how the learning rate decreases after the warmup", Schedule)
+    )
     warmup: float = _number(
         0.02, "part of the budget in which the learning rate rises linearly to lr", minimum=0, maximum=0.5
     )
@@ -128,8 +132,9 @@ class TrainConfig:
     workers: int = _number(
         0, "threads that share a batch on a CPU; 0: chosen by the number of cores", minimum=0, maximum=256
     )
-    precision: Precision = _choice(
-        "fp32", "of matrix products on a GPU (mixed precision); the weights stay fp32", Precision
+    precision: Precision = field(
+        default="fp32",
+        metadata=_choice("of matrix products on a GPU (mixed precision); the weights stay fp32", Precision),
     )
     max_vocab: int = _number(
         4096, "refuse a text with more distinct characters: it is probably not the intended file",

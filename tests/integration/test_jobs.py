@@ -312,7 +312,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"corpus": ["words", "words"]}, "corpus", "each once"),
     ({"corpus": []}, "corpus", "1 to 64 names"),
     ({"corpus": "words", "preset": "huge"}, "preset", "one of quick"),
-    ({"corpus": "words", "lr": 7}, "lr", "expected a number above 0 to 1"),
+    ({"corpus": "words", "lr": 7}, "lr", "expected a number above 0, at most 1"),
     ({"corpus": "words", "n_hidden": 0}, "n_hidden", "expected a whole number from 1"),
     ({"corpus": "words", "n_hidden": "many"}, "n_hidden", "expected a whole number"),
     ({"corpus": "words", "cell": "transformer"}, "cell", "one of lstm, gru, rnn"),

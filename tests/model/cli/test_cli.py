@@ -156,7 +156,7 @@ def test_help_gives_each_knob_its_reason(capsys: pytest.CaptureFixture[str]) -> 
             ["train", "none.txt"],
             "error: corpus none.txt: cannot be read (No such file or directory), expected a text file",
         ),
-        (["train", "none.txt", "--lr", "-1"], "error: lr: got -1.0, expected a number above 0 to 1"),
+        (["train", "none.txt", "--lr", "-1"], "error: lr: got -1.0, expected a number above 0, at most 1"),
         (["train", "none.txt", "--cell", "x"], "error: cell: got 'x', expected one of lstm, gru, rnn"),
         (["train", "--resume", "none"], "error: run none: not a run's folder, expected a run.json in it"),
         (["sample", "--checkpoint", "none.safetensors"], "error: checkpoint none.safetensors: no such file"),

@@ -1,35 +1,37 @@
-// What the page shows, in the address: #VIEW?s=SESSION&f=FORK. Behind the #, so that no server ever sees or logs it.
+// The page's state in the URL fragment: #VIEW?s=SESSION&f=FORK. A fragment is never sent to a server, so it is never logged.
 
-const VIEWS = ["write", "why", "inside", "learn", "serve"];
+const VIEWS = ["generate", "score", "inspect", "train", "status"];
 
+/** The view and the parameters in the address; an unknown view is "generate". */
 export function read() {
-  const [view, rest = ""] = location.hash.slice(1).split("?");
-  return { view: VIEWS.includes(view) ? view : "write", parameters: new URLSearchParams(rest) };
+  const [view, query = ""] = location.hash.slice(1).split("?");
+  return { view: VIEWS.includes(view) ? view : "generate", parameters: new URLSearchParams(query) };
 }
 
-export function hash(view, parameters) {
-  const rest = parameters.toString();
-  return `#${view}${rest ? `?${rest}` : ""}`;
+/** The fragment for a view with these parameters. */
+export function format(view, parameters) {
+  const query = parameters.toString();
+  return `#${view}${query ? `?${query}` : ""}`;
 }
 
-/** Change parameters in place: no entry in the history for each of them; a null takes one out. */
-export function put(changes) {
+/** Change parameters without an entry in the browser's history; null or "" removes one. */
+export function update(changes) {
   const { view, parameters } = read();
   for (const [name, value] of Object.entries(changes)) {
     if (value === null || value === "") parameters.delete(name);
     else parameters.set(name, value);
   }
-  history.replaceState(null, "", hash(view, parameters));
-  link();
+  history.replaceState(null, "", format(view, parameters));
+  updateLinks();
 }
 
-/** Let the links to the views keep the session that is open. */
-export function link() {
+/** Keep the open session in the links of the navigation, and mark the current view. */
+export function updateLinks() {
   const { view, parameters } = read();
   for (const name of VIEWS) {
-    const a = document.querySelector(`nav a[data-view="${name}"]`);
-    a.setAttribute("href", hash(name, parameters));
-    if (name === view) a.setAttribute("aria-current", "page");
-    else a.removeAttribute("aria-current");
+    const link = document.querySelector(`nav a[data-view="${name}"]`);
+    link.setAttribute("href", format(name, parameters));
+    if (name === view) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
   }
 }

@@ -1,14 +1,15 @@
-// Everything that is asked of the service. Keys are kept in memory only: a reload asks for them again.
+// HTTP requests to the service. Keys are kept in memory only: after a reload the page asks for them again.
 
-const OPERATORS = /^\/(retrain|jobs|corpora|models)\b/;
+const ADMIN_PATHS = /^\/(retrain|jobs|corpora|models)\b/;
 const keys = { admin: "", api: "" };
-let askForKey = async () => null; // set by keys.js: (kind, message) => the key, or null when nobody gives one
+let promptForKey = async () => null; // set by keys.js: (kind, message) => the key, or null when the user gives none
 
-export function onKeyNeeded(ask) {
-  askForKey = ask;
+/** Set the function that asks the user for a key. */
+export function onKeyNeeded(prompt) {
+  promptForKey = prompt;
 }
 
-/** What the service said was wrong: `message` is its own, `field` what it names, if it names one. */
+/** An error response: `message` is the service's own text, `field` the field of the request that it names, if any. */
 export class ServiceError extends Error {
   constructor(status, error, retryAfterS) {
     super(error.message ?? `the service answered ${status}`);
@@ -20,42 +21,49 @@ export class ServiceError extends Error {
   }
 }
 
-/** A response that is not an error. Thrown: ServiceError; TypeError when the service cannot be reached. */
-export async function request(method, path, { body, headers = {}, signal, ask = true } = {}) {
-  const kind = OPERATORS.test(path) ? "admin" : "api";
+/**
+ * Send a request and return the response when its status is 2xx.
+ *
+ * A 401 asks the user for a key and sends the request again, unless `mayPrompt` is false.
+ * @throws {ServiceError} for any other status.
+ * @throws {TypeError} when the service cannot be reached.
+ */
+export async function request(method, path, { body, headers = {}, signal, mayPrompt = true } = {}) {
+  const kind = ADMIN_PATHS.test(path) ? "admin" : "api";
+  const isJson = body !== undefined && !(body instanceof Blob);
   for (;;) {
-    const sent = { ...headers };
-    if (keys[kind]) sent.Authorization = `Bearer ${keys[kind]}`;
-    const isJson = body !== undefined && !(body instanceof Blob);
-    if (isJson) sent["Content-Type"] = "application/json";
-    const response = await fetch(path, { method, headers: sent, body: isJson ? JSON.stringify(body) : body, signal });
+    const allHeaders = { ...headers };
+    if (keys[kind]) allHeaders.Authorization = `Bearer ${keys[kind]}`;
+    if (isJson) allHeaders["Content-Type"] = "application/json";
+    const payload = isJson ? JSON.stringify(body) : body;
+    const response = await fetch(path, { method, headers: allHeaders, body: payload, signal });
     if (response.ok) return response;
-    const error = await failure(response);
+    const error = await errorFrom(response);
     const needsKey = error.status === 401 || (error.status === 403 && keys[kind]);
-    const key = needsKey && ask ? await askForKey(kind, keys[kind] ? error.message : "") : null;
+    const key = needsKey && mayPrompt ? await promptForKey(kind, keys[kind] ? error.message : "") : null;
     if (key === null) throw error;
     keys[kind] = key;
   }
 }
 
-/** The same, as JSON; null where there is none. */
-export async function json(method, path, options) {
+/** Like `request`, but return the parsed JSON body; null for 204. */
+export async function requestJson(method, path, options) {
   const response = await request(method, path, options);
   return response.status === 204 ? null : response.json();
 }
 
-async function failure(response) {
+async function errorFrom(response) {
   const retryAfter = Number(response.headers.get("Retry-After")) || 0;
   let error = {};
   try {
     error = (await response.json()).error ?? {};
   } catch {
-    // a proxy's page, or a body that was cut: the status says what there is to say
+    // The body is a proxy's error page or was cut off: only the status is known.
   }
   return new ServiceError(response.status, error, retryAfter);
 }
 
-/** A value that nobody else sends. Not randomUUID: browsers keep that from pages that came over plain HTTP. */
-export function freshKey() {
+/** A random Idempotency-Key. Not crypto.randomUUID: browsers offer that only on HTTPS and localhost. */
+export function newIdempotencyKey() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
 }

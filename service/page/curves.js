@@ -1,66 +1,83 @@
-// Curves of runs: training and validation loss by time or step, in nats or bits per character.
+// Loss curves of training runs: training and validation loss by time or step, in nats or bits per character.
 
 import { bits, h, svg } from "./dom.js";
 
-const [WIDEST, H, LEFT, BOTTOM, TOP, RIGHT] = [832, 280, 52, 36, 10, 12];
+const [MAX_WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT] = [832, 280, 52, 36, 10, 12];
+const SERIES = ["train", "val"];
+const COLORS = 6; // .run0 to .run5 in style.css
 
 /**
- * Draw runs into an element. runs: [{name, looks: [{step, elapsed_s, train, val}]}]; by: "elapsed_s" or "step";
- * unit: "nats" or "bits".
+ * Draw the curves of runs into an element.
+ *
+ * @param runs [{name, validations: [{step, elapsed_s, train, val}]}]
+ * @param by "elapsed_s" or "step"
+ * @param unit "nats" or "bits"
  */
-export function draw(element, runs, by, unit) {
-  const W = Math.min(WIDEST, element.clientWidth || WIDEST); // as wide as its place, so that letters keep their size
-  const of = unit === "bits" ? bits : (x) => x;
-  const known = runs.filter((run) => run.looks.length);
-  if (!known.length) {
-    element.replaceChildren(h("p", { class: "hint" }, "The curve begins with the first look at the validation text."));
+export function drawCurves(element, runs, by, unit) {
+  const width = Math.min(MAX_WIDTH, element.clientWidth || MAX_WIDTH); // no scaling, so that text keeps its size
+  const convert = unit === "bits" ? bits : (x) => x;
+  const drawn = runs.filter((run) => run.validations.length);
+  if (!drawn.length) {
+    element.replaceChildren(h("p", { class: "hint" }, "The curve starts with the first validation."));
     return;
   }
-  const all = known.flatMap((run) => run.looks);
-  const xs = all.map((look) => look[by]);
-  const ys = all.flatMap((look) => [look.train, look.val]).filter((y) => y !== null).map(of);
-  const [x1, y0, y1] = [Math.max(...xs, 1e-9), Math.min(...ys), Math.max(...ys)];
-  const pad = Math.max((y1 - y0) * 0.08, 0.02);
-  const [low, high] = [Math.max(0, y0 - pad), y1 + pad];
-  const x = (v) => LEFT + ((W - LEFT - RIGHT) * v) / x1;
-  const y = (v) => TOP + ((H - TOP - BOTTOM) * (high - v)) / (high - low);
-  const picture = svg("svg", { width: W, height: H, role: "img", "aria-label": spoken(known, by, unit, of) });
+  const all = drawn.flatMap((run) => run.validations);
+  const xs = all.map((validation) => validation[by]);
+  const losses = all.flatMap((validation) => SERIES.map((series) => validation[series]));
+  const ys = losses.filter((loss) => loss !== null).map(convert);
+  const [xMax, yMin, yMax] = [Math.max(...xs, 1e-9), Math.min(...ys), Math.max(...ys)];
+  const padding = Math.max((yMax - yMin) * 0.08, 0.02);
+  const [low, high] = [Math.max(0, yMin - padding), yMax + padding];
+  const x = (value) => LEFT + ((width - LEFT - RIGHT) * value) / xMax;
+  const y = (value) => TOP + ((HEIGHT - TOP - BOTTOM) * (high - value)) / (high - low);
+  const label = describe(drawn, by, unit, convert);
+  const picture = svg("svg", { width, height: HEIGHT, role: "img", "aria-label": label });
+  const text = (xAt, yAt, anchor, content) =>
+    svg("text", { class: "tick", x: xAt, y: yAt, "text-anchor": anchor }, content);
   for (const tick of ticks(low, high)) {
-    picture.append(svg("line", { class: "grid", x1: LEFT, x2: W - RIGHT, y1: y(tick), y2: y(tick) }));
-    picture.append(svg("text", { class: "tick", x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end" }, tick.toFixed(2)));
+    picture.append(svg("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(tick), y2: y(tick) }));
+    picture.append(text(LEFT - 6, y(tick) + 4, "end", tick.toFixed(2)));
   }
-  for (const tick of ticks(0, x1)) {
-    picture.append(svg("text", { class: "tick", x: x(tick), y: H - BOTTOM + 16, "text-anchor": "middle" }, short(tick)));
-  }
-  picture.append(svg("text", { class: "tick", x: W - RIGHT, y: H - 4, "text-anchor": "end" }, by === "step" ? "steps" : "seconds"));
-  picture.append(svg("text", { class: "tick", x: LEFT, y: H - 4 }, `${unit} per character`));
-  known.forEach((run, n) => {
-    for (const part of ["train", "val"]) {
-      const points = run.looks.filter((look) => look[part] !== null).map((look) => `${x(look[by]).toFixed(1)},${y(of(look[part])).toFixed(1)}`);
-      picture.append(svg("polyline", { class: `curve ${part} run${n % 6}`, points: points.join(" ") }));
-      if (points.length === 1) {
-        const [cx, cy] = points[0].split(",");
-        picture.append(svg("circle", { class: `curve ${part} run${n % 6}`, cx, cy, r: 2.5 }));
-      }
+  for (const tick of ticks(0, xMax)) picture.append(text(x(tick), HEIGHT - BOTTOM + 16, "middle", abbreviate(tick)));
+  picture.append(text(width - RIGHT, HEIGHT - 4, "end", by === "step" ? "steps" : "seconds"));
+  picture.append(text(LEFT, HEIGHT - 4, "start", `${unit} per character`));
+  drawn.forEach((run, n) => {
+    for (const series of SERIES) {
+      const known = run.validations.filter((validation) => validation[series] !== null);
+      const points = known.map((validation) => [x(validation[by]), y(convert(validation[series]))]);
+      const style = `curve ${series} run${n % COLORS}`;
+      const coordinates = points.map(([px, py]) => `${px.toFixed(1)},${py.toFixed(1)}`).join(" ");
+      picture.append(svg("polyline", { class: style, points: coordinates }));
+      if (points.length === 1)
+        picture.append(svg("circle", { class: style, cx: points[0][0], cy: points[0][1], r: 2.5 }));
     }
   });
-  const legend = known.map((run, n) => h("li", {}, h("i", { class: `swatch run${n % 6}` }), `${run.name}: ${best(run, of)} ${unit}`));
-  element.replaceChildren(picture, h("ul", { class: "legend" }, ...legend, h("li", {}, "solid: validation, dashed: training")));
+  const legend = drawn.map((run, n) =>
+    h("li", {}, h("i", { class: `swatch run${n % COLORS}` }), `${run.name}: ${best(run, convert)} ${unit}`),
+  );
+  const key = h("li", {}, "solid: validation loss, dashed: training loss");
+  element.replaceChildren(picture, h("ul", { class: "legend" }, ...legend, key));
 }
 
-const best = (run, of) => of(Math.min(...run.looks.map((look) => look.val))).toFixed(3);
+const best = (run, convert) => convert(Math.min(...run.validations.map((validation) => validation.val))).toFixed(3);
 
-function spoken(runs, by, unit, of) {
-  return `Loss by ${by === "step" ? "step" : "time"}. ${runs.map((run) => `${run.name}: best validation loss ${best(run, of)} ${unit} per character after ${run.looks.length} looks`).join(". ")}`;
+/** The curves in words, for screen readers. */
+function describe(runs, by, unit, convert) {
+  const sentences = runs.map((run) => {
+    const n = run.validations.length;
+    return `${run.name}: best validation loss ${best(run, convert)} ${unit} per character in ${n} validations`;
+  });
+  return `Loss by ${by === "step" ? "step" : "time"}. ${sentences.join(". ")}`;
 }
 
+/** About five round numbers between low and high. */
 function ticks(low, high) {
   const rough = (high - low) / 5;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough);
-  const found = [];
-  for (let t = Math.ceil(low / step) * step; t <= high + 1e-12; t += step) found.push(t);
-  return found;
+  const values = [];
+  for (let t = Math.ceil(low / step) * step; t <= high + 1e-12; t += step) values.push(t);
+  return values;
 }
 
-const short = (n) => (n >= 10_000 ? `${+(n / 1000).toFixed(1)}k` : String(+n.toFixed(2)));
+const abbreviate = (n) => (n >= 10_000 ? `${+(n / 1000).toFixed(1)}k` : String(+n.toFixed(2)));

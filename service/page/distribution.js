@@ -1,44 +1,59 @@
-// What a character was drawn from: the ten most probable ones and the rest.
+// The distribution that a character was sampled from: its most probable characters and the remaining probability.
 
-import { bits, h, percent, spoken, visible } from "./dom.js";
+import { bits, h, percent, symbol, wordFor } from "./dom.js";
 
 /**
- * Show a look at a character in an element.
- * look: {logprob, probability, top: [[character, logprob, probability], ...]}, as POST /generate and POST /score tell it.
+ * Show the distribution at one character in an element.
+ *
+ * @param entry {logprob, probability, top: [[character, logprob, probability], ...]} as in `logprobs` of /generate and /score:
+ *   logprob is the model's (temperature 1, no filter), probability that of the distribution that was sampled from.
  */
-export function show(element, character, look, note = "") {
-  const surprise = bits(-look.logprob);
-  const best = look.top[0]?.[2] || 1;
-  const isTop = look.top.some(([c]) => c === character);
-  const rest = 1 - look.top.reduce((sum, [, , p]) => sum + p, 0) - (isTop ? 0 : look.probability);
-  const rows = look.top.map(([c, logprob, p]) => row(c, p, best, Math.exp(logprob), c === character));
-  if (!isTop) rows.push(row(character, look.probability, best, Math.exp(look.logprob), true));
-  const left = look.top.reduce((sum, [, logprob]) => sum - Math.exp(logprob), 1) - (isTop ? 0 : Math.exp(look.logprob));
-  rows.push(row(null, Math.max(0, rest), best, Math.max(0, left), false));
+export function showDistribution(element, character, entry, note = "") {
+  const inTop = entry.top.some(([c]) => c === character);
+  const largest = entry.top[0]?.[2] || 1;
+  const rows = entry.top.map(([c, logprob, p]) => row(c, p, largest, Math.exp(logprob), c === character));
+  if (!inTop) rows.push(row(character, entry.probability, largest, Math.exp(entry.logprob), true));
+  const sampledRest = 1 - sum(entry.top.map(([, , p]) => p)) - (inTop ? 0 : entry.probability);
+  const modelRest = 1 - sum(entry.top.map(([, logprob]) => Math.exp(logprob))) - (inTop ? 0 : Math.exp(entry.logprob));
+  rows.push(row(null, Math.max(0, sampledRest), largest, Math.max(0, modelRest), false));
+  const surprise = ` ${bits(-entry.logprob).toFixed(2)} bits of surprise`;
+  const header = h(
+    "tr",
+    {},
+    h("th", { scope: "col" }, "next"),
+    h("th", { scope: "col", colspan: "2" }, "sampled from"),
+    h("th", { scope: "col" }, "model"),
+  );
   element.replaceChildren(
-    h("p", { class: "drawn" }, h("b", { class: "letter" }, visible(character)), ` ${surprise.toFixed(2)} bits of surprise`),
-    h(
-      "table",
-      {},
-      h("caption", {}, "What it was drawn from"),
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "next"), h("th", { scope: "col", colspan: "2" }, "drawn from"), h("th", { scope: "col" }, "model"))),
-      h("tbody", {}, ...rows),
-    ),
+    h("p", { class: "sampled" }, h("b", { class: "character" }, symbol(character)), surprise),
+    h("table", {}, h("caption", {}, "Distribution of this character"), h("thead", {}, header), h("tbody", {}, ...rows)),
     note && h("p", { class: "hint" }, note),
   );
 }
 
-function row(character, p, best, own, isDrawn) {
-  const name = character === null ? h("th", { scope: "row" }, "the rest") : h("th", { scope: "row", class: "letter", title: spoken(character) }, visible(character));
+const sum = (values) => values.reduce((total, value) => total + value, 0);
+
+function row(character, probability, largest, modelProbability, isSampled) {
+  const name =
+    character === null
+      ? h("th", { scope: "row" }, "all others")
+      : h("th", { scope: "row", class: "character", title: wordFor(character) }, symbol(character));
   const bar = h("i", { class: "bar" });
-  bar.style.width = `${Math.min(100, (100 * p) / best)}%`;
-  const cells = [name, h("td", { class: "bars" }, bar), h("td", { class: "n" }, percent(p)), h("td", { class: "n" }, percent(own))];
-  return h("tr", { class: isDrawn ? "is-drawn" : "", "data-character": character ?? "", "data-probability": String(p), "data-model": String(own) }, ...cells);
+  bar.style.width = `${Math.min(100, (100 * probability) / largest)}%`;
+  const data = {
+    class: isSampled ? "is-sampled" : "",
+    "data-character": character ?? "",
+    "data-probability": String(probability),
+    "data-model": String(modelProbability),
+  };
+  const cells = [percent(probability), percent(modelProbability)].map((text) => h("td", { class: "n" }, text));
+  return h("tr", data, name, h("td", { class: "bars" }, bar), ...cells);
 }
 
-/** The same in a sentence, for those who hear the page. */
-export function say(character, look) {
-  const others = look.top.filter(([c]) => c !== character).slice(0, 3);
-  const told = others.map(([c, , p]) => `${spoken(c)} ${percent(p)}`).join(", ");
-  return `${spoken(character)}, ${percent(look.probability)}, ${bits(-look.logprob).toFixed(1)} bits of surprise. Else: ${told}.`;
+/** The distribution as a sentence, for screen readers. */
+export function describeDistribution(character, entry) {
+  const others = entry.top.filter(([c]) => c !== character).slice(0, 3);
+  const alternatives = others.map(([c, , p]) => `${wordFor(c)} ${percent(p)}`).join(", ");
+  const surprise = `${bits(-entry.logprob).toFixed(1)} bits of surprise`;
+  return `${wordFor(character)}, ${percent(entry.probability)}, ${surprise}. Alternatives: ${alternatives}.`;
 }

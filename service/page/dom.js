@@ -1,6 +1,6 @@
-// Elements in a line each. Text is only ever set as text, so no text can become markup.
+// Helpers to build elements and to format values. Text is only ever set as text, so no text can become markup.
 
-/** An element: h("p", {class: "note", onclick: f}, "text", other). A property with a null value is left out. */
+/** An element: h("p", {class: "note", onclick: f}, "text", child). A property that is null or false is left out. */
 export function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -13,7 +13,7 @@ export function h(tag, properties = {}, ...children) {
   return element;
 }
 
-/** The same for SVG. */
+/** The same for SVG elements. */
 export function svg(tag, attributes = {}, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -21,33 +21,82 @@ export function svg(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** The first element that matches a selector. */
 export const $ = (selector, within = document) => within.querySelector(selector);
 
-/** What is seen of a character that is not seen. */
-export function visible(character) {
-  const names = { " ": "␣", "\n": "↵", "\t": "⇥" };
-  return names[character] ?? character;
+/** The elements with a data-part attribute, by its value. */
+export function partsOf(root) {
+  return Object.fromEntries([...root.querySelectorAll("[data-part]")].map((e) => [e.dataset.part, e]));
 }
 
-/** What is said of a character, for those who hear the page. */
-export function spoken(character) {
-  const names = { " ": "space", "\n": "new line", "\t": "tab" };
-  return names[character] ?? character;
+/** A copy of a template's content; every @ in an attribute becomes `name`, so that ids stay unique. */
+export function cloneTemplate(template, name) {
+  const root = $(template).content.firstElementChild.cloneNode(true);
+  for (const element of [root, ...root.querySelectorAll("*")]) {
+    for (const attribute of element.attributes) {
+      if (attribute.value.includes("@")) attribute.value = attribute.value.replaceAll("@", name);
+    }
+  }
+  return root;
 }
 
+/** Call a handler when a form is submitted, instead of loading a new page. */
+export function onSubmit(form, handler) {
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    handler();
+  });
+}
+
+/** Show a message in a status line. */
+export function setStatus(element, message, isError = false) {
+  element.textContent = message;
+  element.classList.toggle("error", isError);
+}
+
+/** A visible symbol for a character; white space has one, too. */
+export function symbol(character) {
+  const symbols = { " ": "␣", "\n": "↵", "\t": "⇥" };
+  return symbols[character] ?? character;
+}
+
+/** A word for a character, for screen readers. */
+export function wordFor(character) {
+  const words = { " ": "space", "\n": "new line", "\t": "tab" };
+  return words[character] ?? character;
+}
+
+/** Resolve after a time, or at once when the signal is aborted. */
 export const sleep = (ms, signal) =>
   new Promise((resolve) => {
     const timer = setTimeout(resolve, ms);
-    signal?.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+    const stop = () => {
+      clearTimeout(timer);
+      resolve();
+    };
+    signal?.addEventListener("abort", stop, { once: true });
   });
 
-export const count = (n) => Number(n).toLocaleString("en");
-export const bits = (nats) => nats / Math.LN2;
-export const percent = (p) => (p >= 0.0995 ? `${(100 * p).toFixed(0)} %` : p >= 0.001 ? `${(100 * p).toFixed(1)} %` : p > 0 ? "< 0.1 %" : "0 %");
+export const formatCount = (n) => Number(n).toLocaleString("en");
 
-/** A span of time in words: 75 -> "1 min 15 s". */
-export function span(seconds) {
+/** Nats as bits. */
+export const bits = (nats) => nats / Math.LN2;
+
+/** A loss in nats per character, in both units. */
+export const formatLoss = (nats) =>
+  nats === null || nats === undefined ? "–" : `${nats.toFixed(3)} nats = ${bits(nats).toFixed(3)} bits`;
+
+export function percent(p) {
+  if (p >= 0.0995) return `${(100 * p).toFixed(0)} %`;
+  if (p >= 0.001) return `${(100 * p).toFixed(1)} %`;
+  return p > 0 ? "< 0.1 %" : "0 %";
+}
+
+/** A duration: 75 -> "1 min 15 s". */
+export function formatDuration(seconds) {
   const s = Math.round(seconds);
   if (s < 60) return `${s} s`;
-  return s < 3600 ? `${Math.floor(s / 60)} min ${s % 60} s` : `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+  return s < 3600
+    ? `${Math.floor(s / 60)} min ${s % 60} s`
+    : `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
 }

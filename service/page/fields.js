@@ -1,33 +1,35 @@
-// Form fields by the service's own names. The service judges what is in them: its message is shown at the field.
+// Form fields as the body of a request. A field is named as in the API; the service validates it and its message is
+// shown at the field. A number field has an inputmode (not type=number, which would hide what was typed).
 
 import { $ } from "./dom.js";
 
-const NUMBERS = new Set(["max_chars", "temperature", "top_k", "top_p", "min_p", "seed", "layer", "minutes", "position"]);
-
-/** The form's fields as a body. Empty ones are left out; what is no number is sent as it is, to be told so. */
-export function values(form) {
-  const found = {};
+/** The named fields of a form as a request body. Empty fields are left out; text in a number field is sent as it is. */
+export function readFields(form) {
+  const body = {};
   for (const field of form.elements) {
     if (!field.name || field.disabled || field.type === "file") continue;
-    if (field.type === "checkbox") found[field.name] = field.checked;
-    else if (field.name === "stop") found.stop = stops(field.value);
-    else if (NUMBERS.has(field.name)) {
+    if (field.type === "checkbox") body[field.name] = field.checked;
+    else if (field.name === "stop") body.stop = parseStopStrings(field.value);
+    else if (field.inputMode) {
       const text = field.value.trim();
-      if (text) found[field.name] = number(text);
-    } else if (field.value || field.name === "text") found[field.name] = field.value;
+      if (text) body[field.name] = parseNumber(text);
+    } else if (field.value || field.name === "text") body[field.name] = field.value;
   }
-  if (found.stop?.length === 0) delete found.stop;
-  return found;
+  if (body.stop?.length === 0) delete body.stop;
+  return body;
 }
 
-function number(text) {
+/** A number, or the text itself where it is none, so that the service reports it. */
+export function parseNumber(text) {
   const value = Number(text);
-  // A seed may be larger than a number here can hold exactly; then it is sent as text, and the service says so.
-  return Number.isFinite(value) && (!Number.isInteger(value) || Number.isSafeInteger(value)) ? value : text;
+  // An integer beyond 2^53 would be rounded here: it is sent as text, and the service reports it.
+  return text.trim() && Number.isFinite(value) && (!Number.isInteger(value) || Number.isSafeInteger(value))
+    ? value
+    : text;
 }
 
-/** One stop string a line; \n in it is a line's end, \\ a backslash. */
-function stops(text) {
+/** One stop string per line; \n in it is a line break, \\ a backslash. */
+function parseStopStrings(text) {
   return text
     .split("\n")
     .filter((line) => line)
@@ -35,7 +37,7 @@ function stops(text) {
 }
 
 /** Show the service's message at the field that it names; false when the form has no such field. */
-export function complain(form, error) {
+export function showFieldError(form, error) {
   const field = form.elements.namedItem(error.field.split(".")[0]);
   if (!error.field || !field || !("setAttribute" in field)) return false;
   let note = $(`#${field.id}-error`);
@@ -48,13 +50,12 @@ export function complain(form, error) {
   note.textContent = error.message;
   field.setAttribute("aria-invalid", "true");
   field.setAttribute("aria-describedby", note.id);
-  const details = field.closest("details");
-  if (details) details.open = true;
   field.focus();
   return true;
 }
 
-export function forgive(form) {
+/** Remove all messages that showFieldError added. */
+export function clearFieldErrors(form) {
   for (const note of form.querySelectorAll(".field .error")) note.remove();
   for (const field of form.querySelectorAll("[aria-invalid]")) {
     field.removeAttribute("aria-invalid");

@@ -1,59 +1,70 @@
-// The trainings: what is known of each, and the events of the one that is followed.
+// Training jobs: their state, and the events of the one that is followed.
 
-import { ServiceError, json, request } from "./api.js";
+import { request, requestJson, ServiceError } from "./api.js";
 import { sleep } from "./dom.js";
-import { events } from "./sse.js";
+import { readEvents } from "./sse.js";
+
+const POLL_MS = 2000;
+const ADVICE_MS = 3000; // advice is no event: it is fetched after a validation, but not more often than this
 
 export const isLive = (job) => job.state === "queued" || job.state === "running";
 
-/** A job with all that grows while it runs. */
-export const get = (id) => json("GET", `/jobs/${id}`);
+/** A job with its losses, samples, notes and advice. */
+export const fetchJob = (id) => requestJson("GET", `/jobs/${id}`);
 
 /**
- * Follow a job until it ends: onchange(job) whenever something is new. A lost connection is taken up again after the
- * last event; where no place to follow is free, the job is asked for every two seconds instead.
+ * Follow a job until it ends and call onChange(job) for every change.
+ *
+ * A lost connection is resumed after the last event. Where the service has no event stream free, the job is polled.
+ * @throws {ServiceError} for 401, 403 and 404.
  */
-export async function follow(id, signal, onchange) {
-  let last = null;
-  let adviseAt = 0;
-  let job = await get(id);
-  onchange(job);
+export async function followJob(id, signal, onChange) {
+  let lastEventId = null;
+  let adviceDue = 0;
+  let job = await fetchJob(id);
+  onChange(job);
   while (!signal.aborted && isLive(job)) {
     try {
-      const headers = last === null ? {} : { "Last-Event-ID": last };
+      const headers = lastEventId === null ? {} : { "Last-Event-ID": lastEventId };
       const response = await request("GET", `/jobs/${id}/events`, { headers, signal });
       if (response.status === 204) break;
-      for await (const event of events(response)) {
-        last = event.id ?? last;
-        if (event.name === "done") job = event.data;
-        else if (event.name === "error") throw new ServiceError(0, event.data.error);
-        else if (event.name === "progress") job = { ...job, state: "running", progress: event.data };
-        else if (event.name === "look") job = { ...job, losses: added(job.losses, event.data) };
-        else if (event.name === "sample") job = { ...job, samples: added(job.samples, event.data) };
-        else if (event.name === "note") job = { ...job, notes: [...new Set([...job.notes, event.data.text])] };
-        if (event.name === "look" && performance.now() > adviseAt) {
-          adviseAt = performance.now() + 3000; // what the losses say is no event; earlier looks come all at once
-          job = { ...job, advice: (await get(id)).advice };
+      for await (const event of readEvents(response)) {
+        lastEventId = event.id ?? lastEventId;
+        job = applyEvent(job, event);
+        if (event.name === "look" && performance.now() > adviceDue) {
+          adviceDue = performance.now() + ADVICE_MS;
+          job = { ...job, advice: (await fetchJob(id)).advice };
         }
-        onchange(job);
+        onChange(job);
       }
       if (!isLive(job)) break;
     } catch (error) {
       if (signal.aborted) return;
       if (error instanceof ServiceError && [401, 403, 404].includes(error.status)) throw error;
-      await sleep(2000, signal);
+      await sleep(POLL_MS, signal);
       try {
-        job = await get(id);
-        onchange(job);
+        job = await fetchJob(id);
+        onChange(job);
       } catch {
-        // the service is away: asked again in two seconds
+        // The service is unavailable: try again after POLL_MS.
       }
     }
   }
-  if (!signal.aborted) onchange(await get(id));
+  if (!signal.aborted) onChange(await fetchJob(id));
 }
 
-/** Events are told again from the start: what is known of a step replaces what was. */
-function added(known, one) {
-  return [...known.filter((each) => each.step !== one.step), one].sort((a, b) => a.step - b.step);
+/** The job after one of its events. */
+function applyEvent(job, { name, data }) {
+  if (name === "done") return data;
+  if (name === "error") throw new ServiceError(0, data.error);
+  if (name === "progress") return { ...job, state: "running", progress: data };
+  if (name === "look") return { ...job, losses: upsertByStep(job.losses, data) };
+  if (name === "sample") return { ...job, samples: upsertByStep(job.samples, data) };
+  if (name === "note") return { ...job, notes: [...new Set([...job.notes, data.text])] };
+  return job;
+}
+
+/** A list with one item added in order of steps; it replaces an item of the same step, because events can come twice. */
+function upsertByStep(items, item) {
+  return [...items.filter((other) => other.step !== item.step), item].sort((a, b) => a.step - b.step);
 }

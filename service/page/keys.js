@@ -1,40 +1,37 @@
-// Asks for a key when the service wants one.
+// The dialog that asks for a key when the service answers 401.
 
 import { onKeyNeeded } from "./api.js";
 import { $ } from "./dom.js";
 
-const KINDS = {
-  admin: "This is the operator's: it needs the admin key (ADMIN_KEY).",
-  api: "This service writes for those who have a key (one of API_KEYS).",
+const EXPLANATIONS = {
+  admin: "Training and models are for the operator: enter the admin key (ADMIN_KEY).",
+  api: "This service requires a key: enter one of API_KEYS.",
 };
-let asking = Promise.resolve();
+let dialogs = Promise.resolve(); // the dialogs that are open or waiting, so that only one shows at a time
 
 export function setUp() {
   onKeyNeeded((kind, message) => {
-    asking = asking.then(() => ask(kind, message)); // one question at a time
-    return asking;
+    dialogs = dialogs.then(() => showDialog(kind, message));
+    return dialogs;
   });
 }
 
-function ask(kind, message) {
+/** Resolves to the key, or to null when the user closes the dialog without one. */
+function showDialog(kind, message) {
   const dialog = $("#key");
   const field = $("input", dialog);
-  $("#key-what").textContent = KINDS[kind];
-  const error = $("#key-error");
-  error.textContent = message;
+  $("#key-explanation").textContent = EXPLANATIONS[kind];
+  $("#key-error").textContent = message;
   field.toggleAttribute("aria-invalid", Boolean(message));
   field.value = "";
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve) => {
-    dialog.addEventListener(
-      "close",
-      () => {
-        const key = field.value.trim();
-        field.value = "";
-        resolve(dialog.returnValue === "use" && key ? key : null);
-      },
-      { once: true },
-    );
+    const onClose = () => {
+      const key = field.value.trim();
+      field.value = "";
+      resolve(dialog.returnValue === "use" && key ? key : null);
+    };
+    dialog.addEventListener("close", onClose, { once: true });
   });
 }

@@ -1,52 +1,55 @@
-// The page: which view is shown, and what is said while there is no model.
+// The page's start: shows the view that the address names, and a notice while there is no model.
 
 import * as address from "./address.js";
-import { json } from "./api.js";
+import { requestJson } from "./api.js";
 import { $, h } from "./dom.js";
-import * as inside from "./inside.js";
+import * as generate from "./generate.js";
+import * as inspect from "./inspect.js";
 import * as keys from "./keys.js";
-import * as learn from "./learn.js";
-import * as serve from "./serve.js";
-import * as why from "./why.js";
-import * as write from "./write.js";
+import * as score from "./score.js";
+import * as status from "./status.js";
+import * as train from "./train.js";
 
-const VIEWS = { write, why, inside, learn, serve };
-const LOOK_MS = 3000;
+const VIEWS = { generate, score, inspect, train, status };
+const POLL_MS = 3000;
 let current = null;
 
-function route() {
+function showView() {
   const { view } = address.read();
-  address.link();
+  address.updateLinks();
   if (view !== current) {
-    VIEWS[current]?.hidden?.();
+    VIEWS[current]?.onHide?.();
     for (const name of Object.keys(VIEWS)) $(`#view-${name}`).hidden = name !== view;
     document.title = `${$(`nav a[data-view="${view}"]`).textContent} · Longhand`;
     current = view;
   }
-  VIEWS[view].shown?.();
+  VIEWS[view].onShow?.();
 }
 
-/** While the first model is being trained, say so everywhere. */
-async function first() {
+/** Poll until a model is loaded, and show a notice until then. */
+async function waitForModel() {
   const notice = $("#notice");
   try {
-    const ready = await json("GET", "/readyz", { ask: false });
+    const ready = await requestJson("GET", "/readyz", { mayPrompt: false });
     if (ready.model) {
       notice.hidden = true;
       return;
     }
-    const learnHere = h("a", { href: address.hash("learn", address.read().parameters) }, "watch it learn");
-    notice.replaceChildren("A first model is being trained. Ask for a text already: it begins as soon as there is one. Or ", learnHere, ".");
-    notice.hidden = false;
+    const link = h("a", { href: address.format("train", address.read().parameters) }, "follow the training");
+    notice.replaceChildren(
+      "The first model is being trained. You can press Generate now: the text starts as soon as a model is ready. Or ",
+      link,
+      ".",
+    );
   } catch (error) {
-    notice.textContent = `The service cannot write now: ${error.message}`;
-    notice.hidden = false;
+    notice.textContent = `The service cannot generate text: ${error.message}`;
   }
-  setTimeout(first, LOOK_MS);
+  notice.hidden = false;
+  setTimeout(waitForModel, POLL_MS);
 }
 
 keys.setUp();
-for (const each of Object.values(VIEWS)) each.setUp?.();
-addEventListener("hashchange", route);
-route();
-first();
+for (const view of Object.values(VIEWS)) view.setUp?.();
+addEventListener("hashchange", showView);
+showView();
+waitForModel();

@@ -1,74 +1,90 @@
-// One text being written: its parameters, its session, stop, go on, rewind. Two of them make a comparison.
+// One text being generated: its parameters, its session, and the actions stop, continue, go back and fork.
 
-import { ServiceError, json } from "./api.js";
 import * as address from "./address.js";
-import { count } from "./dom.js";
-import { complain, forgive, values } from "./fields.js";
-import { Letters } from "./letters.js";
-import { lookup, parts, stamp } from "./lookup.js";
-import { Text } from "./text.js";
-import { turn } from "./turn.js";
+import { AnnotatedText } from "./annotated-text.js";
+import { requestJson, ServiceError } from "./api.js";
+import { detailsPanel } from "./details-panel.js";
+import { cloneTemplate, formatCount, onSubmit, partsOf, setStatus } from "./dom.js";
+import { clearFieldErrors, readFields, showFieldError } from "./fields.js";
+import { TextView } from "./text-view.js";
+import { streamTurn } from "./turn.js";
 
-const LONGEST_AGAIN = 20_000; // characters of a turn that are written again to show them after a reload
+const MAX_REPLAY_CHARS = 20_000; // a finished turn up to this length is streamed again to show it after a reload
+const FINISH_REASONS = {
+  length: "the length that was requested",
+  stop: "a stop string was reached",
+  timeout: "timeout_s was reached",
+  cancelled: "stopped",
+};
 
 export class Pane {
-  /** key: the session's name in the address; onfork(pane), onclose(pane) are the view's. */
-  constructor(name, key, { onfork, onclose }) {
-    this.root = stamp("#pane", name);
+  /**
+   * @param name "main" or "fork": part of the ids of its elements
+   * @param key the name of the session in the address
+   * @param onFork called with this pane when the user presses Fork
+   * @param onClose called when the user presses Close
+   */
+  constructor(name, key, { onFork, onClose }) {
+    this.root = cloneTemplate("#pane", name);
     this.key = key;
-    this.parts = parts(this.root);
+    this.parts = partsOf(this.root);
     const { form, letters, panel, voice } = this.parts;
-    this.text = new Text(new Letters(letters, { onlook: (i) => this.lookup(i), onpick: (i) => this.pick(i) }));
-    this.lookup = lookup(this.text, panel, voice);
+    const view = new TextView(letters, { onSelect: (i) => this.showDetails(i), onActivate: (i) => this.toggleCut(i) });
+    this.text = new AnnotatedText(view);
+    this.showDetails = detailsPanel(this.text, panel, voice);
     this.session = null;
     this.seed = null;
-    this.rewindFrom = 0;
-    this.running = null; // an AbortController
-    form.addEventListener("submit", (event) => (event.preventDefault(), this.write()));
-    form.addEventListener("change", () => this.#remember());
+    this.rewindFrom = 0; // first position that the session can be put back to
+    this.running = null; // AbortController of the turn that is running
+    onSubmit(form, () => this.generate());
+    form.addEventListener("change", () => this.#saveParameters());
     this.parts.stop.addEventListener("click", () => this.running?.abort());
-    this.parts.fresh.addEventListener("click", () => this.fresh());
-    this.parts.fork.addEventListener("click", () => onfork(this));
-    this.parts.close.addEventListener("click", () => onclose(this));
-    this.parts.curl.addEventListener("click", () => this.#copy());
-    this.parts.coloured.addEventListener("change", (event) => letters.classList.toggle("coloured", event.target.checked));
-    this.#recall();
-    this.#show();
+    this.parts.reset.addEventListener("click", () => this.reset());
+    this.parts.fork.addEventListener("click", () => onFork(this));
+    this.parts.close.addEventListener("click", () => onClose());
+    this.parts.curl.addEventListener("click", () => this.#copyAsCurl());
+    this.parts.colored.addEventListener("change", (event) => {
+      letters.classList.toggle("colored", event.target.checked);
+    });
+    this.#restoreParameters();
+    this.#updateControls();
   }
 
-  /** The characters that stay when this goes on. */
+  /** How many of the shown characters stay when the text is continued. */
   get kept() {
-    return this.text.letters.cut ?? this.text.characters.length;
+    return this.text.view.cut ?? this.text.characters.length;
   }
 
-  say(message, isError = false) {
-    this.parts.status.textContent = message;
-    this.parts.status.classList.toggle("error", isError);
+  setStatus(message, isError = false) {
+    setStatus(this.parts.status, message, isError);
   }
 
-  pick(index) {
+  /** Mark the character after which the text is to be continued; a second time removes the mark. */
+  toggleCut(index) {
     if (this.running) return;
     const cut = index + 1;
-    this.text.letters.setCut(this.text.letters.cut === cut || cut === this.text.characters.length ? null : cut);
-    this.#show();
+    const isUnset = this.text.view.cut === cut || cut === this.text.characters.length;
+    this.text.view.setCut(isUnset ? null : cut);
+    this.#updateControls();
   }
 
-  /** The body that would be sent now. */
+  /** The body of POST /generate for the current fields, session and cut. */
   body() {
-    const found = values(this.parts.form);
-    if (this.session === null) return found;
-    const position = this.text.base + this.kept;
-    if (position >= this.rewindFrom) return { ...found, session_id: this.session, position };
-    // Farther back than the session remembers: a session is only a saving, so its text and its seed are the same.
-    return { ...found, prompt: this.text.characters.slice(0, this.kept).join("") + (found.prompt ?? ""), seed: found.seed ?? this.seed };
+    const fields = readFields(this.parts.form);
+    if (this.session === null) return fields;
+    const position = this.text.start + this.kept;
+    if (position >= this.rewindFrom) return { ...fields, session_id: this.session, position };
+    // Before the last turn, where no state is stored: a new session with the same text and seed generates the same.
+    const prompt = this.text.characters.slice(0, this.kept).join("") + (fields.prompt ?? "");
+    return { ...fields, prompt, seed: fields.seed ?? this.seed };
   }
 
-  async write() {
+  async generate() {
     if (this.running) return;
-    forgive(this.parts.form);
+    clearFieldErrors(this.parts.form);
     const body = this.body();
-    if (this.session !== null && !body.session_id && this.text.base > 0) {
-      this.say("That is farther back than this session can go, and the text before it is not here.", true);
+    if (this.session !== null && !body.session_id && this.text.start > 0) {
+      this.setStatus("The session cannot go back that far, and the beginning of its text is not stored here.", true);
       return;
     }
     await this.#run(body, (start) => {
@@ -77,49 +93,50 @@ export class Pane {
       this.rewindFrom = this.text.position;
       this.text.append(body.prompt ?? "", [], "prompt");
       this.parts.form.elements.prompt.value = "";
-      if (start.position > this.text.position) this.text.base += start.position - this.text.position;
+      if (start.position > this.text.position) this.text.start += start.position - this.text.position;
     });
   }
 
-  /** Show a session that was begun elsewhere or before a reload, and go on with its turn if it has one. */
-  async load(session) {
+  /** Show a session from another browser or from before a reload; resume its turn if one is running. */
+  async load(id) {
     this.stop();
     this.text.clear();
-    this.session = session;
+    this.session = id;
     try {
-      const found = await json("GET", `/sessions/${session}`);
-      this.seed = found.seed;
-      this.rewindFrom = found.rewindable.from;
-      const ended = ["length", "stop"].includes(found.turn);
-      const again = found.began && (!ended || found.position - found.began.position < LONGEST_AGAIN);
-      if (again && (ended || ["running", "interrupted"].includes(found.turn))) {
-        this.#begin(found.began.position, found.began.text);
-        const failed = await this.#run({}, () => {}, { session, after: found.began.position });
-        if (failed) this.#begin(found.position, found.recent_text); // by another model, or long ago: its end is still known
+      const session = await requestJson("GET", `/sessions/${id}`);
+      this.seed = session.seed;
+      this.rewindFrom = session.rewindable.from;
+      const hasEnded = ["length", "stop"].includes(session.turn);
+      const isShort = session.began && session.position - session.began.position < MAX_REPLAY_CHARS;
+      const canReplay = hasEnded ? isShort : session.began && ["running", "interrupted"].includes(session.turn);
+      if (canReplay) {
+        this.#setText(session.began.position, session.began.text);
+        const error = await this.#run({}, () => {}, { session: id, after: session.began.position });
+        if (error) this.#setText(session.position, session.recent_text); // e.g. of another model: show its end only
       } else {
-        this.#begin(found.position, found.recent_text);
-        this.say(`Position ${count(found.position)}, seed ${found.seed}. It can go on.`);
+        this.#setText(session.position, session.recent_text);
+        this.setStatus(`Position ${formatCount(session.position)}, seed ${session.seed}. You can continue it.`);
       }
     } catch (error) {
       this.session = null;
-      address.put({ [this.key]: null });
-      this.say(error.message, true);
+      address.update({ [this.key]: null });
+      this.setStatus(error.message, true);
     }
-    this.#show();
+    this.#updateControls();
   }
 
-  /** Take over what another pane shows, up to `kept`, under a session of its own. */
-  take(other, session, seed) {
+  /** Show what another pane shows, up to its cut, as a session of its own. */
+  copyFrom(other, session, seed) {
     this.text.clear();
-    this.text.base = other.text.base;
-    this.text.append(other.text.characters.slice(0, other.kept).join(""), other.text.looks.slice(0, other.kept), "");
-    this.text.draw();
+    this.text.start = other.text.start;
+    this.text.append(other.text.characters.slice(0, other.kept).join(""), other.text.logprobs.slice(0, other.kept));
+    this.text.flush();
     this.session = session;
     this.seed = seed;
     this.rewindFrom = this.text.position;
-    address.put({ [this.key]: session });
-    this.say(`Forked at position ${count(this.text.position)}. Change something and let it go on.`);
-    this.#show();
+    address.update({ [this.key]: session });
+    this.setStatus(`Forked at position ${formatCount(this.text.position)}. Change a parameter and continue.`);
+    this.#updateControls();
   }
 
   stop() {
@@ -127,99 +144,109 @@ export class Pane {
     this.running = null;
   }
 
-  fresh() {
+  /** Leave the session: the next text starts a new one. */
+  reset() {
     this.stop();
     this.text.clear();
     this.session = null;
     this.rewindFrom = 0;
-    address.put({ [this.key]: null });
-    forgive(this.parts.form);
-    this.say("A new session begins with the next text.");
-    this.#show();
+    address.update({ [this.key]: null });
+    clearFieldErrors(this.parts.form);
+    this.setStatus("The next text starts a new session.");
+    this.#updateControls();
     this.parts.form.elements.prompt.focus();
   }
 
-  /** The ServiceError that ended it, if one did: it has been shown. */
-  async #run(body, onstart, resume = null) {
-    const running = (this.running = new AbortController());
-    const began = performance.now();
-    let written = 0;
-    this.#show();
-    this.say(resume ? "Reading where it was…" : "Asking…");
+  /** Run a turn and show its events. Returns the ServiceError that ended it, if any; it has been shown. */
+  async #run(body, onStart, resume = null) {
+    const running = new AbortController();
+    this.running = running;
+    const startedAt = performance.now();
+    let generated = 0;
+    let hasStarted = false;
+    this.#updateControls();
+    this.setStatus(resume ? "Loading the session…" : "Sending the request…");
     try {
-      for await (const { name, data } of turn(body, running.signal, resume)) {
+      for await (const { name, data } of streamTurn(body, running.signal, resume)) {
         if (this.running !== running) return;
         if (name === "start") {
-          if (onstart) onstart(data);
-          onstart = null; // a resumed stream starts again, its text does not
+          if (!hasStarted) onStart(data); // a resumed stream sends `start` again
+          hasStarted = true;
           this.session = data.session_id;
           this.seed = data.seed;
-          address.put({ [this.key]: data.session_id });
-          this.parts.note.textContent = data.reencoded ? "Another model is served now: it has read the end of this text anew." : "";
+          address.update({ [this.key]: data.session_id });
+          this.parts.note.textContent = data.reencoded
+            ? "Another model is served now. It has read the end of this text to continue it."
+            : "";
         } else if (name === "text") {
           this.text.append(data.text, data.logprobs);
-          written += data.logprobs.length;
-          this.say(`Writing: ${count(written)} characters, seed ${this.seed}.`);
+          generated += data.logprobs.length;
+          this.setStatus(`Generating: ${formatCount(generated)} characters, seed ${this.seed}.`);
         } else if (name === "done") {
-          this.say(ended(data, written, performance.now() - began, Boolean(resume)));
-        } else this.say(trouble(name, data), name === "lost");
+          const pace = resume ? null : generated / ((performance.now() - startedAt) / 1000);
+          this.setStatus(describeEnd(data, pace));
+        } else this.setStatus(describeDelay(name, data), name === "disconnected");
       }
-      if (running.signal.aborted) this.say(`Stopped at position ${count(this.text.position)}. It can go on from there.`);
+      if (running.signal.aborted) {
+        this.setStatus(`Stopped at position ${formatCount(this.text.position)}. You can continue from there.`);
+      }
     } catch (error) {
       if (!(error instanceof ServiceError)) throw error;
-      if (!complain(this.parts.form, error)) this.say(error.message, true);
-      else this.say("");
+      if (showFieldError(this.parts.form, error)) this.setStatus("");
+      else this.setStatus(error.message, true);
       return error;
     } finally {
       if (this.running === running) this.running = null;
-      this.#show();
+      this.#updateControls();
     }
   }
 
-  #begin(position, text) {
+  /** Show a text that ends at a position of the session. */
+  #setText(position, text) {
     const length = Array.from(text).length;
     this.text.clear();
-    this.text.base = position - length;
+    this.text.start = position - length;
     this.text.append(text);
   }
 
-  /** Make the controls fit the state. */
-  #show() {
-    const { base } = this.text;
-    const cut = this.text.letters.cut;
-    const isOpen = this.session !== null;
-    this.parts.write.textContent = !isOpen ? "Write" : cut === null ? "Go on" : "Go on from here";
-    this.parts.write.disabled = this.running !== null;
-    this.parts.stop.disabled = this.running === null;
-    for (const name of ["fork", "fresh"]) this.parts[name].disabled = !isOpen || this.running !== null;
-    this.parts["prompt-label"].textContent = isOpen ? "Add to the text before it goes on" : "Prompt: the text to go on from";
-    this.parts.earlier.hidden = !base;
-    this.parts.earlier.textContent = `${count(base)} earlier characters are not kept by the service.`;
+  /** Enable and label the controls for the current state. */
+  #updateControls() {
+    const { start, view } = this.text;
+    const hasSession = this.session !== null;
+    const isRunning = this.running !== null;
+    this.parts.generate.textContent = !hasSession ? "Generate" : view.cut === null ? "Continue" : "Continue from here";
+    this.parts.generate.disabled = isRunning;
+    this.parts.stop.disabled = !isRunning;
+    for (const name of ["fork", "reset"]) this.parts[name].disabled = !hasSession || isRunning;
+    this.parts["prompt-label"].textContent = hasSession ? "Text to add before it continues" : "Prompt";
+    this.parts.earlier.hidden = !start;
+    this.parts.earlier.textContent = `${formatCount(start)} earlier characters are not stored by the service.`;
   }
 
-  #copy() {
+  #copyAsCurl() {
     const body = JSON.stringify({ ...this.body(), stream: true });
-    const line = `curl -N --json '${body.replaceAll("'", "'\\''")}' ${location.origin}/generate`;
-    this.parts.command.textContent = line;
+    const command = `curl -N --json '${body.replaceAll("'", "'\\''")}' ${location.origin}/generate`;
+    this.parts.command.textContent = command;
     this.parts.command.hidden = false;
-    const copied = navigator.clipboard?.writeText(line) ?? Promise.reject(new Error("no clipboard over plain HTTP"));
+    // Browsers have no clipboard for pages over plain HTTP, except from localhost.
+    const copied = navigator.clipboard?.writeText(command) ?? Promise.reject(new Error("no clipboard"));
     copied.then(
-      () => this.say("Copied."),
-      () => this.say("It stands below, to be copied by hand."),
+      () => this.setStatus("Copied."),
+      () => this.setStatus("The browser does not allow copying: copy the command below by hand."),
     );
   }
 
-  /** Parameters that differ from their defaults stay in the address, so that a reload goes on with them. */
-  #remember() {
+  /** Keep parameters that differ from their defaults in the address, so that a reload keeps them. */
+  #saveParameters() {
     const changes = {};
     for (const field of this.parts.form.elements) {
       if (!field.name || field.name === "prompt") continue;
       changes[`${this.key}.${field.name}`] = field.value === field.defaultValue ? null : field.value;
     }
-    address.put(changes);
+    address.update(changes);
   }
 
-  #recall() {
+  #restoreParameters() {
     const { parameters } = address.read();
     for (const field of this.parts.form.elements) {
       const value = field.name && parameters.get(`${this.key}.${field.name}`);
@@ -228,16 +255,20 @@ export class Pane {
   }
 }
 
-function ended(data, written, ms, again) {
-  const why = { length: "as long as was asked for", stop: "at a stop string", timeout: "its time was up", cancelled: "stopped" };
-  const pace = again ? "" : `, ${count(Math.round(written / (ms / 1000)))} characters/s`;
-  const saved = data.saved ? "" : " It could not be kept: the session store did not answer.";
-  return `${count(data.usage.generated_chars)} characters${pace}, ${why[data.finish_reason]}. Position ${count(data.position)}, seed ${data.seed}.${saved}`;
+function describeEnd(data, pace) {
+  const speed = pace === null ? "" : `, ${formatCount(Math.round(pace))} characters/s`;
+  const saved = data.saved ? "" : " It was not saved, because the session store is unavailable.";
+  const characters = `${formatCount(data.usage.generated_chars)} characters${speed}`;
+  const reason = FINISH_REASONS[data.finish_reason];
+  return `${characters}; ${reason}. Position ${formatCount(data.position)}, seed ${data.seed}.${saved}`;
 }
 
-function trouble(name, { after, error }) {
-  if (name === "back") return `The connection is back: going on after position ${count(after ?? 0)}.`;
-  if (name === "lost") return after === null ? "The connection was lost; asking again…" : `The connection was lost at position ${count(after)}; going on from there as soon as it is back…`;
-  if (error.code === "no_model") return "The first model is being trained; the text begins as soon as it can write.";
-  return `${error.message}; asking again…`;
+function describeDelay(name, { after, error }) {
+  if (name === "reconnected") return `Connected again; continuing after position ${formatCount(after ?? 0)}.`;
+  if (name === "disconnected") {
+    if (after === null) return "The connection was lost. Trying again…";
+    return `The connection was lost at position ${formatCount(after)}. The text continues there when it is back…`;
+  }
+  if (error.code === "no_model") return "The first model is being trained. The text starts as soon as it is ready.";
+  return `${error.message}; trying again…`;
 }

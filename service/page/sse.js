@@ -1,31 +1,36 @@
 // Server-sent events over fetch: EventSource can neither POST nor send a key.
 
-/** The events of a response's body: {name, id, data}. Ends when the body does; throws when the connection is lost. */
-export async function* events(response) {
+/**
+ * The events of a response's body: {name, id, data}.
+ *
+ * Ends when the body ends.
+ * @throws {TypeError} when the connection is lost.
+ */
+export async function* readEvents(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let held = "";
+  let buffer = "";
   try {
     for (;;) {
       const { value, done } = await reader.read();
       if (done) return;
-      held += value;
-      let end;
-      while ((end = held.indexOf("\n\n")) >= 0) {
-        const event = parse(held.slice(0, end));
-        held = held.slice(end + 2);
+      buffer += value;
+      for (let end = buffer.indexOf("\n\n"); end >= 0; end = buffer.indexOf("\n\n")) {
+        const event = parseEvent(buffer.slice(0, end));
+        buffer = buffer.slice(end + 2);
         if (event) yield event;
       }
     }
   } finally {
-    reader.cancel().catch(() => {}); // who stops listening hangs up
+    reader.cancel().catch(() => {}); // closes the connection when the caller stops early
   }
 }
 
-function parse(block) {
+/** One event; null for a comment, which has no data. */
+function parseEvent(block) {
   const event = { name: "message", id: null, data: null };
   for (const line of block.split("\n")) {
-    const at = line.indexOf(": ");
-    const [field, value] = [line.slice(0, at), line.slice(at + 2)];
+    const colon = line.indexOf(": ");
+    const [field, value] = [line.slice(0, colon), line.slice(colon + 2)];
     if (field === "event") event.name = value;
     else if (field === "id") event.id = value;
     else if (field === "data") event.data = JSON.parse(value);

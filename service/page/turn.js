@@ -1,38 +1,43 @@
-// One turn as it is written: asked for, read, and, when the connection is lost, gone on with where it was lost.
+// One turn: POST /generate as a stream, resumed where it stopped when the connection is lost.
 
-import { ServiceError, freshKey, request } from "./api.js";
+import { newIdempotencyKey, request, ServiceError } from "./api.js";
 import { sleep } from "./dom.js";
-import { events } from "./sse.js";
+import { readEvents } from "./sse.js";
 
-export const TOP = 10;
-const LONGEST_WAIT_MS = 5000;
+/** How many of the most probable characters are requested for each character. */
+export const TOP_LOGPROBS = 10;
+const MAX_WAIT_MS = 5000;
 const CONFLICT_TRIES = 8; // a turn that was just stopped ends at the service's next block, not at once
+const RETRY_CODES = ["no_model", "overloaded", "store_unavailable", "draining"];
 
 /**
- * Yields {name, data}: start and done as the service tells them, text {text, logprobs, position}, and of its own:
- * waiting (the service has no model or no place yet; it is asked again), lost and back.
+ * Run a turn and yield its events {name, data}.
  *
- * body: POST /generate's. With `resume` {session, after} no turn is begun, the session's last one is gone on with.
- * Thrown: ServiceError. Returns when `signal` is aborted.
+ * From the service: start, text {text, logprobs, position} and done. From this function: waiting (the service has no model
+ * or no free slot yet; the request is repeated), disconnected and reconnected. Returns when `signal` is aborted.
+ *
+ * @param body the body of POST /generate
+ * @param resume {session, after}: resume the last turn of this session after a position, instead of a new turn
+ * @throws {ServiceError} for an error that a repetition would not change.
  */
-export async function* turn(body, signal, resume = null) {
-  let key = freshKey(); // sent again before the first event, it is the same turn
+export async function* streamTurn(body, signal, resume = null) {
+  let key = newIdempotencyKey(); // a repetition with the same key is the same turn
   let session = resume?.session ?? null;
   let after = resume?.after ?? null;
-  let begun = resume !== null;
-  let isLost = false;
+  let hasStarted = resume !== null;
+  let isConnected = true;
   for (let tries = 0; !signal.aborted; tries++) {
-    let waitMs = tries > 1 ? Math.min(LONGEST_WAIT_MS, 125 * 2 ** tries) : 250;
+    let waitMs = tries > 1 ? Math.min(MAX_WAIT_MS, 125 * 2 ** tries) : 250;
     try {
-      if (!begun && !(await hasModel(signal))) throw new ServiceError(503, { code: "no_model" }, 1);
-      const response = await (begun ? again(session, after, signal) : ask(body, key, signal));
-      if (isLost) yield { name: "back", data: { after } };
-      isLost = false;
+      if (!hasStarted && !(await hasModel(signal))) throw new ServiceError(503, { code: "no_model" }, 1);
+      const response = await (hasStarted ? resumeTurn(session, after, signal) : startTurn(body, key, signal));
+      if (!isConnected) yield { name: "reconnected", data: { after } };
+      isConnected = true;
       tries = 0;
-      for await (const event of events(response)) {
+      for await (const event of readEvents(response)) {
         if (event.name === "error") throw new ServiceError(0, event.data.error, 0);
         if (event.name === "start") {
-          begun = true;
+          hasStarted = true;
           session = event.data.session_id;
           after ??= event.data.position;
         }
@@ -41,36 +46,40 @@ export async function* turn(body, signal, resume = null) {
         if (event.name === "done") return;
       }
       if (signal.aborted) return;
-      isLost = true; // a stream that ends without its last event was cut
+      isConnected = false; // a stream that ends without `done` was cut off
     } catch (error) {
       if (signal.aborted) return;
       if (error instanceof ServiceError) {
-        if (error.code === "store_unavailable" && !begun && !body.session_id) key = ""; // it can be written, only not kept
-        const ends = error.code === "session_conflict" && !begun && !error.details.rewindable && tries < CONFLICT_TRIES;
-        if (!ends && !["no_model", "overloaded", "store_unavailable", "draining"].includes(error.code)) throw error;
-        waitMs = Math.max(waitMs, 1000 * Math.min(error.retryAfterS, 5));
-        if (error.code === "draining") isLost = true;
+        // Without its store the service generates texts, but cannot look up an Idempotency-Key.
+        if (error.code === "store_unavailable" && !hasStarted && !body.session_id) key = "";
+        const isEnding = error.code === "session_conflict" && !hasStarted && !error.details.rewindable;
+        if (!(isEnding && tries < CONFLICT_TRIES) && !RETRY_CODES.includes(error.code)) throw error;
+        waitMs = Math.max(waitMs, Math.min(1000 * error.retryAfterS, MAX_WAIT_MS));
+        if (error.code === "draining") isConnected = false;
         else yield { name: "waiting", data: { after, error } };
-      } else isLost = true;
+      } else isConnected = false;
     }
-    if (isLost) yield { name: "lost", data: { after } };
-    if (begun && session === null) throw new ServiceError(0, { message: "the connection was lost, and this text was not kept: the session store did not answer" });
+    if (!isConnected) yield { name: "disconnected", data: { after } };
+    if (hasStarted && session === null) {
+      const message = "The connection was lost. This text was not saved, because the session store is unavailable.";
+      throw new ServiceError(0, { message });
+    }
     await sleep(waitMs, signal);
   }
 }
 
-/** A look that is no error: who comes while the first model is trained is not shown one. */
+/** Whether a model is loaded. Asked before a new turn, so that waiting for the first model logs no 503 in the console. */
 async function hasModel(signal) {
-  const ready = await request("GET", "/readyz", { signal, ask: false });
+  const ready = await request("GET", "/readyz", { signal, mayPrompt: false });
   return (await ready.json()).model !== null;
 }
 
-function ask(body, key, signal) {
+function startTurn(body, key, signal) {
   const headers = key ? { "Idempotency-Key": key } : {};
-  return request("POST", "/generate", { body: { ...body, stream: true, logprobs: TOP }, headers, signal });
+  return request("POST", "/generate", { body: { ...body, stream: true, logprobs: TOP_LOGPROBS }, headers, signal });
 }
 
-function again(session, after, signal) {
+function resumeTurn(session, after, signal) {
   const headers = after === null ? {} : { "Last-Event-ID": String(after) };
-  return request("GET", `/sessions/${session}/stream?logprobs=${TOP}`, { headers, signal });
+  return request("GET", `/sessions/${session}/stream?logprobs=${TOP_LOGPROBS}`, { headers, signal });
 }

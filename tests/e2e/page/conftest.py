@@ -1,4 +1,4 @@
-"""A real browser, and a page that is watched: a console error or a request off the host fails its test."""
+"""Fixtures for the tests of the page: a real browser, in which a console error or a foreign request fails the test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHOTS = Path(os.environ.get("SCREENSHOTS", "data/screenshots"))
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """Skipped with its reason where there is no browser: the page is then not tested, and the run says so."""
+    """A headless Chromium; without one the tests are skipped, with the reason."""
     try:
         from playwright.sync_api import Error, sync_playwright
     except ImportError as e:
@@ -30,7 +30,7 @@ def browser() -> Iterator[Any]:
     if path is None:
         pytest.skip(chromium.why_none())
     with sync_playwright() as playwright:
-        # root has no sandbox to give, and a container's /dev/shm is often too small for a page
+        # Chromium's sandbox does not work as root, and a container's /dev/shm is often too small.
         args = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
         try:
             browser = playwright.chromium.launch(executable_path=path, args=args)
@@ -42,12 +42,12 @@ def browser() -> Iterator[Any]:
 
 @dataclass
 class Visit:
-    """A page and what went wrong on it."""
+    """A page with the problems that were seen on it, and the actions that the tests share."""
 
     page: Any
     host: str
     problems: list[str] = field(default_factory=list)
-    allowed: list[str] = field(default_factory=list)  # parts of console errors that the test provokes
+    allowed: list[str] = field(default_factory=list)  # substrings of console errors that the test provokes
 
     def watch(self) -> Visit:
         self.page.on("console", lambda m: self._console(m) if m.type in ("error", "warning") else None)
@@ -61,11 +61,10 @@ class Visit:
 
     def _request(self, url: str) -> None:
         if not url.startswith((self.host + "/", "data:", "blob:")):
-            self.problems.append(f"off the host: {url}")
+            self.problems.append(f"request to another host: {url}")
 
-    # What the tests do again and again.
-
-    def open(self, view: str = "write") -> Visit:
+    def open(self, view: str = "generate") -> Visit:
+        """Go to a view and wait for it."""
         self.page.goto(f"{self.host}/#{view}")
         self.page.locator(f"#view-{view.partition('?')[0]}").wait_for()
         return self
@@ -73,34 +72,34 @@ class Visit:
     def pane(self, name: str = "main") -> Any:
         return self.page.get_by_role("region", name=f"A text, {name}")
 
-    def ask(self, pane: str = "main", **fields: Any) -> None:
-        """Fill fields and press the button that writes."""
+    def generate(self, pane: str = "main", **fields: Any) -> None:
+        """Fill in fields and press Generate."""
         for name, value in fields.items():
             self.page.fill(f"#{pane}-{name}", str(value))
-        self.pane(pane).locator("[data-part=write]").click()
+        self.pane(pane).locator("[data-part=generate]").click()
 
     def text(self, pane: str = "main") -> str:
-        found: str = self.pane(pane).locator("[data-part=letters]").evaluate("e => e.textContent")
-        return found
+        text: str = self.pane(pane).locator("[data-part=letters]").evaluate("e => e.textContent")
+        return text
 
     def status(self, pane: str = "main") -> str:
-        found: str = self.pane(pane).locator("[data-part=status]").inner_text()
-        return found
+        status: str = self.pane(pane).locator("[data-part=status]").inner_text()
+        return status
 
-    def until_written(self, pane: str = "main", timeout_s: float = 60) -> str:
-        """Wait for the turn's end; the text then shown."""
+    def wait_until_done(self, pane: str = "main", timeout_s: float = 60) -> str:
+        """Wait for the end of the turn and return the text that is shown."""
         stop = f"document.querySelector('#{pane}-prompt').closest('.pane').querySelector('[data-part=stop]')"
         self.page.wait_for_function(f"() => {stop}.disabled", timeout=timeout_s * 1000)
         self.page.evaluate("() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")
         return self.text(pane)
 
-    def letter(self, index: int, pane: str = "main") -> Any:
+    def character(self, index: int, pane: str = "main") -> Any:
         return self.pane(pane).locator(".line > span").nth(index)
 
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Callable[..., Visit]]:
-    """A function of a service (and of how the browser is set) that gives a watched page."""
+    """A function that opens a page of a service; options are those of a Playwright context."""
     contexts, visits = [], []
 
     def new(service: Any, **options: Any) -> Visit:
@@ -113,27 +112,29 @@ def visit(browser: Any) -> Iterator[Callable[..., Visit]]:
     yield new
     for context in contexts:
         context.close()
-    assert [problem for each in visits for problem in each.problems] == []
+    assert [problem for visit in visits for problem in visit.problems] == []
 
 
 @pytest.fixture(scope="session")
-def shown(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, tiny: Checkpoint) -> Iterator[Service]:
-    """A service whose page the tests use, with folders of its own; SHOWN_CHECKPOINTS names a model worth seeing."""
-    folder = tmp_path_factory.mktemp("shown")
-    given = os.environ.get("SHOWN_CHECKPOINTS")
+def page_service(
+    tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, tiny: Checkpoint
+) -> Iterator[Service]:
+    """A service with folders of its own. PAGE_CHECKPOINTS names a folder with a trained model for screenshots."""
+    folder = tmp_path_factory.mktemp("page")
+    given = os.environ.get("PAGE_CHECKPOINTS")
     checkpoints = Path(given) if given else folder / "checkpoints"
     if not given:
         checkpoints.mkdir()
         registry.promote(tiny.save(checkpoints))
-    places = {
+    settings = {
         "CHECKPOINT_DIR": str(checkpoints),
         "REDIS_URL": redis_server.url,
         "CORPORA_DIR": str(folder / "corpora"),
         "RUNS_DIR": str(folder / "runs"),
     }
-    worker = Worker(**places)
+    worker = Worker(**settings)
     worker.start()
-    with Service(**places) as service:
+    with Service(**settings) as service:
         yield service
     worker.stop()
 

@@ -1,4 +1,4 @@
-"""The other views: a first visit, looking inside, learning from a dropped file, keys, and every bad input."""
+"""The views Score, Inspect, Train and Status: a first visit, training on a dropped file, keys, invalid input."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ Visiting = Callable[..., Visit]
 ADMIN = "the-operators-key"
 
 
-def test_a_first_visit_during_the_first_training(visit: Visiting, tmp_path: Path) -> None:
-    """make serve just started: the page says that a model is being trained, a text asked for already begins as soon as
-    there is one, and the Learn view shows the curve, a sample and the advice meanwhile."""
+def test_a_visit_during_the_bootstrap_job(visit: Visiting, tmp_path: Path) -> None:
+    """Before there is a model, the page says that one is being trained, a text that is requested starts as soon as it
+    is ready, and the view Train shows the curve and samples."""
     corpus = tmp_path / "words.txt"
     corpus.write_text(words(20000))
     launched = Launched(tmp_path, "--corpus", str(corpus), "--minutes", "0.5")
     eventually(lambda: launched.ready() is not None, within_s=60)
     v = visit(Host(str(launched.client.base_url).rstrip("/"))).open()
     v.page.wait_for_function("() => /being trained/.test(document.querySelector('#notice').textContent)")
-    v.ask(max_chars=300)
-    assert len(v.until_written(timeout_s=120)) == 300
-    v.page.get_by_role("link", name="Learn", exact=True).click()
+    v.generate(max_chars=300)
+    assert len(v.wait_until_done(timeout_s=120)) == 300
+    v.page.get_by_role("link", name="Train", exact=True).click()
     v.page.wait_for_selector("#curve polyline.val", state="attached", timeout=60_000)
     assert re.search(
         r"validation loss [0-9.]+ nats per character", v.page.locator("#curve svg").get_attribute("aria-label")
@@ -47,7 +47,7 @@ def test_a_first_visit_during_the_first_training(visit: Visiting, tmp_path: Path
     v.page.wait_for_function(
         "() => /^finished/.test(document.querySelector('#job-state').textContent)", timeout=120_000
     )
-    v.page.wait_for_function("() => /serves/.test(document.querySelector('#models').textContent)")
+    v.page.wait_for_function("() => /served/.test(document.querySelector('#models').textContent)")
     assert v.page.locator("#notice").is_hidden()
     v.page.goto("about:blank")
     launched.stop(signal.SIGTERM)
@@ -58,13 +58,13 @@ class Host:
         self.url = url
 
 
-def test_look_inside_is_model_gates(visit: Visiting, service: Service, tiny: Checkpoint) -> None:
-    """What the page shows of a unit at a character is what model/gates.py computes; a click chooses another unit."""
+def test_inspect_shows_the_gates(visit: Visiting, service: Service, tiny: Checkpoint) -> None:
+    """The values of a unit at a character are those of model/network/gates.py; a click chooses another unit."""
     text = "who says it's so\nis not the last"
-    v = visit(service).open("inside")
+    v = visit(service).open("inspect")
     v.page.fill("#inspect-text", text)
     v.page.fill("#inspect-layer", "1")
-    v.page.get_by_role("button", name="Look", exact=True).click()
+    v.page.get_by_role("button", name="Inspect", exact=True).click()
     v.page.wait_for_function("() => /layer 1 of 2/.test(document.querySelector('#inspect-status').textContent)")
     v.page.fill("#unit", "5")
     v.page.press("#unit", "Tab")
@@ -75,26 +75,26 @@ def test_look_inside_is_model_gates(visit: Visiting, service: Service, tiny: Che
         for at in (0, 9, len(text) - 1):
             strip.locator(".strip > span").nth(at).hover()
             value = float(getattr(layer, gate)[1 + at, 5])
-            told = strip.locator("output").inner_text()
-            assert told.endswith((f" {value:.2f}", f" {value:.2f}".replace("-0.00", "0.00")))
+            shown = strip.locator("output").inner_text()
+            assert shown.endswith((f" {value:.2f}", f" {value:.2f}".replace("-0.00", "0.00")))
             if gate == "c":
-                assert f"tanh(c) {np.tanh(value):.2f}" in told
+                assert f"tanh(c) {np.tanh(value):.2f}" in shown
     size = v.page.evaluate("() => [document.querySelector('#map').width, document.querySelector('#map').height]")
     assert size == [len(text), 24]
     first = v.page.locator("[data-feature=position_in_line] button").first
-    wanted = re.fullmatch(r"layer (\d), unit (\d+)", first.inner_text())
-    assert wanted is not None
+    best = re.fullmatch(r"layer (\d), unit (\d+)", first.inner_text())
+    assert best is not None
     first.click()
-    v.page.wait_for_function(f"() => document.querySelector('#unit').value === '{wanted[2]}'")
-    assert v.page.input_value("#inspect-layer") == wanted[1]
+    v.page.wait_for_function(f"() => document.querySelector('#unit').value === '{best[2]}'")
+    assert v.page.input_value("#inspect-layer") == best[1]
     assert v.page.locator("[data-feature=inside_quotes]").inner_text().endswith("It does not vary in this text.")
 
 
-def test_why_this_letter_is_score(visit: Visiting, service: Service) -> None:
-    """The bits per character of a pasted text are POST /score's, and so is a letter's distribution."""
+def test_score_shows_the_losses_of_a_text(visit: Visiting, service: Service) -> None:
+    """The bits per character, the colors and the distributions are those of POST /score."""
     text = "it's not the first"
     scored = service.client.post("/score", json={"text": text, "logprobs": 10}).json()
-    v = visit(service).open("why")
+    v = visit(service).open("score")
     v.page.fill("#score-text", text)
     v.page.get_by_role("button", name="Score").click()
     v.page.wait_for_function(f"() => document.querySelector('#score-letters').textContent === {json.dumps(text)}")
@@ -114,13 +114,13 @@ def test_why_this_letter_is_score(visit: Visiting, service: Service) -> None:
     assert [int(s) for s in shades] == [sum(b >= step for step in steps) for b in scored["surprise"]]
 
 
-def test_why_reads_on_from_the_session_in_write(visit: Visiting, service: Service) -> None:
-    """The text in Write is taken over; a text can be scored as what follows in its session."""
+def test_score_continues_the_session_in_generate(visit: Visiting, service: Service) -> None:
+    """The text in Generate can be copied; a text can be scored as a continuation of its session."""
     v = visit(service).open()
-    v.ask(prompt="hello", max_chars=30, seed=7)
-    written = v.until_written()
-    v.page.get_by_role("link", name="Why this letter").click()
-    v.page.get_by_role("button", name="Take the text in Write").click()
+    v.generate(prompt="hello", max_chars=30, seed=7)
+    written = v.wait_until_done()
+    v.page.get_by_role("link", name="Score").click()
+    v.page.get_by_role("button", name="Copy the text from Generate").click()
     v.page.wait_for_function(f"() => document.querySelector('#score-letters').textContent === {json.dumps(written)}")
     v.page.check("[name=after]")
     v.page.fill("#score-text", "and more")
@@ -132,33 +132,33 @@ def test_why_reads_on_from_the_session_in_write(visit: Visiting, service: Servic
 
 
 @pytest.fixture(scope="module")
-def learning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service with keys, a worker that trains, and a promoted model of random weights, which anything beats.
+def training_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with keys, a training worker, and a promoted model of random weights, which any training beats.
 
-    On a Redis of its own: another worker on the same line would not have its texts.
+    It has a Redis of its own: another worker on the same queue would not have its corpora.
     """
     redis = RedisServer()
     redis.start()
-    folder = tmp_path_factory.mktemp("learning")
+    folder = tmp_path_factory.mktemp("training")
     (folder / "checkpoints").mkdir()
     registry.promote(random_checkpoint(seed=5).save(folder / "checkpoints"))
-    places = {
+    settings = {
         "REDIS_URL": redis.url,
         "CHECKPOINT_DIR": str(folder / "checkpoints"),
         "CORPORA_DIR": str(folder / "corpora"),
         "RUNS_DIR": str(folder / "runs"),
         "ADMIN_KEY": ADMIN,
     }
-    worker = Worker(**places)
+    worker = Worker(**settings)
     worker.start()
-    with Service(**places) as service:
+    with Service(**settings) as service:
         yield service
     worker.stop()
     redis.remove()
 
 
 def drop(v: Visit, name: str, content: bytes) -> None:
-    """A file is dropped onto the field, as a person's file manager would."""
+    """Drop a file onto the field, as from a file manager."""
     data = v.page.evaluate_handle(
         "([name, bytes]) => { const d = new DataTransfer(); d.items.add(new File([new Uint8Array(bytes)], name));"
         " return d; }",
@@ -169,15 +169,15 @@ def drop(v: Visit, name: str, content: bytes) -> None:
 
 def unlock(v: Visit) -> None:
     v.page.fill("#key-field", ADMIN)
-    v.page.get_by_role("button", name="Use it").click()
+    v.page.get_by_role("button", name="Use this key").click()
     v.page.wait_for_selector("#models tr")
 
 
-def test_a_wrong_key_is_said_and_a_right_one_opens(visit: Visiting, learning: Service) -> None:
-    """The operator's view asks for the key, says what the service says of a wrong one, and can be left without."""
-    v = visit(learning)
+def test_a_wrong_key_is_reported_and_a_right_one_accepted(visit: Visiting, training_service: Service) -> None:
+    """The view Train asks for the admin key and shows the service's message for a wrong one; it can be cancelled."""
+    v = visit(training_service)
     v.allowed.append("401")
-    v.open("learn")
+    v.open("train")
     v.page.wait_for_selector("#key[open]")
     v.page.fill("#key-field", "not-the-operators-key")
     v.page.keyboard.press("Enter")
@@ -185,25 +185,25 @@ def test_a_wrong_key_is_said_and_a_right_one_opens(visit: Visiting, learning: Se
         "() => document.querySelector('#key-error').textContent === 'this key is not one of those that are known'"
     )
     assert v.page.get_attribute("#key-field", "aria-invalid") is not None
-    v.page.get_by_role("button", name="Not now").click()
+    v.page.get_by_role("button", name="Cancel", exact=True).click()
     v.page.wait_for_function(
-        "() => /not one of those|a key is needed/.test(document.querySelector('#learn-why').textContent)"
+        "() => /not one of those|a key is needed/.test(document.querySelector('#train-locked-reason').textContent)"
     )
     v.page.get_by_role("button", name="Try again").click()
     unlock(v)
-    assert v.page.locator("#learn-locked").is_hidden()
-    assert "serves" in v.page.locator("#models").inner_text()
+    assert v.page.locator("#train-locked").is_hidden()
+    assert "served" in v.page.locator("#models").inner_text()
     stored = v.page.evaluate(
         "() => JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])"
     )
     assert ADMIN not in stored
 
 
-def test_a_dropped_file_is_learnt(visit: Visiting, learning: Service) -> None:
-    """Drop, train, watch, compare, roll back, promote again; a second training is cancelled."""
-    v = visit(learning)
+def test_a_dropped_file_is_trained_on(visit: Visiting, training_service: Service) -> None:
+    """Upload, train, follow, promote, roll back, compare; a second training is cancelled."""
+    v = visit(training_service)
     v.allowed.append("401")
-    v.open("learn")
+    v.open("train")
     unlock(v)
     drop(v, "My Words.txt", words(20000).encode())
     assert v.page.input_value("#retrain-name") == "my-words"
@@ -214,16 +214,16 @@ def test_a_dropped_file_is_learnt(visit: Visiting, learning: Service) -> None:
     v.page.wait_for_function(
         "() => /^finished.*Promoted/.test(document.querySelector('#job-state').textContent)", timeout=120_000
     )
-    (first,) = learning.client.get("/jobs", headers={"Authorization": f"Bearer {ADMIN}"}).json()["jobs"]
+    (first,) = training_service.client.get("/jobs", headers={"Authorization": f"Bearer {ADMIN}"}).json()["jobs"]
     made = first["result"]["checkpoint"]
     row = v.page.locator(f"#models [data-model='{made['id']}']")
     v.page.wait_for_function(
-        f"() => /serves/.test(document.querySelector(\"#models [data-model='{made['id']}']\").textContent)"
+        f"() => /served/.test(document.querySelector(\"#models [data-model='{made['id']}']\").textContent)"
     )
     assert f"{made['val_loss']:.3f} nats" in row.inner_text()
     assert f"{made['val_loss']:.3f} nats" in v.page.locator(f"[data-job='{first['job_id']}']").inner_text()
 
-    v.page.get_by_role("button", name="Roll back to the one before").click()
+    v.page.get_by_role("button", name="Roll back to the previous model").click()
     v.page.wait_for_function("() => /^Promoted val3.0/.test(document.querySelector('#models-status').textContent)")
     row.get_by_role("button", name="Promote").click()
     v.page.wait_for_function(f"() => document.querySelector('#models-status').textContent.includes('{made['name']}')")
@@ -234,30 +234,30 @@ def test_a_dropped_file_is_learnt(visit: Visiting, learning: Service) -> None:
     old = first["job_id"][:4]
     v.page.wait_for_function("old => !document.querySelector('#job-title').textContent.includes(old)", arg=old)
     v.page.get_by_role("checkbox", name=re.compile(f"Compare my-words, quick .{old}")).check()
-    v.page.wait_for_selector("#curve polyline.val.run1", state="attached", timeout=120_000)  # its first look
+    v.page.wait_for_selector("#curve polyline.val.run1", state="attached", timeout=120_000)  # its first validation
     v.page.get_by_role("button", name=re.compile("^Cancel my-words")).first.click()
     v.page.wait_for_function(
         "() => /^cancelled/.test(document.querySelector('#job-state').textContent)", timeout=60_000
     )
 
 
-WRITE = [
+INVALID = [
     ("max_chars", "-1"), ("max_chars", "1e9"), ("max_chars", "many"), ("temperature", "hot"), ("temperature", "101"),
     ("temperature", "0.001"), ("top_k", "-1"), ("top_k", "1.5"), ("top_p", "0"), ("top_p", "2"), ("min_p", "2"),
     ("seed", "-1"), ("seed", "12345678901234567890"), ("stop", "É"), ("prompt", "hÉllo"),
 ]  # fmt: skip
 
 
-def test_a_bad_field_shows_the_service_s_message(visit: Visiting, service: Service) -> None:
-    """Each bad value is sent as it is; the message shown at the field is the answer's own."""
+def test_an_invalid_field_shows_the_message_of_the_service(visit: Visiting, service: Service) -> None:
+    """An invalid value is sent as it is; the message at the field is the response's own."""
     v = visit(service).open()
     v.allowed.append("422")
-    for name, value in WRITE:
+    for name, value in INVALID:
         field = v.page.locator(f"#main-{name}")
         before = field.input_value()
         field.fill(value)
         with v.page.expect_response("**/generate") as answered:
-            v.ask()
+            v.generate()
         message = answered.value.json()["error"]["message"]
         assert message.startswith(name)
         note = v.page.locator(f"#main-{name}-error")
@@ -265,18 +265,18 @@ def test_a_bad_field_shows_the_service_s_message(visit: Visiting, service: Servi
         assert note.inner_text() == message
         assert field.get_attribute("aria-invalid") == "true"
         assert field.get_attribute("aria-describedby") == f"main-{name}-error"
-        assert v.page.locator("#view-write .field .error").count() == 1  # the last one's is gone
+        assert v.page.locator("#view-generate .field .error").count() == 1  # the previous message has been removed
         field.fill(before)
 
 
-def test_other_bad_inputs_show_it_too(visit: Visiting, service: Service, learning: Service) -> None:
-    """Score's text, Look inside's text, layer and unit, a training's minutes, name and file."""
-    v = visit(service).open("why")
+def test_invalid_fields_of_the_other_views(visit: Visiting, service: Service, training_service: Service) -> None:
+    """Score's text; Inspect's text, layer and unit; a training's minutes, name and file."""
+    v = visit(service).open("score")
     v.allowed.append("422")
     v.page.fill("#score-text", "hÉllo")
     v.page.get_by_role("button", name="Score").click()
     assert "'É' (U+00C9) at 1" in text_of(v, "#score-text-error")
-    v.open("inside")
+    v.open("inspect")
     for field, value, says in (
         ("inspect-text", "a" * 1001, "got 1001 characters, expected at most 1000"),
         ("inspect-text", "", "at least 1 character"),
@@ -285,19 +285,19 @@ def test_other_bad_inputs_show_it_too(visit: Visiting, service: Service, learnin
     ):
         before = v.page.input_value(f"#{field}")
         v.page.fill(f"#{field}", value)
-        v.page.get_by_role("button", name="Look", exact=True).click()
+        v.page.get_by_role("button", name="Inspect", exact=True).click()
         assert says in text_of(v, f"#{field}-error")
         v.page.fill(f"#{field}", "hello" if field == "inspect-text" else before)
-    v.page.get_by_role("button", name="Look", exact=True).click()
+    v.page.get_by_role("button", name="Inspect", exact=True).click()
     v.page.wait_for_selector("#unit")
     for value, says in (("99", "units.0: got 99, expected 0 to 23"), ("x", "units.0: got 'x'")):
         v.page.fill("#unit", value)
         v.page.press("#unit", "Tab")
         v.page.wait_for_function("s => document.querySelector('#unit-error')?.textContent.includes(s)", arg=says)
 
-    w = visit(learning)
+    w = visit(training_service)
     w.allowed += ["401", "422"]
-    w.open("learn")
+    w.open("train")
     unlock(w)
     drop(w, "bytes.txt", b"caf\xe9 au lait")
     w.page.get_by_role("button", name="Train", exact=True).click()
@@ -318,30 +318,30 @@ def test_other_bad_inputs_show_it_too(visit: Visiting, service: Service, learnin
 
 def text_of(v: Visit, selector: str) -> str:
     v.page.wait_for_selector(selector)
-    found: str = v.page.locator(selector).inner_text()
-    return found
+    text: str = v.page.locator(selector).inner_text()
+    return text
 
 
-def test_a_key_to_write_is_asked_for(visit: Visiting, store: Path, redis_server: RedisServer) -> None:
-    """With API_KEYS the page asks when it first writes, and goes on with the same text once it has the key."""
+def test_a_key_is_requested_to_generate(visit: Visiting, store: Path, redis_server: RedisServer) -> None:
+    """With API_KEYS the page asks for a key at the first text and then generates it."""
     with Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, API_KEYS="a-readers-key-001") as service:
         v = visit(service).open()
         v.allowed.append("401")
-        v.ask(prompt="hello", max_chars=20)
+        v.generate(prompt="hello", max_chars=20)
         v.page.wait_for_selector("#key[open]")
         v.page.fill("#key-field", "a-readers-key-001")
-        v.page.get_by_role("button", name="Use it").click()
+        v.page.get_by_role("button", name="Use this key").click()
         v.page.wait_for_function("() => document.querySelector('.letters').textContent.length === 25")
         v.page.goto("about:blank")
 
 
-def test_serve_tells_what_is_going_on(visit: Visiting, service: Service) -> None:
+def test_status_shows_the_state_of_the_service(visit: Visiting, service: Service) -> None:
     """The numbers are those of /readyz and /metrics."""
-    v = visit(service).open("serve")
+    v = visit(service).open("status")
     service.generate(max_chars=500)
     ready: dict[str, Any] = service.client.get("/readyz").json()
     v.page.wait_for_function(
-        "() => /characters, since the service began/.test(document.querySelector('#tiles').textContent)"
+        "() => /characters, since the service started/.test(document.querySelector('#tiles').textContent)"
     )
     tiles = v.page.locator("#tiles")
     assert ready["model"]["fingerprint"] in tiles.inner_text()

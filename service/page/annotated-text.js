@@ -1,0 +1,80 @@
+// A text with what is known of each character: its log-probabilities and its position in the session.
+
+import { requestJson } from "./api.js";
+import { TOP_LOGPROBS } from "./turn.js";
+
+const SCORE_WINDOW = 5000; // characters that are scored at once to find the distribution of one
+
+/** Characters and their log-probabilities, shown by a TextView. Many small chunks are drawn once per frame. */
+export class AnnotatedText {
+  #queued = [];
+  #frame = 0;
+
+  constructor(view) {
+    this.view = view;
+    this.clear();
+  }
+
+  clear() {
+    this.characters = [];
+    this.logprobs = []; // for each character {logprob, probability, top} or null; see distribution.js
+    this.start = 0; // position in the session of the first character
+    this.#queued = [];
+    this.view.clear();
+  }
+
+  /** The session's position after the last character. */
+  get position() {
+    return this.start + this.characters.length;
+  }
+
+  toString() {
+    return this.characters.join("");
+  }
+
+  /** Append a text. kind "prompt" marks text that the model did not generate. */
+  append(text, logprobs = [], kind = "") {
+    const characters = Array.from(text); // by code points, as the service counts
+    this.characters.push(...characters);
+    this.logprobs.push(...characters.map((_, i) => logprobs[i] ?? null));
+    this.#queued.push([characters, logprobs, kind]);
+    this.#frame ||= requestAnimationFrame(() => this.flush());
+  }
+
+  /** Draw now what is queued for the next frame. */
+  flush() {
+    cancelAnimationFrame(this.#frame);
+    this.#frame = 0;
+    for (const [characters, logprobs, kind] of this.#queued) this.view.append(characters, logprobs, kind);
+    this.#queued = [];
+  }
+
+  truncate(length) {
+    this.flush();
+    this.characters.length = length;
+    this.logprobs.length = length;
+    this.view.truncate(length);
+  }
+
+  /**
+   * The log-probabilities at a character. Where they are not known, the text around it is scored by the service, and
+   * `rescored` says how: "exact", or "partial" when the beginning of the session's text is not here.
+   * @throws {ServiceError}
+   */
+  async logprobsAt(index) {
+    if (!this.logprobs[index]?.top) {
+      const from = Math.max(0, Math.min(index - SCORE_WINDOW / 2, this.characters.length - SCORE_WINDOW));
+      const window = this.characters.slice(from, from + SCORE_WINDOW);
+      const rescored = this.start + from === 0 ? "exact" : "partial";
+      const body = { text: window.join(""), logprobs: TOP_LOGPROBS, on_unknown: "skip" };
+      const scored = await requestJson("POST", "/score", { body });
+      scored.logprobs.forEach((entry, i) => {
+        const at = from + i;
+        if (!entry || this.logprobs[at]?.top || this.characters[at] !== window[i]) return;
+        this.logprobs[at] = { ...entry, rescored };
+        if (at < this.view.length) this.view.setLogprobs(at, entry);
+      });
+    }
+    return this.logprobs[index] ?? null;
+  }
+}

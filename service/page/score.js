@@ -1,0 +1,63 @@
+// The view Score: how much each character of a text surprises the model.
+
+import { AnnotatedText } from "./annotated-text.js";
+import { requestJson, ServiceError } from "./api.js";
+import { detailsPanel } from "./details-panel.js";
+import { $, formatCount, onSubmit, setStatus } from "./dom.js";
+import { clearFieldErrors, showFieldError } from "./fields.js";
+import { mainPane } from "./generate.js";
+import { TextView } from "./text-view.js";
+import { TOP_LOGPROBS } from "./turn.js";
+
+let text;
+let hasScored = false;
+
+export function setUp() {
+  const form = $("#score");
+  const view = new TextView($("#score-letters"), { onSelect: (i) => showDetails(i) });
+  text = new AnnotatedText(view);
+  const showDetails = detailsPanel(text, $("#score-panel"), $("#score-voice"));
+  onSubmit(form, () => score());
+  $("#score-copy").addEventListener("click", () => {
+    form.elements.text.value = mainPane().text.toString();
+    form.requestSubmit();
+  });
+  $("#score-colored").addEventListener("change", (event) => {
+    $("#score-letters").classList.toggle("colored", event.target.checked);
+  });
+}
+
+/** Score the example once, so that the view is not empty; the model may lack some of its characters. */
+export function onShow() {
+  if (!hasScored && $("#notice").hidden) score("skip");
+}
+
+async function score(onUnknown = "error") {
+  const form = $("#score");
+  const status = $("#score-status");
+  hasScored = true;
+  clearFieldErrors(form);
+  const session = form.elements.after.checked ? mainPane().session : null;
+  const body = { text: form.elements.text.value, logprobs: TOP_LOGPROBS, on_unknown: onUnknown };
+  if (session) body.session_id = session;
+  setStatus(status, "Scoring…");
+  try {
+    const result = await requestJson("POST", "/score", { body });
+    text.clear();
+    text.append(body.text, result.logprobs);
+    text.flush();
+    setStatus(status, describe(result, session));
+  } catch (error) {
+    if (!(error instanceof ServiceError)) throw error;
+    if (showFieldError(form, error)) setStatus(status, "");
+    else setStatus(status, error.message, true);
+  }
+}
+
+function describe(result, session) {
+  const perCharacter = result.bits_per_character;
+  const losses = `${perCharacter.toFixed(3)} bits per character (${result.nats_per_character.toFixed(3)} nats)`;
+  const where = session ? `, after position ${formatCount(result.position)} of the session` : "";
+  const choices = (2 ** perCharacter).toFixed(1);
+  return `${losses}, ${formatCount(result.characters)} characters${where}. Perplexity ${choices}: as uncertain as a choice among that many equally probable characters.`;
+}

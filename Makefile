@@ -1,11 +1,12 @@
 # Longhand: `make serve` and `make test` do all their own set-up.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+PAGE_TOOLS := tests/e2e/page
 CORPUS ?=
 MINUTES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser stack check clean
+.PHONY: help serve test test-browser stack check check-page clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -24,11 +25,17 @@ test-browser: .venv/.ready-test .venv/.kernel ## the page in a real headless Chr
 stack: .venv/.ready-test ## docker compose up from a clean clone, on a container engine: build, scale, kill, tear down
 	STACK=1 $(BIN)/python -m pytest -s tests/e2e/test_stack.py
 
-check: .venv/.ready-test ## lint, types and the direction of imports
+check: .venv/.ready-test check-page ## lint, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_structure.py
+
+check-page: ## lint the page's JavaScript and CSS with biome, where npm is installed
+	@if ! command -v npm >/dev/null; then echo "page    not linted: npm is not installed"; \
+	elif [ $(PAGE_TOOLS)/node_modules/.package-lock.json -nt $(PAGE_TOOLS)/package-lock.json ] || npm ci --silent --no-audit --no-fund --prefix $(PAGE_TOOLS); \
+	then $(PAGE_TOOLS)/node_modules/.bin/biome ci --colors=off --error-on-warnings --config-path=$(PAGE_TOOLS)/biome.json service/page/*.js service/page/*.css; \
+	else echo "page    not linted: npm could not install biome"; fi
 
 clean: ## forget the environment; models and sessions in data/ stay
 	rm -rf .venv

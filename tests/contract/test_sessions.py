@@ -15,36 +15,52 @@ import pytest
 from model.errors import StateError
 from model.network.state import HiddenState
 from service.errors import SessionConflict, UnknownSession
-from service.store.connect import connect
+from service.operations.redis_server import find_server_program
+from service.settings import SettingsError
+from service.store.connect import connect, require_supported_version
 from service.store.memory import MemorySessions
 from service.store.redis import RedisSessions
 from service.store.sessions import Session, SessionStore, TurnRecord, digest, new_session_id
-from tests.contract.servers import Processes, start_cluster, start_sentinel
+from tests.contract.servers import Processes, oldest_redis, start_cluster, start_sentinel
 from tests.servers import RedisServer
 
 
 @pytest.fixture(scope="module")
-def urls(redis_server: RedisServer) -> Iterator[dict[str, str]]:
-    processes = Processes()
+def valkey_urls() -> Iterator[dict[str, str]]:
+    """Yield the addresses of the embedded Valkey: one server, a cluster, and a master behind a sentinel."""
+    yield from _running(find_server_program())
+
+
+@pytest.fixture(scope="module")
+def redis_urls() -> Iterator[dict[str, str]]:
+    """Yield the same addresses of the oldest Redis that is supported."""
+    yield from _running(oldest_redis())
+
+
+def _running(program: str) -> Iterator[dict[str, str]]:
+    server, processes = RedisServer(program=program), Processes(program)
     try:
-        yield {
-            "redis": redis_server.url,
-            "cluster": start_cluster(processes),
-            "sentinel": start_sentinel(processes),
-        }
+        server.start()
+        yield {"one": server.url, "cluster": start_cluster(processes), "sentinel": start_sentinel(processes)}
     finally:
         processes.remove()
+        server.remove()
 
 
-@pytest.fixture(params=["memory", "redis", "cluster", "sentinel"])
-def make(request: pytest.FixtureRequest, urls: dict[str, str]) -> Iterator[Callable[..., SessionStore]]:
+_STORES = ["memory", *(f"{server} {way}" for server in ("valkey", "redis") for way in ("one", "cluster", "sentinel"))]
+
+
+@pytest.fixture(params=_STORES)
+def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., SessionStore]]:
     if request.param == "memory":
         yield lambda ttl_s=60, turn_ttl_s=60: MemorySessions(ttl_s, turn_ttl_s)
         return
-    client = connect(urls[request.param])
+    server, way = request.param.split()
+    client = connect(request.getfixturevalue(f"{server}_urls")[way])
+    require_supported_version(client)
     yield lambda ttl_s=60, turn_ttl_s=60: RedisSessions(client, ttl_s, turn_ttl_s)
     client.close()
-    if request.param == "sentinel":
+    if way == "sentinel":
         client.connection_pool.disconnect()
         for sentinel in client.connection_pool.sentinel_manager.sentinels:
             sentinel.close()
@@ -299,6 +315,19 @@ def test_older_layouts_are_read() -> None:
     assert old.to_bytes() == new.to_bytes()
     with pytest.raises(StateError, match=r"layout '63', expected one of \[1, 2\]"):
         Session.from_bytes(b"c" + new.to_bytes())
+
+
+@pytest.mark.parametrize("version", ["6.0.20", "5.0.7"])
+def test_an_older_redis_is_refused_by_its_version(version: str) -> None:
+    """A server below 6.2 is an error that names its version; one that cannot be reached is not an error yet."""
+
+    class OldServer:
+        def info(self, section: str) -> dict[str, str]:
+            return {"redis_version": version}
+
+    with pytest.raises(SettingsError, match=f"Redis {version}; expected 6.2 or newer"):
+        require_supported_version(OldServer())
+    require_supported_version(connect("unix:///nowhere/redis.sock"))
 
 
 @pytest.mark.parametrize("cut", [0, 1, 5, 20, 100])

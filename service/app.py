@@ -14,7 +14,6 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from model.checkpoints import file_format, self_test
 from model.stepper.choose import choose
-from service import errors
 from service.engine.engine import Engine
 from service.errors import StoreUnavailable
 from service.generation.generation import Generation, Policy
@@ -26,7 +25,19 @@ from service.models.watcher import CheckpointWatcher
 from service.operations.auth import Keys, Limits
 from service.operations.drain import Drain
 from service.operations.metrics import Metrics
-from service.routes import corpora, generate, health, jobs, look, metrics, models, page, sessions
+from service.routes import (
+    converters,
+    corpora,
+    error_responses,
+    generate,
+    health,
+    inspection,
+    jobs,
+    metrics,
+    models,
+    page,
+    sessions,
+)
 from service.settings import Settings, loopback_only, read_settings
 from service.store.connect import connect
 from service.store.corpora import Corpora
@@ -73,13 +84,14 @@ def create_app(settings: Settings | None = None) -> Flask:
     if settings.trusted_proxies:  # or all clients would be one: the proxy
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.trusted_proxies, x_proto=0)  # type: ignore[method-assign]
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    errors.register(app)
+    error_responses.register(app)
+    converters.register(app)
     keys = Keys(settings.admin_key, settings.api_keys, loopback_only=loopback_only(settings))
     limits = Limits(settings.rate_limit, settings.redis_url)
     for blueprint in (
         generate.blueprint(generation),
         sessions.blueprint(generation, store, settings.session_recent_text_chars),
-        look.blueprint(InspectionService(serving, store, settings.max_chars)),
+        inspection.blueprint(InspectionService(serving, store, settings.max_chars)),
     ):
         app.register_blueprint(_guarded(blueprint, _check_api(keys, limits)))
     for blueprint in (

@@ -1,66 +1,94 @@
-"""Everything that the service raises on purpose, and the one place that turns it into an answer.
+"""Every error that the service raises on purpose. This module knows no Flask; routes/errors.py makes the responses.
 
 ServiceError
-├── BadRequest           422  a field is wrong: `field` names it
-│   ├── MalformedBody    400  the body is not JSON at all
-│   ├── BodyTooLarge     413
-│   └── WrongMediaType   415
-├── Unauthorized         401  a key is asked for, and none or a wrong one was sent
-├── Forbidden            403  not with this key, or not from there
-├── UnknownSession       404  no such session, or it has expired
-├── UnknownJob           404  no such job, or it is long over
-├── UnknownModel         404  no such checkpoint
-├── UnknownCorpus        404  no such corpus
-├── NoTurn               404  the session remembers no turn to go on with
-├── SessionConflict      409  someone else is writing this session, or it is not where it should be
-│   ├── TurnInterrupted  409  its last turn was cut off: resume it, or say with `position` what you have
-│   └── ModelChanged     409  its state was made by another model
-├── JobHasEnded          409  what has ended cannot be cancelled
-├── ModelConflict        409  this checkpoint cannot be promoted, or there is none to go back to
-├── CorpusConflict       409  this corpus is there already, or cannot be changed
-├── Overloaded           429  every slot and every place in the line is taken
-│   ├── JobsFull         429  every place in the line of trainings is taken
-│   └── TooMany          429  this client asks too often
-├── WrongCell            409  the served model has other gates than those that were asked for
-├── NoModel              503  no checkpoint has been promoted yet
-├── StoreUnavailable            503  the session store does not answer
-├── Draining             503  this worker is stopping
-└── TimedOut             504  the request's own timeout_s was over before anything was written
+├── BadRequest             422  a value cannot be used: `field`, `value` and `expected` say which and why
+│   ├── MalformedBody      400  the body is not a JSON object
+│   ├── BodyTooLarge       413  the body is longer than the limit
+│   ├── WrongMediaType     415  the body is not application/json
+│   └── UnsupportedCell    409  the served model's cell type has no such gates
+├── Unauthorized           401  a key is required, and none or a wrong one was sent
+├── Forbidden              403  this key, or a client at this address, may not do this
+├── UnknownSession         404  the session does not exist or has expired
+├── UnknownJob             404  the job does not exist or its record has expired
+├── UnknownModel           404  no checkpoint has this id
+├── UnknownCorpus          404  no corpus has this name
+├── NoTurn                 404  the session has no turn that could be resumed
+├── SessionConflict        409  another request writes the session, or the session is not at the requested position
+│   ├── TurnInterrupted    409  the session's last turn was interrupted: resume it or send `position`
+│   ├── ModelChanged       409  the session was written by another model
+│   └── UnreadableSession  409  the stored session was written in a layout that this version cannot read
+├── JobHasEnded            409  a job that has ended cannot be cancelled
+├── ModelConflict          409  the checkpoint cannot be promoted, or there is none to roll back to
+├── CorpusConflict         409  the corpus exists already or cannot be changed
+├── Overloaded             429  the server is at capacity
+│   ├── QueueFull          429  every slot and every place in the generation queue is taken
+│   ├── JobQueueFull       429  the job queue is full
+│   └── RateLimited        429  this client sends requests too often
+├── NoModel                503  no model is served yet
+├── StoreUnavailable       503  the session store does not answer
+├── Draining               503  this worker is shutting down
+└── TimedOut               504  the request's timeout_s passed before any text was generated
 
-Each class carries its status and its code; where trying again helps, `retry_after_s` says when. The body is
-{"error": {"code", "message", and what the error adds}}.
+Each class has its HTTP status and its code; `retry_after_s` says when a retry can succeed. The response body is
+{"error": {"code", "message", and the attributes of the error}}.
 """
 
 from __future__ import annotations
 
-import logging
+import math
 from typing import Any, ClassVar
 
-from flask import Flask, Response, jsonify
-from werkzeug.exceptions import HTTPException
-
-log = logging.getLogger(__name__)
+_SHOWN_CHARS = 80
+_SHOWN_LIST_CHARS = 4000
 
 
 class ServiceError(Exception):
-    """Base of the tree; raised itself only for what has no name."""
+    """Base of the tree. Raised itself only for a bug, as an internal error."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
     retry_after_s: int | None = None
 
-    def __init__(self, message: str, **details: Any) -> None:
+    def __init__(self, message: str, *, retry_after_s: int | None = None, **details: Any) -> None:
+        """Create the error.
+
+        Args:
+            message: What happened and what to do, in one line.
+            retry_after_s: Replaces the class's value.
+            details: Further values for the response body; they must be JSON.
+        """
         super().__init__(message)
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
         self.details = details
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the error as the response body shows it."""
         return {"code": self.code, "message": str(self), **self.details}
 
 
 class BadRequest(ServiceError):
-    """Raised when a field has a value that cannot be used; details carry `field`, `value`, `expected`."""
+    """Raised when a value cannot be used."""
 
     status, code = 422, "invalid_request"
+
+    def __init__(self, field: str, value: Any, expected: str, *, problem: str = "") -> None:
+        """Create the error and, from its parts, the message: `field: problem, expected ...`.
+
+        Args:
+            field: The name of the field, header or parameter.
+            value: The value that was sent.
+            expected: Which values are accepted.
+            problem: What is wrong; without it, the message shows the value.
+        """
+        super().__init__(f"{field}: {problem or 'got ' + _shortened(value)}, expected {expected}")
+        self.field = field
+        self.value = value
+        self.expected = expected
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the error as the response body shows it; a long value is shortened."""
+        return {**super().as_dict(), "field": self.field, "value": _as_json(self.value), "expected": self.expected}
 
 
 class MalformedBody(BadRequest):
@@ -70,7 +98,7 @@ class MalformedBody(BadRequest):
 
 
 class BodyTooLarge(BadRequest):
-    """Raised when the body is larger than MAX_BODY_BYTES."""
+    """Raised when the body is longer than the limit."""
 
     status, code = 413, "body_too_large"
 
@@ -81,32 +109,38 @@ class WrongMediaType(BadRequest):
     status, code = 415, "wrong_media_type"
 
 
+class UnsupportedCell(BadRequest):
+    """Raised when the gates of a network that is not an LSTM are requested."""
+
+    status, code = 409, "unsupported_cell"
+
+
 class Unauthorized(ServiceError):
-    """Raised when a key is asked for, and none or a wrong one was sent."""
+    """Raised when a key is required, and none or a wrong one was sent."""
 
     status, code = 401, "unauthorized"
 
 
 class Forbidden(ServiceError):
-    """Raised when this may not be done with this key, or not from there."""
+    """Raised when this key, or a client at this address, may not do this."""
 
     status, code = 403, "forbidden"
 
 
 class UnknownSession(ServiceError):
-    """Raised when a session does not exist, or no longer."""
+    """Raised when a session does not exist or has expired."""
 
     status, code = 404, "unknown_session"
 
 
 class UnknownJob(ServiceError):
-    """Raised when a job does not exist, or is long over."""
+    """Raised when a job does not exist or its record has expired."""
 
     status, code = 404, "unknown_job"
 
 
 class UnknownModel(ServiceError):
-    """Raised when no checkpoint has this fingerprint."""
+    """Raised when no checkpoint has this id."""
 
     status, code = 404, "unknown_model"
 
@@ -117,74 +151,80 @@ class UnknownCorpus(ServiceError):
     status, code = 404, "unknown_corpus"
 
 
-class SessionConflict(ServiceError):
-    """Raised when a session is being written by another request, or was; details carry `position`."""
-
-    status, code = 409, "session_conflict"
-
-
-class JobHasEnded(ServiceError):
-    """Raised when a job that has ended is to be cancelled; details carry `state`."""
-
-    status, code = 409, "job_has_ended"
-
-
-class ModelConflict(ServiceError):
-    """Raised when a checkpoint cannot be promoted, or there is none to go back to."""
-
-    status, code = 409, "model_conflict"
-
-
-class CorpusConflict(ServiceError):
-    """Raised when a corpus is there already, or is one that cannot be changed."""
-
-    status, code = 409, "corpus_conflict"
-
-
-class WrongCell(ServiceError):
-    """Raised when the gates of a network that is no lstm are asked for."""
-
-    status, code = 409, "wrong_cell"
-
-
 class NoTurn(ServiceError):
-    """Raised when a session remembers no turn that could be gone on with."""
+    """Raised when a session has no turn that could be resumed."""
 
     status, code = 404, "no_turn"
 
 
+class SessionConflict(ServiceError):
+    """Raised when another request writes the session, or when the session is not where the request expects it."""
+
+    status, code = 409, "session_conflict"
+
+
 class TurnInterrupted(SessionConflict):
-    """Raised when a session's last turn was cut off, so that only its client knows what was shown."""
+    """Raised when a session's last turn was interrupted, so that only its client knows how much was received."""
 
     code = "turn_interrupted"
 
 
 class ModelChanged(SessionConflict):
-    """Raised when a state was made by another model or arithmetic and may not, or cannot, be made anew."""
+    """Raised when a session was written by another model and may not, or cannot, be re-encoded."""
 
     code = "model_changed"
 
 
+class UnreadableSession(SessionConflict):
+    """Raised when a stored session has a layout that this version cannot read, or is damaged."""
+
+    code = "unreadable_session"
+
+
+class JobHasEnded(ServiceError):
+    """Raised when a job that has ended is to be cancelled; details contain `state`."""
+
+    status, code = 409, "job_has_ended"
+
+
+class ModelConflict(ServiceError):
+    """Raised when a checkpoint cannot be promoted, or when there is none to roll back to."""
+
+    status, code = 409, "model_conflict"
+
+
+class CorpusConflict(ServiceError):
+    """Raised when a corpus exists already or cannot be changed."""
+
+    status, code = 409, "corpus_conflict"
+
+
 class Overloaded(ServiceError):
-    """Raised when every slot and every place in the line is taken."""
+    """Raised when the server is at capacity."""
 
     status, code, retry_after_s = 429, "overloaded", 1
 
 
-class JobsFull(Overloaded):
-    """Raised when every place in the line of trainings is taken."""
+class QueueFull(Overloaded):
+    """Raised when every slot and every place in the generation queue is taken."""
 
-    code, retry_after_s = "jobs_full", 60
+    code = "queue_full"
 
 
-class TooMany(Overloaded):
-    """Raised when a client asks more often than it may; its `retry_after_s` is its own."""
+class JobQueueFull(Overloaded):
+    """Raised when the job queue is full."""
 
-    code = "too_many_requests"
+    code, retry_after_s = "job_queue_full", 60
+
+
+class RateLimited(Overloaded):
+    """Raised when a client sends requests more often than it may."""
+
+    code = "rate_limited"
 
 
 class NoModel(ServiceError):
-    """Raised when no checkpoint has been promoted yet."""
+    """Raised when no model is served yet; details contain `job` while the first model is trained."""
 
     status, code, retry_after_s = 503, "no_model", 5
 
@@ -196,46 +236,28 @@ class StoreUnavailable(ServiceError):
 
 
 class Draining(ServiceError):
-    """Raised when this worker is stopping."""
+    """Raised when this worker is shutting down."""
 
     status, code, retry_after_s = 503, "draining", 1
 
 
 class TimedOut(ServiceError):
-    """Raised when the request's own timeout_s was over before anything was written."""
+    """Raised when the request's timeout_s passed before any text was generated."""
 
     status, code = 504, "timeout"
 
 
-def register(app: Flask) -> None:
-    """Let the app answer every error in one form."""
-
-    @app.errorhandler(ServiceError)
-    def _ours(error: ServiceError) -> Response:
-        return answer(error)
-
-    @app.errorhandler(HTTPException)
-    def _http(error: HTTPException) -> Response:
-        code = (error.name or "error").lower().replace(" ", "_")
-        response = jsonify({"error": {"code": code, "message": error.description}})
-        response.status_code = error.code or 500
-        if error.get_headers():
-            response.headers.extend({k: v for k, v in error.get_headers() if k == "Allow"})
-        return response
-
-    @app.errorhandler(Exception)
-    def _bug(error: Exception) -> Response:
-        log.exception("an error that is ours")
-        return answer(ServiceError("an error on our side; it has been logged"))
+def _shortened(value: Any) -> str:
+    """The value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:60]}... ({len(text)} characters)"
 
 
-def answer(error: ServiceError) -> Response:
-    response = jsonify({"error": error.as_dict()})
-    response.status_code = error.status
-    if error.retry_after_s is not None:
-        response.headers["Retry-After"] = str(error.retry_after_s)
-    if isinstance(error, Unauthorized):
-        response.headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, BodyTooLarge):
-        response.headers["Connection"] = "close"  # or the rest of the body would be read as the next request
-    return response
+def _as_json(value: Any) -> Any:
+    """The value itself where it is small and JSON has it, else as text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    is_small = len(repr(value)) <= (_SHOWN_LIST_CHARS if isinstance(value, list) else _SHOWN_CHARS)
+    if is_small and (value is None or isinstance(value, bool | int | float | str | list)):
+        return value
+    return _shortened(value)

@@ -1,175 +1,228 @@
-"""What crosses HTTP, and how a bad body is told."""
+"""The request bodies of the API, and how a body is validated. This module knows no Flask.
+
+The sampling parameters of POST /generate are derived from `SamplingParams`, where each is declared once.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    create_model,
+    field_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
 
-from model.network.sampling import MAX_SEED, SamplingParams
+from model.network.sampling import MAX_SEED, SamplingParameter, SamplingParams
 from service.errors import BadRequest, MalformedBody
 from service.store.sessions import SESSION_ID
 
 SessionId = Annotated[str, StringConstraints(pattern=f"^{SESSION_ID}$")]
-MAX_STOPS, MAX_STOP_CHARS = 16, 256
+OnUnknown = Literal["error", "skip"]
+MAX_STOP_STRINGS, MAX_STOP_CHARS = 16, 256
 MAX_CORPORA = 64
-MAX_TOP = 10
-TopN = Annotated[int, Field(ge=0, le=MAX_TOP)]
+MAX_TOP_LOGPROBS = 10
+TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 MAX_UNITS = 16
+_ON_UNKNOWN = "what to do with characters that are not in the model's vocabulary: answer 422, or skip them"
 
 
 class Body(BaseModel):
-    """Strict: no unknown field, no string for a number, no NaN."""
+    """Base of all bodies. Strict: no unknown field, no string for a number, no NaN."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class GenerateRequest(Body):
+def _sampling_field(parameter: SamplingParameter) -> Any:
+    """The type and the pydantic field of one sampling parameter."""
+
+    def check(value: float) -> float:
+        if not parameter.accepts(value):
+            raise _unexpected(parameter.expected)
+        return value
+
+    limits: dict[str, Any] = {"minimum": parameter.minimum, "maximum": parameter.maximum}
+    field = Field(parameter.default, description=parameter.help, json_schema_extra=limits)
+    return Annotated[parameter.type, AfterValidator(check)], field
+
+
+if TYPE_CHECKING:
+
+    class _SamplingFields(Body):
+        """The sampling parameters as fields; code reads them through GenerateRequest.sampling."""
+else:
+    _SamplingFields = create_model(
+        "SamplingFields", __base__=Body, **{p.name: _sampling_field(p) for p in SamplingParams.fields()}
+    )
+
+
+class GenerateRequest(_SamplingFields):
     """POST /generate."""
 
-    prompt: str = Field("", description="text to go on from; read after what the session already holds")
-    session_id: SessionId | None = Field(
-        None, description="goes on where this session is; without it, a new one is opened"
-    )
-    max_chars: int = Field(200, ge=0, description="characters to write at most; 0 only reads the prompt")
-    temperature: float = Field(1.0, ge=0, le=100, description="0 is greedy, 1 the model's own distribution")
-    top_k: int = Field(0, ge=0, le=65536, description="keep the k most probable characters; 0 keeps all")
-    top_p: float = Field(1.0, gt=0, le=1, description="keep the most probable characters that hold this much")
-    min_p: float = Field(0.0, ge=0, le=1, description="drop what is less probable than this times the most probable")
-    stop: list[str] = Field(default_factory=list, description="the text ends before the first of these")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="without it: the session's, or a random one")
-    position: int | None = Field(None, ge=0, description="put the session back to this position first")
+    prompt: str = Field("", description="text to continue; in a session, it is appended to the session's text")
+    session_id: SessionId | None = Field(None, description="continue this session; without it, a new one is created")
+    max_chars: int = Field(200, ge=0, description="generate at most this many characters; 0 only reads the prompt")
+    stop: list[str] = Field(default_factory=list, description="stop strings: the text ends before the first of these")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="default: the session's seed, or a random one")
+    position: int | None = Field(None, ge=0, description="rewind the session to this position first")
     on_new_model: Literal["reencode", "conflict"] = Field(
-        "reencode", description="for a session of a model that is not served any more: read the end of its text, or 409"
+        "reencode",
+        description="for a session written by a model that is no longer served: re-encode the session's recent text, "
+        "or answer 409",
     )
-    timeout_s: float | None = Field(None, gt=0, le=86400, description="end the text where it is after so many seconds")
-    stream: bool = Field(False, description="answer as server-sent events, a block at a time")
-    on_unknown: Literal["error", "skip"] = Field("error", description="for characters that the model has never seen")
-    logprobs: TopN | None = Field(
-        None, description="tell each character's log-probability, and the so many most probable ones with it"
+    timeout_s: float | None = Field(None, gt=0, le=86400, description="end the text after this many seconds")
+    stream: bool = Field(False, description="answer as server-sent events, one for each block of characters")
+    on_unknown: OnUnknown = Field("error", description=_ON_UNKNOWN)
+    logprobs: TopLogprobs | None = Field(
+        None, description="return the log-probability of each character, and of this many most probable ones"
     )
-
-    @field_validator("temperature")
-    @classmethod
-    def _not_tiny(cls, value: float) -> float:
-        if 0 < value < 0.01:
-            raise ValueError("expected 0 (greedy) or 0.01 to 100")
-        return value
 
     @field_validator("stop")
     @classmethod
-    def _stops(cls, value: list[str]) -> list[str]:
-        if len(value) > MAX_STOPS or any(not 1 <= len(s) <= MAX_STOP_CHARS for s in value):
-            raise ValueError(f"expected at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters")
+    def _check_stop(cls, value: list[str]) -> list[str]:
+        if len(value) > MAX_STOP_STRINGS or any(not 1 <= len(s) <= MAX_STOP_CHARS for s in value):
+            raise _unexpected(f"at most {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_CHARS} characters")
         return value
 
     @property
     def sampling(self) -> SamplingParams:
-        return SamplingParams(self.temperature, self.top_k, self.top_p, self.min_p)
+        """All sampling parameters."""
+        return SamplingParams.from_attributes(self)
 
 
 class ScoreRequest(Body):
     """POST /score."""
 
-    text: str = Field(min_length=1, description="what is to be scored")
+    text: str = Field(min_length=1, description="the text to score")
     session_id: SessionId | None = Field(
-        None, description="read as what follows in this session, which stays as it is; without it, as a new text"
+        None, description="score the text as the continuation of this session, which does not change"
     )
-    logprobs: TopN | None = Field(None, description="as for POST /generate, at temperature 1")
-    on_unknown: Literal["error", "skip"] = Field("error", description="for characters that the model has never seen")
+    logprobs: TopLogprobs | None = Field(None, description="as for POST /generate, at temperature 1")
+    on_unknown: OnUnknown = Field("error", description=_ON_UNKNOWN)
 
 
 class InspectRequest(Body):
     """POST /inspect."""
 
-    text: str = Field(min_length=1, description="what is to be read, as a new text")
-    layer: int = Field(0, ge=0, description="which of the network's layers, the lowest is 0")
+    text: str = Field(min_length=1, description="the text to read, from the initial state")
+    layer: int = Field(0, ge=0, description="a layer of the network; 0 is the lowest")
     units: list[Annotated[int, Field(ge=0)]] = Field(
-        default_factory=list, description="hidden units whose four gates, c and h are told by character"
+        default_factory=list, description="hidden units of which all gates, c and h are returned for each character"
     )
     map: Literal["i", "f", "g", "o", "c", "h"] | None = Field(
-        None, description="tell this one of all units by character; c as tanh(c)"
+        None, description="return this quantity of all units for each character; c is returned as tanh(c)"
     )
-    on_unknown: Literal["error", "skip"] = Field("error", description="for characters that the model has never seen")
+    on_unknown: OnUnknown = Field("error", description=_ON_UNKNOWN)
 
     @field_validator("units")
     @classmethod
-    def _few(cls, value: list[int]) -> list[int]:
+    def _check_units(cls, value: list[int]) -> list[int]:
         if len(value) > MAX_UNITS or len(set(value)) != len(value):
-            raise ValueError(f"expected at most {MAX_UNITS} units, each once")
+            raise _unexpected(f"at most {MAX_UNITS} units, each once")
         return value
 
 
 class RetrainRequest(Body):
-    """POST /retrain. Beside these, any setting of the network or of its training, by its name."""
+    """POST /retrain. Any setting of the network or of its training may be added, by its name."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
 
     corpus: str | list[str] = Field(
-        "shakespeare", description="one text or several, by name; the end of each validates"
+        "shakespeare", description="the name of a corpus, or several; the end of each is used for validation"
     )
-    preset: str = Field("quick", description="a starting point; any setting given beside it overrides it")
+    preset: str = Field("quick", description="a named set of settings; settings given in the body override it")
     promote: Literal["if_better", "always", "never"] = Field(
-        "if_better", description="if_better: only when it beats the promoted model on the same validation text"
+        "if_better", description="if_better: only if its loss is lower than that of the promoted model on the same text"
     )
-    warm_start: bool = Field(False, description="begin with the promoted model's weights")
+    warm_start: bool = Field(False, description="start from the promoted model's weights")
 
     @field_validator("corpus")
     @classmethod
-    def _corpora(cls, value: str | list[str]) -> str | list[str]:
+    def _check_corpus(cls, value: str | list[str]) -> str | list[str]:
         if isinstance(value, list) and not (1 <= len(value) <= MAX_CORPORA and len(set(value)) == len(value)):
-            raise ValueError(f"expected 1 to {MAX_CORPORA} names, each once")
+            raise _unexpected(f"1 to {MAX_CORPORA} names, each once")
         return value
 
     @property
     def corpora(self) -> list[str]:
+        """The names of the corpora, also if only one is named."""
         return [self.corpus] if isinstance(self.corpus, str) else self.corpus
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The settings of the network and of its training, not validated yet."""
         return dict(self.model_extra or {})
 
 
-class Nothing(Body):
-    """The body of a request that says all in its path: empty, or {}."""
+class EmptyBody(Body):
+    """The body of a request that has no parameters: empty, or {}."""
 
 
 class ForkRequest(Body):
     """POST /sessions/{id}/fork."""
 
-    position: int | None = Field(None, ge=1, description="fork the session as it was here; without it, as it is")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="another seed than the session's")
+    position: int | None = Field(None, ge=1, description="fork the session as it was at this position")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="default: the session's seed")
 
 
-B = TypeVar("B", bound=Body)
+BodyT = TypeVar("BodyT", bound=Body)
 
 
-def parse(kind: type[B], data: bytes) -> B:
-    """A body -> its schema. Raised: MalformedBody, or BadRequest naming field, value and what was expected."""
+def parse_body(schema: type[BodyT], data: bytes) -> BodyT:
+    """Validate the bytes of a body; an empty body is {}.
+
+    Raises:
+        MalformedBody: The bytes are not a JSON object.
+        BadRequest: A field has a value that is not accepted, or does not exist.
+    """
     try:
-        return kind.model_validate_json(data or b"{}")
+        return schema.model_validate_json(data or b"{}")
     except ValidationError as e:
-        wrong = e.errors(include_url=False, include_context=False)
-    first = wrong[0]
-    if first["type"] == "json_invalid":
-        raise MalformedBody(f"the body is not JSON: {first['msg']}")
-    field = ".".join(str(part) for part in first["loc"])
+        error = e.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in error["loc"])
     if not field:
-        raise MalformedBody(f"the body is JSON but no object: {first['msg']}")
-    raise BadRequest(
-        f"{field}: got {_short(first['input'])}, expected: {_expected(kind, first)}",
-        field=field,
-        value=_short(first["input"]),
-        expected=_expected(kind, first),
-    )
-
-
-def _expected(kind: type[Body], error: Any) -> str:
+        problem = error["msg"] if error["type"] == "json_invalid" else "JSON, but not an object"
+        raise MalformedBody("body", None, "a JSON object", problem=problem)
     if error["type"] == "extra_forbidden":
-        return f"no such field; known: {', '.join(kind.model_fields)}"
-    return str(error["msg"]).removeprefix("Value error, expected ").removeprefix("Input should be ")
+        fields = ", ".join(schema.model_fields)
+        raise BadRequest(field, error["input"], f"one of the fields {fields}", problem="no such field")
+    if error["type"] == "missing":
+        raise BadRequest(field, None, "a value", problem="is required")
+    raise BadRequest(field, error["input"], expected_value(error))
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+_EXPECTED: Mapping[str, str] = {
+    "bool_type": "a boolean, true or false",
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "greater_than": "a value greater than {gt}",
+    "greater_than_equal": "a value greater than or equal to {ge}",
+    "int_from_float": "an integer",
+    "int_type": "an integer",
+    "less_than_equal": "a value less than or equal to {le}",
+    "list_type": "an array",
+    "literal_error": "{expected}",
+    "string_pattern_mismatch": "a string that matches the pattern {pattern}",
+    "string_too_short": "at least {min_length} character(s)",
+    "string_type": "a string",
+    "unexpected": "{expected}",
+}
+"""pydantic's types of errors, in the words of our messages, with the values of the error's context."""
+
+
+def expected_value(error: ErrorDetails) -> str:
+    """Say which values are accepted, from one of pydantic's errors; completes the sentence "expected ..."."""
+    template = _EXPECTED.get(error["type"])
+    return template.format_map(error.get("ctx", {})) if template is not None else error["msg"]
+
+
+def _unexpected(expected: str) -> PydanticCustomError:
+    """The error of a validator of ours."""
+    return PydanticCustomError("unexpected", "expected {expected}", {"expected": expected})

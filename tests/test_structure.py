@@ -12,7 +12,7 @@ import pytest
 from tests.servers import ROOT
 
 MODULES = sorted([*ROOT.glob("model/**/*.py"), *ROOT.glob("service/**/*.py")])
-FLASK = {"service/app.py", "service/errors.py"}
+FLASK = {"service/app.py"}
 REDIS = ("service/app.py", "service/store/", "service/jobs/")
 
 

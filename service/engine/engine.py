@@ -22,7 +22,7 @@ from service.engine.observer import NullObserver, Observer, Step
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence, Values
 from service.engine.stream import Chunk, End, Failed, FinishReason, Item, StateCapture, Stream
-from service.errors import Draining, Overloaded
+from service.errors import Draining, QueueFull
 
 log = logging.getLogger(__name__)
 LONGEST_RETRY_S = 60  # longer than that nobody knows: texts end early, others leave
@@ -71,7 +71,7 @@ class Engine:
             self._thread.join()
 
     def submit(self, sequence: Sequence) -> None:
-        """Put a text in the line. Raised: Overloaded when the line is full, Draining when the engine stops."""
+        """Put a text in the line. Raised: QueueFull when the line is full, Draining when the engine stops."""
         with self._changed:
             self.refuse_if_full()
             self._in_flight += 1
@@ -85,7 +85,7 @@ class Engine:
             raise Draining("this worker is stopping")
         if self._in_flight >= self.n_slots + self.max_waiting:
             self._observer.refused()
-            error = Overloaded(f"all {self.n_slots} slots and all {self.max_waiting} places in the line are taken")
+            error = QueueFull(f"all {self.n_slots} slots and all {self.max_waiting} places in the line are taken")
             error.retry_after_s = self._line_s()
             raise error
 

@@ -120,10 +120,7 @@ class Generation:
         if position is not None:
             session = replay.rewound(self._serving.admit(), last, session, position, self._policy.recent_text_chars)
         if session is None:
-            raise BadRequest(
-                "position: this session has not been saved yet; expected a position in its first turn",
-                field="position", value=position, expected="a position in its first turn",
-            )  # fmt: skip
+            raise BadRequest("position", position, "a position in the session's first turn, which is not saved yet")
         new_id = new_session_id()
         session = Session(session.state, session.seed if seed is None else seed, session.recent_text)
         self._sessions.create(new_id, session)
@@ -294,8 +291,5 @@ def _within(record: TurnRecord, after: int | None, highest: int) -> int:
     """The position to go on after. Raised: BadRequest."""
     after = record.first if after is None else max(after, record.first)
     if after > highest:
-        raise BadRequest(
-            f"Last-Event-ID: got {after}, expected a position from {record.first} to {highest}",
-            field="Last-Event-ID", value=after, expected=f"{record.first} to {highest}",
-        )  # fmt: skip
+        raise BadRequest("Last-Event-ID", after, f"a position from {record.first} to {highest}")
     return after

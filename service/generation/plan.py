@@ -25,24 +25,15 @@ def seed_of(request: GenerateRequest, session: Session | None, held: LeasedSessi
 def checked(model: LoadedModel, request: GenerateRequest, max_chars: int) -> TurnRecord:
     """The turn that is asked for, its start and seed still open. Raised: BadRequest."""
     if request.max_chars > max_chars:
-        raise BadRequest(
-            f"max_chars: got {request.max_chars}, expected at most {max_chars}",
-            field="max_chars", value=request.max_chars, expected=f"0 to {max_chars}",
-        )  # fmt: skip
+        raise BadRequest("max_chars", request.max_chars, f"at most {max_chars}")
     if request.position is not None and request.session_id is None:
-        raise BadRequest(
-            "position: got it without a session_id, expected both: it says where to go on in a session",
-            field="position", value=request.position, expected="only with a session_id",
-        )  # fmt: skip
+        raise BadRequest("position", request.position, "a session_id beside it", problem="belongs to a session")
     prompt = encode(model, "prompt", request.prompt, request.on_unknown == "skip")
     return TurnRecord(
         start=0,
         prompt=request.prompt if len(prompt) == len(request.prompt) else model.engine.vocab.decode(prompt),
         max_chars=request.max_chars,
-        temperature=request.temperature,
-        top_k=request.top_k,
-        top_p=request.top_p,
-        min_p=request.min_p,
+        sampling=request.sampling,
         stop=_spellable(model, request),
         seed=0,
         fingerprint=model.fingerprint,
@@ -55,11 +46,9 @@ def encode(model: LoadedModel, name: str, text: str, skip: bool) -> np.ndarray:
     try:
         return model.engine.vocab.encode(text, "skip" if skip else "error")
     except UnknownCharacters as e:
-        raise BadRequest(
-            f"{name}: {e}; expected characters that it has, or on_unknown = 'skip'",
-            field=name, value=[{"position": i, "character": c} for i, c in e.unknown[:32]],
-            expected="characters of the model's vocabulary",
-        ) from e  # fmt: skip
+        unknown = [{"position": i, "character": c} for i, c in e.unknown[:32]]
+        expected = "characters of the model's vocabulary, or on_unknown = 'skip'"
+        raise BadRequest(name, unknown, expected, problem=str(e)) from e
 
 
 def _spellable(model: LoadedModel, request: GenerateRequest) -> list[str]:

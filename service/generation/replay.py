@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from model.network.sampling import SamplingParams
 from service.engine.sequence import Sequence
 from service.engine.stop_strings import StopScanner
 from service.engine.stream import Chunk, End, Failed
@@ -110,7 +109,7 @@ def _sequence(
         to_feed=np.concatenate([[next_input], read]).astype(np.int32),
         position=position,
         remaining=remaining,
-        params=SamplingParams(record.temperature, record.top_k, record.top_p, record.min_p),
+        params=record.sampling,
         seed=record.seed,
         values=values,
         stops=StopScanner(record.stop),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from model.evaluation import protocols, unit_correlations
 from model.network.gates import Gates, gates
 from model.network.sampling import SamplingParams
-from service.errors import BadRequest, ModelChanged, Overloaded, UnknownSession, WrongCell
+from service.errors import BadRequest, ModelChanged, Overloaded, UnknownSession, UnsupportedCell
 from service.generation import replay
 from service.generation.plan import encode
 from service.inspection.token_logprobs import Scorer, logprobs_of, looks
@@ -77,15 +77,12 @@ class InspectionService:
     def inspect(self, request: InspectRequest) -> dict[str, Any]:
         """The gates of some units, one quantity of all, and which units tell of something simple.
 
-        Raised: BadRequest, WrongCell, Overloaded, NoModel.
+        Raised: BadRequest, UnsupportedCell, Overloaded, NoModel.
         """
         model = self._serving.current
         config = model.reader.open().config
         if config.cell != "lstm":
-            raise WrongCell(
-                f"cell: the served model's is {config.cell!r}, expected 'lstm': the others have other gates",
-                field="cell", value=config.cell, expected="lstm",
-            )  # fmt: skip
+            raise UnsupportedCell("cell", config.cell, "'lstm': the cells of other types have other gates")
         _below("layer", request.layer, config.n_layers)
         for n, unit in enumerate(request.units):
             _below(f"units.{n}", unit, config.n_hidden)
@@ -141,10 +138,7 @@ def _read(model: LoadedModel, text: str, on_unknown: str) -> NDArray[np.int32]:
     """Raised: BadRequest for characters that the model does not know, or for none that it does."""
     ids = encode(model, "text", text, on_unknown == "skip")
     if not len(ids):
-        raise BadRequest(
-            "text: none of its characters is known to the model, expected some that are",
-            field="text", value=text[:80], expected="characters of the model's vocabulary",
-        )  # fmt: skip
+        raise BadRequest("text", text, "some characters of the model's vocabulary", problem="contains none")
     return ids
 
 
@@ -176,15 +170,9 @@ def _spread(values: list[Any], known: list[bool]) -> list[Any]:
 
 def _at_most(field: str, text: str, limit: int) -> None:
     if len(text) > limit:
-        raise BadRequest(
-            f"{field}: got {len(text)} characters, expected at most {limit}",
-            field=field, value=f"{len(text)} characters", expected=f"at most {limit} characters",
-        )  # fmt: skip
+        raise BadRequest(field, text, f"at most {limit} characters", problem=f"got {len(text)} characters")
 
 
 def _below(field: str, value: int, count: int) -> None:
     if value >= count:
-        raise BadRequest(
-            f"{field}: got {value}, expected 0 to {count - 1}",
-            field=field, value=value, expected=f"0 to {count - 1}",
-        )  # fmt: skip
+        raise BadRequest(field, value, f"0 to {count - 1}")

@@ -47,7 +47,7 @@ def is_needed(folder: Path, corpus: Path | None) -> tuple[bool, str]:
 def submit(queue: JobQueue, corpora: Corpora, corpus: Path | None, minutes: float) -> tuple[str, bool]:
     """Queue the training: its job, and whether this start queued it rather than another.
 
-    Raised: TextError, BadRequest, StoreUnavailable, JobsFull.
+    Raised: TextError, BadRequest, StoreUnavailable, JobQueueFull.
     """
     name = BUILT_IN
     if corpus is not None:

@@ -13,7 +13,7 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
-from service.errors import JobHasEnded, JobsFull, StoreUnavailable, UnknownJob
+from service.errors import JobHasEnded, JobQueueFull, StoreUnavailable, UnknownJob
 from service.jobs.record import JOBS, Record
 
 QUEUE = "longhand"
@@ -54,7 +54,7 @@ class JobQueue:
         self._queue = Queue(QUEUE, connection=client, serializer=JSONSerializer, job_class=RetrainJob)
 
     def submit(self, request: dict[str, Any]) -> str:
-        """Put a training in the line: its id. Raised: JobsFull."""
+        """Put a training in the line: its id. Raised: JobQueueFull."""
         with _asking(), self._client.lock(_LOCK, timeout=10, blocking_timeout=5):
             return self._enqueue(request)
 
@@ -150,7 +150,7 @@ class JobQueue:
 
     def _enqueue(self, request: dict[str, Any]) -> str:
         if self._queue.count >= self._max_waiting:
-            raise JobsFull(f"all {self._max_waiting} places in the line of trainings are taken")
+            raise JobQueueFull(f"all {self._max_waiting} places in the line of trainings are taken")
         job_id = secrets.token_hex(8)
         Record(self._client, job_id).create(request)
         self._queue.enqueue_call(

@@ -20,17 +20,17 @@ _TRAINING = {f.name for f in fields(TrainConfig)}
 def check(request: RetrainRequest, corpora: Corpora) -> dict[str, Any]:
     """The request as JSON for the line. Raised: BadRequest naming the field, its value and what was expected."""
     if request.preset not in PRESETS:
-        raise _wrong("preset", request.preset, f"one of {', '.join(PRESETS)}")
+        raise BadRequest("preset", request.preset, f"one of {', '.join(PRESETS)}")
     for name, value in request.settings.items():
         if name not in _NETWORK | _TRAINING:
             known = ", ".join([*RetrainRequest.model_fields, *sorted(_NETWORK | _TRAINING)])
-            raise _wrong(name, value, f"no such field; known: {known}")
+            raise BadRequest(name, value, f"one of the fields {known}", problem="no such field")
     wanted = request.model_dump()
     try:
         network, config = settings_of(wanted)
         ModelConfig(vocab_size=2, **network)
     except ConfigError as e:
-        raise BadRequest(str(e), field=e.field, value=e.value, expected=e.expected) from e
+        raise BadRequest(e.field, e.value, e.expected, problem=e.problem) from e
     _check_texts(request, config, corpora)
     return wanted
 
@@ -49,16 +49,11 @@ def _check_texts(request: RetrainRequest, config: TrainConfig, corpora: Corpora)
             facts = corpora.facts(name)
         except UnknownCorpus as e:
             known = ", ".join(c["name"] for c in corpora.listing())
-            raise _wrong("corpus", name, f"one of {known}; PUT /corpora/NAME adds one") from e
+            raise BadRequest("corpus", name, f"one of {known}; PUT /corpora/NAME adds one") from e
         lengths.append(facts["n_characters"])
         characters |= set(facts["characters"])
     try:
         Vocabulary.of("".join(sorted(characters)), config.max_vocab)
         check_lengths(lengths, config)
     except TextError as e:
-        raise BadRequest(f"corpus: {e}", field="corpus", value=request.corpus, expected=e.expected) from e
-
-
-def _wrong(field: str, value: Any, expected: str) -> BadRequest:
-    shown = repr(value)[:80]
-    return BadRequest(f"{field}: got {shown}, expected: {expected}", field=field, value=shown, expected=expected)
+        raise BadRequest("corpus", request.corpus, e.expected, problem=e.problem) from e

@@ -16,7 +16,7 @@ from limits.errors import StorageError
 from limits.storage import storage_from_string
 from limits.strategies import SlidingWindowCounterRateLimiter
 
-from service.errors import Forbidden, TooMany, Unauthorized
+from service.errors import Forbidden, RateLimited, Unauthorized
 
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _WRONG_KEYS = parse("20/minute")
@@ -32,7 +32,7 @@ class Keys:
         self._guesses = Limits("", "")
 
     def check_admin(self, authorization: str | None, host: str, address: str) -> None:
-        """Raised: Unauthorized, Forbidden, TooMany."""
+        """Raised: Unauthorized, Forbidden, RateLimited."""
         if not self._admin:
             if not self._loopback_only:
                 raise Forbidden("this needs ADMIN_KEY to be set, for the service can be reached from other machines")
@@ -47,7 +47,7 @@ class Keys:
         raise self._wrong(address)
 
     def check_api(self, authorization: str | None, address: str) -> None:
-        """Raised: Unauthorized, TooMany. The operator's key opens this too."""
+        """Raised: Unauthorized, RateLimited. The operator's key opens this too."""
         if not self._api:
             return
         key = self._key(authorization, address)
@@ -86,7 +86,7 @@ class Limits:
         self._window = SlidingWindowCounterRateLimiter(storage)
 
     def check(self, who: str) -> None:
-        """Count a request. Raised: TooMany. With Redis away nobody is refused: the engine's line is bounded anyway."""
+        """Count a request. Raised: RateLimited. With Redis away nobody is refused: the engine's line is bounded anyway."""
         if self._rate is None:
             return
         try:
@@ -96,15 +96,15 @@ class Limits:
             return
 
     def check_only(self, rate: RateLimitItem, who: str) -> None:
-        """Raised: TooMany when the rate has been used up; counts nothing."""
+        """Raised: RateLimited when the rate has been used up; counts nothing."""
         if not self._window.test(rate, who):
             raise self._too_many(rate, who)
 
     def count(self, rate: RateLimitItem, who: str) -> None:
         self._window.hit(rate, who)
 
-    def _too_many(self, rate: RateLimitItem, who: str) -> TooMany:
-        error = TooMany(f"too often: expected at most {rate}")
+    def _too_many(self, rate: RateLimitItem, who: str) -> RateLimited:
+        error = RateLimited(f"too often: expected at most {rate}")
         error.retry_after_s = max(1, round(self._window.get_window_stats(rate, who).reset_time - time.time()))
         return error
 

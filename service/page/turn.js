@@ -8,7 +8,7 @@ import { readEvents } from "./sse.js";
 export const TOP_LOGPROBS = 10;
 const MAX_WAIT_MS = 5000;
 const CONFLICT_TRIES = 8; // a turn that was just stopped ends at the service's next block, not at once
-const RETRY_CODES = ["no_model", "overloaded", "store_unavailable", "draining"];
+const RETRY_CODES = ["no_model", "queue_full", "overloaded", "store_unavailable", "draining"];
 
 /**
  * Run a turn and yield its events {name, data}.

@@ -1,4 +1,4 @@
-"""The body of a request, within its limit, as its schema."""
+"""Read the body of the current request, within its limit, and validate it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from flask import current_app, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from service.errors import BodyTooLarge, WrongMediaType
-from service.schemas import Body, parse
+from service.schemas import Body, parse_body
 
-B = TypeVar("B", bound=Body)
+BodyT = TypeVar("BodyT", bound=Body)
 
 
-def read(kind: type[B]) -> B:
-    """Raised: WrongMediaType, BodyTooLarge, MalformedBody, BadRequest."""
-    limit = current_app.config["MAX_CONTENT_LENGTH"]
+def read_body(schema: type[BodyT]) -> BodyT:
+    """Return the body of the current request.
+
+    Raises:
+        WrongMediaType: The body is not application/json.
+        BodyTooLarge: The body is longer than MAX_BODY_BYTES.
+        MalformedBody: The body is not a JSON object.
+        BadRequest: A field has a value that is not accepted.
+    """
     if request.mimetype != "application/json":
-        # Any page in a browser may send the other types to any address without asking; this one it may not.
-        raise WrongMediaType(
-            f"Content-Type: got {request.mimetype!r}, expected 'application/json'",
-            field="Content-Type", value=request.mimetype, expected="application/json",
-        )  # fmt: skip
+        # A page of another origin may send other types to any address without the browser asking us first.
+        raise WrongMediaType("Content-Type", request.mimetype, "application/json")
     try:
         data = request.get_data(cache=False)
     except RequestEntityTooLarge as e:
         size = request.content_length
-        raise BodyTooLarge(
-            f"body: got {size if size is not None else 'more than'} bytes, expected at most {limit}",
-            field="body", value=size, expected=f"at most {limit} bytes",
-        ) from e  # fmt: skip
-    return parse(kind, data)
+        limit = current_app.config["MAX_CONTENT_LENGTH"]
+        got = f"{size} bytes" if size is not None else "more"
+        raise BodyTooLarge("body", size, f"at most {limit} bytes", problem=f"got {got}") from e
+    return parse_body(schema, data)

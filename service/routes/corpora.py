@@ -18,7 +18,7 @@ def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
     def listing() -> Response:
         return jsonify(corpora=corpora.listing())
 
-    @routes.put("/<path:name>")  # path: a name with a slash is answered as a bad name, not as an unknown address
+    @routes.put("/<corpus_name:name>")
     def put(name: str) -> tuple[Response, int, dict[str, str]]:
         """The body is the text. It is read as it comes, and no further than the limit."""
         request.max_content_length = max_bytes
@@ -29,11 +29,11 @@ def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
             raise too_large(max_bytes, request.content_length) from e
         return jsonify(stored), 201 if is_new else 200, {"Location": f"/corpora/{name}"}
 
-    @routes.get("/<path:name>")
+    @routes.get("/<corpus_name:name>")
     def get(name: str) -> Response:
         return jsonify(corpora.get(name))
 
-    @routes.delete("/<path:name>")
+    @routes.delete("/<corpus_name:name>")
     def delete(name: str) -> Response:
         corpora.delete(name)
         return Response(status=204)
@@ -62,6 +62,5 @@ class _Body:
     def _cut(self) -> BadRequest:
         expected = f"{self._length} bytes" if self._length is not None else "a last chunk"
         return BadRequest(
-            f"body: ended after {self._read} bytes, expected {expected}; nothing was stored",
-            field="body", value=self._read, expected=expected,
-        )  # fmt: skip
+            "body", self._read, expected, problem=f"ended after {self._read} bytes, so nothing was stored"
+        )

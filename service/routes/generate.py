@@ -1,4 +1,4 @@
-"""POST /generate: a prompt and parameters in, text out, whole or as it is written."""
+"""POST /generate: a prompt and parameters in, text out, whole or as it is generated."""
 
 from __future__ import annotations
 
@@ -9,33 +9,37 @@ from flask import Blueprint, Response, jsonify, request
 
 from service.errors import BadRequest
 from service.generation.generation import Generation
-from service.routes import body
-from service.routes.sse import LOOK_S, EventStream, reader_watch
+from service.routes.body import read_body
+from service.routes.generation_events import POLL_INTERVAL_S, GenerationEvents
+from service.routes.sse import client_disconnect_check, event_stream_response
 from service.schemas import GenerateRequest
 
-_KEY = r"[\x21-\x7e]{16,128}"
+_IDEMPOTENCY_KEY = r"[\x21-\x7e]{16,128}"
+_CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a response that nobody reads."""
 
 
 def blueprint(generation: Generation) -> Blueprint:
+    """Create the route."""
     routes = Blueprint("generate", __name__)
 
     @routes.post("/generate")
     def generate() -> Response:
-        wanted = body.read(GenerateRequest)
-        reader_is_gone = reader_watch()
-        turn = generation.open(wanted, _idempotency_key())
-        if wanted.stream:
-            return EventStream(turn, reader_is_gone).response()
+        body, key = read_body(GenerateRequest), _idempotency_key()
+        is_disconnected = client_disconnect_check()
+        turn = generation.open(body, key)
+        if body.stream:
+            return event_stream_response(GenerationEvents(turn, is_disconnected))
         try:
-            text, looks = [], list[dict[str, Any]]()
-            for piece in turn.pieces(LOOK_S):
-                if reader_is_gone():
-                    return Response(status=499)  # the field's number for an answer that nobody reads
-                if piece is not None:
-                    text.append(piece.text)
-                    looks += piece.looks or []
-            told = {"logprobs": looks} if turn.looks is not None else {}
-            return jsonify({"text": "".join(text), **told, **turn.finish().as_dict()})
+            text, logprobs = [], list[dict[str, Any]]()
+            for chunk in turn.pieces(POLL_INTERVAL_S):
+                if is_disconnected():
+                    return Response(status=_CLIENT_CLOSED_REQUEST)
+                if chunk is not None:
+                    text.append(chunk.text)
+                    logprobs += chunk.looks or []
+            with_logprobs = {"logprobs": logprobs} if turn.looks is not None else {}
+            return jsonify({"text": "".join(text), **with_logprobs, **turn.finish().as_dict()})
         finally:
             turn.close()
 
@@ -43,11 +47,8 @@ def blueprint(generation: Generation) -> Blueprint:
 
 
 def _idempotency_key() -> str:
-    """Raised: BadRequest for a key that could be someone else's, too."""
+    """The header's value; empty without it. A short key could be sent by another client by chance."""
     key = request.headers.get("Idempotency-Key", "")
-    if key and not re.fullmatch(_KEY, key):
-        raise BadRequest(
-            f"Idempotency-Key: got {key[:80]!r}, expected 16 to 128 visible characters that nobody else sends: a UUID",
-            field="Idempotency-Key", value=key[:80], expected="16 to 128 visible characters",
-        )  # fmt: skip
+    if key and not re.fullmatch(_IDEMPOTENCY_KEY, key):
+        raise BadRequest("Idempotency-Key", key, "16 to 128 visible characters that no other client sends, like a UUID")
     return key

@@ -14,23 +14,20 @@ event: error     data: {"error": {"code", "message"}}           or this end, whe
 
 from __future__ import annotations
 
-import json
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
 from service.errors import BadRequest, Draining, Overloaded, ServiceError, StoreUnavailable
-from service.jobs.queue import JOB_ID, JobQueue
+from service.jobs.queue import JobQueue
 from service.jobs.request import check
-from service.routes import body
+from service.routes.body import read_body
+from service.routes.sse import HEARTBEAT, Heartbeat, encode_event, event_stream_response
 from service.schemas import RetrainRequest
 from service.store.corpora import Corpora
 
-HEARTBEAT_S = 3.0
 MAX_FOLLOWERS = 8  # of a process: each holds a thread
 _EVENT_ID = r"[0-9]{1,20}(-[0-9]{1,20})?"
 _LIVE = ("queued", "running")
@@ -47,7 +44,7 @@ def blueprint(queue: JobQueue | None, corpora: Corpora, is_leaving: Callable[[],
 
     @routes.post("/retrain")
     def retrain() -> tuple[Response, int, dict[str, str]]:
-        wanted = check(body.read(RetrainRequest), corpora)
+        wanted = check(read_body(RetrainRequest), corpora)
         job_id = line().submit(wanted)
         found = line().get(job_id)
         told = {k: found[k] for k in ("job_id", "state", "position", "request")}
@@ -57,30 +54,25 @@ def blueprint(queue: JobQueue | None, corpora: Corpora, is_leaving: Callable[[],
     def listing() -> Response:
         return jsonify(jobs=line().listing())
 
-    @routes.get("/jobs/<job_id>")
+    @routes.get("/jobs/<job_id:job_id>")
     def get(job_id: str) -> Response:
-        return jsonify(line().get(_checked(job_id)))
+        return jsonify(line().get(job_id))
 
-    @routes.delete("/jobs/<job_id>")
+    @routes.delete("/jobs/<job_id:job_id>")
     def cancel(job_id: str) -> tuple[Response, int]:
-        return jsonify(line().cancel(_checked(job_id))), 202
+        return jsonify(line().cancel(job_id)), 202
 
-    @routes.get("/jobs/<job_id>/events")
+    @routes.get("/jobs/<job_id:job_id>/events")
     def events(job_id: str) -> Response:
         after = request.headers.get("Last-Event-ID")
         if after is not None and not re.fullmatch(_EVENT_ID, after):
-            raise BadRequest(
-                f"Last-Event-ID: got {after[:80]!r}, expected an id that was sent",
-                field="Last-Event-ID", value=after[:80], expected=_EVENT_ID,
-            )  # fmt: skip
-        found = line().get(_checked(job_id))
+            raise BadRequest("Last-Event-ID", after, f"the id of an event, {_EVENT_ID}")
+        found = line().get(job_id)
         if after is not None and found["state"] not in _LIVE and not line().events(job_id, after, wait_ms=1):
             return Response(status=204)  # all was told: a browser's EventSource asks no more
         if not followers.acquire(blocking=False):
             raise Overloaded(f"all {MAX_FOLLOWERS} places to follow jobs are taken; GET /jobs/{job_id} tells the same")
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        told = _Events(line(), job_id, after or "0", followers, is_leaving)
-        return Response(told, mimetype="text/event-stream", headers=headers)
+        return event_stream_response(_Events(line(), job_id, after or "0", followers, is_leaving))
 
     return routes
 
@@ -98,21 +90,14 @@ class _Events:
     ) -> None:
         self._queue, self._job_id, self._after, self._is_leaving = queue, job_id, after, is_leaving
         self._place: threading.BoundedSemaphore | None = place
-        self._made = self._make()
-
-    def __iter__(self) -> _Events:
-        return self
-
-    def __next__(self) -> bytes:
-        return next(self._made)
 
     def close(self) -> None:
         place, self._place = self._place, None
         if place is not None:
             place.release()
 
-    def _make(self) -> Iterator[bytes]:
-        said = time.monotonic()
+    def __iter__(self) -> Iterator[bytes]:
+        heartbeat = Heartbeat()
         try:
             while True:
                 if self._is_leaving():
@@ -120,26 +105,13 @@ class _Events:
                 ended = self._queue.get(self._job_id)["state"] not in _LIVE  # looked at first: no event comes after it
                 for id, name, data in (found := self._queue.events(self._job_id, self._after, 1 if ended else 1000)):
                     self._after = id
-                    yield _event(name, data, id)
-                    said = time.monotonic()
+                    yield encode_event(data, name=name, id=id)
+                    heartbeat.sent()
                 if ended and not found:
-                    yield _event("done", self._queue.get(self._job_id), None)
+                    yield encode_event(self._queue.get(self._job_id), name="done")
                     return
-                if time.monotonic() - said > HEARTBEAT_S:
-                    yield b": waiting\n\n"
-                    said = time.monotonic()
+                if heartbeat.is_due():
+                    yield HEARTBEAT
+                    heartbeat.sent()
         except ServiceError as e:
-            yield _event("error", {"error": e.as_dict()}, None)
-
-
-def _event(name: str, data: dict[str, Any], id: str | None) -> bytes:
-    head = f"id: {id}\n" if id is not None else ""
-    return f"{head}event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
-
-
-def _checked(job_id: str) -> str:
-    if not re.fullmatch(JOB_ID, job_id):
-        raise BadRequest(
-            f"job_id: got {job_id[:80]!r}, expected {JOB_ID}", field="job_id", value=job_id[:80], expected=JOB_ID
-        )
-    return job_id
+            yield encode_event({"error": e.as_dict()}, name="error")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from flask import Blueprint, Response, jsonify
 
 from model.checkpoints import file_format, registry, self_test
 from model.errors import CheckpointError, StorageError
-from service.errors import BadRequest, ModelConflict, NoModel, UnknownModel
+from service.errors import ModelConflict, NoModel, UnknownModel
 from service.models.manager import ModelManager
-from service.routes import body
-from service.schemas import Nothing
+from service.routes.body import read_body
+from service.schemas import EmptyBody
 from service.store.promotions import Promotions
-
-_ID = "[0-9a-f]{16}"
 
 
 def blueprint(folder: Path, serving: ModelManager, promotions: Promotions) -> Blueprint:
@@ -29,11 +26,11 @@ def blueprint(folder: Path, serving: ModelManager, promotions: Promotions) -> Bl
             raise ModelConflict(str(e)) from e
         return jsonify(models=found, serving=_serving(serving))
 
-    @routes.post("/<model_id>/promote")
+    @routes.post("/<model_id:model_id>/promote")
     def promote(model_id: str) -> Response:
         """Only what could be served is promoted: the file is read whole, and its self-test made."""
-        body.read(Nothing)
-        path = registry.find(folder, _checked(model_id))
+        read_body(EmptyBody)
+        path = registry.find(folder, model_id)
         if path is None:
             raise UnknownModel(f"{model_id}: no such model; GET /models lists them")
         try:
@@ -46,7 +43,7 @@ def blueprint(folder: Path, serving: ModelManager, promotions: Promotions) -> Bl
 
     @routes.post("/rollback")
     def rollback() -> Response:
-        body.read(Nothing)
+        read_body(EmptyBody)
         try:
             path = registry.roll_back(folder)
         except (CheckpointError, StorageError) as e:
@@ -62,11 +59,3 @@ def _serving(serving: ModelManager) -> dict[str, str] | None:
         return serving.current.as_dict()
     except NoModel:
         return None
-
-
-def _checked(model_id: str) -> str:
-    if not re.fullmatch(_ID, model_id):
-        raise BadRequest(
-            f"id: got {model_id[:80]!r}, expected a fingerprint, {_ID}", field="id", value=model_id[:80], expected=_ID
-        )
-    return model_id

@@ -1,10 +1,7 @@
-"""A turn as server-sent events: bytes that a browser's EventSource understands.
+"""Server-sent events: the one encoder, the response, and how a client that has left is noticed.
 
-event: start   data: session_id, position, seed, model       once, before any text
-id: POSITION   data: {"text"}, and "logprobs" if asked for    one a block; the id is the position after it
-: ...                                                        a comment, when nothing was written for a while
-event: done    data: as a JSON answer, less its text          the end
-event: error   data: {"error": {"code", "message"}}          or this end: the status was already sent
+Encoding follows the WHATWG specification of EventSource: `id`, `event` and `data` lines, an empty line at the end;
+a line that begins with a colon is a comment.
 """
 
 from __future__ import annotations
@@ -12,79 +9,78 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 from flask import Response, request
 
-from service.errors import ServiceError
-from service.generation.turn import Turn
-
 HEARTBEAT_S = 5.0
-LOOK_S = 0.25  # how often an idle stream looks whether its reader is still there
-BUSY_LOOK_S = 0.1  # and a busy one, which would notice by its second write, at most
+HEARTBEAT = b": waiting\n\n"
+"""A comment. Proxies close a connection on which nothing is sent for a while."""
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+_PEEK_INTERVAL_S = 0.1
+_encode_json = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps makes one for each call
 
 
-_json = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps makes one a call unless all is default
+class EventSource(Protocol):
+    """The body of an event stream. The server calls `close` however the response ends, also if it never began."""
 
-
-def event(data: dict[str, Any], *, name: str | None = None, id: int | None = None) -> bytes:
-    head = (f"id: {id}\n" if id is not None else "") + (f"event: {name}\n" if name is not None else "")
-    return f"{head}data: {_json(data)}\n\n".encode()
-
-
-class EventStream:
-    """The body of a streamed answer. Its `close` is called by the server however the stream ends, begun or not."""
-
-    def __init__(self, turn: Turn, reader_is_gone: Callable[[], bool]) -> None:
-        self._turn = turn
-        self._reader_is_gone = reader_is_gone
-        self._events = self._make()
-
-    def response(self) -> Response:
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return Response(self, mimetype="text/event-stream", headers=headers)
-
-    def __iter__(self) -> EventStream:
-        return self
-
-    def __next__(self) -> bytes:
-        return next(self._events)
+    def __iter__(self) -> Iterator[bytes]:
+        """Return the encoded events."""
+        ...
 
     def close(self) -> None:
-        self._turn.close()
-
-    def _make(self) -> Iterator[bytes]:
-        turn = self._turn
-        yield event(turn.opening(), name="start")
-        last_sent = time.monotonic()
-        try:
-            for piece in turn.pieces(LOOK_S):
-                if self._reader_is_gone():
-                    return
-                if piece is not None:
-                    told = {"logprobs": piece.looks} if piece.looks is not None else {}
-                    yield event({"text": piece.text, **told}, id=piece.position)
-                    last_sent = time.monotonic()
-                elif time.monotonic() - last_sent > HEARTBEAT_S:
-                    yield b": waiting\n\n"
-                    last_sent = time.monotonic()
-            yield event(turn.finish().as_dict(), name="done")
-        except ServiceError as e:
-            yield event({"error": e.as_dict()}, name="error")
+        """Release what the stream holds. Idempotent."""
+        ...
 
 
-def reader_watch() -> Callable[[], bool]:
-    """A look at whether the client has hung up. Without it, that would show only when a write fails."""
+def encode_event(data: Mapping[str, Any], *, name: str | None = None, id: int | str | None = None) -> bytes:
+    """Encode one event; `name` None is an event of the default type, "message"."""
+    id_line = f"id: {id}\n" if id is not None else ""
+    name_line = f"event: {name}\n" if name is not None else ""
+    return f"{id_line}{name_line}data: {_encode_json(data)}\n\n".encode()
+
+
+def event_stream_response(events: EventSource) -> Response:
+    """Return the response that streams the events; if it cannot be made, the events are closed."""
+    try:
+        return Response(events, mimetype="text/event-stream", headers=_HEADERS)
+    except BaseException:
+        events.close()
+        raise
+
+
+class Heartbeat:
+    """Says when a comment is due on a stream that has sent nothing for a while."""
+
+    def __init__(self, interval_s: float = HEARTBEAT_S) -> None:
+        """Start the interval."""
+        self._interval_s = interval_s
+        self.sent()
+
+    def sent(self) -> None:
+        """Something was sent now."""
+        self._last_sent = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether the interval has passed since something was sent."""
+        return time.monotonic() - self._last_sent > self._interval_s
+
+
+def client_disconnect_check() -> Callable[[], bool]:
+    """Return a function that says whether the current request's client has closed the connection.
+
+    It peeks at the socket, at most ten times a second. Without it, a closed connection shows only at the second write.
+    """
     connection: socket.socket | None = request.environ.get("gunicorn.socket")
-    looked = 0.0
+    last_peek = 0.0
 
-    def gone() -> bool:
-        nonlocal looked
+    def is_disconnected() -> bool:
+        nonlocal last_peek
         now = time.monotonic()
-        if connection is None or now - looked < BUSY_LOOK_S:
+        if connection is None or now - last_peek < _PEEK_INTERVAL_S:
             return False
-        looked = now
+        last_peek = now
         try:
             return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
         except BlockingIOError:
@@ -92,4 +88,4 @@ def reader_watch() -> Callable[[], bool]:
         except OSError:
             return True
 
-    return gone
+    return is_disconnected

@@ -120,7 +120,7 @@ class Corpora:
 
     def _path(self, name: str) -> Path:
         if not re.fullmatch(NAME, name):
-            raise BadRequest(f"name: got {name[:80]!r}, expected {NAME}", field="name", value=name[:80], expected=NAME)
+            raise BadRequest("name", name, NAME)
         return self._folder / name
 
 
@@ -145,7 +145,7 @@ class _Scan:
         try:
             self._statistics.update(self._decoder.decode(chunk, final=final))
         except TextError as e:
-            raise BadRequest(str(e), field="body", value=e.problem, expected=e.expected) from e
+            raise BadRequest("body", e.problem, e.expected, problem=f"{e.field}: {e.problem}") from e
 
     def facts(self) -> dict[str, Any]:
         """Return what is known of the corpus, as JSON. Complete after the final update."""
@@ -173,10 +173,7 @@ def _built_in() -> dict[str, Any]:
 
 def too_large(limit: int, size: int | None = None) -> BodyTooLarge:
     got = f"{size} bytes" if size is not None else "more"
-    return BodyTooLarge(
-        f"body: got {got}, expected at most MAX_CORPUS_BYTES = {limit}",
-        field="body", value=size, expected=f"at most {limit} bytes",
-    )  # fmt: skip
+    return BodyTooLarge("body", size, f"at most {limit} bytes", problem=f"got {got}")
 
 
 def _shown(facts: dict[str, Any]) -> dict[str, Any]:

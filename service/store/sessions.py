@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from model.errors import StateError
+from model.network.sampling import SamplingParams
 from model.network.state import HiddenState
 
 RECENT_TEXT_CHARS = 1024
@@ -78,10 +79,7 @@ class TurnRecord:
     start: int  # the session's position before it
     prompt: str  # as it was read: without what was skipped
     max_chars: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
+    sampling: SamplingParams
     stop: list[str]
     seed: int
     fingerprint: str  # of the model that writes it
@@ -96,14 +94,23 @@ class TurnRecord:
         return self.start + len(self.prompt)
 
     def to_bytes(self) -> bytes:
+        """Encode as JSON."""
         return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":")).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> TurnRecord:
-        """Raised: StateError when it is not one."""
+        """Decode what `to_bytes` of this version or of the one before it wrote.
+
+        Raises:
+            StateError: The bytes are not a stored turn, or a sampling parameter in it is not known to this version.
+        """
         try:
-            return cls(**json.loads(data))
-        except (ValueError, TypeError) as e:
+            fields = json.loads(data)
+            if "sampling" not in fields:  # until 0.1 the sampling parameters were fields of the record
+                fields["sampling"] = {name: fields.pop(name) for name in ("temperature", "top_k", "top_p", "min_p")}
+                fields["reencoded"] = fields.pop("reprimed")
+            return cls(**{**fields, "sampling": SamplingParams.from_dict(fields["sampling"])})
+        except (ValueError, TypeError, KeyError) as e:
             raise StateError(f"turn: {len(data)} bytes that are not a stored turn ({e})") from e
 
 

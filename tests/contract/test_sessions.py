@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from model.errors import StateError
+from model.network.sampling import SamplingParams
 from model.network.state import HiddenState
 from service.errors import SessionConflict, UnknownSession
 from service.operations.redis_server import find_server_program
@@ -79,8 +80,9 @@ def session(position: int = 7, seed: int = 3, recent_text: str = "früh\n") -> S
 
 
 def record(start: int = 0, **more: Any) -> TurnRecord:
-    sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "stop": ["ü"], "seed": 3}
-    made = {"start": start, "prompt": "é", "max_chars": 9, **sampling, "fingerprint": "f" * 16, "numerics": "n"}
+    sampling = SamplingParams(0.9, top_k=3)
+    made = {"start": start, "prompt": "é", "max_chars": 9, "sampling": sampling, "stop": ["ü"], "seed": 3}
+    made |= {"fingerprint": "f" * 16, "numerics": "n"}
     return TurnRecord(**{**made, **more})
 
 

@@ -77,7 +77,7 @@ def test_generating_needs_a_key_and_has_a_rate(guarded: tuple[Service, Path]) ->
     statuses = [client.post("/generate", json={"max_chars": 1}, headers=bearer(API)).status_code for _ in range(5)]
     assert statuses == [200] * 5
     refused = client.post("/generate", json={"max_chars": 1}, headers=bearer(API))
-    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_requests")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limited")
     assert 1 <= int(refused.headers["Retry-After"]) <= 3600
     assert client.get(f"/sessions/{'x' * 32}", headers=bearer("another-readers-key")).status_code == 404
 

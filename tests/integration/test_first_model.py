@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from service.errors import JobsFull
+from service.errors import JobQueueFull
 from service.jobs.queue import JobQueue
 from service.store.connect import connect
 from tests.integration.test_jobs import words
@@ -148,7 +148,7 @@ def test_the_line_is_bounded_for_all_who_ask_at_once(redis_server: RedisServer) 
         try:
             JobQueue(client, 3).submit({"corpus": "x"})
             refused.append(False)
-        except JobsFull:
+        except JobQueueFull:
             refused.append(True)
 
     threads = [threading.Thread(target=ask) for _ in range(16)]

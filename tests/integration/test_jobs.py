@@ -192,7 +192,7 @@ def test_the_line_is_bounded_and_a_cancel_keeps_the_best(lab: Lab) -> None:
     lab.trains(running)
     waiting = [lab.submit(**SMALL) for _ in range(2)]
     refused = lab.service.client.post("/retrain", json=SMALL)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "jobs_full")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "job_queue_full")
     assert int(refused.headers["Retry-After"]) >= 1
     assert [lab.job(id)["position"] for id in waiting] == [0, 1]
     for id in waiting:
@@ -318,7 +318,11 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"corpus": "words", "cell": "transformer"}, "cell", "one of lstm, gru, rnn"),
     ({"corpus": "words", "minutes": 0}, "minutes", "expected a number above 0"),
     ({"corpus": "words", "vocab_size": 10}, "vocab_size", "no such field"),
-    ({"corpus": "words", "learning_rate": 1}, "learning_rate", "no such field; known: corpus, preset"),
+    (
+        {"corpus": "words", "learning_rate": 1},
+        "learning_rate",
+        "no such field, expected one of the fields corpus, preset",
+    ),
     ({"corpus": "words", "promote": "maybe"}, "promote", "'if_better', 'always' or 'never'"),
     ({"corpus": "words", "batch_size": 4000}, "corpus", "the text has"),
     ({"corpus": "words", "max_vocab": 2}, "corpus", "expected at most max_vocab = 2"),

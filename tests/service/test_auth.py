@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from service.errors import Forbidden, TooMany, Unauthorized
+from service.errors import Forbidden, RateLimited, Unauthorized
 from service.operations.auth import Keys, Limits
 from tests.servers import RedisServer
 
@@ -16,7 +16,7 @@ ADMIN, ONE, TWO = "the-operators-key", "a-readers-key-001", "a-readers-key-002"
 def raised(check: Callable[[], None]) -> type[Exception] | None:
     try:
         check()
-    except (Forbidden, TooMany, Unauthorized) as e:
+    except (Forbidden, RateLimited, Unauthorized) as e:
         return type(e)
     return None
 
@@ -61,7 +61,7 @@ def test_keys_cannot_be_guessed() -> None:
     keys = Keys(ADMIN, [], loopback_only=False)
     for i in range(20):
         assert raised(lambda i=i: keys.check_admin(f"Bearer {i}", "", "10.0.0.1")) is Unauthorized  # type: ignore[misc]
-    assert raised(lambda: keys.check_admin(f"Bearer {ADMIN}", "", "10.0.0.1")) is TooMany
+    assert raised(lambda: keys.check_admin(f"Bearer {ADMIN}", "", "10.0.0.1")) is RateLimited
     assert raised(lambda: keys.check_admin(f"Bearer {ADMIN}", "", "10.0.0.2")) is None
 
 
@@ -70,7 +70,7 @@ def test_a_rate_is_held_for_each_client() -> None:
     limits = Limits("3/hour", "")
     for _ in range(3):
         limits.check("one")
-    with pytest.raises(TooMany, match="at most 3 per 1 hour") as e:
+    with pytest.raises(RateLimited, match="at most 3 per 1 hour") as e:
         limits.check("one")
     assert 1 <= (e.value.retry_after_s or 0) <= 3600
     limits.check("two")
@@ -82,7 +82,7 @@ def test_a_rate_is_shared_through_redis(redis_server: RedisServer) -> None:
     one, other = Limits("2/hour", url), Limits("2/hour", url)
     one.check("shared")
     other.check("shared")
-    with pytest.raises(TooMany):
+    with pytest.raises(RateLimited):
         one.check("shared")
     away = Limits("2/hour", "unix:///nowhere/redis.sock")
     for _ in range(5):

@@ -121,9 +121,7 @@ class Sessions(RuleBasedStateMachine):
             serving.serve(LoadedModel(engines()[worker][model], f"model {model}"))
 
     def ask(self, prompt: str, n: int, p: SamplingParams, **more: Any) -> GenerateRequest:
-        return GenerateRequest(
-            prompt=prompt, max_chars=n, temperature=p.temperature, top_k=p.top_k, top_p=p.top_p, min_p=p.min_p, **more
-        )
+        return GenerateRequest.model_validate({"prompt": prompt, "max_chars": n, **p.as_dict(), **more})
 
     def read(self, turn: Turn, at_least: int | None = None) -> str:
         """A turn's text, to its end and committed, or the pieces until so much is there."""

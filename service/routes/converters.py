@@ -1,0 +1,78 @@
+"""URL converters: the ids and names in addresses, each with its pattern, declared once.
+
+A value that does not fit is answered with 422 and the name of the field. Flask's own answer, 404, would say that there
+is no such session, while there can never be one.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+from flask import Flask
+from werkzeug.routing import BaseConverter
+
+from service.errors import BadRequest
+from service.jobs.queue import JOB_ID
+from service.routes.error_responses import RoutingError
+from service.store.corpora import NAME
+from service.store.sessions import SESSION_ID
+
+MODEL_ID = "[0-9a-f]{16}"
+
+
+class _CheckedConverter(BaseConverter):
+    """Accepts any one path segment, then checks it."""
+
+    field: ClassVar[str]
+    pattern: ClassVar[str]
+
+    def to_python(self, value: str) -> str:
+        """Return the value.
+
+        Raises:
+            RoutingError: The value does not match the pattern.
+        """
+        if not re.fullmatch(self.pattern, value):
+            raise RoutingError(BadRequest(self.field, value, self.pattern))
+        return value
+
+
+class SessionIdConverter(_CheckedConverter):
+    """`<session_id:...>` in an address."""
+
+    field, pattern = "session_id", SESSION_ID
+
+
+class JobIdConverter(_CheckedConverter):
+    """`<job_id:...>` in an address."""
+
+    field, pattern = "job_id", JOB_ID
+
+
+class ModelIdConverter(_CheckedConverter):
+    """`<model_id:...>` in an address: the fingerprint of a checkpoint."""
+
+    field, pattern = "model_id", MODEL_ID
+
+
+class CorpusNameConverter(_CheckedConverter):
+    """`<corpus_name:...>` in an address; a name with a slash is a bad name, not an unknown address."""
+
+    part_isolating = False
+    regex = "[^/].*?"
+    weight = 200
+    field, pattern = "name", NAME
+
+
+_CONVERTERS: dict[str, Any] = {
+    "session_id": SessionIdConverter,
+    "job_id": JobIdConverter,
+    "model_id": ModelIdConverter,
+    "corpus_name": CorpusNameConverter,
+}
+
+
+def register(app: Flask) -> None:
+    """Make the converters available; to be called before the blueprints are registered."""
+    app.url_map.converters.update(_CONVERTERS)

@@ -312,5 +312,3 @@ def test_the_page_is_small() -> None:
     """All its files together: at most 150 KB, as they lie there."""
     sizes = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
     assert sum(sizes.values()) <= 150_000
-    long = {path.name: n for path in FOLDER.glob("*.js") if (n := len(path.read_text().splitlines())) > 250}
-    assert not long

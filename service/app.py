@@ -114,11 +114,11 @@ def create_app(settings: Settings | None = None) -> Flask:
 def load(path: Path, settings: Settings, counted: Metrics) -> LoadedModel:
     """A checkpoint on an engine that runs, tested and warm. Raised: CheckpointError."""
     loaded = file_format.load(path)
-    self_test.check(loaded)
+    self_test.verify_checkpoint(loaded)
     stepper, why = choose(loaded.network(), settings.slots, settings.device, settings.precision)
     log.info("stepper: %s", why)
     try:
-        self_test.warm(stepper, loaded)
+        self_test.verify_stepper(stepper, loaded)
     except BaseException:
         free(stepper)
         raise

@@ -1,8 +1,8 @@
-"""A checkpoint's self-test: a short text that its trainer saw it write, and that every reader must see again.
+"""The self-test of a checkpoint: a short text that its trainer generated, and that every reader must generate again.
 
-The fingerprint says that the weights are those that were saved. This says that they still mean the same: that the code
-which reads them, here, makes of them the model that was judged. The text is greedy and computed in float64 by the plain
-loop, so that machines and libraries agree on it: they differ by far less than two characters' probabilities do.
+The fingerprint proves that the weights are those that were saved. The self-test proves that the code that reads them
+computes the model that was validated. The text is greedy and computed in float64 by the plain loop, so that different
+machines and libraries agree on it: their differences are far smaller than those between characters' probabilities.
 """
 
 from __future__ import annotations
@@ -20,54 +20,66 @@ from model.stepper import Stepper
 from model.stepper.generate import generate, one_row_block, write
 
 CHARS = 32
+"""The length of the text."""
 _GREEDY = SamplingParams(temperature=0)
-_APART_FLOAT32 = 1e-3  # nats a character, in the mean: many times what rounding makes of it
-_APART = {"cpu-i8": 0.1}
+_TOLERANCE_FLOAT32 = 1e-3  # nats per character, mean difference: many times the effect of rounding
+_TOLERANCE = {"cpu-i8": 0.1}
 
 
-def with_self_test(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with what it writes recorded."""
-    return replace(checkpoint, self_test=_written(checkpoint))
+def record(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint with the text that it generates as its self-test."""
+    return replace(checkpoint, self_test=_generate(checkpoint))
 
 
-def check(checkpoint: Checkpoint) -> None:
-    """Raised: CheckpointError when the model does not write what its trainer recorded."""
+def verify_checkpoint(checkpoint: Checkpoint) -> None:
+    """Generate the self-test's text again. A checkpoint without a self-test passes.
+
+    Raises:
+        CheckpointError: The text is another one.
+    """
     if not checkpoint.self_test:
         return
-    written = _written(checkpoint)
-    if written != checkpoint.self_test:
-        raise CheckpointError(f"self-test: wrote {written!r}, its trainer recorded {checkpoint.self_test!r}")
+    text = _generate(checkpoint)
+    if text != checkpoint.self_test:
+        expected = f"{checkpoint.self_test!r}, which its trainer recorded"
+        raise CheckpointError(f"generated {text!r}", field="self-test", value=text, expected=expected)
 
 
-def warm(stepper: Stepper, checkpoint: Checkpoint) -> None:
-    """Let a stepper write once, so that what it does lazily is done, and read the self-test's text beside the network.
+def verify_stepper(stepper: Stepper, checkpoint: Checkpoint) -> None:
+    """Compare a stepper with the network in float64 on the self-test's text, and warm the stepper up.
 
-    What is compared is the log-probability of the network's likeliest character after each of the text.
-    Raised: CheckpointError when they are far apart.
+    After each character of the text, the log-probability of the network's most probable next character is compared.
+    Slot 0 has the zero state afterwards.
+
+    Raises:
+        CheckpointError: The mean difference is larger than rounding explains.
     """
     for _ in write(stepper, checkpoint.vocab, "", CHARS, _GREEDY):
-        pass
-    ids, likeliest, expected = _likeliest(checkpoint)
+        pass  # do what is done lazily, such as the capture of a CUDA graph, before the first request
+    ids, most_probable, expected_logprobs = _most_probable(checkpoint)
     stepper.write(0, None)
-    found = stepper.run(one_row_block(0, ids, len(ids), score_ids=likeliest)).logprobs[:, 0]
+    logprobs = stepper.run(one_row_block(0, ids, len(ids), score_ids=most_probable)).logprobs[:, 0]
     stepper.write(0, None)
-    apart, most = float(np.abs(found - expected).mean()), _APART.get(stepper.name, _APART_FLOAT32)
-    if not apart <= most:
+    difference = float(np.abs(logprobs - expected_logprobs).mean())
+    tolerance = _TOLERANCE.get(stepper.name, _TOLERANCE_FLOAT32)
+    if not difference <= tolerance:  # a NaN is not within the tolerance either
         raise CheckpointError(
-            f"self-test: the stepper {stepper.name} is {apart:.3g} nats a character from the network in float64, "
-            f"expected at most {most:g}"
+            f"the stepper {stepper.name} differs from the network in float64 by {difference:.3g} nats per character",
+            field="self-test",
+            value=difference,
+            expected=f"at most {tolerance:g}",
         )
 
 
-def _likeliest(checkpoint: Checkpoint) -> tuple[list[int], NDArray[np.int64], NDArray[np.float64]]:
-    """The self-test's ids, and the likeliest id after each with its log-probability, by the plain network."""
+def _most_probable(checkpoint: Checkpoint) -> tuple[list[int], NDArray[np.int64], NDArray[np.float64]]:
+    """Return the self-test's ids (T,), and the network's most probable id after each with its log-probability."""
     network = checkpoint.network(torch.float64)
     ids = [checkpoint.vocab.start, *checkpoint.vocab.encode(checkpoint.self_test).tolist()]
     with torch.inference_mode():
         logits, _ = network(torch.tensor([ids]), network.zero_state(1))
-        logprobs, likeliest = logits[0].log_softmax(-1).max(-1)
-    return ids, likeliest.numpy(), logprobs.numpy()
+        logprobs, most_probable = logits[0].log_softmax(-1).max(-1)
+    return ids, most_probable.numpy(), logprobs.numpy()
 
 
-def _written(checkpoint: Checkpoint) -> str:
+def _generate(checkpoint: Checkpoint) -> str:
     return generate(checkpoint.network(torch.float64), checkpoint.vocab, "", CHARS, _GREEDY).text

@@ -1,4 +1,4 @@
-"""CharRNN: embedding -> lstm | gru | rnn -> linear. It knows nothing of texts, budgets, requests or regularisation."""
+"""CharRNN: embedding -> lstm | gru | rnn -> linear layer. It knows no texts, budgets, requests or regularization."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 
 State = tuple[Tensor, ...]
-"""(h, c) for an lstm, (h,) for gru and rnn; each (L, B, H)."""
+"""A batch of hidden states: (h, c) for an lstm, (h,) for gru and rnn; each (L, B, H)."""
 
 
 class CharRNN(nn.Module):
-    """Reads characters' ids and says how likely each next character is.
+    """A network that reads the ids of characters and returns the logits of each next character.
 
-    Initial values: recurrent matrices orthogonal per gate (Saxe et al., 2014), so that a signal neither dies nor
-    explodes at the start; the lstm's forget gate biased open by 1 (Jozefowicz et al., 2015), so that it remembers
-    before it has learnt what to forget.
+    Initial values: recurrent matrices orthogonal per gate (Saxe et al., 2014), so that signals neither vanish nor
+    explode at the start; the bias of the lstm's forget gate is 1 (Jozefowicz et al., 2015), so that it keeps its state
+    until it has learned what to forget.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        kind = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[config.cell]
+        rnn_class = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[config.cell]
         self.embedding = nn.Embedding(config.vocab_size, config.n_embed)
-        self.rnn = kind(config.n_embed, config.n_hidden, config.n_layers, batch_first=True)
+        self.rnn = rnn_class(config.n_embed, config.n_hidden, config.n_layers, batch_first=True)
         self.head = nn.Linear(config.n_hidden, config.vocab_size)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         h = self.config.n_hidden
         for layer in range(self.config.n_layers):
             recurrent = getattr(self.rnn, f"weight_hh_l{layer}")
@@ -42,7 +42,7 @@ class CharRNN(nn.Module):
         nn.init.zeros_(self.head.bias.data)
 
     def zero_state(self, batch_size: int) -> State:
-        """The state of B texts that have not begun: S tensors (L, B, H)."""
+        """Return the state of B texts that have not begun: S tensors (L, B, H)."""
         weight = self.head.weight
         shape = (self.config.n_layers, batch_size, self.config.n_hidden)
         return tuple(
@@ -50,7 +50,15 @@ class CharRNN(nn.Module):
         )
 
     def forward(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
-        """ids (B, T) int64 -> logits (B, T, V) of the character after each, and the state after the last."""
+        """Run a window of characters.
+
+        Args:
+            ids: (B, T) int64.
+            state: The state before the window.
+
+        Returns:
+            The logits (B, T, V) of the character after each, and the state after the window.
+        """
         x = self.embedding(ids)  # (B, T, E)
         if self.config.cell == "lstm":
             out, new_state = self.rnn(x, state)  # (B, T, H)
@@ -61,5 +69,5 @@ class CharRNN(nn.Module):
 
 
 def detach(state: State) -> State:
-    """The same values without their history: where truncated backpropagation cuts."""
+    """Return the state without its gradient history; this is where backpropagation is truncated."""
     return tuple(t.detach() for t in state)

@@ -1,17 +1,18 @@
-r"""The LSTM written out as its four gates: the oracle for the network, and a microscope for those who learn from it.
+r"""The LSTM computed gate by gate: the reference for nn.LSTM, and the source of the activations that /inspect shows.
 
-With x_t the input, h the short-term and c the long-term memory, and [W, U, b] the weights of each gate:
+With x_t the input, h the hidden state, c the cell state, and W, U, b the weights of each gate:
 
-    forget    f_t = sigmoid(W_f x_t + U_f h_{t-1} + b_f)     what of the long-term memory stays
-    learn     i_t = sigmoid(W_i x_t + U_i h_{t-1} + b_i)     how much of the new is let in
-              g_t = tanh   (W_g x_t + U_g h_{t-1} + b_g)     what the new is
-    remember  c_t = f_t * c_{t-1} + i_t * g_t                the new long-term memory
-    use       o_t = sigmoid(W_o x_t + U_o h_{t-1} + b_o)     how much of it shows
-              h_t = o_t * tanh(c_t)                          the new short-term memory, which is also the output
+    input gate       i_t = sigmoid(W_i x_t + U_i h_{t-1} + b_i)     how much of the candidate is added
+    forget gate      f_t = sigmoid(W_f x_t + U_f h_{t-1} + b_f)     how much of the old cell state is kept
+    candidate        g_t = tanh   (W_g x_t + U_g h_{t-1} + b_g)     what could be added
+    output gate      o_t = sigmoid(W_o x_t + U_o h_{t-1} + b_o)     how much of the cell state becomes the output
+    cell state       c_t = f_t * c_{t-1} + i_t * g_t
+    hidden state     h_t = o_t * tanh(c_t)                          also the output of the layer
 
-The usual names are input gate (i), forget gate (f), cell or candidate (g) and output gate (o); nn.LSTM stacks their
-rows in that order, i f g o. Learn, forget, remember and use are how courses teach the same. Source: Hochreiter &
-Schmidhuber (1997), the forget gate Gers et al. (2000).
+nn.LSTM stacks the rows of the gates in the order i f g o. Courses also call the four steps learn (i and g), forget (f),
+remember (the new c) and use (o and the new h), and h and c the short-term and the long-term memory.
+
+Sources: Hochreiter & Schmidhuber (1997); the forget gate: Gers et al. (2000).
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from torch import Tensor
 from model.errors import ConfigError
 from model.network.char_rnn import CharRNN
 
+_I, _F, _G, _O = range(4)  # the order of the gates in the rows of nn.LSTM's weights
+
 
 @dataclass(frozen=True, slots=True)
-class Gates:
-    """Every gate's activation of one layer, for each character of a text: arrays (T, H)."""
+class GateActivations:
+    """The activations of one layer for each character of a text: arrays (T, H)."""
 
     i: NDArray[np.floating]
     f: NDArray[np.floating]
@@ -41,73 +44,82 @@ class Gates:
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """One layer's weights, the rows of the four gates stacked i f g o: (4H, E), (4H, H), (4H,)."""
+class LayerWeights:
+    """The weights of one LSTM layer, with the rows of the four gates stacked in the order i f g o."""
 
-    of_input: Tensor
-    of_hidden: Tensor
-    bias: Tensor
+    input_weights: Tensor  # (4H, E), W
+    hidden_weights: Tensor  # (4H, H), U
+    bias: Tensor  # (4H,)
 
     @classmethod
-    def of(cls, network: CharRNN, layer: int, dtype: torch.dtype) -> Weights:
-        def named(kind: str) -> Tensor:
+    def of(cls, network: CharRNN, layer: int, dtype: torch.dtype) -> LayerWeights:
+        """Return a layer's weights on the CPU; the two biases of nn.LSTM are added up."""
+
+        def parameter(kind: str) -> Tensor:
             tensor: Tensor = getattr(network.rnn, f"{kind}_l{layer}").detach().to("cpu", dtype)
             return tensor
 
-        return cls(named("weight_ih"), named("weight_hh"), named("bias_ih") + named("bias_hh"))
+        return cls(parameter("weight_ih"), parameter("weight_hh"), parameter("bias_ih") + parameter("bias_hh"))
 
-    def rows(self, gate: int, x: Tensor, h: Tensor) -> Tensor:
-        """What a gate makes of x (E,) and h (H,) before its nonlinearity: (H,)."""
+    def preactivation(self, gate: int, x: Tensor, h: Tensor) -> Tensor:
+        """Return W x + U h + b (H,) of a gate, for x (E,) and h (H,)."""
         n = len(h)
-        own = slice(gate * n, (gate + 1) * n)
-        return self.of_input[own] @ x + self.of_hidden[own] @ h + self.bias[own]
+        rows = slice(gate * n, (gate + 1) * n)
+        return self.input_weights[rows] @ x + self.hidden_weights[rows] @ h + self.bias[rows]
 
 
-def learn(w: Weights, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """i and g: how much of the new is let in, and what it is."""
-    return torch.sigmoid(w.rows(0, x, h)), torch.tanh(w.rows(2, x, h))
+def input_gate(weights: LayerWeights, x: Tensor, h: Tensor) -> Tensor:
+    """Return i (H,): how much of the candidate is added."""
+    return torch.sigmoid(weights.preactivation(_I, x, h))
 
 
-def forget(w: Weights, x: Tensor, h: Tensor) -> Tensor:
-    """f: what of the long-term memory stays."""
-    return torch.sigmoid(w.rows(1, x, h))
+def forget_gate(weights: LayerWeights, x: Tensor, h: Tensor) -> Tensor:
+    """Return f (H,): how much of the old cell state is kept."""
+    return torch.sigmoid(weights.preactivation(_F, x, h))
 
 
-def remember(f: Tensor, c: Tensor, i: Tensor, g: Tensor) -> Tensor:
-    """The new long-term memory."""
-    return f * c + i * g
+def candidate(weights: LayerWeights, x: Tensor, h: Tensor) -> Tensor:
+    """Return g (H,): what could be added to the cell state."""
+    return torch.tanh(weights.preactivation(_G, x, h))
 
 
-def use(w: Weights, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """o, and the new short-term memory."""
-    o = torch.sigmoid(w.rows(3, x, h))
-    return o, o * torch.tanh(c)
+def output_gate(weights: LayerWeights, x: Tensor, h: Tensor) -> Tensor:
+    """Return o (H,): how much of the cell state becomes the output."""
+    return torch.sigmoid(weights.preactivation(_O, x, h))
 
 
 @torch.inference_mode()
-def gates(
+def gate_activations(
     network: CharRNN, ids: Sequence[int] | NDArray[np.integer], dtype: torch.dtype = torch.float64
-) -> list[Gates]:
-    """Read ids (T,) from the zero state, and return each layer's activations, the lowest layer first.
+) -> list[GateActivations]:
+    """Run ids (T,) through an LSTM from the zero state, and return the activations of each layer, the lowest first.
 
-    Equal to nn.LSTM in float64 to 1e-12. Raised: ConfigError when the network is no lstm.
+    In float64 they equal those of nn.LSTM to 1e-12.
+
+    Raises:
+        ConfigError: The cell of the network is not an lstm.
     """
     config = network.config
     if config.cell != "lstm":
-        raise ConfigError(f"gates: the network's cell is {config.cell!r}, expected 'lstm': the others have other gates")
+        raise ConfigError(
+            f"the network's cell is {config.cell!r}",
+            field="gates",
+            value=config.cell,
+            expected="'lstm': the other cells have other gates",
+        )
     inputs = network.embedding.weight.detach().to("cpu", dtype)[torch.as_tensor(np.asarray(ids, dtype=np.int64))]
-    found = []
+    layers = []
     for layer in range(config.n_layers):
-        w = Weights.of(network, layer, dtype)
+        weights = LayerWeights.of(network, layer, dtype)
         h = c = torch.zeros(config.n_hidden, dtype=dtype)
-        rows = []
+        steps = []
         for x in inputs:
-            i, g = learn(w, x, h)
-            f = forget(w, x, h)
-            c = remember(f, c, i, g)
-            o, h = use(w, x, h, c)
-            rows.append(torch.stack([i, f, g, o, c, h]))
-        stacked = torch.stack(rows) if rows else torch.zeros((0, 6, config.n_hidden), dtype=dtype)  # (T, 6, H)
+            i, f = input_gate(weights, x, h), forget_gate(weights, x, h)
+            g, o = candidate(weights, x, h), output_gate(weights, x, h)
+            c = f * c + i * g
+            h = o * torch.tanh(c)
+            steps.append(torch.stack([i, f, g, o, c, h]))
+        stacked = torch.stack(steps) if steps else torch.zeros((0, 6, config.n_hidden), dtype=dtype)  # (T, 6, H)
         inputs = stacked[:, 5]
-        found.append(Gates(*(stacked[:, n].numpy() for n in range(6))))
-    return found
+        layers.append(GateActivations(*(stacked[:, n].numpy() for n in range(6))))
+    return layers

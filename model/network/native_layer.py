@@ -1,8 +1,8 @@
-"""A window of T characters through one lstm layer on a CPU, as autograd sees it, by native/src/lstm_layer.c.
+"""A native LSTM layer for training on a CPU: a torch.autograd.Function around native/src/lstm_layer.c.
 
-nn.LSTM computes a layer's gradient of the weights step by step, one thin product for each character; here it is one
-product for the whole window, and a first layer reads its input's part from a table by id. The numbers are nn.LSTM's to
-rounding.
+nn.LSTM computes the gradient of the recurrent weights character by character, as T thin matrix products. The native
+layer computes it as one product for the whole window, and a first layer looks up its input by id. The results equal
+nn.LSTM's to rounding.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from model.native.library import LANES, LstmLayerArrays, Unsupported, library_pa
 from model.network.char_rnn import CharRNN
 
 
-def usable(network: CharRNN) -> bool:
-    """Whether this network's layers can be trained so: an lstm, float32, on a CPU for which the library is built."""
+def supports_native_lstm(network: CharRNN) -> bool:
+    """Whether `native_lstm` can train this network: an lstm in float32, on a CPU for which the library is built."""
     weight = network.head.weight
     if network.config.cell != "lstm" or weight.device.type != "cpu" or weight.dtype != torch.float32:
         return False
@@ -31,32 +31,44 @@ def usable(network: CharRNN) -> bool:
     return True
 
 
-@lru_cache(maxsize=1)
-def _library() -> ctypes.CDLL:
-    """The library, found once: its name is a hash of its sources."""
-    return load_library(library_path())
+def native_lstm(inputs: Tensor, w_hh: Tensor, h0: Tensor, c0: Tensor, ids: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Run a window through one LSTM layer. All tensors are float32 on a CPU, ids are int64.
 
+    Gradients flow into `inputs` and `w_hh` only: backpropagation is truncated at the start of the window.
 
-def lstm_window(inputs: Tensor, w_hh: Tensor, h0: Tensor, c0: Tensor, ids: Tensor | None = None) -> tuple[Tensor, ...]:
-    """h (B, T, H), and c (B, T, H) without a gradient: nn.LSTM's, from what its input adds to the gates.
+    Args:
+        inputs: W_ih x + b_ih + b_hh, (B, T, 4H). With `ids`: (V, 4H), one row per id.
+        w_hh: The recurrent weights (4H, H).
+        h0: The hidden state before the window (B, H).
+        c0: The cell state before the window (B, H).
+        ids: (B, T) the rows of `inputs` to read.
 
-    inputs: W_ih x + b_ih + b_hh, (B, T, 4H); or (V, 4H), a row for each id of `ids` (B, T). w_hh (4H, H), h0 and c0
-    (B, H); gradients flow into the first two alone: windows are truncated at their beginning. float32 on a CPU.
-    Raised: IndexError for an id without a row, MemoryError.
+    Returns:
+        h (B, T, H), and c (B, T, H) without a gradient.
+
+    Raises:
+        IndexError: An id has no row.
+        MemoryError: The library could not allocate memory.
     """
     if ids is not None and not 0 <= int(ids.min()) <= int(ids.max()) < len(inputs):
         raise IndexError(f"ids: got {int(ids.min())} to {int(ids.max())}, expected 0 to {len(inputs) - 1}")
     hidden = w_hh.shape[1]
-    more = -hidden % LANES  # units that are zero and stay so
-    if more:
-        inputs = F.pad(inputs.reshape(*inputs.shape[:-1], 4, hidden), (0, more)).flatten(-2)
-        w_hh = F.pad(w_hh.reshape(4, hidden, hidden), (0, more, 0, more)).flatten(0, 1)
-        h0, c0 = F.pad(h0, (0, more)), F.pad(c0, (0, more))
-    h, c = _Window.apply(inputs, w_hh, h0, c0, ids)  # type: ignore[no-untyped-call]
+    padding = -hidden % LANES  # further units, to fill a vector; they are zero and stay zero
+    if padding:
+        inputs = F.pad(inputs.reshape(*inputs.shape[:-1], 4, hidden), (0, padding)).flatten(-2)
+        w_hh = F.pad(w_hh.reshape(4, hidden, hidden), (0, padding, 0, padding)).flatten(0, 1)
+        h0, c0 = F.pad(h0, (0, padding)), F.pad(c0, (0, padding))
+    h, c = _NativeLstm.apply(inputs, w_hh, h0, c0, ids)  # type: ignore[no-untyped-call]
     return h[..., :hidden], c[..., :hidden]
 
 
-class _Window(torch.autograd.Function):
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL:
+    """Load the library once; hashing its sources to find it takes longer than a step."""
+    return load_library(library_path())
+
+
+class _NativeLstm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, inputs: Tensor, w_hh: Tensor, h0: Tensor, c0: Tensor, ids: Tensor | None
@@ -67,28 +79,29 @@ class _Window(torch.autograd.Function):
         ids = None if ids is None else ids.contiguous()
         h, c = inputs.new_empty(*shape, hidden), inputs.new_empty(*shape, hidden)
         gates = inputs.new_empty(*shape, 4 * hidden)
-        kept = {"ids": ids, "inputs": inputs, "weights": w_hh, "h0": h0, "c0": c0, "h": h, "c": c, "gates": gates}
-        _call("lh_lstm_forward", kept)
-        ctx.save_for_backward(*kept.values())
+        saved = {"ids": ids, "inputs": inputs, "weights": w_hh, "h0": h0, "c0": c0, "h": h, "c": c, "gates": gates}
+        _call("lh_lstm_forward", saved)
+        ctx.save_for_backward(*saved.values())
         ctx.mark_non_differentiable(c)
         return h, c
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         ids, inputs, w_hh, h0, c0, h, c, gates = ctx.saved_tensors
-        kept = {"ids": ids, "inputs": inputs, "weights": w_hh, "h0": h0, "c0": c0, "h": h, "c": c, "gates": gates}
+        saved = {"ids": ids, "inputs": inputs, "weights": w_hh, "h0": h0, "c0": c0, "h": h, "c": c, "gates": gates}
         d_gates = torch.empty_like(gates)
         d_inputs = None if ids is None else torch.zeros_like(inputs)
-        _call("lh_lstm_backward", kept | {"d_h": gradients[0].contiguous(), "d_gates": d_gates, "d_inputs": d_inputs})
-        before = torch.cat([h0.unsqueeze(1), h[:, :-1]], dim=1)
-        d_w_hh = d_gates.flatten(0, 1).t() @ before.flatten(0, 1)
+        _call("lh_lstm_backward", saved | {"d_h": gradients[0].contiguous(), "d_gates": d_gates, "d_inputs": d_inputs})
+        h_before = torch.cat([h0.unsqueeze(1), h[:, :-1]], dim=1)  # (B, T, H)
+        d_w_hh = d_gates.flatten(0, 1).t() @ h_before.flatten(0, 1)
         return d_gates if d_inputs is None else d_inputs, d_w_hh, None, None, None
 
 
 def _call(function: str, tensors: dict[str, Tensor | None]) -> None:
+    """Call a function of the library with the addresses of the tensors."""
     h = tensors["h"]
     assert h is not None
     pointers = {name: None if t is None else t.data_ptr() for name, t in tensors.items()}
     arrays = LstmLayerArrays(*h.shape, **pointers)
     if getattr(_library(), function)(ctypes.byref(arrays)):
-        raise MemoryError("no memory for a window of training")
+        raise MemoryError("the native LSTM layer could not allocate memory")

@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
+from model.checkpoints import self_test
 from model.checkpoints.file_format import Checkpoint, load
 from model.checkpoints.registry import promoted_path
-from model.checkpoints.self_test import with_self_test
 from model.config import TrainConfig
 from model.errors import CheckpointError
 from model.evaluation.protocols import look
@@ -105,7 +105,7 @@ class Checkpointer:
             corpus_sha256=self._corpus.sha256,
             options=self._config.as_dict(),
         )
-        path = with_self_test(checkpoint).save(self._folder)
+        path = self_test.record(checkpoint).save(self._folder)
         superseded = self._removable(s.best_path, path)
         s.best, s.best_path, s.since_best = val_loss, path, 0
         return superseded

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from model.config import ModelConfig, TrainConfig
 from model.errors import ConfigError
 from model.network.char_rnn import CharRNN, State, detach
-from model.network.native_layer import usable
-from model.network.regularization import forward
+from model.network.native_layer import supports_native_lstm
+from model.network.regularization import regularized_forward
 from model.text.corpus import Streams
 from model.training.distributed import Distributed
 
@@ -61,7 +61,7 @@ class Learner:
         self.average = CharRNN(model).to(device).eval().requires_grad_(False)
         self.average.load_state_dict(self.network.state_dict())
         self._config, self._ranks, self._device = config, ranks, device
-        self.native = native is not False and config.precision == "fp32" and usable(self.network)
+        self.native = native is not False and config.precision == "fp32" and supports_native_lstm(self.network)
         self._parameters = list(self.network.parameters())
         self.optimizer = _optimizer(self.network, config)
         n_parts = ranks.world * n_workers
@@ -147,7 +147,9 @@ class Learner:
         """The gradients of some rows. They are returned, not accumulated: several threads share the parameters."""
         precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._config.precision)
         with torch.autocast(torch.device(self._device).type, dtype=precision, enabled=precision is not None):
-            logits, state = forward(self.network, x, self._states[i], self._config, self._generators[i], self.native)
+            logits, state = regularized_forward(
+                self.network, x, self._states[i], self._config, self._generators[i], self.native
+            )
         nats = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten())
         # fp16's small gradients would vanish; a fixed factor is enough, for the gradient's norm is cut anyway.
         scale = 1024.0 if precision is torch.float16 else 1.0

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.evaluation import protocols, unit_correlations
-from model.network.gates import Gates, gates
+from model.network.gates import GateActivations, gate_activations
 from model.network.sampling import SamplingParams
 from service.errors import BadRequest, ModelChanged, Overloaded, UnknownSession, UnsupportedCell
 from service.generation import replay
@@ -90,8 +90,9 @@ class InspectionService:
         ids = _read(model, request.text, request.on_unknown)
         text = model.engine.vocab.decode(ids)
         with self._place():
-            found = gates(model.reader.open(), [model.engine.vocab.start, *ids.tolist()])
-        found = [Gates(*(getattr(layer, name)[1:] for name in Gates.__slots__)) for layer in found]  # less the start
+            found = gate_activations(model.reader.open(), [model.engine.vocab.start, *ids.tolist()])
+        names = GateActivations.__slots__  # without the vocabulary's start
+        found = [GateActivations(*(getattr(layer, name)[1:] for name in names)) for layer in found]
         layer = found[request.layer]
         answer: dict[str, Any] = {
             "text": text,
@@ -100,7 +101,7 @@ class InspectionService:
             "hidden": config.n_hidden,
             "layer": request.layer,
             "units": [
-                {"unit": u, **{name: _numbers(getattr(layer, name)[:, u]) for name in Gates.__slots__}}
+                {"unit": u, **{name: _numbers(getattr(layer, name)[:, u]) for name in GateActivations.__slots__}}
                 for u in request.units
             ],
             "telling": _telling(text, found),
@@ -142,7 +143,7 @@ def _read(model: LoadedModel, text: str, on_unknown: str) -> NDArray[np.int32]:
     return ids
 
 
-def _telling(text: str, layers: list[Gates]) -> dict[str, Any]:
+def _telling(text: str, layers: list[GateActivations]) -> dict[str, Any]:
     """For each feature: what it counts, and the units whose tanh(c) goes with it most."""
     cells = [np.tanh(layer.c) for layer in layers]
     return {

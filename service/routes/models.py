@@ -34,7 +34,7 @@ def blueprint(folder: Path, serving: ModelManager, promotions: Promotions) -> Bl
         if path is None:
             raise UnknownModel(f"{model_id}: no such model; GET /models lists them")
         try:
-            self_test.check(file_format.load(path))
+            self_test.verify_checkpoint(file_format.load(path))
             registry.promote(path)
         except (CheckpointError, StorageError) as e:
             raise ModelConflict(str(e)) from e

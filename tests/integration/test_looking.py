@@ -15,7 +15,7 @@ from model.checkpoints import registry
 from model.checkpoints.file_format import Checkpoint
 from model.cli import main
 from model.evaluation import protocols
-from model.network.gates import gates
+from model.network.gates import gate_activations
 from service.routes.page import FOLDER
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.servers import RedisServer, Service, parse_events
@@ -184,7 +184,7 @@ def test_inspect_is_model_gates(service: Service, tiny: Checkpoint, layer: int, 
     """Gates, c and h of the units that were named, and one of them of all units, equal model.network.gates."""
     body = {"text": TEXT, "layer": layer, "units": [0, 5, 23], "map": of}
     found = service.client.post("/inspect", json=body).json()
-    oracle = gates(tiny.network(), [ALPHABET.start, *ALPHABET.encode(TEXT)])[layer]
+    oracle = gate_activations(tiny.network(), [ALPHABET.start, *ALPHABET.encode(TEXT)])[layer]
     for unit in found["units"]:
         for name in ("i", "f", "g", "o", "c", "h"):
             assert unit[name] == pytest.approx(getattr(oracle, name)[1:, unit["unit"]].tolist(), abs=1e-5)
@@ -197,7 +197,7 @@ def test_inspect_is_model_gates(service: Service, tiny: Checkpoint, layer: int, 
 def test_inspect_ranks_units_by_what_they_tell(service: Service, tiny: Checkpoint) -> None:
     """The correlations that it tells are numpy's, of tanh(c) with the feature; what does not vary is not ranked."""
     found = service.client.post("/inspect", json={"text": TEXT}).json()["telling"]
-    layers = gates(tiny.network(), [ALPHABET.start, *ALPHABET.encode(TEXT)])
+    layers = gate_activations(tiny.network(), [ALPHABET.start, *ALPHABET.encode(TEXT)])
     in_line = [len(TEXT[: i + 1].rpartition("\n")[2]) for i in range(len(TEXT))]
     best = found["position_in_line"]["units"]
     assert len(best) == 8

@@ -133,7 +133,7 @@ def broken(folder: Path, kind: str) -> tuple[Path, str]:
         weights["head.bias"][0] = torch.nan
         return replace(good, weights=weights).save(folder), "head.bias is not all finite"
     if kind == "other text":
-        return replace(good, self_test="it was the best of times").save(folder), "self-test: wrote"
+        return replace(good, self_test="it was the best of times").save(folder), "self-test: generated"
     return folder / "gone.safetensors", "no such file"
 
 
@@ -160,7 +160,7 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(
         swapped.start()
         assert serving(swapped) == tiny.fingerprint
         assert says in told(swapped)["refused"]["reason"]
-    good = self_test.with_self_test(random_checkpoint(seed=4))
+    good = self_test.record(random_checkpoint(seed=4))
     registry.promote(good.save(folder))
     eventually(lambda: serving(swapped) == good.fingerprint)
     assert told(swapped)["refused"] is None

@@ -14,7 +14,7 @@ import pytest
 
 from model.checkpoints import registry
 from model.checkpoints.file_format import Checkpoint
-from model.network.gates import gates
+from model.network.gates import gate_activations
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.e2e.page.conftest import Visit
 from tests.integration.test_first_model import Launched
@@ -68,7 +68,7 @@ def test_inspect_shows_the_gates(visit: Visiting, service: Service, tiny: Checkp
     v.page.wait_for_function("() => /layer 1 of 2/.test(document.querySelector('#inspect-status').textContent)")
     v.page.fill("#unit", "5")
     v.page.press("#unit", "Tab")
-    layer = gates(tiny.network(), [ALPHABET.start, *ALPHABET.encode(text)])[1]
+    layer = gate_activations(tiny.network(), [ALPHABET.start, *ALPHABET.encode(text)])[1]
     for gate in ("f", "i", "g", "o", "h", "c"):
         strip = v.page.locator(f"[data-gate={gate}]")
         strip.locator("[aria-label*='unit 5']").wait_for()

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from model.config import ModelConfig, TrainConfig
 from model.network.char_rnn import CharRNN
-from model.network.native_layer import lstm_window, usable
-from model.network.regularization import forward
+from model.network.native_layer import native_lstm, supports_native_lstm
+from model.network.regularization import regularized_forward
 from model.text.corpus import Corpus, Streams
 from model.training.distributed import Distributed
 from model.training.learner import Learner
@@ -44,7 +44,7 @@ def test_a_window_is_that_of_nn_lstm(rows: int, steps: int, hidden: int, tabled:
 
     ours = [t.detach().float().requires_grad_() for t in given]
     table = F.linear(ours[0], ours[1], ours[3] + ours[4])
-    our_h, our_c = lstm_window(table if tabled else table[ids], ours[2], h0, c0, ids if tabled else None)
+    our_h, our_c = native_lstm(table if tabled else table[ids], ours[2], h0, c0, ids if tabled else None)
     got = torch.autograd.grad((our_h * towards).sum(), ours)
 
     assert far(our_h, out) < 2e-6
@@ -69,7 +69,7 @@ def test_the_training_pass_is_the_same_either_way(knobs: dict[str, float], vocab
     config = TrainConfig(**{"dropout": 0.0, "reset": 0.0} | knobs)  # type: ignore[arg-type]
     results = []
     for native in (False, True):
-        logits, after = forward(network, ids, state, config, torch.Generator().manual_seed(5), native)
+        logits, after = regularized_forward(network, ids, state, config, torch.Generator().manual_seed(5), native)
         results.append((logits, *after, *torch.autograd.grad(logits.square().mean(), list(network.parameters()))))
     for theirs, ours in zip(*results, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -87,16 +87,16 @@ def test_gradients_are_tensors_of_their_own() -> None:
 
 def test_what_it_cannot_do_goes_the_other_way() -> None:
     """Other cells and other numbers are torch's."""
-    assert usable(CharRNN(ModelConfig(5, n_hidden=4)))
-    assert not usable(CharRNN(ModelConfig(5, n_hidden=4, cell="gru")))
-    assert not usable(CharRNN(ModelConfig(5, n_hidden=4)).double())
+    assert supports_native_lstm(CharRNN(ModelConfig(5, n_hidden=4)))
+    assert not supports_native_lstm(CharRNN(ModelConfig(5, n_hidden=4, cell="gru")))
+    assert not supports_native_lstm(CharRNN(ModelConfig(5, n_hidden=4)).double())
 
 
 @pytest.mark.parametrize("wrong", [-1, 7])
 def test_an_id_without_a_row_is_refused(wrong: int) -> None:
     """Nothing is read outside the table."""
     with pytest.raises(IndexError, match=rf"ids: got .*{wrong}.*, expected 0 to 6"):
-        lstm_window(
+        native_lstm(
             torch.zeros(7, 32), torch.zeros(32, 8), torch.zeros(1, 8), torch.zeros(1, 8), torch.tensor([[0, wrong]])
         )
 

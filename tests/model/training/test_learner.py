@@ -13,7 +13,7 @@ from model.checkpoints.file_format import load
 from model.config import ModelConfig, TrainConfig
 from model.errors import ConfigError
 from model.network.char_rnn import CharRNN
-from model.network.regularization import forward, mask
+from model.network.regularization import dropout_mask, regularized_forward
 from model.text.corpus import Corpus
 from model.training.learner import workers_that_fit
 from model.training.loop import fit
@@ -38,7 +38,7 @@ def test_with_nothing_dropped_it_is_the_network(cell: str) -> None:
     network = CharRNN(ModelConfig(30, n_hidden=24, n_layers=2, n_embed=8, cell=cell)).train()  # type: ignore[arg-type]
     ids = torch.randint(30, (3, 20))
     state = network.zero_state(3)
-    logits, after = forward(network, ids, state, PLAIN, torch.Generator())
+    logits, after = regularized_forward(network, ids, state, PLAIN, torch.Generator())
     expected, expected_after = network(ids, state)
     assert torch.equal(logits, expected)
     assert all(torch.equal(a, b) for a, b in zip(after, expected_after, strict=True))
@@ -56,8 +56,8 @@ def test_each_knob_changes_the_pass(name: str) -> None:
     ids, config = torch.randint(30, (4, 10)), replace(PLAIN, **{name: 0.5})  # type: ignore[arg-type]
     state = tuple(torch.randn(1, 4, 24) for _ in range(2))
     first = torch.Generator().manual_seed(1)
-    a, b = (forward(network, ids, state, config, first)[0] for _ in range(2))
-    again = forward(network, ids, state, config, torch.Generator().manual_seed(1))[0]
+    a, b = (regularized_forward(network, ids, state, config, first)[0] for _ in range(2))
+    again = regularized_forward(network, ids, state, config, torch.Generator().manual_seed(1))[0]
     assert not torch.equal(a, network(ids, state)[0])
     assert not torch.equal(a, b)
     assert torch.equal(a, again)
@@ -69,14 +69,14 @@ def test_a_forgotten_state_is_zero() -> None:
     network = CharRNN(ModelConfig(30, n_hidden=8, n_embed=8)).train()
     ids = torch.randint(30, (2, 5))
     state = tuple(torch.randn(1, 2, 8) for _ in range(2))
-    logits, _ = forward(network, ids, state, replace(PLAIN, reset=1.0), torch.Generator())
+    logits, _ = regularized_forward(network, ids, state, replace(PLAIN, reset=1.0), torch.Generator())
     assert torch.equal(logits, network(ids, network.zero_state(2))[0])
 
 
 @pytest.mark.parametrize("dropped", [0.1, 0.35, 0.9])
 def test_a_mask_drops_its_part_and_keeps_the_mean(dropped: float) -> None:
     """Zeros with the probability asked for, the rest scaled so that the mean is one."""
-    drawn = mask((1000, 333), dropped, torch.Generator().manual_seed(0))
+    drawn = dropout_mask((1000, 333), dropped, torch.Generator().manual_seed(0))
     assert float((drawn == 0).float().mean()) == pytest.approx(dropped, abs=0.004)
     assert float(drawn.mean()) == pytest.approx(1, abs=0.02)
     assert len(set(drawn.flatten().tolist())) == 2

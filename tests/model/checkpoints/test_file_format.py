@@ -1,4 +1,4 @@
-"""Checkpoints: whole or refused, promoted or not."""
+"""Checkpoint files: read back complete, or refused."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from model.checkpoints.file_format import Checkpoint, load
-from model.checkpoints.registry import promote, promoted_path
 from model.errors import CheckpointError, StorageError
-from tests.conftest import random_checkpoint
 
 
 def test_a_checkpoint_comes_back_whole(tmp_path: Path, tiny: Checkpoint) -> None:
@@ -88,29 +86,6 @@ def test_metadata_that_makes_no_sense_is_refused(tmp_path: Path, tiny: Checkpoin
     save_file(dict(tiny.weights), path, metadata={"format": "longhand-1", **good})
     with pytest.raises(CheckpointError, match="metadata cannot be used"):
         load(path)
-
-
-def test_promotion_names_one_and_remembers_the_others(tmp_path: Path) -> None:
-    """The last one promoted is served; the file is replaced whole."""
-    assert promoted_path(tmp_path) is None
-    first, second = random_checkpoint(seed=1).save(tmp_path), random_checkpoint(seed=2).save(tmp_path)
-    promote(first)
-    promote(second)
-    assert promoted_path(tmp_path) == second
-    assert json.loads((tmp_path / "promoted.json").read_text())["before"] == [first.name]
-    promote(first)
-    assert promoted_path(tmp_path) == first
-    assert not list(tmp_path.glob(".*"))
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{}", "[]", '{"checkpoint": "../x.safetensors", "before": []}', '{"checkpoint": 1, "before": []}']
-)
-def test_a_broken_promotion_is_said(tmp_path: Path, text: str) -> None:
-    """promoted.json that cannot be used names itself, and a name cannot leave the folder."""
-    (tmp_path / "promoted.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"promoted\.json"):
-        promoted_path(tmp_path)
 
 
 def test_a_full_disk_leaves_the_old_file_whole(

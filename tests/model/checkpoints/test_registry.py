@@ -1,20 +1,18 @@
-"""The folder of checkpoints: what is listed, what comes in, what is kept, and that a model still is what was judged."""
+"""The folder of checkpoints: listing, registering, promotion, roll back and retention."""
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
-from model.checkpoints import registry, self_test
+from model.checkpoints import registry
 from model.checkpoints.file_format import Checkpoint, load
 from model.checkpoints.registry import promote, promoted_path, promotion_history, roll_back
 from model.errors import CheckpointError
-from model.stepper.cpu import CpuStepper, Precision, Unsupported
-from model.stepper.reference import ReferenceStepper
 from tests.conftest import random_checkpoint
 
 
@@ -77,40 +75,24 @@ def test_a_model_that_comes_in_takes_nobodys_name(tmp_path: Path, tiny: Checkpoi
     assert not list(store.glob(".*"))
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-def test_the_self_test_holds_for_the_same_weights_only(tmp_path: Path, cell: str) -> None:
-    """What the trainer recorded is written again after a round trip, by float64 and by the stepper; not by others."""
-    made = self_test.with_self_test(random_checkpoint(cell))
-    assert len(made.self_test) == self_test.CHARS
-    back = load(made.save(tmp_path))
-    assert back.self_test == made.self_test
-    self_test.check(back)
-    self_test.warm(ReferenceStepper(back.network(), 2), back)
-    other = replace(random_checkpoint(cell, seed=1), self_test=made.self_test)
-    with pytest.raises(CheckpointError, match=r"self-test: wrote .* its trainer recorded"):
-        self_test.check(other)
-    with pytest.raises(CheckpointError, match=r"the stepper reference is .* nats a character from the network"):
-        self_test.warm(ReferenceStepper(other.network(), 2), back)
+def test_promotion_names_one_and_remembers_the_others(tmp_path: Path) -> None:
+    """The last one promoted is served; the file is replaced whole."""
+    assert promoted_path(tmp_path) is None
+    first, second = random_checkpoint(seed=1).save(tmp_path), random_checkpoint(seed=2).save(tmp_path)
+    promote(first)
+    promote(second)
+    assert promoted_path(tmp_path) == second
+    assert json.loads((tmp_path / "promoted.json").read_text())["before"] == [first.name]
+    promote(first)
+    assert promoted_path(tmp_path) == first
+    assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_native_stepper_is_held_to_the_network_too(precision: Precision) -> None:
-    """Eight bits may choose another character at a near tie, and still must mean the same; other weights do not."""
-    made, other = (self_test.with_self_test(random_checkpoint(seed=seed)) for seed in (0, 1))
-    try:
-        mine, foreign = (CpuStepper(c.network(), 1, precision) for c in (made, other))
-    except Unsupported as e:
-        pytest.skip(f"no native stepper here: {e}")
-    self_test.warm(mine, made)
-    assert not mine.read(0).any()
-    with pytest.raises(CheckpointError, match=rf"the stepper {foreign.name} is .* nats a character"):
-        self_test.warm(foreign, made)
-
-
-def test_a_checkpoint_without_a_self_test_is_taken(tiny: Checkpoint) -> None:
-    """Files from before there was one, and those made by hand."""
-    assert tiny.self_test == ""
-    self_test.check(tiny)
-    stepper = ReferenceStepper(tiny.network(torch.float32), 1)
-    self_test.warm(stepper, tiny)
-    assert not stepper.read(0).any()
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"checkpoint": "../x.safetensors", "before": []}', '{"checkpoint": 1, "before": []}']
+)
+def test_a_broken_promotion_is_said(tmp_path: Path, text: str) -> None:
+    """promoted.json that cannot be used names itself, and a name cannot leave the folder."""
+    (tmp_path / "promoted.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"promoted\.json"):
+        promoted_path(tmp_path)

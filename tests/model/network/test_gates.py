@@ -9,7 +9,7 @@ import torch
 from model.config import ModelConfig
 from model.errors import ConfigError
 from model.network.char_rnn import CharRNN
-from model.network.gates import gates
+from model.network.gates import gate_activations
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 3])
@@ -23,7 +23,7 @@ def test_the_gates_are_nn_lstm(n_layers: int) -> None:
     ids = torch.randint(40, (70,))
     with torch.inference_mode():
         out, (h, c) = network.rnn(network.embedding(ids)[None], network.zero_state(1))
-    found = gates(network, ids.numpy())
+    found = gate_activations(network, ids.numpy())
     assert np.abs(found[-1].h - out[0].numpy()).max() < 1e-12
     for layer in range(n_layers):
         assert np.abs(found[layer].h[-1] - h[layer, 0].numpy()).max() < 1e-12
@@ -34,7 +34,7 @@ def test_every_activation_is_given_in_its_range() -> None:
     """Arrays (T, H) for a text: i, f and o in (0, 1), g and h in (-1, 1), and c, h follow from them."""
     torch.manual_seed(0)
     network = CharRNN(ModelConfig(40, n_hidden=16, n_embed=8))
-    (layer,) = gates(network, [1, 2, 3, 4, 5])
+    (layer,) = gate_activations(network, [1, 2, 3, 4, 5])
     for values in (layer.i, layer.f, layer.g, layer.o, layer.c, layer.h):
         assert values.shape == (5, 16)
     for values in (layer.i, layer.f, layer.o):
@@ -46,11 +46,11 @@ def test_every_activation_is_given_in_its_range() -> None:
 
 def test_an_empty_text_has_no_activations() -> None:
     """No characters: arrays of no rows."""
-    (layer,) = gates(CharRNN(ModelConfig(40, n_hidden=16, n_embed=8)), [])
+    (layer,) = gate_activations(CharRNN(ModelConfig(40, n_hidden=16, n_embed=8)), [])
     assert layer.h.shape == (0, 16)
 
 
 def test_other_cells_are_refused() -> None:
     """A gru has other gates; the error says so."""
     with pytest.raises(ConfigError, match="the network's cell is 'gru', expected 'lstm'"):
-        gates(CharRNN(ModelConfig(40, n_hidden=8, cell="gru")), [1])
+        gate_activations(CharRNN(ModelConfig(40, n_hidden=8, cell="gru")), [1])

@@ -6,7 +6,7 @@ CORPUS ?=
 MINUTES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser stack check check-page clean
+.PHONY: help serve test test-browser stack check check-page docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -36,6 +36,9 @@ check-page: ## lint the page's JavaScript and CSS with biome, where npm is insta
 	elif [ $(PAGE_TOOLS)/node_modules/.package-lock.json -nt $(PAGE_TOOLS)/package-lock.json ] || npm ci --silent --no-audit --no-fund --prefix $(PAGE_TOOLS); \
 	then $(PAGE_TOOLS)/node_modules/.bin/biome ci --colors=off --error-on-warnings --config-path=$(PAGE_TOOLS)/biome.json service/page/*.js service/page/*.css; \
 	else echo "page    not linted: npm could not install biome"; fi
+
+docs: .venv/.ready ## generate the tables of docs/api.md and docs/settings.md from the code
+	$(BIN)/python docs/generate.py
 
 clean: ## forget the environment; models and sessions in data/ stay
 	rm -rf .venv

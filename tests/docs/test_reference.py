@@ -1,0 +1,66 @@
+"""The reference is that of the code, and the documents refer to files that exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.servers import ROOT
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+PRINT_ROUTES = r"""
+import re
+from service.app import create_app
+for rule in create_app().url_map.iter_rules():
+    for method in rule.methods - {"HEAD", "OPTIONS"}:
+        print(method, re.sub(r"<(?:[^<>]*:)?([^<>:]+)>", r"{\1}", rule.rule))
+"""
+
+
+def test_the_generated_tables_are_current() -> None:
+    """docs/generate.py would change nothing."""
+    check = subprocess.run([sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert check.returncode == 0, check.stderr
+
+
+def test_every_address_is_documented(tmp_path: Path) -> None:
+    """The headings of docs/api.md are the addresses of the application."""
+    environment = {**os.environ, "CHECKPOINT_DIR": str(tmp_path), "CORPORA_DIR": str(tmp_path), "REDIS_URL": ""}
+    output = subprocess.run(
+        [sys.executable, "-c", PRINT_ROUTES], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    documented = set(re.findall(r"^### `(.+)`$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE))
+    assert documented == set(output.splitlines()) - {"GET /page/{name}"}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    """A relative link names a file, and its fragment a heading of it."""
+    missing = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, fragment = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        if not file.exists() or (fragment and fragment not in anchors(file)):
+            missing.append(target)
+    assert missing == []
+
+
+def anchors(path: Path) -> set[str]:
+    """The fragments of a document's headings, made as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_are_named_exist(path: Path) -> None:
+    """A path in code marks, like `model/network/gates.py`, exists in the repository."""
+    pattern = r"`((?:model|service|tests|bench|deploy|docs)/[\w./-]*\w/?)`"
+    missing = [name for name in re.findall(pattern, path.read_text()) if not (ROOT / name).exists()]
+    assert missing == []

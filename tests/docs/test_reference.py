@@ -12,7 +12,7 @@ import pytest
 
 from tests.servers import ROOT
 
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - {ROOT / "CHANGELOG.md"})
 PRINT_ROUTES = r"""
 import re
 from service.app import create_app
@@ -64,3 +64,25 @@ def test_files_that_are_named_exist(path: Path) -> None:
     pattern = r"`((?:model|service|tests|bench|deploy|docs)/[\w./-]*\w/?)`"
     missing = [name for name in re.findall(pattern, path.read_text()) if not (ROOT / name).exists()]
     assert missing == []
+
+
+def test_the_tree_of_the_readme_is_true() -> None:
+    """Every folder and file in README's tree exists, and no folder of the sources is left out."""
+    tree = (ROOT / "README.md").read_text().split("## The tree\n```\n")[1].split("```")[0]
+    top, missing, named = ROOT, [], set()
+    for line in tree.splitlines():
+        indent, entries = re.fullmatch(r"( *)(.*)", line).groups()  # type: ignore[union-attr]
+        names = re.findall(r"[\w./-]+", entries[: 23 - len(indent)])
+        folder = ROOT if not indent else top
+        for name in names:
+            missing += [name] if not (folder / name).exists() else []
+            named.add(folder / name)
+        if not indent:
+            top = ROOT / names[0]
+        here = folder / names[0] if names[0].endswith("/") else folder
+        files = re.findall(r"[\w.]+\.(?:py|c|h|cfg)\b", entries[23 - len(indent) :])
+        missing += [f"{here.name}/{file}" for file in files if not (here / file).exists()]
+    assert missing == []
+    folders = {path for top in ("model", "service") for path in (ROOT / top).iterdir() if path.is_dir()}
+    parents = {parent for path in named for parent in (path, *path.parents)}
+    assert {path.name for path in folders if path.name != "__pycache__"} <= {path.name for path in parents}

@@ -38,7 +38,7 @@ from model.training.progress import Progress
 
 _SHAPE = ("n_hidden", "n_layers", "n_embed")
 _SPRINT: dict[str, Any] = {"n_hidden": 160, "seq_length": 24, "lr": 6e-3, "validations": 6}
-"""What does best in a quarter of a minute: docs/decisions.md."""
+"""What does best in a quarter of a minute: docs/decisions."""
 _STEPS = 10  # of ours to one look at sgemm
 
 

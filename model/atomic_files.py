@@ -10,7 +10,7 @@ import fcntl
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -44,11 +44,11 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise StorageError(
-            f"cannot be written ({error.strerror}); the previous file is unchanged", field=str(path)
-        ) from error
+        problem = f"cannot be written ({error.strerror}); the previous file is unchanged"
+        raise StorageError(problem, field=str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is gone after a success, and never existed where the folder is none
+            temporary.unlink()
 
 
 @contextmanager

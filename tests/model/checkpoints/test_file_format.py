@@ -15,7 +15,7 @@ from model.checkpoints.file_format import Checkpoint, load
 from model.errors import CheckpointError, StorageError
 
 
-def test_a_checkpoint_comes_back_whole(tmp_path: Path, tiny: Checkpoint) -> None:
+def test_a_checkpoint_is_read_back_unchanged(tmp_path: Path, tiny: Checkpoint) -> None:
     """Weights to the bit, config, vocabulary, losses, options; the loss is in its name."""
     path = tiny.save(tmp_path)
     assert path.name == "val2.5000-step000010.safetensors"
@@ -58,7 +58,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "none.safetensors")
 
 
-def test_a_tampered_file_is_refused(tmp_path: Path, tiny: Checkpoint) -> None:
+def test_a_modified_file_is_refused(tmp_path: Path, tiny: Checkpoint) -> None:
     """A weight changed in place: the fingerprint does not match."""
     path = tiny.save(tmp_path)
     data = bytearray(path.read_bytes())
@@ -79,7 +79,7 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path: Path, tiny: Checkpoi
         load(wider.save(tmp_path))
 
 
-def test_metadata_that_makes_no_sense_is_refused(tmp_path: Path, tiny: Checkpoint) -> None:
+def test_metadata_that_cannot_be_used_is_refused(tmp_path: Path, tiny: Checkpoint) -> None:
     """A missing part, or a value out of range, is named."""
     path = tiny.save(tmp_path)
     good = {"config": json.dumps(tiny.config.__class__.__name__)}
@@ -88,10 +88,10 @@ def test_metadata_that_makes_no_sense_is_refused(tmp_path: Path, tiny: Checkpoin
         load(path)
 
 
-def test_a_full_disk_leaves_the_old_file_whole(
+def test_a_full_disk_leaves_the_old_file_unchanged(
     tmp_path: Path, tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the disk refuses, the error names the path, and what was there is still there, with nothing beside it."""
+    """The error names the path, the old file is still complete, and no temporary file is left."""
     path = tiny.save(tmp_path)
     before = path.read_bytes()
 

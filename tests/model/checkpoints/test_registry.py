@@ -23,8 +23,8 @@ def aged(path: Path, age_s: float) -> Path:
     return path
 
 
-def test_the_listing_says_what_each_file_is(tmp_path: Path, tiny: Checkpoint) -> None:
-    """Header fields of whole files, which is promoted and which came before; a broken file is listed with its error."""
+def test_the_listing_describes_each_file(tmp_path: Path, tiny: Checkpoint) -> None:
+    """Metadata, which file is promoted and which was before; a broken file is listed with its error."""
     first, second = aged(tiny.save(tmp_path), 20), aged(random_checkpoint(seed=1).save(tmp_path), 10)
     promote(first)
     promote(second)
@@ -40,7 +40,7 @@ def test_the_listing_says_what_each_file_is(tmp_path: Path, tiny: Checkpoint) ->
 
 
 def test_a_roll_back_undoes_a_promotion(tmp_path: Path) -> None:
-    """Once: the predecessor; twice: the one before it; then there is none. Files that are gone are passed over."""
+    """Once: the predecessor; twice: the one before it; then there is none. Removed files are skipped."""
     paths = [random_checkpoint(seed=i).save(tmp_path) for i in range(4)]
     for path in paths:
         promote(path)
@@ -53,7 +53,7 @@ def test_a_roll_back_undoes_a_promotion(tmp_path: Path) -> None:
 
 
 def test_pruning_keeps_the_newest_the_promoted_and_its_predecessor(tmp_path: Path) -> None:
-    """By count, never what is served nor what a roll-back needs."""
+    """By count, never the file that is served nor the one that a roll back needs."""
     paths = [aged(random_checkpoint(seed=i).save(tmp_path), 100 - i) for i in range(6)]
     promote(paths[0])
     promote(paths[1])
@@ -62,8 +62,8 @@ def test_pruning_keeps_the_newest_the_promoted_and_its_predecessor(tmp_path: Pat
     assert promotion_history(tmp_path) == [paths[1].name, paths[0].name]
 
 
-def test_a_model_that_comes_in_takes_nobodys_name(tmp_path: Path, tiny: Checkpoint) -> None:
-    """The same model again is the same file; another model of the same name gets a name of its own."""
+def test_a_registered_model_replaces_no_other(tmp_path: Path, tiny: Checkpoint) -> None:
+    """The same model again is the same file; another model of the same file name gets another name."""
     store = tmp_path / "store"
     first = registry.register(tiny.save(tmp_path / "a"), store)
     assert registry.register(tmp_path / "a" / first.name, store) == first
@@ -75,8 +75,8 @@ def test_a_model_that_comes_in_takes_nobodys_name(tmp_path: Path, tiny: Checkpoi
     assert not list(store.glob(".*"))
 
 
-def test_promotion_names_one_and_remembers_the_others(tmp_path: Path) -> None:
-    """The last one promoted is served; the file is replaced whole."""
+def test_a_promotion_names_one_and_keeps_the_history(tmp_path: Path) -> None:
+    """The last one promoted is served; the file is replaced atomically."""
     assert promoted_path(tmp_path) is None
     first, second = random_checkpoint(seed=1).save(tmp_path), random_checkpoint(seed=2).save(tmp_path)
     promote(first)
@@ -91,8 +91,8 @@ def test_promotion_names_one_and_remembers_the_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{}", "[]", '{"checkpoint": "../x.safetensors", "before": []}', '{"checkpoint": 1, "before": []}']
 )
-def test_a_broken_promotion_is_said(tmp_path: Path, text: str) -> None:
-    """promoted.json that cannot be used names itself, and a name cannot leave the folder."""
+def test_a_broken_promotion_is_refused(tmp_path: Path, text: str) -> None:
+    """The error names promoted.json; a name in it cannot point outside the folder."""
     (tmp_path / "promoted.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"promoted\.json"):
         promoted_path(tmp_path)

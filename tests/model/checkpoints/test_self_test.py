@@ -18,7 +18,7 @@ from tests.conftest import random_checkpoint
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 def test_the_self_test_holds_for_the_same_weights_only(tmp_path: Path, cell: str) -> None:
-    """What the trainer recorded is written again after a round trip, by float64 and by the stepper; not by others."""
+    """The recorded text is generated again after a round trip, in float64 and by the stepper; other weights fail."""
     made = self_test.record(random_checkpoint(cell))
     assert len(made.self_test) == self_test.CHARS
     back = load(made.save(tmp_path))
@@ -33,8 +33,8 @@ def test_the_self_test_holds_for_the_same_weights_only(tmp_path: Path, cell: str
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_native_stepper_is_held_to_the_network_too(precision: Precision) -> None:
-    """Eight bits may choose another character at a near tie, and still must mean the same; other weights do not."""
+def test_the_native_stepper_is_compared_with_the_network(precision: Precision) -> None:
+    """int8 weights may choose another character at a near tie, and still are within tolerance; other weights fail."""
     made, other = (self_test.record(random_checkpoint(seed=seed)) for seed in (0, 1))
     try:
         mine, foreign = (CpuStepper(c.network(), 1, precision) for c in (made, other))
@@ -46,8 +46,8 @@ def test_the_native_stepper_is_held_to_the_network_too(precision: Precision) -> 
         self_test.verify_stepper(foreign, made)
 
 
-def test_a_checkpoint_without_a_self_test_is_taken(tiny: Checkpoint) -> None:
-    """Files from before there was one, and those made by hand."""
+def test_a_checkpoint_without_a_self_test_passes(tiny: Checkpoint) -> None:
+    """Files of versions that had none, and those made by hand."""
     assert tiny.self_test == ""
     self_test.verify_checkpoint(tiny)
     stepper = ReferenceStepper(tiny.network(torch.float32), 1)

@@ -1,4 +1,4 @@
-"""The LSTM written out as gates is nn.LSTM."""
+"""The LSTM computed gate by gate equals nn.LSTM."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def test_the_gates_are_nn_lstm(n_layers: int) -> None:
     ids = torch.randint(40, (70,))
     with torch.inference_mode():
         out, (h, c) = network.rnn(network.embedding(ids)[None], network.zero_state(1))
-    found = gate_activations(network, ids.numpy())
-    assert np.abs(found[-1].h - out[0].numpy()).max() < 1e-12
+    activations = gate_activations(network, ids.numpy())
+    assert np.abs(activations[-1].h - out[0].numpy()).max() < 1e-12
     for layer in range(n_layers):
-        assert np.abs(found[layer].h[-1] - h[layer, 0].numpy()).max() < 1e-12
-        assert np.abs(found[layer].c[-1] - c[layer, 0].numpy()).max() < 1e-12
+        assert np.abs(activations[layer].h[-1] - h[layer, 0].numpy()).max() < 1e-12
+        assert np.abs(activations[layer].c[-1] - c[layer, 0].numpy()).max() < 1e-12
 
 
-def test_every_activation_is_given_in_its_range() -> None:
+def test_every_activation_is_in_its_range() -> None:
     """Arrays (T, H) for a text: i, f and o in (0, 1), g and h in (-1, 1), and c, h follow from them."""
     torch.manual_seed(0)
     network = CharRNN(ModelConfig(40, n_hidden=16, n_embed=8))

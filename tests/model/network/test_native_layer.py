@@ -1,4 +1,4 @@
-"""Our own training step against nn.LSTM in float64: outputs, states and every gradient."""
+"""The native LSTM layer against nn.LSTM in float64: outputs, states and every gradient."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.usefixtures("native_code")
     (1, 1, 8), (1, 9, 24), (2, 5, 13), (3, 4, 16), (4, 7, 100), (7, 6, 40), (8, 33, 72), (17, 3, 264), (50, 3, 16),
     (97, 2, 1),
 ])  # fmt: skip
-@pytest.mark.parametrize("tabled", [False, True])
-def test_a_window_is_that_of_nn_lstm(rows: int, steps: int, hidden: int, tabled: bool) -> None:
+@pytest.mark.parametrize("by_id", [False, True])
+def test_a_window_is_that_of_nn_lstm(rows: int, steps: int, hidden: int, by_id: bool) -> None:
     """Within float32's rounding, for any number of rows, steps and units, with the input dense or by id."""
     torch.manual_seed(rows + hidden)
     vocab, embed = 11, 5
@@ -40,16 +40,16 @@ def test_a_window_is_that_of_nn_lstm(rows: int, steps: int, hidden: int, tabled:
 
     given = [vectors.requires_grad_(), *exact.parameters()]
     out, (_, c) = exact(vectors[ids], (h0[None].double(), c0[None].double()))
-    wanted = torch.autograd.grad((out * towards).sum(), given)
+    expected = torch.autograd.grad((out * towards).sum(), given)
 
     ours = [t.detach().float().requires_grad_() for t in given]
     table = F.linear(ours[0], ours[1], ours[3] + ours[4])
-    our_h, our_c = native_lstm(table if tabled else table[ids], ours[2], h0, c0, ids if tabled else None)
+    our_h, our_c = native_lstm(table if by_id else table[ids], ours[2], h0, c0, ids if by_id else None)
     got = torch.autograd.grad((our_h * towards).sum(), ours)
 
     assert far(our_h, out) < 2e-6
     assert far(our_c[:, -1], c[0]) < 2e-6
-    for theirs, own in zip(wanted, got, strict=True):
+    for theirs, own in zip(expected, got, strict=True):
         assert far(own, theirs) < 5e-6
 
 
@@ -61,7 +61,7 @@ def far(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("knobs", [{}, {"dropout": 0.4}, {"embed_dropout": 0.4}, {"weight_drop": 0.4}, {"reset": 0.5}])
 @pytest.mark.parametrize("vocab", [30, 3000])
 def test_the_training_pass_is_the_same_either_way(knobs: dict[str, float], vocab: int) -> None:
-    """By torch and by our own C, with the same generator: the same logits, states and gradients, to rounding."""
+    """With torch's layers and the native one, same generator: equal logits, states and gradients, to rounding."""
     torch.manual_seed(0)
     network = CharRNN(ModelConfig(vocab, n_hidden=20, n_layers=3, n_embed=8)).train()
     ids = torch.randint(vocab, (4, 25))
@@ -85,8 +85,8 @@ def test_gradients_are_tensors_of_their_own() -> None:
     assert len({g.data_ptr() for g in gradients}) == len(gradients)
 
 
-def test_what_it_cannot_do_goes_the_other_way() -> None:
-    """Other cells and other numbers are torch's."""
+def test_other_cells_and_types_are_not_supported() -> None:
+    """They are trained with torch's layers."""
     assert supports_native_lstm(CharRNN(ModelConfig(5, n_hidden=4)))
     assert not supports_native_lstm(CharRNN(ModelConfig(5, n_hidden=4, cell="gru")))
     assert not supports_native_lstm(CharRNN(ModelConfig(5, n_hidden=4)).double())
@@ -101,9 +101,9 @@ def test_an_id_without_a_row_is_refused(wrong: int) -> None:
         )
 
 
-@pytest.mark.parametrize("said", ['"native": false', '"nothing": 0'])
-def test_a_resumed_run_keeps_its_way(tmp_path: Path, said: str) -> None:
-    """A run that began in torch goes on in torch, also where our own C could be had: or its losses would be others."""
+@pytest.mark.parametrize("setting", ['"native": false', '"nothing": 0'])
+def test_a_resumed_run_keeps_its_implementation(tmp_path: Path, setting: str) -> None:
+    """A run that began with torch's layers continues with them, also where the native layer is supported."""
     corpus = Corpus.from_text(words(4000), TrainConfig())
     model = ModelConfig(len(corpus.vocab), n_hidden=16, n_embed=8)
     config = TrainConfig(steps=20, batch_size=4, seq_length=8, validations=2)
@@ -111,7 +111,7 @@ def test_a_resumed_run_keeps_its_way(tmp_path: Path, said: str) -> None:
     record = RunFolder(tmp_path / "run")
     assert record.settings()["native"] is True
     path = tmp_path / "run" / "run.json"
-    path.write_text(path.read_text().replace('"native": true', said))
+    path.write_text(path.read_text().replace('"native": true', setting))
     seen = []
     original = Learner.step
 

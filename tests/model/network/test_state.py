@@ -1,4 +1,4 @@
-"""A state's bytes."""
+"""Hidden states as bytes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_every_bit_comes_back(dtype: str) -> None:
 
 @given(cut=st.integers(0, 300), noise=st.binary(max_size=8))
 def test_damaged_bytes_are_refused(cut: int, noise: bytes) -> None:
-    """A state that is cut, or foreign, raises StateError and nothing else."""
+    """A truncated or foreign state raises StateError and nothing else."""
     whole = state().to_bytes()
     damaged = whole[: min(cut, len(whole) - 1)] + noise
     if damaged != whole and len(damaged) != len(whole):
@@ -37,8 +37,8 @@ def test_damaged_bytes_are_refused(cut: int, noise: bytes) -> None:
             HiddenState.from_bytes(damaged)
 
 
-def test_a_state_fits_only_what_made_it() -> None:
-    """Other weights or other arithmetic: it does not fit."""
+def test_a_state_fits_only_what_computed_it() -> None:
+    """It does not fit other weights or other arithmetic."""
     assert state().fits("ab" * 8, "torch-cpu-32")
     assert not state().fits("cd" * 8, "torch-cpu-32")
     assert not state().fits("ab" * 8, "torch-cuda-32")

@@ -1,4 +1,4 @@
-"""Scorer a text, splitting it, walking through it."""
+"""Reading a text as a corpus: its split into parts, and the batches that read a part."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from model.config import TrainConfig
 from model.errors import TextError, TextTooShort
 from model.text.corpus import Corpus, Streams
-from model.text.decoding import read_text
 from model.text.default_text import default_text
 from model.text.text_statistics import text_sha256
 
@@ -30,8 +29,8 @@ from model.text.text_statistics import text_sha256
         (b"a" * 5000, "1 distinct characters"),
     ],
 )
-def test_a_text_that_cannot_be_used_is_said(tmp_path: Path, raw: bytes, says: str) -> None:
-    """Each names the file, what is wrong with it and what was expected."""
+def test_a_text_that_cannot_be_used_is_refused(tmp_path: Path, raw: bytes, says: str) -> None:
+    """The error names the file, what is wrong with it and what was expected."""
     file = tmp_path / "text.txt"
     file.write_bytes(raw)
     with pytest.raises(TextError, match=says) as e:
@@ -40,24 +39,15 @@ def test_a_text_that_cannot_be_used_is_said(tmp_path: Path, raw: bytes, says: st
     assert "expected" in str(e.value)
 
 
-def test_a_missing_text_is_said(tmp_path: Path) -> None:
-    """A path that leads nowhere, or to a folder."""
+def test_a_missing_text_is_refused(tmp_path: Path) -> None:
+    """A path that does not exist, or a folder."""
     for path in (tmp_path / "none.txt", tmp_path):
         with pytest.raises(TextError, match="cannot be read"):
             Corpus.from_file(path, TrainConfig())
 
 
-def test_line_ends_and_byte_order_marks_are_normalised_and_said(tmp_path: Path) -> None:
-    """CR LF and CR become a newline, a mark at the start is dropped, and both are noted."""
-    file = tmp_path / "text.txt"
-    file.write_bytes(b"\xef\xbb\xbfa\r\nb\rc\n")
-    text, notes = read_text(file)
-    assert text == "a\nb\nc\n"
-    assert notes == ["a byte order mark at the start was dropped", "line ends became \\n (1 CR LF, 1 CR)"]
-
-
-def test_the_smallest_text_that_is_promised_is_enough(tmp_path: Path) -> None:
-    """The size that the error asks for works."""
+def test_as_many_characters_as_the_error_says_are_enough() -> None:
+    """A text of `needed` characters can be split and trained on."""
     config = TrainConfig(batch_size=3, seq_length=7)
     for n in range(2, 200):
         try:
@@ -78,7 +68,7 @@ def test_the_validation_part_is_the_end() -> None:
 
 @given(n=st.integers(24, 300), b=st.integers(1, 7), t=st.integers(1, 11), step=st.integers(0, 200))
 def test_windows_continue_each_other(n: int, b: int, t: int, step: int) -> None:
-    """Row by row each window goes on where the one before ended, round the text; rows are equally far apart."""
+    """Each row's window continues the row's last window, in a circle; rows are at equal distances."""
     streams = Streams(np.arange(n), b, t)
     x, y = (part.numpy() for part in streams.window(step, slice(0, b)))
     following, _ = (part.numpy() for part in streams.window(step + 1, slice(0, b)))
@@ -88,8 +78,8 @@ def test_windows_continue_each_other(n: int, b: int, t: int, step: int) -> None:
     assert np.array_equal(x[:, 0], (np.arange(b) * (n // b) + step * t) % n)
 
 
-def test_rows_can_be_read_apart() -> None:
-    """The rows of a part of a batch are those of the whole batch: what threads and processes share."""
+def test_rows_can_be_read_separately() -> None:
+    """Some rows of a batch are those of the whole batch: threads and processes each read theirs."""
     streams = Streams(np.arange(100), 6, 5)
     whole, _ = streams.window(3, slice(0, 6))
     parts = [streams.window(3, slice(i, i + 2))[0] for i in (0, 2, 4)]
@@ -105,15 +95,15 @@ def test_the_test_part_is_the_very_end() -> None:
 
 
 def test_the_default_text_is_the_plays() -> None:
-    """The text comes with the installation and is the one that its hash names."""
+    """The text is installed with the requirements and has the expected hash."""
     text = default_text()
     assert len(text) > 5_000_000
     assert "To be, or not to be" in text
     assert text.isascii()
 
 
-def test_several_texts_are_split_each(tmp_path: Path) -> None:
-    """The end of each validates, one vocabulary reads all, and a text too short for its split is said."""
+def test_each_of_several_texts_is_split() -> None:
+    """The end of each is in the validation part, one vocabulary encodes all, and a text too short is refused."""
     config = TrainConfig(batch_size=2, seq_length=4)
     both = Corpus.from_texts(["ab" * 100, "cd" * 50], config)
     assert both.vocab.decode(both.train) == "ab" * 90 + "cd" * 45

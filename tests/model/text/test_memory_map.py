@@ -1,4 +1,4 @@
-"""Large texts go through a mapped file, and come out as small ones do."""
+"""A memory-mapped corpus is the corpus that is read as a whole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from model.config import ModelConfig, TrainConfig
 from model.errors import TextError
-from model.text import memory_map as large_text
+from model.text import memory_map
 from model.text.corpus import Corpus
 from model.text.memory_map import read_corpus
 from model.training.loop import fit
@@ -19,17 +19,17 @@ CONFIG = TrainConfig(steps=20, batch_size=4, seq_length=16, validations=2)
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any text is large, and read in pieces that cut characters and line ends in two."""
-    monkeypatch.setattr(large_text, "LARGE_BYTES", 0)
-    monkeypatch.setattr(large_text, "_CHUNK_BYTES", 7)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any text counts as large, and is read in chunks that cut characters and line ends in two."""
+    monkeypatch.setattr(memory_map, "LARGE_BYTES", 0)
+    monkeypatch.setattr(memory_map, "_CHUNK_BYTES", 7)
 
 
 @pytest.mark.parametrize(
     "text", [words(300), "häßlich — 日本語\r\nzwei\rdrei\n" * 60, "\ufeff" + "mark it\n" * 90, "ab\r" * 90]
 )
 def test_it_is_the_same_corpus(tmp_path: Path, text: str) -> None:
-    """Ids, split, vocabulary and hash are those of a text that was read whole."""
+    """Ids, split, vocabulary, hash and notes are those of a text that was read as a whole."""
     file = tmp_path / "text.txt"
     file.write_bytes(text.encode())
     mapped, whole = read_corpus(file, CONFIG, tmp_path / "texts"), Corpus.from_file(file, CONFIG)
@@ -37,7 +37,7 @@ def test_it_is_the_same_corpus(tmp_path: Path, text: str) -> None:
     assert mapped.vocab == whole.vocab
     assert np.array_equal(mapped.train, whole.train)
     assert np.array_equal(mapped.val, whole.val)
-    assert len(mapped.notes) == len(whole.notes)
+    assert mapped.notes == whole.notes
     assert isinstance(mapped.train.base, np.memmap)
     assert mapped.train.dtype == np.uint8
 
@@ -52,7 +52,7 @@ def test_many_characters_take_two_bytes(tmp_path: Path) -> None:
 
 
 def test_the_ids_are_written_once(tmp_path: Path) -> None:
-    """A second run on the same text maps what is there; progress is told in both stages."""
+    """A second run on the same text maps the cached ids; progress is reported for both stages."""
     file, stages = tmp_path / "text.txt", []
     file.write_text(words(300))
     read_corpus(file, CONFIG, tmp_path / "texts", lambda stage, done: stages.append((stage, done)))
@@ -76,8 +76,8 @@ def test_the_ids_are_written_once(tmp_path: Path) -> None:
         (b"abab", "expected at least"),
     ],
 )
-def test_a_text_that_cannot_be_used_is_said(tmp_path: Path, raw: bytes, says: str) -> None:
-    """With the file's name, also where the bad byte lies on the edge of a piece."""
+def test_a_text_that_cannot_be_used_is_refused(tmp_path: Path, raw: bytes, says: str) -> None:
+    """With the file's name, also where the bad byte is at the edge of a chunk."""
     file = tmp_path / "text.txt"
     file.write_bytes(raw)
     with pytest.raises(TextError, match=says) as e:

@@ -19,8 +19,8 @@ def test_every_text_survives_its_own_vocabulary(text: str) -> None:
 
 
 @given(st.text())
-def test_unknown_characters_are_named_once_with_their_place(text: str) -> None:
-    """The error has the first place of each unknown character, in order; skipping leaves the known ones."""
+def test_unknown_characters_are_named_once_with_their_position(text: str) -> None:
+    """The error has the first position of each unknown character, in order; skipping keeps the known ones."""
     vocab = Vocabulary("\nabc")
     unknown = [(i, c) for i, c in enumerate(text) if c not in "\nabc" and c not in text[:i]]
     assert vocab.decode(vocab.encode(text, "skip")) == "".join(c for c in text if c in "\nabc")
@@ -31,7 +31,7 @@ def test_unknown_characters_are_named_once_with_their_place(text: str) -> None:
 
 
 def test_a_lone_surrogate_is_an_unknown_character() -> None:
-    """What cannot even be written down can be named."""
+    """It cannot be encoded as UTF-8, and the error can name it."""
     with pytest.raises(UnknownCharacters, match=r"U\+D800"):
         Vocabulary("ab").encode("a\ud800")
 
@@ -44,14 +44,14 @@ def test_a_text_of_one_character_has_nothing_to_learn(text: str) -> None:
 
 
 def test_too_many_characters_are_refused_with_the_limit() -> None:
-    """A file that is no text shows in its vocabulary."""
+    """A binary file is recognized by its vocabulary."""
     with pytest.raises(TextError, match="300 distinct characters, expected at most max_vocab = 256"):
         Vocabulary.of("".join(map(chr, range(300))), 256)
 
 
 @pytest.mark.parametrize("characters", ["ba", "aa", "a"])
 def test_a_vocabulary_is_in_order(characters: str) -> None:
-    """A stored vocabulary that was tampered with is refused."""
+    """A stored vocabulary that was modified is refused."""
     with pytest.raises(TextError):
         Vocabulary(characters)
 

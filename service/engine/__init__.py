@@ -1,1 +1,4 @@
-"""Many texts on one stepper: sequence, scheduler and stream hold no tensor; engine is the one thread that runs."""
+"""Continuous batching: many sequences on one stepper, advanced by one thread.
+
+Sequences, their scheduling, stop strings and streams belong here. HTTP, sessions and stores do not: this code does no I/O.
+"""

@@ -1,4 +1,4 @@
-"""What a turn of the engine's loop did, for whoever counts. The engine fills in plain values; it knows no counter."""
+"""What one iteration of the engine's loop did, in plain values, for metrics. The engine knows no metrics library."""
 
 from __future__ import annotations
 
@@ -8,42 +8,45 @@ from typing import Protocol
 
 
 @dataclass(slots=True)
-class Step:
-    """One turn of the loop: who came and left, the block, what it read and wrote. Spans in seconds."""
+class IterationStats:
+    """One iteration of the engine's loop. Spans are in seconds."""
 
-    running: int = 0  # texts with a slot, at its end
-    waiting: int = 0  # texts in the line, at its end
-    block_s: float | None = None  # that the stepper took; None when nothing ran
-    read: int = 0  # characters of prompts
-    reused: int = 0  # characters of prompts of those who came, that a stored state spared
-    written: int = 0  # characters that were handed out
-    queued_s: list[float] = field(default_factory=list)  # of those who came: since they were submitted
-    first_s: list[float] = field(default_factory=list)  # of those who got a first character: since they were submitted
-    gaps: Counter[tuple[float, int]] = field(default_factory=Counter)  # (since the last, characters now) -> texts
-    ended: list[str] = field(default_factory=list)  # why each ended
+    running: int = 0  # sequences that have a slot, at its end
+    waiting: int = 0  # sequences in the queue, at its end
+    block_s: float | None = None  # the stepper's time for the block; None if nothing ran
+    prompt_chars: int = 0  # read
+    reused_chars: int = 0  # of the prompts of admitted sequences, already contained in a stored state
+    generated_chars: int = 0  # sent
+    queue_times_s: list[float] = field(default_factory=list)  # of admitted sequences: from submission to the slot
+    first_chunk_times_s: list[float] = field(default_factory=list)  # from submission to the first chunk
+    chunk_gaps: Counter[tuple[float, int]] = field(default_factory=Counter)  # (span since the last chunk, its chars)
+    finish_reasons: list[str] = field(default_factory=list)  # of the sequences that ended; "failed" for an error
 
 
 class Observer(Protocol):
-    """Called by one engine; `step` by the engine's thread, the others by any."""
+    """Receives events of one engine."""
 
-    def step(self, step: Step) -> None:
-        """A turn of the loop is over. Must do no I/O and take microseconds."""
+    def on_iteration(self, stats: IterationStats) -> None:
+        """Handle one iteration. The engine's thread calls it: it must do no I/O and take microseconds."""
         ...
 
-    def refused(self) -> None:
-        """A text was refused, for the line is full."""
+    def on_rejected(self) -> None:
+        """Handle a request that was rejected because the queue is full. Any thread calls it."""
         ...
 
-    def stopped(self) -> None:
-        """The engine has ended: its slots are no more."""
+    def on_stopped(self) -> None:
+        """Handle the end of the engine: its slots no longer exist. The engine's thread calls it."""
         ...
 
 
 class NullObserver:
-    """Nobody counts."""
+    """An Observer that ignores everything."""
 
-    def step(self, step: Step) -> None: ...
+    def on_iteration(self, stats: IterationStats) -> None:
+        """Do nothing."""
 
-    def refused(self) -> None: ...
+    def on_rejected(self) -> None:
+        """Do nothing."""
 
-    def stopped(self) -> None: ...
+    def on_stopped(self) -> None:
+        """Do nothing."""

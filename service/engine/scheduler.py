@@ -1,12 +1,14 @@
-"""Which texts run in the next block, and for how many steps. It holds no tensor and does no work.
+"""Which sequences run in the next block, and for how many steps. It holds no tensor and runs nothing.
 
-Slots are a fixed table: joining takes a slot, leaving frees it. First come, first served: every running text advances
-in every block, so a long prompt takes a row, not a turn: of a block's work it is one row's part, however long it is.
+The slots are a fixed table: an admitted sequence takes one, a finished one frees it. First come, first served. Every
+running sequence advances in every block, so a long prompt takes one row of the batch, not the batch's time.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -15,50 +17,67 @@ from model.stepper import SAMPLE, Block
 from service.engine.sequence import Sequence
 
 MAX_STEPS = 256
-HAND_OUT_S = 0.0005
-"""Of a block's time for each row, at least; of that, a request's thread takes about a third (bench/serve)."""
+OUTPUT_COST_S = 0.0005
+"""The least time that a block should take for each of its rows: sending a chunk costs a request's thread about a third
+of this (bench/serve)."""
+MAX_RETRY_AFTER_S = 60
+"""A longer estimate is not worth giving: texts end early, and clients leave."""
 
 
 class Scheduler:
-    """Knows the slots, the line, and how long a step has been taking."""
+    """The slots, the queue of waiting sequences, and how long a step has been taking."""
 
-    def __init__(self, n_slots: int, block_s: float) -> None:
+    def __init__(self, n_slots: int, block_s: float, step_s: float | None = None) -> None:
+        """Start empty.
+
+        Args:
+            n_slots: The number of slots.
+            block_s: The time that a block should take.
+            step_s: The time of a step, until blocks have been measured; None: a guess.
+        """
         self.running: dict[int, Sequence] = {}  # slot -> sequence
         self.waiting: deque[Sequence] = deque()
-        self._free = list(range(n_slots - 1, -1, -1))
+        self._free_slots = list(range(n_slots - 1, -1, -1))
         self._block_s = block_s
-        self._step_s = block_s / 16  # a guess, until blocks have been timed
-        self.chars_per_s = 0.0  # of late, all texts together; 0 until a block has been timed
+        self._step_s = block_s / 16 if step_s is None else step_s
+        self._steps_per_s = 0.0  # recent, all sequences together; 0 until a block has been measured
 
     @property
     def is_idle(self) -> bool:
+        """Whether no sequence runs or waits."""
         return not self.running and not self.waiting
 
+    def add(self, sequences: Iterable[Sequence]) -> None:
+        """Append sequences to the queue."""
+        self.waiting.extend(sequences)
+
     def admit(self) -> list[tuple[int, Sequence]]:
-        """Give free slots to those who wait longest, and say who got which."""
+        """Give the free slots to the sequences that have waited longest, and return who got which."""
         admitted = []
-        while self._free and self.waiting:
-            slot, sequence = self._free.pop(), self.waiting.popleft()
+        while self._free_slots and self.waiting:
+            slot, sequence = self._free_slots.pop(), self.waiting.popleft()
             self.running[slot] = sequence
             admitted.append((slot, sequence))
         return admitted
 
-    def release(self, slot: int) -> None:
-        del self.running[slot]
-        self._free.append(slot)
+    def release(self, slot: int) -> Sequence:
+        """Free a slot, and return the sequence that had it."""
+        sequence = self.running.pop(slot)
+        self._free_slots.append(slot)
+        return sequence
 
-    def leave_line(self, now: float) -> list[Sequence]:
-        """Take out of the line those whose readers have left, and those whose time is up."""
-        gone = [s for s in self.waiting if s.stream.closed or s.is_late(now)]
-        if gone:
-            leaving = set(map(id, gone))
-            self.waiting = deque(s for s in self.waiting if id(s) not in leaving)
-        return gone
+    def drop_waiting(self, now: float) -> list[Sequence]:
+        """Remove the sequences from the queue whose reader has left or whose deadline has passed, and return them."""
+        dropped = [s for s in self.waiting if s.stream.closed or s.is_past_deadline(now)]
+        if dropped:
+            gone = set(map(id, dropped))
+            self.waiting = deque(s for s in self.waiting if id(s) not in gone)
+        return dropped
 
-    def block(self) -> Block:
-        """The next block: every running row, K steps or what the row has left."""
+    def next_block(self) -> Block:
+        """The next block: every running sequence, for the block's steps or for what it has left."""
         rows = list(self.running.items())
-        limit = self._k()
+        limit = self._block_steps()
         steps = np.array([s.steps_within(limit) for _, s in rows], dtype=np.int32)
         k = int(steps.max())
         forced_ids = np.full((k, len(rows)), SAMPLE, dtype=np.int32)
@@ -69,28 +88,34 @@ class Scheduler:
             slots=np.array([slot for slot, _ in rows], dtype=np.int32),
             steps=steps,
             forced_ids=forced_ids,
-            random_values=random_values([s.seed for _, s in rows], [s.position for _, s in rows], k),
-            sampling=as_batch([s.params for _, s in rows]),
+            random_values=random_values([s.request.seed for _, s in rows], [s.position for _, s in rows], k),
+            sampling=as_batch(s.request.sampling for _, s in rows),
         )
 
-    def timed(self, block: Block, seconds: float) -> None:
-        """A block took so long; the next ones are sized by it."""
+    def record(self, block: Block, seconds: float) -> None:
+        """Learn from a block how long a step takes; the next blocks are sized by it."""
         self._step_s += 0.3 * (seconds / len(block.forced_ids) - self._step_s)
-        pace = float(block.steps.sum()) / seconds
-        self.chars_per_s += 0.1 * (pace - self.chars_per_s) if self.chars_per_s else pace
+        steps_per_s = float(block.steps.sum()) / seconds
+        self._steps_per_s += 0.1 * (steps_per_s - self._steps_per_s) if self._steps_per_s else steps_per_s
 
-    def _k(self) -> int:
-        """Steps that take about block_s; fewer when that brings somebody's first character sooner.
+    def estimate_wait_s(self, queued_steps: int) -> int:
+        """Whole seconds until the queue is worked off at the measured speed: 1 to MAX_RETRY_AFTER_S."""
+        if not self._steps_per_s:
+            return 1
+        return max(1, min(MAX_RETRY_AFTER_S, math.ceil(queued_steps / self._steps_per_s)))
 
-        Handing a piece out costs its request's thread about as much with one character as with twenty, so with many
-        rows a block is longer, and is not cut short below what that costs.
+    def _block_steps(self) -> int:
+        """Steps that take about block_s; fewer if that brings some sequence's first character sooner.
+
+        Sending a chunk costs a request's thread about the same with one character as with twenty. So with many rows a
+        block is longer, and it is never cut below what sending its chunks costs.
         """
-        handing_out_s = HAND_OUT_S * len(self.running)
-        usual = self._steps_in(max(self._block_s, 2 * handing_out_s))
-        first = min((len(s.to_feed) for s in self.running.values() if not s.wrote), default=usual)
-        if first >= usual:
+        output_s = OUTPUT_COST_S * len(self.running)
+        usual = self._steps_in(max(self._block_s, 2 * output_s))
+        to_first_char = min((len(s.to_feed) for s in self.running.values() if not s.has_output), default=usual)
+        if to_first_char >= usual:
             return usual
-        return min(usual, max(first, self._steps_in(max(self._block_s / 4, handing_out_s))))
+        return min(usual, max(to_first_char, self._steps_in(max(self._block_s / 4, output_s))))
 
     def _steps_in(self, seconds: float) -> int:
         return max(1, min(MAX_STEPS, int(seconds / self._step_s)))

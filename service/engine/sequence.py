@@ -1,8 +1,9 @@
-"""One text on its way through the engine: what it still has to read, what it may still write, where it is."""
+"""One text in the engine: the request, which never changes, and its progress, which only the engine's thread changes."""
 
 from __future__ import annotations
 
-import time
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,88 +13,169 @@ from model.network.sampling import SamplingParams
 from service.engine.stop_strings import StopScanner
 from service.engine.stream import Stream
 
-Values = NDArray[np.floating]
+StateArray = NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SequenceRequest:
+    """What the engine is asked to generate.
+
+    The text begins with `state`, which has consumed everything before `feed[0]`, and continues with `feed`. Then up to
+    `max_chars` characters are generated.
+    """
+
+    feed: NDArray[np.int32]  # (n,) n >= 1: the next_input id, then the ids of the prompt
+    start_position: int  # characters of the text up to and including feed[0]
+    max_chars: int
+    sampling: SamplingParams
+    seed: int
+    state: StateArray | None = None  # (S, L, H); None: the zero state of a new text
+    stop: tuple[str, ...] = ()
+    snapshot_every_s: float | None = None  # attach the state to a chunk this often; None: never
+    deadline: float | None = None  # time.monotonic() at which the text ends
+    captures: Mapping[int, str] = field(default_factory=dict)  # position -> key of a StateCapture to put on the stream
+    reused_chars: int = 0  # characters of the prompt that `state` has consumed, for metrics
 
 
 @dataclass(slots=True, eq=False)
 class ReplayPoint:
-    """A state to replay from, kept for texts with stop strings: where it stands, nothing was held back."""
+    """A state from which the text can be computed again, kept for texts with stop strings.
 
-    values: Values | None  # (S, L, H); None is the zero state
-    position: int
-    ids: list[int]  # its next_input id, then all that followed
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """Its row in the next block is: feed `to_feed`, then what was sampled, until `remaining` new characters are drawn.
-
-    `position` counts the text's characters up to and including to_feed[0], so step k of the next block produces the
-    character at index position + k, with that position's random number.
+    A stop string may be complete only when the state is already past it. The state at the end of the sent text is then
+    found again by replaying from here; at this point no text was held back.
     """
 
-    to_feed: NDArray[np.int32]  # (n,) n >= 1: the next_input id, then the prompt
+    state: StateArray | None  # (S, L, H); None: the zero state
     position: int
-    remaining: int
-    params: SamplingParams
-    seed: int
-    values: Values | None  # (S, L, H) the state to begin with; None for a text not begun
-    stops: StopScanner = field(default_factory=lambda: StopScanner(()))
-    snapshot_every_s: float | None = None
-    deadline: float | None = None  # time.monotonic() at which the text ends where it is
-    stream: Stream = field(default_factory=Stream)
-    marks: dict[int, str] = field(default_factory=dict)  # positions, in order, whose states are wanted, and their names
-    reused: int = 0  # characters of the prompt that `values` has read already, of those that were asked to be read
-    submitted: float = field(default_factory=time.monotonic)
-    wrote_at: float | None = field(init=False, default=None)  # when its last characters were handed out
-    snapshot_at: float = field(init=False, default=0.0)
-    replay_point: ReplayPoint | None = field(init=False, default=None)
-    wrote: bool = field(init=False, default=False)  # whether a first character has been drawn
-    held_logprobs: list[float] = field(init=False, default_factory=list)
+    ids: list[int]  # the next_input at this point, then every id that followed
 
-    def __post_init__(self) -> None:
-        if self.stops.any:
-            self.set_replay_point(self.values)
+    def ids_until(self, position: int) -> tuple[list[int], int]:
+        """The ids to feed to reach a position, and the next_input there."""
+        steps = position - self.position
+        return self.ids[:steps], self.ids[steps]
+
+
+class Interval:
+    """A timer that is due again and again, `seconds` apart; never if that is None."""
+
+    def __init__(self, seconds: float | None, start: float) -> None:
+        self._seconds = seconds
+        self._due_at = start + (seconds or 0.0)
+
+    def is_due(self, now: float) -> bool:
+        """Whether the interval has passed; if so, the next one begins."""
+        if self._seconds is None or now < self._due_at:
+            return False
+        self._due_at = now + self._seconds
+        return True
+
+
+class Sequence:
+    """The progress of one request. Step k of the next block produces the character at index `position + k`."""
+
+    def __init__(self, request: SequenceRequest, now: float) -> None:
+        """Start at the request's beginning; `now` is the time of the submission, time.monotonic()."""
+        self.request = request
+        self.stream = Stream()
+        self.submitted_at = now
+        self.last_chunk_at: float | None = None
+        self.to_feed = request.feed  # (n,) n >= 1: what the next block feeds before it samples
+        self.position = request.start_position  # characters of the text up to and including to_feed[0]
+        self.remaining = request.max_chars
+        self._stop_scanner = StopScanner(request.stop)
+        self._held_logprobs: list[float] = []  # one per character that the scanner holds back
+        self._replay_point = self._replay_point_at(request.state) if self._stop_scanner.is_active else None
+        self._captures = deque(sorted(request.captures.items()))
+        self._snapshots = Interval(request.snapshot_every_s, now)
+
+    @property
+    def next_input(self) -> int:
+        """The id that the state has not consumed yet."""
+        return int(self.to_feed[0])
 
     @property
     def steps_left(self) -> int:
-        """Steps until the last character is drawn; that one is not fed: it stays next_input."""
+        """Steps until the last character is generated. That one is not fed: it stays next_input."""
         return len(self.to_feed) - 1 + self.remaining
 
     @property
-    def is_reading(self) -> bool:
-        """Whether a part of the prompt has not been read; its last character stays next_input until a step needs it."""
-        return len(self.to_feed) > 1
+    def unread_chars(self) -> int:
+        """Characters of the prompt that have not been fed. The last one stays next_input until a step needs it."""
+        return len(self.to_feed) - 1
 
-    def is_late(self, now: float) -> bool:
-        return self.deadline is not None and now >= self.deadline
+    @property
+    def has_output(self) -> bool:
+        """Whether a character has been generated."""
+        return self.remaining < self.request.max_chars
+
+    @property
+    def sent_position(self) -> int:
+        """The position after the text that may be sent: without what is held back for a stop string."""
+        return self.position - len(self._held_logprobs)
+
+    @property
+    def replay_point(self) -> ReplayPoint | None:
+        """Where the text can be replayed from; None without stop strings."""
+        return self._replay_point
+
+    def is_past_deadline(self, now: float) -> bool:
+        """Whether the request's time is up."""
+        return self.request.deadline is not None and now >= self.request.deadline
 
     def steps_within(self, limit: int) -> int:
-        """Steps in the next block: at most `limit`, and not past a mark."""
-        to_mark = next(iter(self.marks)) - self.position if self.marks else limit
-        return min(limit, self.steps_left, to_mark)
+        """The steps of the next block: at most `limit`, and not past the next position to capture."""
+        to_capture = self._captures[0][0] - self.position if self._captures else limit
+        return min(limit, self.steps_left, to_capture)
 
-    def advance(self, produced: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Take a block's ids (n_steps,), and return those that are new text rather than prompt."""
-        steps, fed = len(produced), len(self.to_feed)
-        if self.replay_point is not None:
-            self.replay_point.ids.extend(produced.tolist())
-        new = produced[fed - 1 :] if steps >= fed else produced[:0]
-        self.to_feed = self.to_feed[steps:] if fed > steps else produced[-1:]
+    def advance(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Take the ids of a block, (n_steps,), and return those that were generated rather than read."""
+        steps, fed = len(ids), len(self.to_feed)
+        if self._replay_point is not None:
+            self._replay_point.ids.extend(ids.tolist())
+        new = ids[fed - 1 :] if steps >= fed else ids[:0]
+        self.to_feed = self.to_feed[steps:] if fed > steps else ids[-1:]
         self.position += steps
         self.remaining -= len(new)
-        self.wrote = self.wrote or len(new) > 0
         return new
 
-    def set_replay_point(self, values: Values | None) -> None:
-        """Stand on this state: a stop string that is met later leads back here."""
-        self.replay_point = ReplayPoint(values, self.position, [int(self.to_feed[0])])
+    def scan(self, text: str, logprobs: list[float]) -> tuple[str, list[float], bool]:
+        """Search generated text for stop strings.
+
+        Args:
+            text: The new characters.
+            logprobs: One for each.
+
+        Returns:
+            The text that may be sent, its log-probabilities, and whether a stop string ended it.
+        """
+        unsent = [*self._held_logprobs, *logprobs]
+        sendable, is_stopped = self._stop_scanner.feed(text)
+        self._held_logprobs = unsent[len(sendable) :]
+        return sendable, unsent[: len(sendable)], is_stopped
+
+    def flush(self) -> tuple[str, list[float]]:
+        """Return what was held back, when no stop string can come any more."""
+        logprobs, self._held_logprobs = self._held_logprobs, []
+        return self._stop_scanner.flush(), logprobs
+
+    @property
+    def may_move_replay_point(self) -> bool:
+        """Whether there is a replay point and no text is held back, so that it can be moved here."""
+        return self._replay_point is not None and not self._held_logprobs
+
+    def move_replay_point(self, state: StateArray) -> None:
+        """Replay from the present position, whose state is given, if a stop string comes later."""
+        self._replay_point = self._replay_point_at(state)
+
+    def pop_capture(self) -> str | None:
+        """The key of the capture that is due at this position, once; None if there is none."""
+        if self._captures and self._captures[0][0] == self.position:
+            return self._captures.popleft()[1]
+        return None
 
     def snapshot_is_due(self, now: float) -> bool:
-        if self.snapshot_every_s is None or self.stops.held:
-            return False
-        self.snapshot_at = self.snapshot_at or self.submitted + self.snapshot_every_s
-        if now < self.snapshot_at:
-            return False
-        self.snapshot_at = now + self.snapshot_every_s
-        return True
+        """Whether a snapshot should go with the next chunk. A state that is past the sent text is no snapshot."""
+        return not self._held_logprobs and self._snapshots.is_due(now)
+
+    def _replay_point_at(self, state: StateArray | None) -> ReplayPoint:
+        return ReplayPoint(state, self.position, [self.next_input])

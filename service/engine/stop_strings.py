@@ -1,7 +1,7 @@
-"""Stop strings over text that arrives in pieces.
+"""Stop strings in a text that arrives in chunks.
 
-A text stops at the first character with which any stop string is complete, and ends before the longest one that is
-complete there. What may still become a stop string is held back. How the text was cut into pieces changes nothing.
+A text stops at the first character that completes any stop string, and ends before the longest one that is complete
+there. What may still become a stop string is held back. How the text is cut into chunks changes nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 
 class StopScanner:
-    """Feed it a turn's text; it says how much may be shown."""
+    """Takes the generated text chunk by chunk and returns how much of it may be sent."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -18,36 +18,40 @@ class StopScanner:
         self._held = ""
 
     @property
-    def any(self) -> bool:
-        """Whether there is any stop string at all."""
+    def is_active(self) -> bool:
+        """Whether there is any stop string."""
         return bool(self._stops)
 
     @property
-    def held(self) -> int:
-        """Characters that have been fed and may not be shown yet."""
+    def held_chars(self) -> int:
+        """The number of characters that are held back."""
         return len(self._held)
 
     def feed(self, text: str) -> tuple[str, bool]:
-        """The text that may be shown now, and whether a stop string was met; after one, feed no more."""
+        """Take the next chunk.
+
+        Returns:
+            The text that may be sent now, and whether a stop string ended the text. After that, nothing may be fed.
+        """
         if not self._stops:
             return text, False
-        seen = self._held + text
-        end = min((at + len(s) for s in self._stops if (at := seen.find(s)) >= 0), default=None)
+        unsent = self._held + text
+        end = min((at + len(s) for s in self._stops if (at := unsent.find(s)) >= 0), default=None)
         if end is not None:
-            met = max((s for s in self._stops if seen.endswith(s, 0, end)), key=len)
-            return seen[: end - len(met)], True
-        keep = self._partial(seen)
-        self._held = seen[len(seen) - keep :]
-        return seen[: len(seen) - keep], False
+            longest = max((s for s in self._stops if unsent.endswith(s, 0, end)), key=len)
+            return unsent[: end - len(longest)], True
+        held_chars = self._partial_match(unsent)
+        self._held = unsent[len(unsent) - held_chars :]
+        return unsent[: len(unsent) - held_chars], False
 
     def flush(self) -> str:
-        """What was held back, for a text that ends without a stop."""
+        """Return what was held back, for a text that ends without a stop string."""
         held, self._held = self._held, ""
         return held
 
-    def _partial(self, seen: str) -> int:
-        """The length of the longest end of `seen` that begins a stop string."""
-        for n in range(min(len(seen), self._longest - 1), 0, -1):
-            if any(s.startswith(seen[-n:]) for s in self._stops):
+    def _partial_match(self, text: str) -> int:
+        """The length of the longest suffix of the text with which a stop string begins."""
+        for n in range(min(len(text), self._longest - 1), 0, -1):
+            if any(s.startswith(text[-n:]) for s in self._stops):
                 return n
         return 0

@@ -1,7 +1,7 @@
-"""What the engine's thread hands to a request's thread: pieces of text, then one last item.
+"""The items that the engine's thread passes to a request's thread: chunks of text, then one last item.
 
-The engine never waits for a reader: a piece is put and forgotten, and a text's length bounds what can pile up. A
-reader that leaves calls `close`; the engine sees it at its next block, frees the slot and puts the End.
+The engine never waits for a reader. The length of the text bounds how many chunks can be queued. A reader that leaves
+calls `close`; the engine notices at its next block, frees the slot and puts the End.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ FinishReason = Literal["length", "stop", "cancelled", "timeout"]
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The characters of one block."""
+    """The characters of one block that may be sent."""
 
     text: str
     position: int  # of the session, after this text
-    logprobs: list[float]  # one a character, natural, at temperature 1
-    snapshot: HiddenState | None = None  # at exactly this position, when one was due
-    looks: list[dict[str, Any]] | None = None  # one a character, when they were asked for; the engine makes none
+    logprobs: list[float]  # one per character, natural, at temperature 1
+    snapshot: HiddenState | None = None  # the state at exactly this position, if a snapshot was due
+    looks: list[dict[str, Any]] | None = None  # one per character, if requested; the engine makes none
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """A text is done. `state` is that of exactly the text that was put; None when its prompt was not all read."""
+    """The sequence is finished.
+
+    `state` has consumed exactly the text that was sent; it is None if the sequence ended before its prompt was read.
+    """
 
     finish_reason: FinishReason
     state: HiddenState | None
@@ -36,16 +39,16 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A text cannot go on: the worker stops, or the engine met an error of ours."""
+    """The sequence cannot continue: the worker shuts down, or the engine met a bug."""
 
     error: Exception
 
 
 @dataclass(frozen=True, slots=True)
 class StateCapture:
-    """The state at a place of the prompt that was asked for."""
+    """The state at one of the positions that the request asked to capture."""
 
-    key: str  # empty where it is only to be looked at, not kept
+    key: str  # as given in SequenceRequest.captures
     state: HiddenState
 
 
@@ -53,22 +56,28 @@ Item = StateCapture | Chunk | End | Failed
 
 
 class Stream:
-    """A one-way pipe with an idempotent `close`; the engine's thread puts, one reader gets."""
+    """A one-way queue with an idempotent `close`. The engine's thread puts, one reader gets."""
 
     def __init__(self) -> None:
         self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        self.closed = False
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether the reader has left."""
+        return self._closed
 
     def put(self, item: Item) -> None:
+        """Append an item; never blocks."""
         self._items.put(item)
 
     def get(self, timeout_s: float) -> Item | None:
-        """The next item, or None when none came in time. After an End or a Failed, nothing follows."""
+        """Return the next item, or None if none came in time. Nothing follows an End or a Failed."""
         try:
             return self._items.get(timeout=timeout_s)
         except queue.Empty:
             return None
 
     def close(self) -> None:
-        """The reader wants no more: the text ends at the next block."""
-        self.closed = True
+        """Leave: the engine ends the sequence at its next block."""
+        self._closed = True

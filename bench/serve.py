@@ -30,7 +30,8 @@ from model.checkpoints.file_format import Checkpoint
 from model.network.sampling import SamplingParams
 from model.stepper.choose import Precision, choose
 from service.engine.engine import Engine
-from service.engine.sequence import Sequence
+from service.engine.observer import IterationStats, NullObserver
+from service.engine.sequence import SequenceRequest
 from tests.conftest import random_checkpoint
 from tests.scrape import scraped
 from tests.servers import ROOT, RedisServer, Service, eventually
@@ -38,28 +39,39 @@ from tests.servers import ROOT, RedisServer, Service, eventually
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
+class CharCounter(NullObserver):
+    """Counts the characters that an engine has generated."""
+
+    chars = 0
+
+    def on_iteration(self, stats: IterationStats) -> None:
+        """Add those of an iteration."""
+        self.chars += stats.generated_chars
+
+
 class Bare:
     """The engine alone, in this process, with texts that never end and that nobody reads."""
 
     def __init__(self, model: Checkpoint, streams: int, precision: Precision, block_s: float) -> None:
         stepper, self.stepper = choose(model.network(), streams, "cpu", precision)
-        self.engine = Engine(stepper, model.vocab, model.fingerprint, max_waiting=streams, block_s=block_s)
+        self.counter = CharCounter()
+        self.engine = Engine(
+            stepper, model.vocab, model.fingerprint, max_waiting=streams, block_s=block_s, observer=self.counter
+        )
         self.streams = streams
         self.engine.start()
 
     def chars_per_s(self, seconds: float) -> float:
-        texts = [
-            Sequence(np.array([self.engine.vocab.start], np.int32), 0, 10**9, SamplingParams(), seed, None)
-            for seed in range(self.streams)
+        feed = np.array([self.engine.vocab.start], np.int32)
+        streams = [
+            self.engine.submit(SequenceRequest(feed, 0, 10**9, SamplingParams(), seed)) for seed in range(self.streams)
         ]
-        for text in texts:
-            self.engine.submit(text)
         time.sleep(0.7)
-        began, before = time.monotonic(), sum(t.position for t in texts)
+        began, before = time.monotonic(), self.counter.chars
         time.sleep(seconds)
-        rate = (sum(t.position for t in texts) - before) / (time.monotonic() - began)
-        for text in texts:
-            text.stream.close()
+        rate = (self.counter.chars - before) / (time.monotonic() - began)
+        for stream in streams:
+            stream.close()
         eventually(lambda: self.engine.in_flight == 0)
         return rate
 

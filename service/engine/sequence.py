@@ -1,4 +1,4 @@
-"""One text in the engine: the request, which never changes, and its progress, which only the engine's thread changes."""
+"""One text in the engine: the request, which never changes, and its progress, which the engine's thread changes."""
 
 from __future__ import annotations
 

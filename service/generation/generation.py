@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from model.errors import StateError
 from model.network.state import HiddenState
-from service.engine.sequence import Sequence
+from service.engine.sequence import SequenceRequest
 from service.errors import (
     BadRequest,
     ModelChanged,
@@ -66,7 +66,7 @@ class Generation:
         """
         model = self._serving.admit()
         asked = checked(model, request, self._policy.max_chars)
-        model.engine.refuse_if_full()
+        model.engine.check_capacity()
         if request.logprobs:
             model.reader.open()
         session_id, held = self._acquire(request.session_id, key and digest(key))
@@ -94,7 +94,7 @@ class Generation:
         Raised: UnknownSession, NoTurn, BadRequest for a position outside the turn, ModelChanged, StoreUnavailable, Overloaded.
         """
         model = self._serving.admit()
-        model.engine.refuse_if_full()
+        model.engine.check_capacity()
         if logprobs:
             model.reader.open()
         session, last = self._sessions.load(session_id)
@@ -177,20 +177,21 @@ class Generation:
         reencoded = session is not None and not replay.is_of(model, session)
         record = replace(asked, start=session.position if session else 0, reencoded=reencoded)
         sequence = replay.from_start(model, record, session)
-        reused = self._reuse(model, sequence) if session is None else 0
+        if session is None:
+            sequence = self._reuse(model, sequence)
         if request.timeout_s is not None:
-            sequence.deadline = time.monotonic() + request.timeout_s
+            sequence = replace(sequence, deadline=time.monotonic() + request.timeout_s)
         recent_text = (session.recent_text if session else "") + record.prompt
         turn = self._turn(model, record, session, sequence, lease, recent_text, record.first)
-        turn.reused_chars = reused
+        turn.reused_chars = sequence.reused_chars
         turn.look(request.logprobs)
-        model.engine.submit(sequence)
+        turn.submit()
         try:
             if lease is not None:
                 lease.is_there = lease.sessions.begin(lease.session_id, lease.token, record, session, lease.lease_s)
         except StoreUnavailable:
             if request.session_id is not None:
-                sequence.stream.close()
+                turn.cancel()
                 raise
             turn.lease = None
         return turn
@@ -235,13 +236,13 @@ class Generation:
         model: LoadedModel,
         record: TurnRecord,
         start: Session | None,
-        sequence: Sequence,
+        sequence: SequenceRequest,
         lease: Lease | None,
         recent_text: str,
         show_from: int,
     ) -> Turn:
         if lease is not None:
-            sequence.snapshot_every_s = self._policy.snapshot_every_s
+            sequence = replace(sequence, snapshot_every_s=self._policy.snapshot_every_s)
         return Turn(
             sequence,
             record,
@@ -254,26 +255,29 @@ class Generation:
             self._prefixes,
         )
 
-    def _reuse(self, model: LoadedModel, sequence: Sequence) -> int:
+    def _reuse(self, model: LoadedModel, sequence: SequenceRequest) -> SequenceRequest:
         """Begin a new text at the longest of its prefixes that is known, and ask for the states of the others."""
-        ids = sequence.to_feed[1:]
+        ids = sequence.feed[1:]
         keys = prefix_keys(model.fingerprint, model.engine.numerics, ids)
         if not keys:
-            return 0
+            return sequence
         keys.reverse()
         found = self._prefixes.first([key for _, key in keys])
-        reused = 0
         if found is not None:
             try:
                 state = HiddenState.from_bytes(found[1])
             except StateError:
-                return 0
+                return sequence
             reused = keys[found[0]][0]
-            sequence.to_feed = sequence.to_feed[reused:]
-            sequence.position, sequence.values, sequence.reused = reused, state.values, reused
+            sequence = replace(
+                sequence,
+                feed=sequence.feed[reused:],
+                start_position=reused,
+                state=state.values,
+                reused_chars=reused,
+            )
             keys = keys[: found[0]]
-        sequence.marks = dict(reversed(keys))
-        return reused
+        return replace(sequence, captures=dict(keys))
 
 
 def digest_id(key: str, salt: str) -> str:
@@ -283,7 +287,7 @@ def digest_id(key: str, salt: str) -> str:
 
 def _submitted(turn: Turn, logprobs: int | None) -> Turn:
     turn.look(logprobs)
-    turn.model.engine.submit(turn.sequence)
+    turn.submit()
     return turn
 
 

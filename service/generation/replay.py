@@ -10,9 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from service.engine.sequence import Sequence
-from service.engine.stop_strings import StopScanner
-from service.engine.stream import Chunk, End, Failed
+from service.engine.sequence import SequenceRequest
+from service.engine.stream import Chunk, End, Failed, Stream
 from service.errors import ModelChanged, ServiceError, SessionConflict, TimedOut
 from service.models.manager import LoadedModel
 from service.store.sessions import Session, StoredTurn, TurnRecord
@@ -25,7 +24,7 @@ def is_of(model: LoadedModel, session: Session) -> bool:
     return session.state.fits(model.fingerprint, model.engine.numerics)
 
 
-def from_start(model: LoadedModel, record: TurnRecord, start: Session | None) -> Sequence:
+def from_start(model: LoadedModel, record: TurnRecord, start: Session | None) -> SequenceRequest:
     """The whole turn. A session of another model is read anew from the end of its text, and keeps its position."""
     vocab = model.engine.vocab
     read = vocab.encode(record.prompt)
@@ -38,7 +37,7 @@ def from_start(model: LoadedModel, record: TurnRecord, start: Session | None) ->
     return _sequence(record, vocab.start, read, start.position - len(recent_text), None, record.max_chars)
 
 
-def from_nearest(model: LoadedModel, last: StoredTurn, session: Session | None, at: int) -> tuple[Sequence, str]:
+def from_nearest(model: LoadedModel, last: StoredTurn, session: Session | None, at: int) -> tuple[SequenceRequest, str]:
     """The turn from its newest save at or before `at`, or from its start; and the session's text before it, its end.
 
     Raised: ModelChanged when the turn was written by another model or arithmetic than this one.
@@ -73,15 +72,14 @@ def rewound(
         )
     if to == last.record.start:
         return last.start
-    sequence, recent_text = from_nearest(model, last, session, to)
+    request, recent_text = from_nearest(model, last, session, to)
     if to < last.record.first:
         record = replace(last.record, prompt=last.record.prompt[: to - last.record.start], max_chars=0)
-        sequence = from_start(model, record, last.start)
+        request = from_start(model, record, last.start)
         recent_text = (last.start.recent_text if last.start else "") + record.prompt
     else:
-        sequence.remaining -= last.record.first + last.record.max_chars - to
-    model.engine.submit(sequence)
-    text, end = _read(sequence)
+        request = replace(request, max_chars=request.max_chars - (last.record.first + last.record.max_chars - to))
+    text, end = _read(model.engine.submit(request))
     if end.state is None or end.state.position != to:
         raise SessionConflict(f"position {to} cannot be reached: the text ends before it", position=low)
     return Session(end.state, last.record.seed, (recent_text + text)[-recent_text_chars:] if recent_text_chars else "")
@@ -104,22 +102,22 @@ def text_before(last: StoredTurn, recent_text_chars: int) -> str:
 
 def _sequence(
     record: TurnRecord, next_input: int, read: np.ndarray, position: int, values: np.ndarray | None, remaining: int
-) -> Sequence:
-    return Sequence(
-        to_feed=np.concatenate([[next_input], read]).astype(np.int32),
-        position=position,
-        remaining=remaining,
-        params=record.sampling,
+) -> SequenceRequest:
+    return SequenceRequest(
+        feed=np.concatenate([[next_input], read]).astype(np.int32),
+        start_position=position,
+        max_chars=remaining,
+        sampling=record.sampling,
         seed=record.seed,
-        values=values,
-        stops=StopScanner(record.stop),
+        state=values,
+        stop=tuple(record.stop),
     )
 
 
-def _read(sequence: Sequence) -> tuple[str, End]:
+def _read(stream: Stream) -> tuple[str, End]:
     text = ""
     while True:
-        item = sequence.stream.get(_PATIENCE_S)
+        item = stream.get(_PATIENCE_S)
         if isinstance(item, Chunk):
             text += item.text
         elif isinstance(item, End):
@@ -127,5 +125,5 @@ def _read(sequence: Sequence) -> tuple[str, End]:
         elif isinstance(item, Failed):
             raise item.error if isinstance(item.error, ServiceError) else ServiceError("an error on our side")
         elif item is None:
-            sequence.stream.close()
+            stream.close()
             raise TimedOut("the position could not be reached in time")

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from model.network.state import HiddenState
-from service.engine.sequence import Sequence
-from service.engine.stream import Chunk, End, Failed, FinishReason, StateCapture
+from service.engine.sequence import SequenceRequest
+from service.engine.stream import Chunk, End, Failed, FinishReason, StateCapture, Stream
 from service.errors import ServiceError, SessionConflict, StoreUnavailable, TimedOut
 from service.inspection.token_logprobs import TokenLogprobs
 from service.models.manager import LoadedModel
@@ -105,12 +105,12 @@ class Turn:
     `show_from` is the first position that the client has not seen: what is written before it is not shown again.
     """
 
-    sequence: Sequence
+    request: SequenceRequest
     record: TurnRecord
     start: Session | None  # the session before it
     model: LoadedModel
     lease: Lease | None
-    recent_text: str  # the session's text up to the sequence's position, and its prompt: the end of it
+    recent_text: str  # the session's text up to the request's start, and its prompt: the end of it
     recent_text_chars: int
     show_from: int
     prefixes: PrefixStore
@@ -118,6 +118,7 @@ class Turn:
     ended_in: str | None = None  # the session whose turn had ended, and is only read again: nothing is written
     looks: TokenLogprobs | None = None  # at what each character was drawn from, when that was asked for
     reused_chars: int = 0
+    _stream: Stream | None = field(init=False, default=None)
     _end: End | None = field(init=False, default=None)
     _position: int = field(init=False)  # of what has been shown
     _closed: bool = field(init=False, default=False)
@@ -128,16 +129,26 @@ class Turn:
     def look(self, top: int | None) -> None:
         """Tell each character's log-probability, and the `top` most probable ones with it; None tells none.
 
-        To be called before the sequence is submitted: the state that the text begins with is asked of the engine, so
+        To be called before `submit`: the state that the text begins with is asked of the engine, so
         that the prompt is not read a second time. Raised: NoModel.
         """
         if top is None:
             return
-        self.looks = TokenLogprobs(self.model.reader, self.model.engine.vocab, self.sequence.params, top)
-        if self.sequence.position >= self.record.first:
-            self.looks.stand(self.sequence.values, int(self.sequence.to_feed[0]))
+        self.looks = TokenLogprobs(self.model.reader, self.model.engine.vocab, self.request.sampling, top)
+        if self.request.start_position >= self.record.first:
+            self.looks.stand(self.request.state, int(self.request.feed[0]))
         else:
-            self.sequence.marks.setdefault(self.record.first, "")
+            self.request = replace(self.request, captures={self.record.first: "", **self.request.captures})
+
+    def submit(self) -> None:
+        """Put the request into the engine's queue. Raised: QueueFull, Draining."""
+        self._stream = self.model.engine.submit(self.request)
+
+    def cancel(self) -> None:
+        """End the text at the engine's next block, with nothing stored."""
+        self._closed = True
+        if self._stream is not None:
+            self._stream.close()
 
     @property
     def session_id(self) -> str | None:
@@ -158,8 +169,9 @@ class Turn:
 
         Raised: SessionConflict when another took the session over, ServiceError when the text cannot go on.
         """
+        assert self._stream is not None, "submit comes first"
         while self._end is None:
-            item = self.sequence.stream.get(patience_s)
+            item = self._stream.get(patience_s)
             if self.lease is not None:
                 self.lease.keep()
             if isinstance(item, Chunk):
@@ -223,11 +235,11 @@ class Turn:
 
     def close(self) -> None:
         """The reader is gone: stop writing, and keep the session at what was written until then."""
-        if self._closed:
+        if self._closed or self._stream is None:
             return
         self._closed = True
         self.looks = None
-        self.sequence.stream.close()
+        self._stream.close()
         try:
             for _ in self.pieces(patience_s=5.0):
                 pass

@@ -19,7 +19,7 @@ from functools import lru_cache
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from service.engine.observer import Step
+from service.engine.observer import IterationStats
 
 BOUNDS = tuple(0.00015 * 2**i for i in range(20))
 """Upper bounds of the buckets, in seconds: 0.15 ms, a character on a fast machine, to 79 s, a long line."""
@@ -148,25 +148,25 @@ class Metrics(Collector):
     def swap_refused(self) -> None:
         self.add("model_swaps_refused")
 
-    def count(self, step: Step, before: tuple[int, int]) -> None:
+    def count(self, stats: IterationStats, before: tuple[int, int]) -> None:
         """Add what an engine's turn did; `before` is how many ran and waited at the end of the turn before it."""
         cells = self._cells
         with self._lock:
-            cells[_KINDS["requests_running"].at] += step.running - before[0]
-            cells[_KINDS["slots_in_use"].at] += step.running - before[0]
-            cells[_KINDS["requests_waiting"].at] += step.waiting - before[1]
-            cells[_KINDS["prompt_tokens"].at] += step.read + step.reused
-            cells[_KINDS["reused_characters"].at] += step.reused
-            cells[_KINDS["generation_tokens"].at] += step.written
-            for reason in step.ended:
+            cells[_KINDS["requests_running"].at] += stats.running - before[0]
+            cells[_KINDS["slots_in_use"].at] += stats.running - before[0]
+            cells[_KINDS["requests_waiting"].at] += stats.waiting - before[1]
+            cells[_KINDS["prompt_tokens"].at] += stats.prompt_chars + stats.reused_chars
+            cells[_KINDS["reused_characters"].at] += stats.reused_chars
+            cells[_KINDS["generation_tokens"].at] += stats.generated_chars
+            for reason in stats.finish_reasons:
                 cells[_KINDS["requests_finished"].at + REASONS.index(reason)] += 1
-            if step.block_s is not None:
-                self._observe("block_seconds", step.block_s, 1)
-            for seconds in step.queued_s:
+            if stats.block_s is not None:
+                self._observe("block_seconds", stats.block_s, 1)
+            for seconds in stats.queue_times_s:
                 self._observe("queue_time_seconds", seconds, 1)
-            for seconds in step.first_s:
+            for seconds in stats.first_chunk_times_s:
                 self._observe("time_to_first_token_seconds", seconds, 1)
-            for (gap_s, characters), texts in step.gaps.items():
+            for (gap_s, characters), texts in stats.chunk_gaps.items():
                 self._observe("inter_token_latency_seconds", gap_s / characters, characters * texts)
 
     def _observe(self, name: str, seconds: float, times: int) -> None:
@@ -203,12 +203,12 @@ class EngineMetrics:
         self._before = (0, 0)
         metrics.add("slots", n_slots)
 
-    def step(self, step: Step) -> None:
-        self._metrics.count(step, self._before)
-        self._before = (step.running, step.waiting)
+    def on_iteration(self, stats: IterationStats) -> None:
+        self._metrics.count(stats, self._before)
+        self._before = (stats.running, stats.waiting)
 
-    def refused(self) -> None:
+    def on_rejected(self) -> None:
         self._metrics.add("requests_refused")
 
-    def stopped(self) -> None:
+    def on_stopped(self) -> None:
         self._metrics.add("slots", -self._n_slots)

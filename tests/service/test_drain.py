@@ -5,20 +5,18 @@ from __future__ import annotations
 import threading
 import time
 
-import numpy as np
 import pytest
 
 from model.checkpoints.file_format import Checkpoint
-from model.network.sampling import SamplingParams
 from model.stepper.reference import ReferenceStepper
 from service.engine.engine import Engine
-from service.engine.sequence import Sequence
-from service.engine.stream import Chunk, End, Failed
+from service.engine.stream import Chunk, End, Failed, Stream
 from service.errors import Draining
 from service.models.manager import LoadedModel, ModelManager
 from service.operations.drain import Drain
 from tests.conftest import ALPHABET
 from tests.servers import eventually
+from tests.service.engine.requests import request
 
 
 @pytest.fixture
@@ -30,12 +28,12 @@ def serving(tiny: Checkpoint) -> ModelManager:
     return serving
 
 
-def text_of(n: int) -> Sequence:
-    return Sequence(np.array([ALPHABET.start], dtype=np.int32), 0, n, SamplingParams(), 1, None)
+def text_of(serving: ModelManager, n: int) -> Stream:
+    return serving.admit().engine.submit(request(max_chars=n))
 
 
-def ended(sequence: Sequence) -> End | Failed:
-    while isinstance(item := sequence.stream.get(10), Chunk):
+def ended(stream: Stream) -> End | Failed:
+    while isinstance(item := stream.get(10), Chunk):
         pass
     assert isinstance(item, End | Failed)
     return item
@@ -52,8 +50,7 @@ def test_nobody_waits_for_nothing(serving: ModelManager) -> None:
 
 def test_a_short_text_ends_as_it_would_have(serving: ModelManager) -> None:
     """While one is on its way out, no other begins, and it is written to its end."""
-    running = text_of(3000)
-    serving.admit().engine.submit(running)
+    running = text_of(serving, 3000)
     leaving = threading.Thread(target=Drain(serving, notice_s=0, limit_s=60).run)
     leaving.start()
     eventually(lambda: serving.is_closed)
@@ -67,9 +64,7 @@ def test_a_short_text_ends_as_it_would_have(serving: ModelManager) -> None:
 
 def test_a_long_text_is_sent_away(serving: ModelManager) -> None:
     """At the limit it ends with the error that its client knows; a text in the line, too."""
-    texts = [text_of(10**7) for _ in range(6)]
-    for each in texts:
-        serving.admit().engine.submit(each)
+    texts = [text_of(serving, 10**7) for _ in range(6)]
     Drain(serving, notice_s=0, limit_s=0.2).run()
     for each in texts:
         last = ended(each)
@@ -83,8 +78,7 @@ def test_first_it_is_only_said(serving: ModelManager) -> None:
     leaving = threading.Thread(target=drain.run)
     leaving.start()
     eventually(lambda: drain.is_leaving)
-    one = text_of(5)
-    serving.admit().engine.submit(one)
+    one = text_of(serving, 5)
     assert isinstance(ended(one), End)
     leaving.join()
     assert serving.is_closed

@@ -11,12 +11,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from model.checkpoints.file_format import Checkpoint
 from model.stepper.reference import ReferenceStepper
 from service.engine.engine import Engine
-from service.engine.observer import Step
+from service.engine.observer import IterationStats
 from service.errors import Overloaded
 from service.operations import metrics
 from service.operations.metrics import BOUNDS, Board, Metrics
 from tests.scrape import scraped
-from tests.service.test_engine import ask, read
+from tests.service.engine.requests import read, request
 
 
 def told(counted: Metrics) -> dict[str, float]:
@@ -39,12 +39,14 @@ def test_a_scrape_is_the_sum_over_processes(board: Board) -> None:
         if pid == 0:
             metrics.use(board, row)
             engine = Metrics().engine(n_slots=8)
-            engine.step(Step(running=3, waiting=2, read=10 * row, written=100, queued_s=[0.001]))
+            engine.on_iteration(
+                IterationStats(running=3, waiting=2, prompt_chars=10 * row, generated_chars=100, queue_times_s=[0.001])
+            )
             os._exit(0)
         os.waitpid(pid, 0)
     metrics.use(board, rows[0])
     mine = Metrics()
-    mine.engine(n_slots=4).step(Step(running=1, written=7, queued_s=[0.001, 1000.0]))
+    mine.engine(n_slots=4).on_iteration(IterationStats(running=1, generated_chars=7, queue_times_s=[0.001, 1000.0]))
     all_alive = told(mine)
     assert all_alive["longhand_prompt_tokens_total"] == 30
     assert all_alive["longhand_generation_tokens_total"] == 207
@@ -62,7 +64,7 @@ def test_a_value_is_in_the_first_bucket_that_holds_it(board: Board) -> None:
     """Buckets count values up to and with their bound; the sum and the count are those of the values."""
     counted = Metrics()
     values = [random.Random(1).expovariate(1.0) for _ in range(50)] + [0.0, BOUNDS[0], BOUNDS[3], BOUNDS[-1], 1e6]
-    counted.engine(1).step(Step(first_s=values))
+    counted.engine(1).on_iteration(IterationStats(first_chunk_times_s=values))
     found = told(counted)
     name = "longhand_time_to_first_token_seconds"
     for bound in BOUNDS:
@@ -77,17 +79,15 @@ def test_an_engine_counts_what_it_does(tiny: Checkpoint, board: Board) -> None:
     engine = Engine(
         ReferenceStepper(tiny.network(), 4), tiny.vocab, tiny.fingerprint, max_waiting=2, observer=counted.engine(4)
     )
-    texts = [ask("hello", 50, seed=i) for i in range(4)] + [ask("a" * 20, 0), ask("to", 200, stop=("e",))]
-    for text in texts:
-        engine.submit(text)
+    requests = [request("hello", 50, seed=i) for i in range(4)]
+    requests += [request("a" * 20, 0), request("to", 200, stop=("e",))]
+    streams = [engine.submit(each) for each in requests]
     for _ in range(3):
         with pytest.raises(Overloaded):
-            engine.submit(ask())
+            engine.submit(request())
     engine.start()
-    written = sum(len(read(text)[0]) for text in texts)
-    timed_out = ask("", 10**7, deadline=0.0)  # in the line already
-    engine.submit(timed_out)
-    assert read(timed_out)[0] == ""
+    written = sum(len(read(stream)[0]) for stream in streams)
+    assert read(engine.submit(request("", 10**7, deadline=0.0)))[0] == ""  # its time is up in the queue
     engine.stop()
     found = told(counted)
     assert found["longhand_prompt_tokens_total"] == 4 * 5 + 20 + 2

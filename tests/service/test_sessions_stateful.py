@@ -172,7 +172,7 @@ class Sessions(RuleBasedStateMachine):
         turn = self.workers[worker].open(self.ask("", n, params, session_id=plain.id))
         seen = self.read(turn, at_least=min(at, n))
         if dies:
-            turn.sequence.stream.close()  # nothing of it will be heard of again
+            turn.cancel()  # nothing of it will be heard of again
         else:
             turn.close()
         rest = self.read(self.workers[1 - worker].resume(plain.id, len(plain.text) + len(seen)))
@@ -187,7 +187,7 @@ class Sessions(RuleBasedStateMachine):
         expected = plain.next(self.model, "", n, params)
         turn = self.workers[worker].open(self.ask("", n, params, session_id=plain.id))
         seen = self.read(turn, at_least=min(at, n - 1))
-        turn.sequence.stream.close()
+        turn.cancel()
         turn.lease.renew_at = float("inf")  # type: ignore[union-attr]
         self.store.abandon(plain.id, turn.lease.token)  # type: ignore[union-attr]  # as if its lease had run out
         assert expected.startswith(seen)

@@ -1,4 +1,4 @@
-"""Stop strings: how a text was cut into pieces changes nothing."""
+"""Stop strings: how a text is cut into chunks changes nothing."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ STOPS = st.lists(st.text("ab", min_size=1, max_size=5), max_size=4)
 
 @given(text=TEXT, stops=STOPS, cuts=st.lists(st.integers(0, 40), max_size=10))
 def test_cuts_change_nothing(text: str, stops: list[str], cuts: list[int]) -> None:
-    """In any pieces, the scanner shows what a character-by-character reading shows."""
-    expected, met = text, False
+    """In any chunks, the scanner returns what a character-by-character search returns."""
+    expected, expected_stop = text, False
     for end in range(1, len(text) + 1):
         complete = [s for s in stops if text[:end].endswith(s)]
         if complete:
-            expected, met = text[: end - len(max(complete, key=len))], True
+            expected, expected_stop = text[: end - len(max(complete, key=len))], True
             break
     scanner = StopScanner(stops)
     bounds = sorted({0, len(text), *[c for c in cuts if c < len(text)]})
-    shown, stopped = "", False
+    sent, is_stopped = "", False
     for a, b in pairwise(bounds):
-        more, stopped = scanner.feed(text[a:b])
-        shown += more
-        if stopped:
+        more, is_stopped = scanner.feed(text[a:b])
+        sent += more
+        if is_stopped:
             break
-        assert len(shown) + scanner.held == b
-        assert text.startswith(shown)
-    if not stopped:
-        shown += scanner.flush()
-    assert (shown, stopped) == (expected, met)
+        assert len(sent) + scanner.held_chars == b
+        assert text.startswith(sent)
+    if not is_stopped:
+        sent += scanner.flush()
+    assert (sent, is_stopped) == (expected, expected_stop)
 
 
 @given(text=TEXT, stops=STOPS)
-def test_nothing_is_held_longer_than_it_must(text: str, stops: list[str]) -> None:
+def test_nothing_is_held_back_longer_than_necessary(text: str, stops: list[str]) -> None:
     """What is held back is always the beginning of some stop string."""
     scanner = StopScanner(stops)
-    shown, met = scanner.feed(text)
-    if not met:
-        held = text[len(shown) :]
+    sent, is_stopped = scanner.feed(text)
+    if not is_stopped:
+        held = text[len(sent) :]
         assert not held or any(s.startswith(held) for s in stops)

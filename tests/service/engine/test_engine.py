@@ -1,0 +1,293 @@
+"""The engine: batch invariance with requests coming and going, stop strings, states, the queue, the slots."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from model.checkpoints.file_format import Checkpoint
+from model.network.sampling import SamplingParams
+from model.stepper import Stepper
+from model.stepper.cpu import CpuStepper, Unsupported
+from model.stepper.generate import generate, write
+from model.stepper.reference import ReferenceStepper
+from service.engine.engine import Engine
+from service.engine.sequence import Sequence
+from service.engine.stream import Chunk, End, StateCapture
+from service.errors import Draining, QueueFull
+from tests.conftest import ALPHABET
+from tests.servers import eventually
+from tests.service.engine.requests import read, request
+
+STEPPERS: dict[str, Callable[[Checkpoint, int], Stepper]] = {
+    "reference": lambda c, n: ReferenceStepper(c.network(), n),
+    "native fp32": lambda c, n: CpuStepper(c.network(), n, "fp32"),
+    "native int8": lambda c, n: CpuStepper(c.network(), n, "int8"),
+}
+ENDLESS = 10**8
+
+
+@pytest.fixture(params=STEPPERS)
+def kind(request: pytest.FixtureRequest, tiny: Checkpoint) -> str:
+    kind: str = request.param
+    try:
+        STEPPERS[kind](tiny, 1)
+    except Unsupported as e:
+        pytest.skip(str(e))
+    return kind
+
+
+@pytest.fixture
+def engine(tiny: Checkpoint, kind: str) -> Iterator[Engine]:
+    engine = make(tiny, kind)
+    engine.start()
+    yield engine
+    engine.stop()
+
+
+def make(tiny: Checkpoint, kind: str, n_slots: int = 4, max_waiting: int = 100, block_s: float = 0.005) -> Engine:
+    stepper = STEPPERS[kind](tiny, n_slots)
+    return Engine(stepper, tiny.vocab, tiny.fingerprint, max_waiting=max_waiting, block_s=block_s)
+
+
+def test_every_text_is_the_one_generated_alone(tiny: Checkpoint, engine: Engine, kind: str) -> None:
+    """Batch invariance through the engine: 80 texts on 4 slots, from 8 threads, some cancelled by their readers."""
+    rng = random.Random(0)
+    cases = []
+    for seed in range(80):
+        prompt = "".join(rng.choices(ALPHABET.characters, k=rng.randrange(0, 40)))
+        sampling = SamplingParams(rng.choice([0.0, 0.7, 1.0]), rng.choice([0, 5]), rng.choice([1.0, 0.9]))
+        cases.append((prompt, rng.randrange(1, 120), seed, sampling, rng.random() < 0.2))
+    results: dict[int, str] = {}
+
+    def client(mine: list[int]) -> None:
+        for i in mine:
+            prompt, n, seed, sampling, leaves = cases[i]
+            stream = engine.submit(request(prompt, n, seed, sampling=sampling))
+            if leaves:
+                stream.close()
+            results[i] = read(stream)[0]
+
+    threads = [threading.Thread(target=client, args=(list(range(k, 80, 8)),)) for k in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    alone = STEPPERS[kind](tiny, 1)
+    for i, (prompt, n, seed, sampling, leaves) in enumerate(cases):
+        expected = "".join(write(alone, ALPHABET, prompt, n, sampling, seed))
+        assert expected.startswith(results[i]) if leaves else results[i] == expected
+
+
+def test_equals_the_plain_loop(tiny: Checkpoint) -> None:
+    """In float64 the engine generates what the plain loop over the network generates."""
+    network = tiny.network(torch.float64)
+    stepper = ReferenceStepper(network, 4, torch.float64)
+    engine = Engine(stepper, tiny.vocab, tiny.fingerprint, max_waiting=100)
+    engine.start()
+    prompts = ["to be " * (i % 3) for i in range(20)]
+    streams = [engine.submit(request(p, 40, seed=i, stop=("e", "a t"))) for i, p in enumerate(prompts)]
+    for i, (prompt, stream) in enumerate(zip(prompts, streams, strict=True)):
+        expected = generate(network, ALPHABET, prompt, 40, seed=i, stop=("e", "a t"))
+        text, _, end = read(stream)
+        assert (text, end.finish_reason) == (expected.text, expected.finish_reason)
+    engine.stop()
+
+
+@pytest.mark.parametrize("cut", [1, 7, 100, 199])
+def test_continuing_is_the_same_as_not_having_stopped(engine: Engine, cut: int) -> None:
+    """200 characters at once are the same as some and then the rest, and so is the state after them, bit for bit."""
+    whole, first = engine.submit(request("hello", 200)), engine.submit(request("hello", cut))
+    text, _, end = read(whole)
+    start, _, half = read(first)
+    rest, _, last = read(engine.submit(request("", 200 - cut, after=half.state)))
+    assert start + rest == text
+    assert end.state is not None
+    assert last.state is not None
+    assert end.state.to_bytes() == last.state.to_bytes()
+
+
+def test_a_stop_string_over_two_blocks_ends_the_text_before_it(tiny: Checkpoint, kind: str) -> None:
+    """Whatever the blocks' length, a stop ends the text at the same place, and the state is that of what was sent."""
+    for block_ms in (0.01, 5, 1000):  # blocks of one character, of some, of all
+        engine = make(tiny, kind, block_s=block_ms / 1000)
+        engine.start()
+        text = read(engine.submit(request("hello", 200)))[0]
+        for stop in (text[60:63], text[10:18], text[0:1]):
+            sent, chunks, end = read(engine.submit(request("hello", 200, stop=(stop,))))
+            assert end.finish_reason == "stop"
+            assert sent == text[: text.index(stop)]
+            assert not chunks or chunks[-1].position == 5 + len(sent)
+            assert sum(len(chunk.logprobs) for chunk in chunks) == len(sent)
+            assert end.state is not None
+            onwards = engine.submit(request("", 20, after=end.state))
+            assert read(onwards)[0] == text[len(sent) : len(sent) + 20]
+        engine.stop()
+
+
+def test_what_was_held_back_is_sent_when_no_stop_comes(engine: Engine) -> None:
+    """A text that ends in the middle of a possible stop string is whole."""
+    text = read(engine.submit(request("hello", 30)))[0]
+    assert read(engine.submit(request("hello", 30, stop=(text[-3:] + "!!!",))))[0] == text
+
+
+def test_a_snapshot_is_the_state_at_the_end_of_its_chunk(engine: Engine) -> None:
+    """A snapshot's state is that of the text up to its chunk's end: continuing from it gives the rest."""
+    text, chunks, _ = read(engine.submit(request("hello", 150, snapshot_every_s=0.0, stop=("zzzz",))))
+    with_snapshot = [chunk for chunk in chunks if chunk.snapshot is not None]
+    assert with_snapshot
+    for chunk in with_snapshot:
+        assert chunk.snapshot is not None
+        assert chunk.snapshot.position == chunk.position
+        onwards = engine.submit(request("", 155 - chunk.position, after=chunk.snapshot))
+        assert read(onwards)[0] == text[chunk.position - 5 :]
+
+
+def test_a_capture_is_the_state_at_its_position(engine: Engine) -> None:
+    """Captured states, in the prompt and in the text, come in order, and continuing from each gives the rest."""
+    text = read(engine.submit(request("hello you", 60)))[0]
+    stream = engine.submit(request("hello you", 60, captures={4: "early", 9: "prompt", 30: "late"}))
+    captures = []
+    while not isinstance(item := stream.get(timeout_s=30), End):
+        if isinstance(item, StateCapture):
+            captures.append(item)
+    assert [(c.key, c.state.position) for c in captures] == [("early", 4), ("prompt", 9), ("late", 30)]
+    for capture in captures:
+        position = capture.state.position
+        onwards = engine.submit(request("hello you"[position:], 60 - max(0, position - 9), after=capture.state))
+        assert read(onwards)[0] == text[max(0, position - 9) :]
+
+
+def test_a_prompt_alone_can_be_read(engine: Engine) -> None:
+    """max_chars 0 generates nothing and leaves the state after the prompt."""
+    for prompt in ("hello", ""):
+        text, _, end = read(engine.submit(request(prompt, 0)))
+        assert (text, end.finish_reason) == ("", "length")
+        assert end.state is not None
+        assert end.state.position == len(prompt)
+
+
+def test_a_request_is_rejected_when_the_queue_is_full(tiny: Checkpoint) -> None:
+    """With every slot and place taken a request is rejected at once, and nothing of it stays behind."""
+    engine = make(tiny, "reference", n_slots=2, max_waiting=3)  # not started: no sequence ends
+    for _ in range(5):
+        engine.submit(request())
+    with pytest.raises(QueueFull, match="2 slots and all 3 places"):
+        engine.submit(request())
+    assert engine.in_flight == 5
+    engine.start()
+    eventually(lambda: engine.in_flight == 0)
+    engine.stop()
+
+
+def test_a_rejection_says_when_to_retry(tiny: Checkpoint) -> None:
+    """Retry-After is the steps of the queue over the measured speed; it counts what waits, not what runs."""
+    engine = make(tiny, "reference", n_slots=1, max_waiting=1)
+    engine.start()
+    first = engine.submit(request(max_chars=ENDLESS))
+    assert isinstance(first.get(timeout_s=30), Chunk)
+    second = engine.submit(request(max_chars=1))
+    with pytest.raises(QueueFull) as rejected:
+        engine.submit(request())
+    assert rejected.value.retry_after_s == 1  # the queue is one step
+    second.close()
+    eventually(lambda: engine.in_flight == 1)
+    engine.submit(request(max_chars=ENDLESS))
+    with pytest.raises(QueueFull) as rejected:
+        engine.submit(request())
+    assert rejected.value.retry_after_s == 60
+    engine.stop()
+
+
+def test_first_come_is_first_served(tiny: Checkpoint) -> None:
+    """Slots are given in the order of the queue, whoever asks for how much."""
+    engine = make(tiny, "reference", n_slots=2)
+    order = random.Random(3)
+    requests = [request("a" * order.randrange(60), order.randrange(1, 80), seed=i) for i in range(30)]
+    admitted: list[object] = []
+    admit = engine._scheduler.admit
+
+    def watched() -> list[tuple[int, Sequence]]:
+        new = admit()
+        admitted.extend(sequence.request for _, sequence in new)
+        return new
+
+    engine._scheduler.admit = watched  # type: ignore[method-assign]
+    streams = [engine.submit(each) for each in requests]
+    engine.start()
+    for stream in streams:
+        read(stream)
+    assert admitted == requests
+    assert engine._queued_steps == 0
+    engine.stop()
+
+
+def test_a_deadline_counts_in_the_queue_too(tiny: Checkpoint) -> None:
+    """A request whose time is up while it waits ends there, even if the running one never ends."""
+    engine = make(tiny, "reference", n_slots=1)
+    endless = engine.submit(request("a", ENDLESS))
+    engine.start()
+    assert isinstance(endless.get(timeout_s=30), Chunk)
+    assert read(engine.submit(request("b", 5, deadline=0.0)))[2] == End("timeout", None)
+    engine.stop()
+
+
+def test_closing_a_stream_frees_its_slot(engine: Engine) -> None:
+    """A reader that leaves, while it runs or waits, gives its place up at the next block."""
+    endless = [engine.submit(request("a", ENDLESS, seed=i)) for i in range(8)]
+    assert isinstance(endless[0].get(timeout_s=30), Chunk)
+    for stream in endless:
+        stream.close()
+        stream.close()
+    eventually(lambda: engine.in_flight == 0)
+    assert len(read(engine.submit(request("hello", 20)))[0]) == 20
+
+
+def test_a_deadline_ends_a_text_where_it_is(engine: Engine) -> None:
+    """A text whose time is up ends with what it has, and can be continued from its state."""
+    text, _, end = read(engine.submit(request("a", ENDLESS, deadline=time.monotonic() + 0.2)))
+    assert end.finish_reason == "timeout"
+    assert end.state is not None
+    assert end.state.position == 1 + len(text) > 1
+    onwards = engine.submit(request("", 20, after=end.state))
+    whole = engine.submit(request("a", len(text) + 20))
+    assert text + read(onwards)[0] == read(whole)[0]
+
+
+def test_an_engine_that_stops_ends_every_sequence(tiny: Checkpoint) -> None:
+    """What runs, what waits and what comes gets the error that the worker shuts down."""
+    engine = make(tiny, "reference", n_slots=1)
+    running, waiting = engine.submit(request("a", ENDLESS)), engine.submit(request("a", 5))
+    engine.start()
+    assert isinstance(running.get(timeout_s=30), Chunk)
+    engine.stop()
+    for stream in (running, waiting):
+        with pytest.raises(Draining):
+            read(stream)
+    with pytest.raises(Draining):
+        engine.submit(request())
+
+
+def test_a_bug_ends_its_sequences_and_not_the_engine(tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that fails ends its own sequences; the next text is generated as usual."""
+    engine = make(tiny, "reference")
+    run = ReferenceStepper.run
+    failures = iter([True])
+
+    def fail_once(self: ReferenceStepper, block: object) -> object:
+        if next(failures, False):
+            raise RuntimeError("a bug")
+        return run(self, block)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ReferenceStepper, "run", fail_once)
+    failed = engine.submit(request("a", 5))
+    engine.start()
+    with pytest.raises(RuntimeError, match="a bug"):
+        read(failed)
+    assert len(read(engine.submit(request("a", 5)))[0]) == 5
+    engine.stop()

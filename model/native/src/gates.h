@@ -1,4 +1,4 @@
-/* An lstm's gates: own sigmoid and tanh, made of operations that are the same bits on every CPU. */
+/* An LSTM's gates, with a sigmoid and a tanh made of operations whose bits are the same on every CPU. */
 #ifndef LONGHAND_GATES_H
 #define LONGHAND_GATES_H
 
@@ -28,8 +28,8 @@ INLINE vf vf_sigmoid(vf x)
     return vf_fma(half, vf_tanh(vf_mul(half, x)), half);
 }
 
-/* Eight units of a row, from the pre-activations of gates i, f, g, o: first the cell, then what it shows. In two, since
- * each is a long chain of dependent steps: the core overlaps more rows of a short chain. */
+/* Eight units of a row, from the sums of gates i, f, g, o: first the cell c, then its output h. They are two functions
+ * because each is a long chain of dependent steps, and the core overlaps more rows of a short chain. */
 INLINE void cell_update(vf i, vf f, vf g, float *c)
 {
     vf written = vf_mul(vf_sigmoid(i), vf_tanh(g));

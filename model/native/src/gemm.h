@@ -1,14 +1,14 @@
-/* Rows times a panel of 32 outputs. The order of a sum is its definition:
+/* Rows times a panel of 32 outputs. The order of every sum is fixed:
  *
  *   fp32  z = initial; then one fma per k, k = 0..K-1. One chain per output, whatever the number of rows.
- *   int8  z = sum of int8 weight * int16 activation, in int32. Exact (pack.py keeps it from overflowing), so any order.
+ *   int8  z = sum of int8 weight * int16 activation, in int32. Exact (pack.py rules out overflow), so in any order.
  *
- * A panel is two halves, each [k][16] floats or [k/2][16][2] int8. Few rows walk both at once. Many rows walk a half by
- * blocks of KC, which stay in the first cache while all rows pass over them; sums rest in z between blocks, and a float
- * that rests is not changed by it.
+ * A panel is two halves, each [k][16] floats or [k/2][16][2] int8. Few rows read both at once. Many rows read a half in
+ * blocks of KC, which stay in the L1 cache while all rows use them; between blocks the sums are stored in z, which does
+ * not change them.
  *
- * The tiles are macros over named variables, not loops over arrays: gcc unrolls loops after it has decided which
- * arrays live in registers, and a tile whose sums live in memory runs at a third of the speed.
+ * The tiles are macros over named variables, not loops over arrays: gcc decides which arrays live in registers before it
+ * unrolls loops, and a tile whose sums live in memory runs at a third of the speed.
  */
 #ifndef LONGHAND_GEMM_H
 #define LONGHAND_GEMM_H
@@ -18,7 +18,7 @@
 #define PANEL 32
 #define VECS (PANEL / LANES)
 #define HALF (PANEL / 2)
-#define KC 256 /* k, or pairs of them: 256 * 16 * 4 bytes = 16 KB, half of the first cache, either way */
+#define KC 256 /* k, or pairs of them: 256 * 16 * 4 bytes = 16 KB in both cases, half of an L1 cache */
 #define TILE_ROWS 6
 
 typedef union { float f[PANEL]; int32_t i[PANEL]; } zrow;
@@ -30,7 +30,7 @@ typedef union { float f[PANEL]; int32_t i[PANEL]; } zrow;
 #define ROWS_5(M, ...) ROWS_4(M, __VA_ARGS__) M(4, __VA_ARGS__)
 #define ROWS_6(M, ...) ROWS_5(M, __VA_ARGS__) M(5, __VA_ARGS__)
 
-/* What a tile does for row r and vector v of outputs, once per kind of arithmetic; I8 has its weights as they are
+/* What a tile does for row r and vector v of outputs, for each kind of arithmetic. I8 reads its weights as they are
  * stored, I16 widened. A step of F32 is one k, of the others a pair of them. */
 #define F32_ROW(r) const float *x##r = a[r] + k0;
 #define F32_INPUT(r) vf i##r = vf_all(x##r[k]);
@@ -57,7 +57,7 @@ typedef union { float f[PANEL]; int32_t i[PANEL]; } zrow;
 #define TILE_ROW(r, KIND) KIND##_ROW(r)
 
 /* R rows by a half panel, over n steps from k0: twelve sums, two weights, one input and one product fill the sixteen
- * registers. Reads ahead, a line a step from `ahead`: the next block's weights, while this one's are worked on. */
+ * registers. Prefetches one cache line per step from `ahead`, the weights of the next block. */
 #define HALF_LOAD(r, KIND) KIND##_LOAD(r, 0) KIND##_LOAD(r, 1)
 #define HALF_STEP(r, KIND) { KIND##_INPUT(r) KIND##_STEP(r, 0) KIND##_STEP(r, 1) }
 #define HALF_SAVE(r, KIND) KIND##_SAVE(r, 0) KIND##_SAVE(r, 1)
@@ -82,8 +82,7 @@ HALF_TILE(int_half_4, I16, int16_t, int16_t, 4)
 HALF_TILE(int_half_5, I16, int16_t, int16_t, 5)
 HALF_TILE(int_half_6, I16, int16_t, int16_t, 6)
 
-/* R rows, few, by a whole panel, so that weights are read once; a weight at a time for all rows. `second` is how far
- * the second half is from the first. */
+/* R rows (few) by a whole panel, so that weights are read once. `second` is the distance of the second half. */
 #define WHOLE_LOAD(r, KIND) KIND##_LOAD(r, 0) KIND##_LOAD(r, 1) KIND##_LOAD(r, 2) KIND##_LOAD(r, 3)
 #define WHOLE_STEP(r, KIND, v) KIND##_STEP(r, v)
 #define WHOLE_SAVE(r, KIND) KIND##_SAVE(r, 0) KIND##_SAVE(r, 1) KIND##_SAVE(r, 2) KIND##_SAVE(r, 3)
@@ -110,7 +109,7 @@ WHOLE_TILE(int_whole_1, I8, int16_t, int8_t, 1)
 WHOLE_TILE(int_whole_2, I8, int16_t, int8_t, 2)
 WHOLE_TILE(int_whole_3, I8, int16_t, int8_t, 3)
 
-/* One row, two panels, `panel` apart: eight chains instead of four, for a row alone is bound by latency and reading. */
+/* One row by two panels, `panel` apart: eight chains instead of four, because one row is bound by latency. */
 #define TWO_LOAD(v, KIND) KIND##_LOAD(0, v) KIND##_LOAD(1, v)
 #define TWO_STEP(r, v, KIND, FROM) { KIND##_WEIGHT(v, FROM) KIND##_STEP(r, v) }
 #define TWO_SAVE(v, KIND) KIND##_SAVE(0, v) KIND##_SAVE(1, v)
@@ -137,17 +136,17 @@ WHOLE_TILE(int_whole_3, I8, int16_t, int8_t, 3)
 TWO_PANELS(f32_two_panels, F32, float, float)
 TWO_PANELS(int_two_panels, I8, int16_t, int8_t)
 
-/* The rows of a tile when `left` are to be done: as even as can be, since a tile of few rows waits for its sums. */
+/* The rows of the next tile when `left` remain: as even as possible, because a tile of few rows is bound by latency. */
 INLINE int tile_rows(int left)
 {
     int tiles = (left + TILE_ROWS - 1) / TILE_ROWS;
     return (left + tiles - 1) / tiles;
 }
 
-/* What is left of KC at k0. */
+/* The size of the block of KC at k0. */
 INLINE int block_of(int k0, int k) { return k - k0 < KC ? k - k0 : KC; }
 
-/* Rows times a segment (x or h) of a half panel, added to z, whose first row's half it is. */
+/* Rows times a segment (x or h) of a half panel, added to z, which points to this half in the first row. */
 static void half_f32(const float *const *a, int rows, int k, const float *w, zrow *z)
 {
     for (int k0 = 0; k0 < k; k0 += KC, w += KC * HALF)
@@ -175,7 +174,7 @@ static void half_int(const int16_t *const *a, int rows, int pairs, const int8_t 
     }
 }
 
-/* A panel's segment for up to three rows; `second` is how far its second half is. */
+/* A panel's segment for up to FEW_ROWS rows; `second` is the distance of its second half. */
 #define FEW_ROWS 3
 
 static void few_f32(const float *const *a, int rows, int k, const float *w, size_t second, zrow *z)

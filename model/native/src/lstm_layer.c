@@ -1,10 +1,9 @@
-/* A window of T characters through one lstm layer, forwards and backwards, for training: what autograd needs of it and
- * nothing more. The products that do not wait for a step (of the inputs, of the weights' gradients) are the caller's:
- * each is one large product.
+/* One LSTM layer over T characters, forwards and backwards, for training: the sequential part that autograd needs.
  *
- * What is left is a product of a few rows with the whole recurrent matrix in every step. It uses the stepper's tiles,
- * with the matrix laid out for them once a window, and applies the gates where a panel was summed. One thread: callers
- * share rows among threads, which meet once a window instead of once a step.
+ * The products that do not depend on the step before (of the inputs, and of the weights' gradients) are left to the
+ * caller, who computes each as one large product. What remains is, in every step, a product of a few rows with the
+ * whole recurrent matrix. It uses the tiles of gemm.h, with the matrix laid out for them once per call, and applies the gates
+ * right after a panel's product. It runs on one thread: callers divide the rows among threads.
  */
 #include <stdlib.h>
 
@@ -12,20 +11,20 @@
 #include "gates.h"
 #include "gemm.h"
 
-#define UNITS 8   /* hidden units of a panel: 4 gates * 8 = 32 outputs */
-#define ROWS 48   /* rows that go through the window together: their h and gates stay in the second cache */
+#define UNITS 8    /* hidden units of a panel: 4 gates * 8 = 32 outputs */
+#define ROWS 48    /* rows that are computed together: their h and gates stay in the L2 cache */
 #define MIN_ROWS 3 /* of a tile: fewer are filled up with copies of the first */
 
 typedef struct {
     float *packed;              /* the recurrent matrix, as the direction needs it */
-    float *rows[2];             /* (ROWS, stride): h before and after a step; or gates' derivatives */
-    float *carried;             /* (ROWS, hidden + 16): backwards, what reaches h from the step after; 16 are written at once */
-    float *cell;                /* (ROWS, hidden): backwards, what reaches c */
+    float *rows[2];             /* (ROWS, stride): h before and after a step; backwards, the gates' derivatives */
+    float *carried;             /* (ROWS, hidden + 16): backwards, dL/dh from the step after; 16 are written at once */
+    float *cell;                /* (ROWS, hidden): backwards, dL/dc */
     zrow z[ROWS];
     void *memory;
 } scratch_t;
 
-/* Floats between compact rows: a line more than they need, so that rows do not fall on the same sets of the cache. */
+/* Floats between compact rows: a cache line more than needed, so that rows do not fall on the same sets of the cache. */
 static size_t stride_of(int floats) { return (size_t)(floats + 31) / 32 * 32 + 16; }
 
 static float *take(char **at, size_t floats)
@@ -121,7 +120,8 @@ static void pack_backward(const float *w, int hidden, float *to)
     }
 }
 
-/* The derivatives of a step's sums, of one row. `carried`: what h and c got from the step after; c's is moved on. */
+/* The derivatives of one row's sums at step t. `carried` and `cell` are dL/dh and dL/dc from the step after; `cell` is
+ * moved on to this step. */
 static void gates_backward(const lh_lstm_layer *w, int row, int t, const float *carried, float *cell, float *to)
 {
     const size_t H = (size_t)w->hidden, at = (size_t)row * w->steps + t;
@@ -129,19 +129,19 @@ static void gates_backward(const lh_lstm_layer *w, int row, int t, const float *
     const float *before = t ? c - H : w->c0 + row * H;
     float *out = w->d_gates + at * 4 * H;
     float *sum = w->d_inputs ? w->d_inputs + (size_t)w->ids[at] * 4 * H : NULL;
-    const vf one = vf_all(1.0f), minus = vf_all(-1.0f); /* times one: simd.h has no sum but an fma */
-#define NOT(x) vf_fma(minus, x, one)                   /* 1 - x */
-#define LESS_SQUARE(x) vf_fma(vf_mul(minus, x), x, one) /* 1 - x^2 */
+    const vf one = vf_all(1.0f), minus = vf_all(-1.0f); /* an fma with one is a sum */
+#define ONE_MINUS(x) vf_fma(minus, x, one)                       /* 1 - x */
+#define ONE_MINUS_SQUARE(x) vf_fma(vf_mul(minus, x), x, one) /* 1 - x^2 */
     for (size_t u = 0; u < H; u += LANES) {
         vf i = vf_load(gates + u), f = vf_load(gates + H + u), g = vf_load(gates + 2 * H + u);
-        vf o = vf_load(gates + 3 * H + u), shown = vf_tanh(vf_load(c + u));
+        vf o = vf_load(gates + 3 * H + u), tanh_c = vf_tanh(vf_load(c + u));
         vf dh = vf_fma(one, vf_load(d_h + u), vf_load(carried + u));
-        vf dc = vf_fma(vf_mul(dh, o), LESS_SQUARE(shown), vf_load(cell + u));
+        vf dc = vf_fma(vf_mul(dh, o), ONE_MINUS_SQUARE(tanh_c), vf_load(cell + u));
         vf d[4];
-        d[0] = vf_mul(vf_mul(dc, g), vf_mul(i, NOT(i)));
-        d[1] = vf_mul(vf_mul(dc, vf_load(before + u)), vf_mul(f, NOT(f)));
-        d[2] = vf_mul(vf_mul(dc, i), LESS_SQUARE(g));
-        d[3] = vf_mul(vf_mul(dh, shown), vf_mul(o, NOT(o)));
+        d[0] = vf_mul(vf_mul(dc, g), vf_mul(i, ONE_MINUS(i)));
+        d[1] = vf_mul(vf_mul(dc, vf_load(before + u)), vf_mul(f, ONE_MINUS(f)));
+        d[2] = vf_mul(vf_mul(dc, i), ONE_MINUS_SQUARE(g));
+        d[3] = vf_mul(vf_mul(dh, tanh_c), vf_mul(o, ONE_MINUS(o)));
         vf_store(cell + u, vf_mul(dc, f));
         for (int gate = 0; gate < 4; gate++) {
             size_t place = (size_t)gate * H + u;
@@ -150,8 +150,8 @@ static void gates_backward(const lh_lstm_layer *w, int row, int t, const float *
             if (sum) vf_store(sum + place, vf_fma(one, d[gate], vf_load(sum + place)));
         }
     }
-#undef NOT
-#undef LESS_SQUARE
+#undef ONE_MINUS
+#undef ONE_MINUS_SQUARE
 }
 
 static void backward_rows(const lh_lstm_layer *w, scratch_t *s, int first, int count)
@@ -164,7 +164,7 @@ static void backward_rows(const lh_lstm_layer *w, scratch_t *s, int first, int c
         const float *a[ROWS], *panel = s->packed;
         for (int r = 0; r < count; r++)
             gates_backward(w, first + r, t, s->carried + r * carried, s->cell + r * H, s->rows[0] + r * stride);
-        if (!t) break; /* truncated here */
+        if (!t) break; /* backpropagation is truncated here */
         const int rows = row_pointers(a, s->rows[0], stride, count);
         for (int u = 0; u < hidden; u += HALF, panel += 4 * H * HALF) {
             for (int r = 0; r < rows; r++)
@@ -190,8 +190,8 @@ static int run(const lh_lstm_layer *w, void (*pack)(const float *, int, float *)
     return 0;
 }
 
-/* h, c and gates of a window. Not 0: no memory. */
+/* Computes h, c and gates. Returns 1 when there is no memory. */
 EXPORT int lh_lstm_forward(const lh_lstm_layer *w) { return run(w, pack_forward, forward_rows); }
 
-/* d_gates, and d_inputs where there are ids. Not 0: no memory. */
+/* Computes d_gates, and d_inputs where there are ids. Returns 1 when there is no memory. */
 EXPORT int lh_lstm_backward(const lh_lstm_layer *w) { return run(w, pack_backward, backward_rows); }

@@ -1,11 +1,13 @@
 /* Threads that share the items of a phase, and the barrier between phases.
  *
- * Each thread owns a range of items and takes from it; when it is through it takes from the others' ranges, so that a
- * thread the machine gives no time to holds up at most one item. Which thread computes an item changes no bit of it.
+ * Each thread owns a range of the items and takes from it. When its range is empty it takes from the other ranges, so a
+ * thread that the operating system does not schedule delays the phase by at most one item. Which thread computes an
+ * item changes no bit of the result.
  *
- * Waiting: a short spin, then sleep: on a machine with more runnable threads than cores the one waited for may need
- * this very core. (Yielding it instead gives it to a stranger for a whole slice, milliseconds.) Where threads mostly
- * wait for one another, since others have the cores, a run is better off on one: pool_threads sees to that.
+ * A thread waits by a short spin and then by sleeping: with more runnable threads than cores, the thread that is waited
+ * for may need this very core. (sched_yield would give the core to any other process for a whole time slice.) When the
+ * threads mostly wait for one another, because other processes have the cores, one thread is faster than several: then
+ * the pool falls back to a single thread for a number of runs.
  */
 #ifndef LONGHAND_POOL_H
 #define LONGHAND_POOL_H
@@ -20,35 +22,36 @@
 #include "simd.h"
 
 #define MAX_THREADS 256
-#define SPINS 2000     /* about 30 us */
-#define ALONE_FIRST 8  /* runs on one thread after one in which threads waited; doubled each time it happens again */
-#define ALONE_MOST 128
-#define ALONE_NS 100000000LL /* but no longer than this: 128 runs of 40 ms would be five seconds on one core */
+#define SPINS 2000                 /* before sleeping; about 30 us */
+#define FALLBACK_FIRST_RUNS 8      /* single-threaded runs after threads mostly waited; doubled each time it repeats */
+#define FALLBACK_MOST_RUNS 128
+#define FALLBACK_MOST_NS 100000000LL /* and never longer than this: 128 long runs would be seconds on one core */
 
 /* Where threads sleep until a word changes. */
 typedef struct {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     atomic_int sleepers;
-} room_t;
+} waiter_t;
 
 typedef struct {
     _Alignas(64) atomic_int taken; /* items taken from this thread's range in this phase */
-    _Alignas(64) atomic_uint job;  /* counts the runs this thread was called to */
+    _Alignas(64) atomic_uint job;  /* the number of runs that this thread was called to */
 } worker_t;
 
 typedef struct pool {
     worker_t worker[MAX_THREADS];
-    _Alignas(64) atomic_int arrived;
+    _Alignas(64) atomic_int arrived; /* threads at the barrier */
     _Alignas(64) atomic_uint phase;
-    room_t between_phases, between_runs;
-    atomic_llong slept_ns; /* by all threads together, between phases of this run */
-    int alone, alone_next; /* runs still to be done on one thread; how many the next time */
-    int64_t alone_until;
+    waiter_t between_phases, between_runs;
+    atomic_llong slept_ns; /* of all threads, between the phases of this run */
+    int fallback_runs;     /* runs still to be done on a single thread */
+    int next_fallback_runs;
+    int64_t fallback_until_ns;
     int active;  /* threads in this run */
-    int started; /* threads that exist, the caller's counted as one */
+    int started; /* threads that exist, the caller's included */
     int stop;
-    pid_t pid; /* threads do not survive a fork */
+    pid_t pid; /* of the process that started the threads: they do not survive a fork */
     void (*work)(void *, int thread);
     void *argument;
     pthread_t thread[MAX_THREADS];
@@ -66,33 +69,34 @@ static int64_t now_ns(void)
     return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
-/* Returns the ns it slept. */
-static int64_t room_wait(room_t *room, atomic_uint *word, unsigned seen)
+/* Waits until *word is not `seen`. Returns the ns that it slept. */
+static int64_t wait_for_change(waiter_t *waiter, atomic_uint *word, unsigned seen)
 {
     for (int i = 0; i < SPINS; i++) {
         if (atomic_load_explicit(word, memory_order_acquire) != seen) return 0;
         relax();
     }
     int64_t since = now_ns();
-    pthread_mutex_lock(&room->lock);
-    atomic_fetch_add(&room->sleepers, 1);
-    while (atomic_load(word) == seen) pthread_cond_wait(&room->changed, &room->lock);
-    atomic_fetch_sub(&room->sleepers, 1);
-    pthread_mutex_unlock(&room->lock);
+    pthread_mutex_lock(&waiter->lock);
+    atomic_fetch_add(&waiter->sleepers, 1);
+    while (atomic_load(word) == seen) pthread_cond_wait(&waiter->changed, &waiter->lock);
+    atomic_fetch_sub(&waiter->sleepers, 1);
+    pthread_mutex_unlock(&waiter->lock);
     return now_ns() - since;
 }
 
-/* After the word was changed (sequentially consistent, as is the sleepers' own order: count, then look). */
-static void room_wake(room_t *room)
+/* Call after the word was changed. No sleeper is missed: a sleeper counts itself before it reads the word, and all of
+ * these operations are sequentially consistent. */
+static void wake_all(waiter_t *waiter)
 {
-    if (atomic_load(&room->sleepers) == 0) return;
-    pthread_mutex_lock(&room->lock);
-    pthread_cond_broadcast(&room->changed);
-    pthread_mutex_unlock(&room->lock);
+    if (atomic_load(&waiter->sleepers) == 0) return;
+    pthread_mutex_lock(&waiter->lock);
+    pthread_cond_broadcast(&waiter->changed);
+    pthread_mutex_unlock(&waiter->lock);
 }
 
-/* All active threads meet; the last to come opens the next phase. */
-static void pool_meet(pool_t *p)
+/* Waits for all active threads; the last to arrive opens the next phase. */
+static void pool_barrier(pool_t *p)
 {
     if (p->active == 1) {
         atomic_store_explicit(&p->worker[0].taken, 0, memory_order_relaxed);
@@ -103,14 +107,15 @@ static void pool_meet(pool_t *p)
         atomic_store_explicit(&p->arrived, 0, memory_order_relaxed);
         for (int t = 0; t < p->active; t++) atomic_store_explicit(&p->worker[t].taken, 0, memory_order_relaxed);
         atomic_fetch_add(&p->phase, 1);
-        room_wake(&p->between_phases);
+        wake_all(&p->between_phases);
     } else {
-        int64_t slept = room_wait(&p->between_phases, &p->phase, seen);
+        int64_t slept = wait_for_change(&p->between_phases, &p->phase, seen);
         if (slept) atomic_fetch_add_explicit(&p->slept_ns, slept, memory_order_relaxed);
     }
 }
 
-/* The next item of this phase for this thread, or -1. `*from` is whose range it takes from; start with its own. */
+/* Returns the next item of this phase for this thread, or -1. `*from` is the range that it takes from; start with the
+ * thread's own. */
 static int pool_take(pool_t *p, int items, int *from)
 {
     for (int tried = 0; tried < p->active; tried++) {
@@ -132,10 +137,10 @@ static void *worker_main(void *start)
     free(start);
     float_mode_enter();
     for (unsigned seen = 0;; seen++) {
-        room_wait(&p->between_runs, &p->worker[index].job, seen);
+        wait_for_change(&p->between_runs, &p->worker[index].job, seen);
         if (p->stop) return NULL;
         p->work(p->argument, index);
-        pool_meet(p);
+        pool_barrier(p);
     }
 }
 
@@ -143,39 +148,39 @@ static void pool_init(pool_t *p)
 {
     memset(p, 0, sizeof *p);
     for (int i = 0; i < 2; i++) {
-        room_t *room = i ? &p->between_phases : &p->between_runs;
-        pthread_mutex_init(&room->lock, NULL);
-        pthread_cond_init(&room->changed, NULL);
+        waiter_t *waiter = i ? &p->between_phases : &p->between_runs;
+        pthread_mutex_init(&waiter->lock, NULL);
+        pthread_cond_init(&waiter->changed, NULL);
     }
     p->started = 1;
-    p->alone_next = ALONE_FIRST;
+    p->next_fallback_runs = FALLBACK_FIRST_RUNS;
     p->pid = getpid();
 }
 
-/* How many of n threads a run should use now. Changes no bit of it. */
+/* Returns how many of n threads the next run should use. It changes no bit of the result. */
 static int pool_threads(pool_t *p, int n)
 {
-    if (n == 1 || p->alone == 0) return n;
-    if (now_ns() > p->alone_until) p->alone = 1;
-    p->alone--;
+    if (n == 1 || p->fallback_runs == 0) return n;
+    if (now_ns() > p->fallback_until_ns) p->fallback_runs = 1;
+    p->fallback_runs--;
     return 1;
 }
 
-/* After a run on n threads: if together they did no more than one would, the next runs are on one. */
-static void pool_learn(pool_t *p, int n, int64_t run_ns)
+/* After a run on n threads: if they slept so much that one thread would have been as fast, fall back to one. */
+static void pool_measure(pool_t *p, int n, int64_t run_ns)
 {
     int64_t slept = atomic_exchange(&p->slept_ns, 0);
     if (n == 1) return;
     if (slept < (n - 1) * run_ns / 10 * 6) {
-        p->alone_next = ALONE_FIRST;
+        p->next_fallback_runs = FALLBACK_FIRST_RUNS;
         return;
     }
-    p->alone = p->alone_next;
-    p->alone_until = now_ns() + ALONE_NS;
-    if (p->alone_next < ALONE_MOST) p->alone_next *= 2;
+    p->fallback_runs = p->next_fallback_runs;
+    p->fallback_until_ns = now_ns() + FALLBACK_MOST_NS;
+    if (p->next_fallback_runs < FALLBACK_MOST_RUNS) p->next_fallback_runs *= 2;
 }
 
-/* Runs work(argument, thread) on up to n threads, the caller's among them; returns when all are through. */
+/* Runs work(argument, thread) on up to n threads, the caller's included, and returns when all are done. */
 static void pool_run(pool_t *p, int n, void (*work)(void *, int), void *argument)
 {
     if (p->pid != getpid()) pool_init(p);
@@ -190,7 +195,7 @@ static void pool_run(pool_t *p, int n, void (*work)(void *, int), void *argument
         atomic_store(&p->worker[p->started].job, 0);
         if (!start || pthread_create(&p->thread[p->started], NULL, worker_main, start)) {
             free(start);
-            n = p->started; /* the machine gives no more threads: go on with fewer */
+            n = p->started; /* the system gives no more threads: use those that there are */
             break;
         }
         p->started++;
@@ -198,10 +203,10 @@ static void pool_run(pool_t *p, int n, void (*work)(void *, int), void *argument
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     p->active = n, p->work = work, p->argument = argument;
     for (int t = 1; t < n; t++) atomic_fetch_add(&p->worker[t].job, 1);
-    if (n > 1) room_wake(&p->between_runs);
+    if (n > 1) wake_all(&p->between_runs);
     work(argument, 0);
-    pool_meet(p);
-    pool_learn(p, n, now_ns() - since);
+    pool_barrier(p);
+    pool_measure(p, n, now_ns() - since);
 }
 
 static void pool_close(pool_t *p)
@@ -209,7 +214,7 @@ static void pool_close(pool_t *p)
     if (p->pid == getpid()) {
         p->stop = 1;
         for (int t = 1; t < p->started; t++) atomic_fetch_add(&p->worker[t].job, 1);
-        room_wake(&p->between_runs);
+        wake_all(&p->between_runs);
         for (int t = 1; t < p->started; t++) pthread_join(p->thread[t], NULL);
     }
 }

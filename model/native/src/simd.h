@@ -1,7 +1,7 @@
-/* Vectors of eight, so that every other file is written once: AVX2, NEON, or plain C.
+/* Vectors of eight in AVX2, NEON or plain C, so that every other file is written once.
  *
  * Each operation is one that IEEE 754 defines to the last bit (add, multiply, fma, divide, round to nearest even), so
- * the three give the same bits. Nothing here may be replaced by an approximation (rcpps, vrecpe).
+ * all three give the same bits. Nothing here may be replaced by an approximation (rcpps, vrecpe).
  *
  *   vf  8 floats      vi  8 int32      vs  16 int16
  */
@@ -14,13 +14,12 @@
 #define INLINE static inline __attribute__((always_inline))
 #define LANES 8
 
-/* Of a tile's step, the sum is updated in place, in the order written: vf_fma_in, vi_dot2_in; KEEP(x) holds x in its
- * register. Left to themselves gcc 12 and clang reorder and move until the sums no longer fit the registers, and the
- * tile runs at half the speed; which one does it where changes with every edit. */
+/* vf_fma_in and vi_dot2_in update the sums of a tile in place, in the order written; KEEP(x) holds x in its register.
+ * Without them gcc 12 and clang reorder the operations until the sums no longer fit the registers, and the tile runs at
+ * half the speed. */
 
 #if defined(__AVX2__) && defined(__FMA__) && !defined(LONGHAND_PLAIN)
 #include <immintrin.h>
-#define SIMD_NAME "avx2"
 typedef __m256 vf;
 typedef __m256i vi;
 typedef __m256i vs;
@@ -53,7 +52,7 @@ INLINE vs vs_pair(const int16_t *p)
 #define vi_dot2_in(c, a, b) __asm__ volatile("vpaddd %1, %0, %0" : "+x"(c) : "x"(_mm256_madd_epi16(a, b)))
 /* c[j] = a[j] b[j] + c[j], rounded once */
 #define vf_fma_in(c, a, b) __asm__ volatile("vfmadd231ps %2, %1, %0" : "+x"(c) : "x"(a), "x"(b))
-/* 8 floats, to nearest even, -> 8 int16; the caller keeps them in range */
+/* 8 floats, rounded to nearest even, -> 8 int16; the caller keeps them in range */
 INLINE void vf_to_int16(int16_t *p, vf a)
 {
     __m256i n = _mm256_cvtps_epi32(a);
@@ -63,7 +62,6 @@ INLINE void vf_to_int16(int16_t *p, vf a)
 
 #elif defined(__ARM_NEON) && defined(__aarch64__) && !defined(LONGHAND_PLAIN)
 #include <arm_neon.h>
-#define SIMD_NAME "neon"
 typedef struct { float32x4_t a, b; } vf;
 typedef struct { int32x4_t a, b; } vi;
 typedef struct { int16x8_t a, b; } vs;
@@ -114,8 +112,7 @@ INLINE void vf_to_int16(int16_t *p, vf x)
 }
 
 #else
-/* Any CPU; slow without an fma instruction. Tests hold that it gives the bits of the others. */
-#define SIMD_NAME "plain"
+/* Any CPU; slow without an fma instruction. A test checks that it gives the bits of the others. */
 typedef struct { float x[8]; } vf;
 typedef struct { int32_t x[8]; } vi;
 typedef struct { int16_t x[16]; } vs;
@@ -152,7 +149,7 @@ INLINE vi vi_dot2(vi c, vs a, vs b)
 #define vf_fma_in(c, a, b) ((c) = vf_fma(a, b, c))
 INLINE void vf_to_int16(int16_t *p, vf a)
 {
-    /* 1.5 * 2^23 pushes the fraction out under round-to-nearest-even */
+    /* adding 1.5 * 2^23 rounds to a whole number */
     EACH(8)
     {
         volatile float shifted = a.x[j] + 12582912.0f;
@@ -162,7 +159,7 @@ INLINE void vf_to_int16(int16_t *p, vf a)
 #undef EACH
 #endif
 
-/* The bits must not depend on what another library set in this thread: rounding to nearest, denormals kept. */
+/* The bits must not depend on a mode that another library set in this thread: round to nearest, keep denormals. */
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 INLINE uint64_t float_mode_enter(void)

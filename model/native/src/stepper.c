@@ -1,8 +1,8 @@
 /* K steps of B texts through a stacked lstm, its head and the sampling, in one call.
  *
- * A step is a phase per layer (items: two panels of 8 hidden units, four gates each, for some rows; a panel's gates are
- * applied where it was summed, so nothing waits between the product and the cell), a phase for the head and one for
- * sampling. The last two exist only for rows whose next id is not forced_ids.
+ * A step is a phase per layer, a phase for the head and one for sampling. An item of a layer's phase is two panels of 8
+ * hidden units, four gates each, for some rows; the gates are applied right after the panel's product. The head and the
+ * sampling run only for the rows whose id is sampled or scored at this step.
  *
  * Rows are ordered so that those with more steps come first: the rows that still run are always the first ones.
  */
@@ -19,9 +19,9 @@
 #include "gemm.h"
 #include "pool.h"
 
-#define UNITS 8         /* hidden units of a panel: 4 gates * 8 = 32 outputs */
-#define GROUP 2         /* panels of an item: 16 floats of h, a cache line that no other thread writes */
-#define ROWS 96         /* rows of an item at most: their h stays in the second cache */
+#define UNITS 8 /* hidden units of a panel: 4 gates * 8 = 32 outputs */
+#define GROUP 2 /* panels of an item: 16 floats of h, a cache line that no other thread writes */
+#define ROWS 96 /* the most rows of an item: their h stays in the L2 cache */
 typedef struct {
     int panels;         /* of 32 outputs */
     int inputs;         /* 1: h; 2: the layer below's h, then h */
@@ -30,7 +30,8 @@ typedef struct {
     const float *initial, *scale;
 } layer_t;
 
-typedef struct { /* a thread's own */
+/* Memory of one thread. */
+typedef struct {
     zrow z[GROUP][ROWS];
     int16_t wide[KC * 2 * HALF];
     const void *row[2][ROWS];
@@ -41,32 +42,32 @@ typedef struct lh_stepper {
     pool_t pool;
     lh_model model;
     layer_t layer[MAX_LAYERS + 1];
-    int stride;  /* floats (or int16) between rows of h: H, rounded up to a line, and a line */
-    int vstride; /* between rows of logits */
+    int stride;  /* floats (or int16) between rows of h: H in whole cache lines, and one more */
+    int vstride; /* floats between rows of logits */
     void *arena;
     size_t arena_size;
     float *state; /* (slots, 2, L, H) */
     float *h[MAX_LAYERS][2], *c[MAX_LAYERS]; /* (rows, stride); h at even and odd steps */
     int16_t *hq[MAX_LAYERS][2];              /* int8: h in fixed point */
     float *logits;                           /* (rows, vstride) */
-    uint8_t *seen;                           /* (slots,) for finding a slot twice */
+    uint8_t *seen;                           /* (slots,) to find a slot that is there twice */
     scratch_t *scratch[MAX_THREADS];
-    /* of the run under way */
+    /* of the present run */
     lh_block *block;
     int32_t *order;     /* (rows,) the block's column of a row */
     int32_t *running;   /* (steps + 1,) rows with more than k steps */
-    int32_t *drawn;     /* (steps + 1,) where step k's rows to be sampled begin in `draws` */
-    int32_t *draws;     /* rows */
+    int32_t *drawn;     /* (steps + 1,) where the rows that step k samples or scores begin in `draws` */
+    int32_t *draws;     /* rows, for one step after another */
 } lh_stepper;
 
 /* Whether this CPU has what this library was compiled for. */
 EXPORT int lh_supported(void)
 {
 #if defined(__x86_64__) && defined(__AVX2__)
-    /* by hand: __builtin_cpu_supports always says no in a library linked by zig */
+    /* not __builtin_cpu_supports: it always says no in a library that zig linked */
     unsigned a, b, c, d, state, high;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_FMA) || !(c & bit_AVX) || !(c & bit_OSXSAVE)) return 0;
-    __asm__("xgetbv" : "=a"(state), "=d"(high) : "c"(0)); /* does the system keep the wide registers? */
+    __asm__("xgetbv" : "=a"(state), "=d"(high) : "c"(0)); /* does the system save the wide registers? */
     return (state & 6) == 6 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX2);
 #else
     return 1;
@@ -75,23 +76,23 @@ EXPORT int lh_supported(void)
 
 /* ---- a step's phases ---- */
 
-/* Row pointers of `count` rows from `first`, for the segments of a layer at step k. */
+/* Fills the row pointers of `count` rows from `first`, for the segments of a layer at step k. */
 static void layer_inputs(lh_stepper *s, int layer, int k, int first, int count, const void *(*row)[ROWS])
 {
-    int was = k & 1, now = was ^ 1, n = 0;
+    int before = k & 1, after = before ^ 1, n = 0;
     size_t offset = (size_t)first * (size_t)s->stride;
     if (s->model.is_int8) {
         if (layer) {
-            for (int r = 0; r < count; r++) row[n][r] = s->hq[layer - 1][now] + offset + (size_t)r * s->stride;
+            for (int r = 0; r < count; r++) row[n][r] = s->hq[layer - 1][after] + offset + (size_t)r * s->stride;
             n++;
         }
-        for (int r = 0; r < count; r++) row[n][r] = s->hq[layer][was] + offset + (size_t)r * s->stride;
+        for (int r = 0; r < count; r++) row[n][r] = s->hq[layer][before] + offset + (size_t)r * s->stride;
     } else {
         if (layer) {
-            for (int r = 0; r < count; r++) row[n][r] = s->h[layer - 1][now] + offset + (size_t)r * s->stride;
+            for (int r = 0; r < count; r++) row[n][r] = s->h[layer - 1][after] + offset + (size_t)r * s->stride;
             n++;
         }
-        for (int r = 0; r < count; r++) row[n][r] = s->h[layer][was] + offset + (size_t)r * s->stride;
+        for (int r = 0; r < count; r++) row[n][r] = s->h[layer][before] + offset + (size_t)r * s->stride;
     }
 }
 
@@ -152,7 +153,7 @@ static void multiply(lh_stepper *s, const layer_t *l, int panel, int panels, int
     else multiply_f32(s, l, panel, panels, rows, t);
 }
 
-/* Eight sums, made floats. fp32 began with the initial value; int8 adds it here. */
+/* Eight sums as floats. fp32 sums began with the initial value; int8 adds it here. */
 INLINE vf finish(int is_int8, const zrow *z, int v, const float *scale, const float *initial)
 {
     if (!is_int8) return vf_load(z->f + v * LANES);
@@ -167,7 +168,7 @@ INLINE void begin(int is_int8, zrow *z, const float *initial)
     }
 }
 
-/* How rows are divided among items: evenly, at most ROWS each, whole tiles of six but for the last. */
+/* How many rows an item has: evenly divided, at most ROWS, whole tiles of six except in the last item. */
 static int rows_per_item(int rows)
 {
     int items = (rows + ROWS - 1) / ROWS, each = (rows + items - 1) / items;
@@ -180,7 +181,7 @@ static int32_t id_fed(const lh_stepper *s, int k, int column)
     return k ? b->ids[(size_t)(k - 1) * b->rows + column] : b->forced_ids[column];
 }
 
-/* A panel's sums, of `rows` rows, become c and h; `at` is where the first row's eight units are. */
+/* Turns a panel's sums into c and h, for `rows` rows; `at` is where the eight units of the first row are. */
 static void apply_gates(lh_stepper *s, int layer, int now, size_t at, int rows, const zrow *z, const float *scale,
                         const float *const *initial, int offset)
 {
@@ -273,48 +274,49 @@ static void run_steps(void *stepper, int thread)
     for (int k = 0; k < s->block->steps && s->running[k]; k++) {
         for (int layer = 0; layer < s->model.layers; layer++) {
             layer_phase(s, layer, k, thread);
-            pool_meet(&s->pool);
+            pool_barrier(&s->pool);
         }
         if (s->drawn[k + 1] == s->drawn[k]) continue;
         head_phase(s, k, thread);
-        pool_meet(&s->pool);
+        pool_barrier(&s->pool);
         draw_phase(s, k, thread);
-        pool_meet(&s->pool);
+        pool_barrier(&s->pool);
     }
 }
 
 /* ---- before and after ---- */
 
-static int bad(lh_block *b, int code, int row, int step)
+static int invalid(lh_block *b, int code, int row, int step)
 {
     b->bad_row = row, b->bad_step = step;
     return code;
 }
 
+/* Returns LH_OK, or the code of the first invalid value. */
 static int check(lh_stepper *s, lh_block *b)
 {
     memset(s->seen, 0, (size_t)s->model.slots);
     for (int r = 0; r < b->rows; r++) {
         int slot = b->slots[r];
-        if (slot < 0 || slot >= s->model.slots) return bad(b, LH_SLOT, r, 0);
-        if (s->seen[slot]++) return bad(b, LH_SLOT_TWICE, r, 0);
-        if (b->row_steps[r] < 1 || b->row_steps[r] > b->steps) return bad(b, LH_STEPS, r, 0);
-        if (b->forced_ids[r] < 0) return bad(b, LH_FIRST_SAMPLE, r, 0);
-        if (!sampling_is_valid(&b->sampling[r])) return bad(b, LH_SAMPLING, r, 0);
+        if (slot < 0 || slot >= s->model.slots) return invalid(b, LH_SLOT, r, 0);
+        if (s->seen[slot]++) return invalid(b, LH_SLOT_TWICE, r, 0);
+        if (b->row_steps[r] < 1 || b->row_steps[r] > b->steps) return invalid(b, LH_STEPS, r, 0);
+        if (b->forced_ids[r] < 0) return invalid(b, LH_FIRST_SAMPLE, r, 0);
+        if (!sampling_is_valid(&b->sampling[r])) return invalid(b, LH_SAMPLING, r, 0);
     }
     for (int k = 0; k < b->steps; k++)
         for (int r = 0; r < b->rows; r++) {
             size_t at = (size_t)k * b->rows + r;
             double random_value = b->random_values[at];
             if (k >= b->row_steps[r]) continue;
-            if (b->forced_ids[at] >= s->model.vocab || b->forced_ids[at] < SAMPLE_ID) return bad(b, LH_FORCED_ID, r, k);
-            if (!(random_value >= 0.0 && random_value < 1.0)) return bad(b, LH_RANDOM_VALUE, r, k);
-            if (b->score_ids && b->score_ids[at] >= s->model.vocab) return bad(b, LH_SCORE_ID, r, k);
+            if (b->forced_ids[at] >= s->model.vocab || b->forced_ids[at] < SAMPLE_ID) return invalid(b, LH_FORCED_ID, r, k);
+            if (!(random_value >= 0.0 && random_value < 1.0)) return invalid(b, LH_RANDOM_VALUE, r, k);
+            if (b->score_ids && b->score_ids[at] >= s->model.vocab) return invalid(b, LH_SCORE_ID, r, k);
         }
     return LH_OK;
 }
 
-/* Orders the rows, and lists for each step which rows are to be sampled. */
+/* Orders the rows, and lists for each step the rows to be sampled or scored. */
 static void plan(lh_stepper *s, lh_block *b)
 {
     int32_t *running = s->running, *begins = s->drawn, n = 0;
@@ -342,7 +344,7 @@ static float *state_of(lh_stepper *s, int slot)
     return s->state + (size_t)slot * 2 * s->model.layers * s->model.hidden;
 }
 
-/* Between the table of states, (2, L, H) each, and the rows of the run. */
+/* Copies the states, (2, L, H) each, from the table to the rows of the run. */
 static void load_rows(lh_stepper *s)
 {
     int layers = s->model.layers, hidden = s->model.hidden;
@@ -351,7 +353,7 @@ static void load_rows(lh_stepper *s)
         const float *state = state_of(s, slot);
         size_t at = (size_t)row * s->stride, bytes = (size_t)hidden * sizeof(float);
         for (int l = 0; l < layers; l++) {
-            /* what is past H meets weights of zero and must be a number */
+            /* what is past H is multiplied by weights of zero, and must not be a NaN */
             memset(s->h[l][0] + at, 0, (size_t)s->stride * sizeof(float));
             memset(s->c[l] + at, 0, (size_t)s->stride * sizeof(float));
             memcpy(s->h[l][0] + at, state + (size_t)l * hidden, bytes);
@@ -365,6 +367,7 @@ static void load_rows(lh_stepper *s)
     }
 }
 
+/* Copies the states back to the table. */
 static void store_rows(lh_stepper *s)
 {
     int layers = s->model.layers, hidden = s->model.hidden;
@@ -379,7 +382,7 @@ static void store_rows(lh_stepper *s)
     }
 }
 
-/* Threads for a run. A phase must be worth the meeting at its end (0.2 us), a run the waking of the others (30 us). */
+/* The threads for a run. A phase must be worth the barrier at its end (0.2 us), a run the waking of threads (30 us). */
 static int threads_for(const lh_stepper *s, const lh_block *b)
 {
     double products = 0.0; /* of a step */
@@ -396,14 +399,14 @@ typedef struct {
     size_t used;
 } arena_t;
 
-static void *take(arena_t *a, size_t bytes)
+static void *allocate(arena_t *a, size_t bytes)
 {
     void *p = a->base ? a->base + a->used : NULL;
     a->used += (bytes + 63) / 64 * 64;
     return p;
 }
 
-/* Lays everything out in one piece of memory; without a base it only counts the bytes. */
+/* Lays everything out in one piece of memory, and returns its size; without a base it only counts the bytes. */
 static size_t lay_out(lh_stepper *s, char *base)
 {
     const lh_model *m = &s->model;
@@ -414,7 +417,7 @@ static size_t lay_out(lh_stepper *s, char *base)
         size_t bytes = (size_t)l->panels * l->panel_size * item;
         size_t outputs = (size_t)l->panels * PANEL * sizeof(float);
         size_t initial = outputs * (i == 0 ? (size_t)m->vocab : 1);
-        void *w = take(&at, bytes), *b = take(&at, initial), *c = take(&at, outputs);
+        void *w = allocate(&at, bytes), *b = allocate(&at, initial), *c = allocate(&at, outputs);
         if (!base) continue;
         l->weights = memcpy(w, m->weights[i], bytes);
         l->initial = memcpy(b, m->initial[i], initial);
@@ -422,20 +425,20 @@ static size_t lay_out(lh_stepper *s, char *base)
     }
     size_t state = slots * 2 * (size_t)m->layers * (size_t)m->hidden * sizeof(float);
     size_t rows = slots * (size_t)s->stride;
-    s->state = take(&at, state);
+    s->state = allocate(&at, state);
     for (int l = 0; l < m->layers; l++) {
-        for (int i = 0; i < 2; i++) s->h[l][i] = take(&at, rows * sizeof(float));
-        for (int i = 0; i < 2; i++) s->hq[l][i] = take(&at, m->is_int8 ? rows * sizeof(int16_t) : 0);
-        s->c[l] = take(&at, rows * sizeof(float));
+        for (int i = 0; i < 2; i++) s->h[l][i] = allocate(&at, rows * sizeof(float));
+        for (int i = 0; i < 2; i++) s->hq[l][i] = allocate(&at, m->is_int8 ? rows * sizeof(int16_t) : 0);
+        s->c[l] = allocate(&at, rows * sizeof(float));
     }
-    s->logits = take(&at, slots * (size_t)s->vstride * sizeof(float));
-    s->seen = take(&at, slots);
-    s->order = take(&at, slots * sizeof(int32_t));
+    s->logits = allocate(&at, slots * (size_t)s->vstride * sizeof(float));
+    s->seen = allocate(&at, slots);
+    s->order = allocate(&at, slots * sizeof(int32_t));
     for (int i = 0; i < m->threads; i++) {
-        s->scratch[i] = take(&at, sizeof(scratch_t));
-        double *weight = take(&at, (size_t)m->vocab * sizeof(double));
-        int32_t *heap = take(&at, (size_t)m->vocab * sizeof(int32_t));
-        uint8_t *keep = take(&at, (size_t)m->vocab);
+        s->scratch[i] = allocate(&at, sizeof(scratch_t));
+        double *weight = allocate(&at, (size_t)m->vocab * sizeof(double));
+        int32_t *heap = allocate(&at, (size_t)m->vocab * sizeof(int32_t));
+        uint8_t *keep = allocate(&at, (size_t)m->vocab);
         if (base) s->scratch[i]->sampling = (sampling_scratch_t){weight, heap, keep};
     }
     return at.used;
@@ -449,7 +452,7 @@ EXPORT void lh_close(lh_stepper *s)
     free(s);
 }
 
-/* Copies the model; NULL when there is no memory. */
+/* Returns a stepper with a copy of the model; NULL when there is no memory. */
 EXPORT lh_stepper *lh_open(const lh_model *model)
 {
     lh_stepper *s = NULL;
@@ -466,7 +469,7 @@ EXPORT lh_stepper *lh_open(const lh_model *model)
         size_t depth = model->is_int8 ? ((size_t)model->hidden + 1) / 2 * 2 : (size_t)model->hidden;
         l->panel_size = (size_t)l->inputs * depth * PANEL;
     }
-    /* whole panels, and a line more, so that rows do not fall on the same sets of the cache */
+    /* whole panels, and a cache line more, so that rows do not fall on the same sets of the cache */
     s->stride = (model->hidden + 31) / 32 * 32 + 32;
     s->vstride = s->layer[model->layers].panels * PANEL;
     size_t huge = (size_t)1 << 21;
@@ -478,19 +481,19 @@ EXPORT lh_stepper *lh_open(const lh_model *model)
         return NULL;
     }
 #ifdef MADV_HUGEPAGE
-    madvise(s->arena, s->arena_size, MADV_HUGEPAGE); /* 12 MB of weights are more 4 KB pages than the core keeps */
+    madvise(s->arena, s->arena_size, MADV_HUGEPAGE); /* 12 MB of weights are more 4 KB pages than the TLB holds */
 #endif
     lay_out(s, s->arena);
     return s;
 }
 
-/* Returns LH_OK, or what is wrong with the block; then nothing was done. */
+/* Returns LH_OK, or another code for an invalid block, which then has changed nothing. */
 EXPORT int lh_run(lh_stepper *s, lh_block *b)
 {
     if (b->rows == 0 || b->steps == 0) return LH_OK;
-    if (b->rows > s->model.slots) return bad(b, LH_SLOT_TWICE, s->model.slots, 0);
-    int wrong = check(s, b);
-    if (wrong) return wrong;
+    if (b->rows > s->model.slots) return invalid(b, LH_SLOT_TWICE, s->model.slots, 0);
+    int code = check(s, b);
+    if (code != LH_OK) return code;
     size_t steps = (size_t)b->steps + 1, draws = (size_t)b->steps * (size_t)b->rows;
     int32_t *lists = malloc((2 * steps + draws) * sizeof(int32_t));
     if (!lists) return LH_MEMORY;

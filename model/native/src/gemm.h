@@ -7,8 +7,8 @@
  * blocks of KC, which stay in the L1 cache while all rows use them; between blocks the sums are stored in z, which does
  * not change them.
  *
- * The tiles are macros over named variables, not loops over arrays: gcc decides which arrays live in registers before it
- * unrolls loops, and a tile whose sums live in memory runs at a third of the speed.
+ * The tiles are macros over named variables, not loops over arrays: gcc decides which arrays live in registers before
+ * it unrolls loops, and a tile whose sums live in memory runs at a third of the speed.
  */
 #ifndef LONGHAND_GEMM_H
 #define LONGHAND_GEMM_H

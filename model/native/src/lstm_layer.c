@@ -2,8 +2,8 @@
  *
  * The products that do not depend on the step before (of the inputs, and of the weights' gradients) are left to the
  * caller, who computes each as one large product. What remains is, in every step, a product of a few rows with the
- * whole recurrent matrix. It uses the tiles of gemm.h, with the matrix laid out for them once per call, and applies the gates
- * right after a panel's product. It runs on one thread: callers divide the rows among threads.
+ * whole recurrent matrix. It uses the tiles of gemm.h, with the matrix laid out for them once per call, and applies the
+ * gates right after a panel's product. It runs on one thread: callers divide the rows among threads.
  */
 #include <stdlib.h>
 
@@ -24,7 +24,7 @@ typedef struct {
     void *memory;
 } scratch_t;
 
-/* Floats between compact rows: a cache line more than needed, so that rows do not fall on the same sets of the cache. */
+/* Floats between compact rows: a cache line more than needed, so that rows fall on different sets of the cache. */
 static size_t stride_of(int floats) { return (size_t)(floats + 31) / 32 * 32 + 16; }
 
 static float *take(char **at, size_t floats)

@@ -309,7 +309,8 @@ static int check(lh_stepper *s, lh_block *b)
             size_t at = (size_t)k * b->rows + r;
             double random_value = b->random_values[at];
             if (k >= b->row_steps[r]) continue;
-            if (b->forced_ids[at] >= s->model.vocab || b->forced_ids[at] < SAMPLE_ID) return invalid(b, LH_FORCED_ID, r, k);
+            if (b->forced_ids[at] >= s->model.vocab || b->forced_ids[at] < SAMPLE_ID)
+                return invalid(b, LH_FORCED_ID, r, k);
             if (!(random_value >= 0.0 && random_value < 1.0)) return invalid(b, LH_RANDOM_VALUE, r, k);
             if (b->score_ids && b->score_ids[at] >= s->model.vocab) return invalid(b, LH_SCORE_ID, r, k);
         }

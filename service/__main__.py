@@ -20,14 +20,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from model.data_folder import data_folder
 from model.errors import ModelError
 from service.errors import ServiceError
 from service.jobs import bootstrap as first
 from service.jobs.queue import JobQueue
-from service.operations.redis_server import find_server_program
 from service.settings import Settings, SettingsError, describe, read_settings
-from service.store.connect import connect, require_supported_version
+from service.store.connect import connect
 from service.store.corpora import Corpora
+from service.store.redis_server import find_server_program, require_supported_version
 
 _WORKER_AGAIN_S = 2.0
 
@@ -64,7 +65,7 @@ def main() -> int:
         return 130
 
 
-_GUNICORN = ("gunicorn", "-c", "deploy/gunicorn.conf.py", "service.app:create_app()")
+_GUNICORN = ("gunicorn", "-c", "python:service.server.gunicorn_config", "service.app:create_app()")
 
 
 def _first_model(settings: Settings, queue: JobQueue, corpus: Path | None, minutes: float) -> None:
@@ -96,7 +97,7 @@ def _redis(url: str) -> Iterator[str]:
         print("redis   as REDIS_URL says", flush=True)
         yield url
         return
-    data = Path("data/redis").resolve()
+    data = (data_folder() / "redis").resolve()
     data.mkdir(parents=True, exist_ok=True)
     sockets = Path(tempfile.mkdtemp(prefix="longhand-"))  # not in data/: a socket's path has at most 107 bytes
     command = [find_server_program(), "--port", "0", "--unixsocket", f"{sockets}/redis.sock"]

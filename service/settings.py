@@ -7,10 +7,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from model import data_folder
+
 _KEY_CHARS = 16
+_FOLDERS = {"checkpoint": "checkpoints", "corpora": "corpora", "runs": "runs"}
 _SECRETS = ("admin_key", "api_keys", "redis_url", "jobs_redis_url")  # a URL may hold a password
 
 
@@ -33,6 +36,9 @@ class Settings(BaseSettings):
     )
     jobs_redis_url: str = Field(
         "", description="where the line of trainings stands; empty: REDIS_URL, unless that is a cluster: it cannot be"
+    )
+    longhand_home: Path = Field(
+        data_folder.DEFAULT, description="folder of all data; the three folders below lie in it unless they are set"
     )
     checkpoint_dir: Path = Field(Path("data/checkpoints"), description="its promoted.json names the model to serve")
     corpora_dir: Path = Field(Path("data/corpora"), description="training texts that were sent to the service")
@@ -88,6 +94,12 @@ class Settings(BaseSettings):
         if not self.queue_url:
             raise SettingsError("JOBS_REDIS_URL='': expected it to name a Redis, where REDIS_URL is empty or a cluster")
         return self.queue_url
+
+    @model_validator(mode="before")
+    @classmethod
+    def _folders_below_home(cls, values: dict[str, Any]) -> dict[str, Any]:
+        home = Path(values.get("longhand_home") or data_folder.DEFAULT)
+        return {**{f"{name}_dir": home / folder for name, folder in _FOLDERS.items()}, **values}
 
     @field_validator("jobs_redis_url")
     @classmethod

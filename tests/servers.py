@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from service.operations.redis_server import find_server_program
+from service.store.redis_server import find_server_program
 
 ROOT = Path(__file__).parent.parent
 
@@ -85,7 +85,8 @@ class Service:
 
     def start(self) -> None:
         self.client = httpx.Client(base_url=self.url, timeout=60)
-        command = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "service.app:create_app()"]
+        command = [sys.executable, "-m", "gunicorn", "-c", "python:service.server.gunicorn_config"]
+        command.append("service.app:create_app()")
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=self._environment, stderr=subprocess.DEVNULL, start_new_session=True
         )

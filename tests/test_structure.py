@@ -13,6 +13,7 @@ from tests.servers import ROOT
 
 MODULES = sorted([*ROOT.glob("model/**/*.py"), *ROOT.glob("service/**/*.py")])
 FLASK = {"service/app.py"}
+PROGRAMS = ("__main__", "gunicorn_config")  # run, and not imported: a server's configuration reads the settings
 REDIS = ("service/app.py", "service/store/", "service/jobs/")
 
 
@@ -50,7 +51,7 @@ import socket, threading, importlib
 def refuse(*a, **k): raise AssertionError("a connection at import")
 socket.socket.connect = refuse
 before = threading.active_count()
-for name in {[n for n in names if not n.endswith("__main__")]!r}:
+for name in {[n for n in names if not n.endswith(PROGRAMS)]!r}:
     importlib.import_module(name)
 assert threading.active_count() == before, threading.enumerate()
 """

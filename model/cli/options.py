@@ -10,13 +10,14 @@ from typing import Any
 from model.checkpoints import registry
 from model.cli import console
 from model.config import PRESETS, ModelConfig, TrainConfig
+from model.data_folder import data_folder
 from model.errors import CheckpointError
 from model.text.corpus import Corpus
 from model.text.default_text import default_text
 from model.text.memory_map import read_corpus
 from model.training.run_folder import RunFolder
 
-CHECKPOINT_FOLDER = Path("data/checkpoints")
+CHECKPOINT_FOLDER = data_folder() / "checkpoints"
 
 
 def add_corpus(command: argparse.ArgumentParser) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,9 +11,6 @@ from redis.cluster import RedisCluster
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from service.settings import SettingsError
-
-MINIMUM_VERSION = (6, 2)  # GETEX
 SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel")
 
 
@@ -48,23 +44,3 @@ def _options() -> dict[str, Any]:
         "socket_connect_timeout": 1.0,
         "retry": Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), 2),
     }
-
-
-def require_supported_version(client: Any) -> None:
-    """Check that the server is new enough. A server that cannot be reached now is not an error here.
-
-    Args:
-        client: What `connect` returned.
-
-    Raises:
-        SettingsError: The server is older than MINIMUM_VERSION. Valkey counts by the Redis version that it reports.
-    """
-    try:
-        info = client.info("server")
-    except redis.RedisError:
-        return
-    version = str(info.get("redis_version", ""))
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if numbers < MINIMUM_VERSION:
-        expected = ".".join(map(str, MINIMUM_VERSION))
-        raise SettingsError(f"REDIS_URL: the server is Redis {version}; expected {expected} or newer, or any Valkey")

@@ -16,11 +16,11 @@ from model.errors import StateError
 from model.network.sampling import SamplingParams
 from model.network.state import HiddenState
 from service.errors import SessionConflict, UnknownSession
-from service.operations.redis_server import find_server_program
 from service.settings import SettingsError
-from service.store.connect import connect, require_supported_version
+from service.store.connect import connect
 from service.store.memory import MemorySessions
 from service.store.redis import RedisSessions
+from service.store.redis_server import find_server_program, require_supported_version
 from service.store.sessions import Session, SessionStore, TurnRecord, digest, new_session_id
 from tests.contract.servers import Processes, oldest_redis, start_cluster, start_sentinel
 from tests.servers import RedisServer

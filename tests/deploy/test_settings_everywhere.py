@@ -88,7 +88,7 @@ def test_who_is_stopped_has_time_to_leave() -> None:
     api = compose(ROOT / "docker-compose.yml")["services"]["api"]
     scaled = compose(ROOT / "deploy/compose.scale.yml")["services"]["api"]["environment"]
     notice = float(re.fullmatch(r"\$\{DRAIN_NOTICE_S:-(\d+)\}", scaled["DRAIN_NOTICE_S"])[1])  # type: ignore[index]
-    margin = 10  # deploy/gunicorn.conf.py
+    margin = 10  # service/server/gunicorn_config.py
     assert float(api["stop_grace_period"].removesuffix("s")) > notice + read_settings().drain_s + margin
     seen_after = 1 + 2 * 0.25  # deploy/haproxy.cfg: inter, then fall - 1 times fastinter
     assert "check inter 1s fastinter 250ms downinter 500ms fall 3" in (ROOT / "deploy/haproxy.cfg").read_text()

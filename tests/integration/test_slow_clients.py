@@ -16,7 +16,7 @@ from service.server.worker import BODY_S, HEAD_S
 from tests.servers import RedisServer, Service, eventually, parse_events
 
 POST = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-THREADS = 8 + 8 + 16  # SLOTS, MAX_WAITING and what deploy/gunicorn.conf.py adds
+THREADS = 8 + 8 + 16  # SLOTS, MAX_WAITING and what service/server/gunicorn_config.py adds
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,16 @@
-"""The Redis server program for a machine without a REDIS_URL: an embedded Valkey."""
+"""The Redis server: the program for a machine without a REDIS_URL, and the oldest version that is supported."""
 
 from __future__ import annotations
 
+import re
 import shutil
+from typing import Any
+
+import redis
 
 from service.settings import SettingsError
 
+MINIMUM_VERSION = (6, 2)  # GETEX
 _PROGRAMS = ("valkey-server", "redis-server")
 
 
@@ -33,3 +38,23 @@ def find_server_program() -> str:
         "REDIS_URL='': this machine has no Redis server program; "
         "set REDIS_URL, or install valkey-server or redis-server"
     )
+
+
+def require_supported_version(client: Any) -> None:
+    """Check that the server is new enough. A server that cannot be reached now is not an error here.
+
+    Args:
+        client: What `connect` returned.
+
+    Raises:
+        SettingsError: The server is older than MINIMUM_VERSION. Valkey counts by the Redis version that it reports.
+    """
+    try:
+        info = client.info("server")
+    except redis.RedisError:
+        return
+    version = str(info.get("redis_version", ""))
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if numbers < MINIMUM_VERSION:
+        expected = ".".join(map(str, MINIMUM_VERSION))
+        raise SettingsError(f"REDIS_URL: the server is Redis {version}; expected {expected} or newer, or any Valkey")

@@ -1,11 +1,12 @@
-"""Law 1 at size: texts in random crowds on the native stepper, each compared to the bit with the one made alone.
+"""Batch invariance at scale: texts in random batches on the native stepper, compared bitwise with each text made alone.
 
-    python -m bench.law                              # 10^6 characters, fp32 and int8, 1 and 2 threads
-    python -m bench.law --characters 50000 --model 2x512
-    python -m bench.law --negative-control           # a stepper that is not invariant: it must find differences
+    python -m bench.batch_invariance                      # 10^6 characters, fp32 and int8, 1 and 2 threads
+    python -m bench.batch_invariance --characters 50000 --model 2x512
+    python -m bench.batch_invariance --negative-control   # a stepper that is not invariant: it must find differences
 
-Crowds are those of tests/crowd.py: 1 to 64 rows that join, leave, are cut, moved and cancelled, with blocks of 1 to 40
-steps. The control's rows feel how many they are, by one unit in the last place of one number. The last line is JSON.
+The batches are those of tests/random_batching.py: 1 to 64 rows that join, leave, are cut, moved and cancelled, with
+blocks of 1 to 40 steps. In the control, one number is wrong by one unit in the last place in large batches. The last
+line is JSON.
 """
 
 from __future__ import annotations

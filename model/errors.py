@@ -20,16 +20,17 @@ from collections.abc import Sequence
 
 
 class ModelError(Exception):
-    """The base of the tree. The message is `field: problem, expected ...`, with the parts that are given.
-
-    Attributes:
-        problem: What is wrong. When it is empty, the message says which value was received.
-        field: What the error is about: a setting, a file, a part of the input. Empty when there is no such thing.
-        value: The value that was received.
-        expected: What would have been accepted.
-    """
+    """The base of the tree. The message is `field: problem, expected ...`, with the parts that are given."""
 
     def __init__(self, problem: str = "", *, field: str = "", value: object = None, expected: str = "") -> None:
+        """Create the error; each argument becomes an attribute.
+
+        Args:
+            problem: What is wrong. When it is empty, the message says which value was received.
+            field: What the error is about: a setting, a file, a part of the input. Empty: nothing of the kind.
+            value: The value that was received.
+            expected: What would have been accepted.
+        """
         super().__init__(problem)
         self.problem = problem
         self.field = field
@@ -52,27 +53,21 @@ class TextError(ModelError, ValueError):
 
 
 class TextTooShort(TextError):
-    """Raised when a text is too short to be split and trained on.
-
-    Attributes:
-        needed: The number of characters that would be enough.
-    """
+    """Raised when a text is too short to be split and trained on."""
 
     def __init__(self, problem: str = "", *, needed: int = 0, expected: str = "") -> None:
+        """Create the error; `needed` is the number of characters that would be enough."""
         super().__init__(problem, expected=expected)
         self.needed = needed
 
 
 class UnknownCharacters(ModelError, ValueError):
-    """Raised when a text has characters that the vocabulary lacks.
-
-    Attributes:
-        unknown: The position and the character, for the first occurrence of each unknown character, in order.
-    """
+    """Raised when a text has characters that the vocabulary lacks."""
 
     _LISTED = 8
 
     def __init__(self, unknown: Sequence[tuple[int, str]]) -> None:
+        """Create the error; `unknown` has the first position of each unknown character and the character, in order."""
         listed = ", ".join(f"{c!r} (U+{ord(c):04X}) at {i}" for i, c in unknown[: self._LISTED])
         more = f" and {len(unknown) - self._LISTED} more" if len(unknown) > self._LISTED else ""
         super().__init__(f"the model's vocabulary lacks {listed}{more}", value="".join(c for _, c in unknown))

@@ -20,6 +20,7 @@ class CharRNN(nn.Module):
     """
 
     def __init__(self, config: ModelConfig) -> None:
+        """Create the layers with initial values from torch's global generator."""
         super().__init__()
         self.config = config
         rnn_class = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[config.cell]

@@ -80,7 +80,7 @@ class _NativeLstm(torch.autograd.Function):
         h, c = inputs.new_empty(*shape, hidden), inputs.new_empty(*shape, hidden)
         gates = inputs.new_empty(*shape, 4 * hidden)
         saved = {"ids": ids, "inputs": inputs, "weights": w_hh, "h0": h0, "c0": c0, "h": h, "c": c, "gates": gates}
-        _call("lh_lstm_forward", saved)
+        _call("lh_lstm_forward", h.shape, saved)
         ctx.save_for_backward(*saved.values())
         ctx.mark_non_differentiable(c)
         return h, c
@@ -91,17 +91,16 @@ class _NativeLstm(torch.autograd.Function):
         saved = {"ids": ids, "inputs": inputs, "weights": w_hh, "h0": h0, "c0": c0, "h": h, "c": c, "gates": gates}
         d_gates = torch.empty_like(gates)
         d_inputs = None if ids is None else torch.zeros_like(inputs)
-        _call("lh_lstm_backward", saved | {"d_h": gradients[0].contiguous(), "d_gates": d_gates, "d_inputs": d_inputs})
+        saved |= {"d_h": gradients[0].contiguous(), "d_gates": d_gates, "d_inputs": d_inputs}
+        _call("lh_lstm_backward", h.shape, saved)
         h_before = torch.cat([h0.unsqueeze(1), h[:, :-1]], dim=1)  # (B, T, H)
         d_w_hh = d_gates.flatten(0, 1).t() @ h_before.flatten(0, 1)
         return d_gates if d_inputs is None else d_inputs, d_w_hh, None, None, None
 
 
-def _call(function: str, tensors: dict[str, Tensor | None]) -> None:
-    """Call a function of the library with the addresses of the tensors."""
-    h = tensors["h"]
-    assert h is not None
+def _call(function: str, shape: torch.Size, tensors: dict[str, Tensor | None]) -> None:
+    """Call a function of the library with the shape (B, T, H) and the addresses of the tensors."""
     pointers = {name: None if t is None else t.data_ptr() for name, t in tensors.items()}
-    arrays = LstmLayerArrays(*h.shape, **pointers)
+    arrays = LstmLayerArrays(*shape, **pointers)
     if getattr(_library(), function)(ctypes.byref(arrays)):
         raise MemoryError("the native LSTM layer could not allocate memory")

@@ -147,15 +147,17 @@ class Streams:
 
     A row's position is a function of the step, so that a resumed run needs no stored position. A row that reaches the
     end continues at the start of the ids: the only place in an epoch where the text is not contiguous.
-
-    Args:
-        ids: The ids (N,) to read.
-        batch_size: B.
-        seq_length: T.
-        device: Where the windows are wanted. On a GPU the whole text is copied there once, so that no step copies it.
     """
 
     def __init__(self, ids: Ids, batch_size: int, seq_length: int, device: str = "cpu") -> None:
+        """Prepare the batches.
+
+        Args:
+            ids: The ids (N,) to read.
+            batch_size: B.
+            seq_length: T.
+            device: Where the windows are needed. A GPU gets a copy of all ids once, so that no step copies text.
+        """
         self._starts = np.arange(batch_size, dtype=np.int64)[:, None] * (len(ids) // batch_size)  # (B, 1)
         self._offsets = np.arange(seq_length + 1, dtype=np.int64)[None, :]  # (1, T + 1)
         self._seq_length = seq_length

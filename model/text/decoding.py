@@ -24,20 +24,13 @@ _CHUNK_BYTES = 1 << 20
 
 
 class TextDecoder:
-    """Decode one text, given in chunks that may be cut anywhere.
-
-    Args:
-        name: What the text is, for the messages of errors.
-
-    Attributes:
-        name: What the text is.
-        n_bytes: The number of bytes received.
-        n_characters: The number of characters returned.
-    """
+    """Decode one text, given in chunks that may be cut anywhere."""
 
     def __init__(self, name: str) -> None:
+        """Begin a text; `name` says what it is in the messages of errors."""
         self.name = name
-        self.n_bytes = self.n_characters = 0
+        self.n_bytes = 0  # received
+        self.n_characters = 0  # returned
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
         self._newlines = io.IncrementalNewlineDecoder(None, translate=True)
         self._start: bytes | None = b""  # the first bytes, until there are enough to see a byte order mark

@@ -28,7 +28,7 @@ OnProgress = Callable[[str, float], None]
 
 
 def read_corpus(
-    path: Path, config: TrainConfig, cache: Path, on_progress: OnProgress = lambda stage, done: None
+    path: Path, config: TrainConfig, cache: Path, on_progress: OnProgress = lambda _stage, _done: None
 ) -> Corpus:
     """Read a text of any size as a corpus.
 

@@ -8,20 +8,16 @@ import numpy as np
 
 from model.text.vocab import characters_of, code_points
 
-N_CODE_POINTS = 0x110000
-"""The number of Unicode code points."""
+_N_CODE_POINTS = 0x110000  # of Unicode
 
 
 class TextStatistics:
-    """Length, distinct characters and SHA-256 of a text that comes in chunks.
-
-    Attributes:
-        n_characters: The length of the text so far.
-    """
+    """Length, distinct characters and SHA-256 of a text that comes in chunks."""
 
     def __init__(self) -> None:
-        self.n_characters = 0
-        self._occurs = np.zeros(N_CODE_POINTS, dtype=np.bool_)
+        """Begin with the empty text."""
+        self.n_characters = 0  # so far
+        self._occurs = np.zeros(_N_CODE_POINTS, dtype=np.bool_)
         self._digest = hashlib.sha256()
 
     def update(self, text: str) -> None:

@@ -13,9 +13,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
+from model.atomic_files import atomic_write
+from model.errors import StorageError
 from model.native.library import SOURCES, Unsupported, flags, library_path
 
 
@@ -38,23 +39,22 @@ def compile_to(target: Path, compiler: list[str], options: tuple[str, ...], *sou
     Raises:
         BuildError: The compiler failed, with its output; or the folder cannot be written.
     """
+    units = sources or tuple(source for source in SOURCES if source.suffix == ".c")
     try:
-        handle, partial = tempfile.mkstemp(suffix=".so.partial", dir=target.parent)
-    except OSError as error:
-        raise BuildError(f"cannot write to {target.parent}: {error.strerror}") from error
-    os.close(handle)
+        with atomic_write(target) as file:
+            _run([*compiler, *options, *map(str, units), "-o", file.name, "-lm"])
+            os.chmod(file.name, 0o755)
+    except StorageError as error:
+        raise BuildError(str(error)) from error
+
+
+def _run(command: list[str]) -> None:
     try:
-        units = sources or tuple(source for source in SOURCES if source.suffix == ".c")
-        command = [*compiler, *options, *map(str, units), "-o", partial, "-lm"]
         result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode:
-            raise BuildError(f"{shlex.join(command)}\n{result.stderr.strip()}")
-        os.chmod(partial, 0o755)
-        os.replace(partial, target)
     except OSError as error:
-        raise BuildError(f"{compiler[0]}: {error.strerror}") from error
-    finally:
-        Path(partial).unlink(missing_ok=True)
+        raise BuildError(f"{command[0]}: {error.strerror}") from error
+    if result.returncode:
+        raise BuildError(f"{shlex.join(command)}\n{result.stderr.strip()}")
 
 
 def build() -> str:

@@ -20,16 +20,18 @@ from typing import Any
 
 import torch
 
-from model.config import ModelConfig
+from model.config import ModelConfig, WeightPrecision
 from model.network.char_rnn import CharRNN
 from model.stepper import Stepper
-from model.stepper.cpu import CpuStepper, Precision
+from model.stepper.cpu import CpuStepper
 from tests.random_batching import Careless, alone, different, in_crowds, random_texts
 
 VOCAB = 65
 
 
-def measure(network: CharRNN, characters: int, precision: Precision, threads: int, careless: bool) -> dict[str, Any]:
+def measure(
+    network: CharRNN, characters: int, precision: WeightPrecision, threads: int, careless: bool
+) -> dict[str, Any]:
     """Rounds of 150 texts until so many characters have been compared."""
     rng = Random(threads)
     inner = CpuStepper(network, 64, precision, threads)
@@ -62,7 +64,7 @@ def main() -> int:
     torch.manual_seed(1)
     network = CharRNN(ModelConfig(VOCAB, hidden, layers, 32))
     network.head.weight.data.mul_(6.0)  # as decided as a trained one
-    settings: list[tuple[Precision, int]] = [("fp32", 1), ("fp32", 2), ("int8", 1), ("int8", 2)]
+    settings: list[tuple[WeightPrecision, int]] = [("fp32", 1), ("fp32", 2), ("int8", 1), ("int8", 2)]
     results = []
     for precision, threads in settings:
         results.append(measure(network, args.characters // 4, precision, threads, args.negative_control))

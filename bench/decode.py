@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.config import ModelConfig
+from model.config import ModelConfig, WeightPrecision
 from model.native.build import BuildError, compile_to, compilers
 from model.network.char_rnn import CharRNN
 from model.network.sampling import SamplingParams, as_batch
 from model.stepper import SAMPLE, Block, Stepper
-from model.stepper.cpu import CpuStepper, Precision, Unsupported, available_cores
+from model.stepper.cpu import CpuStepper, Unsupported, available_cores
 
 VOCAB, EMBED = 65, 64
 ROUND_S = 0.15
@@ -223,7 +223,7 @@ def measure(name: str, rows: int, rounds: int, threads: int, machine: Machine | 
     network = CharRNN(ModelConfig(VOCAB, hidden, layers, EMBED)).eval()
     turns: dict[str, Turn] = {}
     steppers = []
-    precisions: tuple[Precision, ...] = ("fp32", "int8")
+    precisions: tuple[WeightPrecision, ...] = ("fp32", "int8")
     for precision in precisions:
         try:
             steppers.append(CpuStepper(network, rows, precision, threads))

@@ -1,8 +1,8 @@
-"""nanoGPT's CPU recipe, to be raced against: from a checkout of it, or our own re-statement where there is none.
+"""nanoGPT's CPU recipe, the opponent of `bench.train race`: from a checkout of it, or by our own reimplementation.
 
 The recipe (its README, "I only have a macbook"): 4 layers, 4 heads, 128 wide, block 64, batch 12, 2,000 iterations, no
-dropout, AdamW 1e-3 falling to 1e-4 by a cosine, warm-up of 100, betas .9 and .99, decay .1, clip 1. The re-statement
-has the same shape (pre-norm blocks, learned positions, tied head, no biases) and is labelled as ours wherever it runs.
+dropout, AdamW 1e-3 decaying to 1e-4 by a cosine, warm-up of 100, betas .9 and .99, decay .1, clip 1. The
+reimplementation has the same shape (pre-norm blocks, learned positions, tied head, no biases); results name it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Curve:
 
     name: str
     points: list[tuple[float, float]]
-    seconds: float  # of training, without the looks
+    seconds: float  # of training, without validations
 
 
 class _Block(nn.Module):
@@ -71,8 +71,8 @@ class _GPT(nn.Module):
         return F.linear(self.norm(self.blocks(x)), self.characters.weight)
 
 
-def restated(corpus: Corpus, iterations: int = ITERATIONS) -> Curve:
-    """Run the recipe by our re-statement of it."""
+def reimplementation(corpus: Corpus, iterations: int = ITERATIONS) -> Curve:
+    """Run the recipe by our reimplementation of it."""
     torch.manual_seed(1337)
     network = _GPT(len(corpus.vocab))
     matrices = [p for p in network.parameters() if p.dim() >= 2]
@@ -94,9 +94,9 @@ def restated(corpus: Corpus, iterations: int = ITERATIONS) -> Curve:
         optimizer.step()
         if (step + 1) % (iterations // 8) == 0:
             seconds += time.perf_counter() - began
-            points.append((seconds, _whole(network, corpus)))
+            points.append((seconds, _validation_loss(network, corpus)))
             began = time.perf_counter()
-    return Curve("nanoGPT's CPU recipe (our re-statement)", points, seconds)
+    return Curve("nanoGPT's CPU recipe (our reimplementation)", points, seconds)
 
 
 def _crops(ids: np.ndarray, draws: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -106,8 +106,8 @@ def _crops(ids: np.ndarray, draws: np.random.Generator) -> tuple[Tensor, Tensor]
 
 
 @torch.inference_mode()
-def _whole(network: _GPT, corpus: Corpus) -> float:
-    """All the validation part in crops of 64, each from nothing: what the recipe estimates from a sample."""
+def _validation_loss(network: _GPT, corpus: Corpus) -> float:
+    """Return the loss of the whole validation part in crops of 64: what the recipe estimates from a sample."""
     n = (len(corpus.val) - 1) // BLOCK
     chunk = torch.from_numpy(corpus.val[: n * BLOCK + 1].astype(np.int64))
     x, y = chunk[:-1].view(n, BLOCK), chunk[1:].view(n, BLOCK)
@@ -119,7 +119,11 @@ def _whole(network: _GPT, corpus: Corpus) -> float:
 
 
 def from_checkout(path: Path, corpus: Corpus) -> Curve:
-    """Run the recipe by nanoGPT's own train.py, on this corpus and split."""
+    """Run the recipe by nanoGPT's own train.py, on this corpus and split.
+
+    Raises:
+        RuntimeError: train.py failed.
+    """
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "nanoGPT"
         shutil.copytree(path, home, ignore=shutil.ignore_patterns(".git"))
@@ -130,7 +134,7 @@ def from_checkout(path: Path, corpus: Corpus) -> Curve:
         characters = corpus.vocab.characters
         meta = {"vocab_size": len(characters), "itos": dict(enumerate(characters))}
         meta["stoi"] = {c: i for i, c in enumerate(characters)}
-        (data / "meta.pkl").write_bytes(pickle.dumps(meta))  # its format, for it to read; nothing here loads one
+        (data / "meta.pkl").write_bytes(pickle.dumps(meta))  # the format that it reads; nothing here loads a pickle
         shape = f"--n_layer={LAYERS} --n_head={HEADS} --n_embd={WIDTH} --block_size={BLOCK} --batch_size={BATCH}"
         run = f"--max_iters={ITERATIONS} --lr_decay_iters={ITERATIONS} --dropout=0.0 --eval_iters=20 --log_interval=1"
         command = [sys.executable, "train.py", "config/train_shakespeare_char.py", "--device=cpu", "--compile=False"]
@@ -141,17 +145,17 @@ def from_checkout(path: Path, corpus: Corpus) -> Curve:
 
 
 def _read(process: subprocess.Popen[str]) -> Curve:
-    """Its losses, against steps times the median step: a step after a look has the look in its time."""
+    """Parse its output: losses against steps times the median step; a step after a validation includes its time."""
     assert process.stdout is not None
-    looks, steps_ms = [], []
+    validations, steps_ms = [], []
     with process:
         lines = process.stdout.readlines()
     for line in lines:
-        if looked := re.match(r"step (\d+): train loss [\d.]+, val loss ([\d.]+)", line):
-            looks.append((int(looked[1]), float(looked[2])))
+        if evaluated := re.match(r"step (\d+): train loss [\d.]+, val loss ([\d.]+)", line):
+            validations.append((int(evaluated[1]), float(evaluated[2])))
         elif stepped := re.match(r"iter \d+: loss [\d.]+, time ([\d.]+)ms", line):
             steps_ms.append(float(stepped[1]))
-    if process.returncode or not looks or not steps_ms:
-        raise RuntimeError(f"nanoGPT's train.py ended with {process.returncode} after {len(looks)} looks")
+    if process.returncode or not validations or not steps_ms:
+        raise RuntimeError(f"nanoGPT's train.py exited with {process.returncode} after {len(validations)} validations")
     step_s = statistics.median(steps_ms) / 1000
-    return Curve("nanoGPT's CPU recipe", [(n * step_s, nats) for n, nats in looks], looks[-1][0] * step_s)
+    return Curve("nanoGPT's CPU recipe", [(n * step_s, nats) for n, nats in validations], validations[-1][0] * step_s)

@@ -27,8 +27,9 @@ import numpy as np
 
 from model.checkpoints import registry
 from model.checkpoints.file_format import Checkpoint
+from model.config import WeightPrecision
 from model.network.sampling import SamplingParams
-from model.stepper.choose import Precision, choose
+from model.stepper.choose import choose
 from service.engine.engine import Engine
 from service.engine.observer import IterationStats, NullObserver
 from service.engine.sequence import SequenceRequest
@@ -52,7 +53,7 @@ class CharCounter(NullObserver):
 class Bare:
     """The engine alone, in this process, with texts that never end and that nobody reads."""
 
-    def __init__(self, model: Checkpoint, streams: int, precision: Precision, block_s: float) -> None:
+    def __init__(self, model: Checkpoint, streams: int, precision: WeightPrecision, block_s: float) -> None:
         stepper, self.stepper = choose(model.network(), streams, "cpu", precision)
         self.counter = CharCounter()
         self.engine = Engine(

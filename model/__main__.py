@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from model.cli import main
-from model.training.distributed import leave
+from model.training.distributed import exit_process
 
 if __name__ == "__main__":
-    sys.exit(leave(main()))
+    sys.exit(exit_process(main()))

@@ -15,7 +15,21 @@ from model.errors import ConfigError
 
 Cell = Literal["lstm", "gru", "rnn"]
 Schedule = Literal["cosine", "linear", "constant"]
-Precision = Literal["fp32", "bf16", "fp16"]
+TrainPrecision = Literal["fp32", "bf16", "fp16"]
+WeightPrecision = Literal["fp32", "int8"]
+Device = Literal["auto", "cpu", "cuda"]
+EvaluationProtocol = Literal["windowed", "stateful", "dynamic"]
+
+WEIGHT_PRECISIONS: tuple[WeightPrecision, ...] = get_args(WeightPrecision)
+"""Precisions of the weights in the native CPU stepper."""
+
+DEVICES: tuple[Device, ...] = get_args(Device)
+"""Devices that a setting can name; auto is a GPU where there is one."""
+
+PROTOCOLS: tuple[EvaluationProtocol, ...] = get_args(EvaluationProtocol)
+"""Evaluation protocols, see model.evaluation.protocols."""
+
+_PROTOCOL_LETTERS = dict(zip("abc", PROTOCOLS, strict=True))
 
 
 def _number(default: Any, help: str, *, minimum: float, maximum: float, exclusive_minimum: bool = False) -> Any:
@@ -132,9 +146,9 @@ class TrainConfig:
     workers: int = _number(
         0, "threads that share a batch on a CPU; 0: chosen by the number of cores", minimum=0, maximum=256
     )
-    precision: Precision = field(
+    precision: TrainPrecision = field(
         default="fp32",
-        metadata=_choice("of matrix products on a GPU (mixed precision); the weights stay fp32", Precision),
+        metadata=_choice("of matrix products on a GPU (mixed precision); the weights stay fp32", TrainPrecision),
     )
     max_vocab: int = _number(
         4096, "refuse a text with more distinct characters: it is probably not the intended file",
@@ -167,6 +181,19 @@ class TrainConfig:
                 expected = f"one of {', '.join(sorted(known))}"
                 raise ConfigError("not a training setting", field=name, value=value, expected=expected)
         return cls(**values)
+
+
+def protocol_name(name: str) -> EvaluationProtocol:
+    """Return the evaluation protocol of a name, or of a letter: old checkpoints and figures say a, b and c.
+
+    Raises:
+        ConfigError: There is no such protocol.
+    """
+    name = _PROTOCOL_LETTERS.get(name, name)
+    for protocol in PROTOCOLS:
+        if name == protocol:
+            return protocol
+    raise ConfigError(field="protocol", value=name, expected=f"one of {', '.join(PROTOCOLS)}, or its letter a, b, c")
 
 
 def validate(config: ModelConfig | TrainConfig) -> None:

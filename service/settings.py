@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model import data_folder
+from model.config import Device, WeightPrecision
 
 _KEY_CHARS = 16
 _FOLDERS = {"checkpoint": "checkpoints", "corpora": "corpora", "runs": "runs"}
@@ -43,10 +44,8 @@ class Settings(BaseSettings):
     checkpoint_dir: Path = Field(Path("data/checkpoints"), description="its promoted.json names the model to serve")
     corpora_dir: Path = Field(Path("data/corpora"), description="training texts that were sent to the service")
     runs_dir: Path = Field(Path("data/runs"), description="where trainings work, a folder each, gone when they end")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
-    precision: Literal["fp32", "int8"] = Field(
-        "fp32", description="of the native CPU stepper's weights; int8 is twice as fast"
-    )
+    device: Device = Field("auto", description="auto takes a GPU where there is one")
+    precision: WeightPrecision = Field("fp32", description="of the native CPU stepper's weights; int8 is twice as fast")
     slots: int = Field(64, ge=1, le=4096, description="texts that are written at the same time")
     max_waiting: int = Field(64, ge=0, le=65536, description="places in the line before the slots; beyond it: 429")
     block_ms: float = Field(

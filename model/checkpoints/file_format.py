@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from model.atomic_files import atomic_write
-from model.config import ModelConfig
+from model.config import ModelConfig, protocol_name
 from model.errors import CheckpointError, ModelError
 from model.network.char_rnn import CharRNN
 from model.text.vocab import Vocabulary
@@ -86,7 +86,7 @@ class Checkpoint:
             "run": json.dumps(
                 {
                     "val_loss": self.val_loss,
-                    "val_protocol": "b",  # the stateful protocol
+                    "val_protocol": "stateful",
                     "val_characters": self.val_characters,
                     "train_loss": self.train_loss,
                     "step": self.step,
@@ -121,7 +121,7 @@ class CheckpointInfo:
             "id": self.fingerprint,
             "name": self.path.name,
             "val_loss": run["val_loss"],
-            "val_protocol": run.get("val_protocol", "b"),
+            "val_protocol": protocol_name(run.get("val_protocol", "stateful")),
             "val_characters": run["val_characters"],
             "train_loss": run["train_loss"],
             "step": run["step"],

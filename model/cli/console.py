@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from model.checkpoints.file_format import Checkpoint
+from model.config import EvaluationProtocol
 from model.evaluation.protocols import bits
 from model.stepper.choose import choose
 from model.text.memory_map import OnProgress
@@ -31,7 +32,7 @@ def encoding() -> Iterator[OnProgress]:
         yield lambda stage, done: bar.update(task, completed=done, line=stage)
 
 
-def print_scores(part: str, n_characters: int, losses: Mapping[str, float]) -> None:
+def print_scores(part: str, n_characters: int, losses: Mapping[EvaluationProtocol, float]) -> None:
     """Print the loss of a part of a text, in nats per character, by protocol."""
     for protocol, nats in losses.items():
         in_bits = f"{bits(nats):.4f} bits per character"
@@ -48,7 +49,7 @@ def print_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "network": f"{c.cell}, {c.n_layers} x {c.n_hidden}, embedding {c.n_embed}, {c.n_parameters:,} parameters",
         "vocabulary": f"{len(checkpoint.vocab)} characters: {checkpoint.vocab.characters[:100]!r}",
         "validation": f"{checkpoint.val_loss:.4f} nats = {bits(checkpoint.val_loss):.4f} bits per character, "
-        f"protocol (b) on {checkpoint.val_characters:,} characters",
+        f"stateful protocol on {checkpoint.val_characters:,} characters",
         "training": f"{checkpoint.train_loss:.4f} nats at step {checkpoint.step:,}",
         "corpus": f"sha256 {checkpoint.corpus_sha256}",
         "options": ", ".join(f"{k}={v}" for k, v in checkpoint.options.items()),

@@ -9,7 +9,7 @@ from typing import Any
 
 from model.checkpoints import registry
 from model.cli import console
-from model.config import PRESETS, ModelConfig, TrainConfig
+from model.config import DEVICES, PRESETS, ModelConfig, TrainConfig
 from model.data_folder import data_folder
 from model.errors import CheckpointError
 from model.text.corpus import Corpus
@@ -50,7 +50,7 @@ def add_training(command: argparse.ArgumentParser, minutes_help: str = "") -> No
     command.add_argument(
         "--preset", choices=PRESETS, help=f"named settings; other options override them (default quick). {presets}"
     )
-    command.add_argument("--device", help="cpu or cuda (default cpu)")
+    command.add_argument("--device", choices=DEVICES, default="cpu", help="auto: a GPU if there is one (default cpu)")
     for config in (ModelConfig, TrainConfig):
         for f in fields(config):
             if f.name != "vocab_size":
@@ -90,8 +90,8 @@ def load_corpus(source: Path | None, config: TrainConfig, folder: Path) -> Corpu
     """Read and encode the text, the default one when `source` is None; a large one is encoded in `folder`/texts."""
     if source is None:
         return Corpus.from_text(default_text(), config)
-    with console.encoding() as watch:
-        return read_corpus(source, config, folder / "texts", watch)
+    with console.encoding() as on_progress:
+        return read_corpus(source, config, folder / "texts", on_progress)
 
 
 def chosen_checkpoint(args: argparse.Namespace) -> Path:

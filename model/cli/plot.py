@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from model.errors import CheckpointError
+from model.training.run_folder import RunFolder
+
 
 def configure(command: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
@@ -13,7 +16,17 @@ def configure(command: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw the picture and print its path."""
+    """Draw the picture and print its path.
+
+    Raises:
+        CheckpointError: The folder is not a run's, or it has no metrics yet.
+        ConfigError: The picture's file has another ending.
+    """
     from model.evaluation.plots import draw  # matplotlib takes a second to load
 
-    print(draw(args.folder, args.out or args.folder / "curves.svg"))
+    run_folder = RunFolder(args.folder)
+    model, metrics = run_folder.settings()["model"], run_folder.metrics()
+    if not metrics:
+        raise CheckpointError("has no metrics yet", field=f"run {args.folder}")
+    title = f"{model['cell']} {model['n_layers']} x {model['n_hidden']}"
+    print(draw(metrics, args.out or args.folder / "curves.svg", title))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import get_args
 
 from model.checkpoints import file_format
 from model.cli import options
+from model.config import WEIGHT_PRECISIONS
 from model.network.sampling import SamplingParams
-from model.stepper.choose import Precision, choose
+from model.stepper.choose import choose
 from model.stepper.generate import write
 
 
@@ -23,7 +23,7 @@ def configure(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (default 0)")
     command.add_argument(
         "--precision",
-        choices=get_args(Precision),
+        choices=WEIGHT_PRECISIONS,
         default="fp32",
         help="of the native stepper's weights (default fp32)",
     )

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import get_args
 
 from model.checkpoints import file_format
 from model.cli import console, options
-from model.config import TrainConfig
+from model.config import WEIGHT_PRECISIONS, TrainConfig
 from model.errors import ConfigError
 from model.evaluation import protocols
-from model.evaluation.dynamic_evaluation import dynamic_loss
-from model.stepper.choose import Precision, choose
+from model.evaluation.protocols import parse_protocols, stepper_loss
+from model.stepper.choose import choose
 from model.text.corpus import Corpus, Ids
 from model.text.decoding import read_text
 from model.text.default_text import default_text
@@ -25,35 +23,33 @@ def configure(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--part", choices=("val", "test", "all"), default="val", help="of the text, as the model's run split it"
     )
-    command.add_argument("--protocols", help="a: crops of 256; b: one pass; c: dynamic, slow (default ab)")
     command.add_argument(
-        "--precision", choices=get_args(Precision), help="measure the native stepper with these weights: (b) only"
+        "--protocols",
+        help="names or their letters a, b, c, separated by commas; windowed: crops of 256 characters; "
+        "stateful: one pass with the state carried; dynamic: the same by a model that goes on learning, slow "
+        "(default windowed,stateful; with --precision, stateful)",
+    )
+    command.add_argument(
+        "--precision", choices=WEIGHT_PRECISIONS, help="measure the native stepper with these weights: stateful only"
     )
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the loss under each protocol that was chosen."""
-    chosen = ("b" if args.precision else "ab") if args.protocols is None else args.protocols
-    if not chosen or set(chosen) - set("abc"):
-        raise ConfigError(field="protocols", value=chosen, expected="letters of a, b and c")
-    if args.precision and set(chosen) != {"b"}:
-        raise ConfigError(
-            field="protocols", value=chosen, expected=f"b with precision {args.precision}: a stepper reads on"
-        )
+    default = "stateful" if args.precision else "windowed,stateful"
+    chosen = parse_protocols(default if args.protocols is None else args.protocols)
+    if args.precision and chosen != ("stateful",):
+        expected = f"stateful with precision {args.precision}: a stepper reads the text in one pass"
+        raise ConfigError(field="protocols", value=args.protocols, expected=expected)
     loaded = file_format.load(options.chosen_checkpoint(args))
     ids = _part_of_text(args, loaded)
     network = loaded.network()
     if args.precision:
         stepper, name = choose(network, n_slots=64, device="cpu", precision=args.precision)
-        loss = protocols.loss_as_served(stepper, ids)
-        console.print_scores(f"{args.part}, {name}", len(ids) - 1, {"b": loss})
+        loss = stepper_loss(stepper, ids)
+        console.print_scores(f"{args.part}, {name}", len(ids) - 1, {"stateful": loss})
         return
-    losses: dict[str, Callable[[], float]] = {
-        "a": lambda: protocols.loss(network, ids, "a"),
-        "b": lambda: protocols.loss(network, ids, "b"),
-        "c": lambda: dynamic_loss(network, ids),
-    }
-    console.print_scores(args.part, len(ids) - 1, {p: losses[p]() for p in sorted(set(chosen))})
+    console.print_scores(args.part, len(ids) - 1, {p: protocols.loss(network, ids, p) for p in chosen})
 
 
 def _part_of_text(args: argparse.Namespace, loaded: file_format.Checkpoint) -> Ids:

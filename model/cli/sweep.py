@@ -8,6 +8,7 @@ from model.checkpoints import file_format, registry
 from model.cli import console, options, training_console
 from model.config import ModelConfig, TrainConfig
 from model.errors import ConfigError
+from model.network.device import resolve_device
 
 _MINUTES = 10.0
 
@@ -39,7 +40,9 @@ def run(args: argparse.Namespace) -> None:
     options.check_model_settings(settings)
     corpus = options.load_corpus(args.corpus, config, store)
     model = ModelConfig(vocab_size=len(corpus.vocab), **options.fields_of(ModelConfig, settings))
-    sweep = Sweep(corpus, model, config, store, study=args.study, storage=args.storage, device=args.device or "cpu")
+    sweep = Sweep(
+        corpus, model, config, store, study=args.study, storage=args.storage, device=resolve_device(args.device)
+    )
     path = sweep.run(args.runs, minutes, training_console.print_sweep_run)
     registry.promote(path)
     training_console.print_leaderboard(sweep.leaderboard())

@@ -13,47 +13,45 @@ from model.checkpoints.file_format import Checkpoint
 from model.cli.console import console, progress_bar
 from model.config import ModelConfig, TrainConfig
 from model.evaluation import advice
-from model.evaluation.advice import Facts, Look
+from model.evaluation.advice import Advice, TrainingSetup
 from model.evaluation.protocols import bits
+from model.evaluation.validation import Validation
 from model.text.corpus import Corpus
-from model.training.progress import Progress, Watch
+from model.training.run_folder import Progress, ProgressCallback
 
 if TYPE_CHECKING:  # a plain run need not load Optuna
-    from model.training.sweep import Row
+    from model.training.sweep import SweepRun
 
-_WHILE_RUNNING = {"overfitting", "unstable"}  # the other rules need the whole curve
+_WHILE_RUNNING = {"overfitting", "unstable_training"}  # the other rules need the whole curve
 
 
 @contextmanager
-def progress(corpus: Corpus, model: ModelConfig, config: TrainConfig) -> Iterator[Watch]:
+def progress(corpus: Corpus, model: ModelConfig, config: TrainConfig) -> Iterator[ProgressCallback]:
     """Show a progress bar for a run, and print a line for each validation; yields the callback for `fit`."""
-    facts = Facts(
-        model.n_parameters, len(corpus.train), len(corpus.val), len(corpus.vocab), config.dropout, config.seq_length
-    )
-    _print_setup(corpus, model, facts)
-    validations: list[Look] = []
+    setup = TrainingSetup.of(model, config, corpus)
+    _print_setup(corpus, model, setup)
+    validations: list[Validation] = []
     printed: set[str] = set()
     with progress_bar("train  ") as bar:
         task = bar.add_task("", total=None, line="")
 
-        def watch(report: Progress) -> None:
+        def on_progress(report: Progress) -> None:
             bar.update(task, completed=report.step, total=report.total_steps, line=_status(report))
-            if report.val_loss is None:
+            if report.validation is None:
                 return
             _print_validation(report)
-            validations.append(Look(report.step, report.train_loss, report.val_loss))
+            validations.append(report.validation)
             if len(validations) < config.validations:  # after the last one all rules are printed
-                new = [
-                    a for a in advice.of_curve(facts, validations) if a.rule in _WHILE_RUNNING and a.rule not in printed
-                ]
+                applicable = advice.advise_on_losses(setup, validations)
+                new = [a for a in applicable if a.rule in _WHILE_RUNNING and a.rule not in printed]
                 printed.update(a.rule for a in new)
                 _print_advice(new)
 
-        yield watch
-    _print_advice(advice.of_curve(facts, validations))
+        yield on_progress
+    _print_advice(advice.advise_on_losses(setup, validations))
 
 
-def _print_setup(corpus: Corpus, model: ModelConfig, facts: Facts) -> None:
+def _print_setup(corpus: Corpus, model: ModelConfig, setup: TrainingSetup) -> None:
     for note in corpus.notes:
         console.print(f"corpus  note: {note}")
     test = f", {len(corpus.test):,} more are the test part" if len(corpus.test) else ""
@@ -63,19 +61,19 @@ def _print_setup(corpus: Corpus, model: ModelConfig, facts: Facts) -> None:
         f"model   {model.cell} {model.n_layers} x {model.n_hidden}, {model.n_parameters:,} parameters, "
         f"{model.n_parameters / corpus.n_characters:.2f} for each character"
     )
-    _print_advice(advice.at_start(facts))
+    _print_advice(advice.advise_on_setup(setup))
 
 
 def _status(report: Progress) -> str:
     line = f"step {report.step:,}  {report.chars_per_s:,.0f} chars/s  lr {report.lr:.2g}  train {report.train_loss:.3f}"
-    if report.best is not None:
-        line += f"  best val {report.best:.3f} nats {bits(report.best):.3f} bits"
+    if report.best_val_loss is not None:
+        line += f"  best val {report.best_val_loss:.3f} nats {bits(report.best_val_loss):.3f} bits"
     return line
 
 
 def _print_validation(report: Progress) -> None:
     assert report.val_loss is not None
-    mark = " (best)" if report.val_loss == report.best else ""
+    mark = " (best)" if report.is_best else ""
     console.print(
         f"        step {report.step:,}: train {report.train_loss:.4f}, validation {report.val_loss:.4f} nats = "
         f"{bits(report.val_loss):.4f} bits per character{mark}, {report.chars_per_s:,.0f} chars/s, "
@@ -85,7 +83,7 @@ def _print_validation(report: Progress) -> None:
         console.print(f"        | {report.sample!r}", markup=False)
 
 
-def _print_advice(items: Sequence[advice.Advice]) -> None:
+def _print_advice(items: Sequence[Advice]) -> None:
     for item in items:
         console.print(f"advice  {item.text}", markup=False)
 
@@ -96,9 +94,9 @@ class GracefulInterrupt:
     So what is saved is whole. A second Ctrl-C interrupts at once.
     """
 
-    def __init__(self, watch: Watch) -> None:
-        """Wrap the callback `watch`."""
-        self._watch = watch
+    def __init__(self, on_progress: ProgressCallback) -> None:
+        """Wrap a callback."""
+        self._on_progress = on_progress
         self.requested = False
 
     def __enter__(self) -> Self:
@@ -116,7 +114,7 @@ class GracefulInterrupt:
 
     def __call__(self, report: Progress) -> None:
         """Pass the report on, then interrupt where Ctrl-C was pressed."""
-        self._watch(report)
+        self._on_progress(report)
         if self.requested:
             raise KeyboardInterrupt
 
@@ -138,25 +136,25 @@ def print_result(checkpoint: Checkpoint, path: Path, *, run: Path, best_val_loss
     """
     console.print(
         f"best    validation {checkpoint.val_loss:.4f} nats = {bits(checkpoint.val_loss):.4f} bits per character, "
-        f"protocol (b) on {checkpoint.val_characters:,} characters\n"
+        f"stateful protocol on {checkpoint.val_characters:,} characters\n"
         f"saved   {path}{' (promoted: it will be served)' if promoted else ''}\n"
         f"curves  python -m model plot {run}",
         markup=False,
     )
-    _print_advice(advice.of_whole(best_val_loss, checkpoint.val_loss))
+    _print_advice(advice.advise_on_final_loss(best_val_loss, checkpoint.val_loss))
 
 
-def print_sweep_run(row: Row) -> None:
+def print_sweep_run(run: SweepRun) -> None:
     """Print one run of a sweep: its loss and settings."""
-    end = "" if row.finished else " (pruned)"
-    console.print(f"run {row.number:>3}  {row.val_loss:.4f} nats{end}  {_as_words(row.settings)}", markup=False)
+    end = "" if run.finished else " (pruned)"
+    console.print(f"run {run.number:>3}  {run.val_loss:.4f} nats{end}  {_as_words(run.settings)}", markup=False)
 
 
-def print_leaderboard(rows: Sequence[Row]) -> None:
+def print_leaderboard(runs: Sequence[SweepRun]) -> None:
     """Print the runs of a sweep, the best first."""
     console.print("leaderboard, best first:")
-    for row in rows:
-        print_sweep_run(row)
+    for run in runs:
+        print_sweep_run(run)
 
 
 def _as_words(settings: Mapping[str, object]) -> str:

@@ -1,8 +1,8 @@
-"""What a run's numbers say, in words: a table of rules, each with the numbers it rests on and what to try.
+"""Advice on a run: a table of rules, each with the numbers that it rests on and what to try.
 
-Pure functions over numbers; they know no network and no file. Rules speak when they have something to say, and each has
-a test with numbers that trigger it and numbers that do not. The limits are rules of thumb, marked with their source
-where there is one; the figures in the message let a reader judge for himself.
+Pure functions over numbers; no network and no file. A rule returns its advice, or None when it does not apply; a test
+has numbers for both cases. The thresholds are rules of thumb, with their source where there is one; the figures in the
+text let the reader judge.
 """
 
 from __future__ import annotations
@@ -10,185 +10,195 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Self
 
-_LARGE_PER_CHARACTER = 3.0  # parameters a character; the course's advice: keep both of the same order of magnitude
-_SMALL_PER_CHARACTER = 0.05
-_SMALL_VALIDATION = 10_000  # characters: the standard error of a mean of nats (spread about 1.5) is then 0.015
-_OVERFIT = 0.15  # nats by which validation may lie above training before it is called overfitting
-_UNDERFIT = 0.03
-_RISING = 0.02  # nats above the best
-_UNSTABLE_STATE = 0.15  # nats by which the whole part may be above a sample of it: ten standard errors of a small one
+from model.config import ModelConfig, TrainConfig
+from model.evaluation.validation import Validation
+from model.text.corpus import Corpus
+
+_MANY_PER_CHARACTER = 3.0  # parameters; char-rnn's README advises the same order of magnitude as the characters
+_FEW_PER_CHARACTER = 0.05
+_ENOUGH_DROPOUT = 0.3
+_SMALL_VALIDATION = 10_000  # characters: the standard error of a mean of nats (standard deviation 1.5) is then 0.015
+_SEEN_OFTEN = 200  # occurrences of a character, on average
+_OVERFITTING = 0.15  # nats that the validation loss lies above the training loss
+_UNDERFITTING = 0.03
+_RISE = 0.02  # nats above the best validation loss
+_LAST_DROP = 0.1  # part of the whole decrease that the last validation still brought
+_LOSS_SPIKE = 0.3  # nats between two validations
+_UNSTABLE_STATE = 0.15  # nats that the whole part lies above a sample of it: ten standard errors of a small part
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What is known when a run begins."""
+class TrainingSetup:
+    """The numbers of a run that are known before its first step."""
 
     n_parameters: int
-    n_train: int  # characters
-    n_val: int
-    n_vocab: int
+    n_train: int  # characters of the training part
+    n_val: int  # characters of the validation part
+    vocab_size: int
     dropout: float
-    seq_length: int
 
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """A look at the validation part."""
-
-    step: int
-    train_loss: float  # nats per character
-    val_loss: float
+    @classmethod
+    def of(cls, model: ModelConfig, config: TrainConfig, corpus: Corpus) -> Self:
+        """Return the numbers of a run of this model on this corpus."""
+        return cls(model.n_parameters, len(corpus.train), len(corpus.val), len(corpus.vocab), config.dropout)
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """A rule's name and what it says."""
+    """The name of the rule that applies, and its advice."""
 
     rule: str
     text: str
 
 
-def at_start(facts: Facts) -> list[Advice]:
-    """What the sizes alone say."""
-    return _said(_AT_START, facts)
+def advise_on_setup(setup: TrainingSetup) -> list[Advice]:
+    """Return advice on the sizes of the network and the text, before training."""
+    return _apply(_SETUP_RULES, setup)
 
 
-def of_curve(facts: Facts, looks: Sequence[Look]) -> list[Advice]:
-    """What the losses so far say; for use during a run and after it."""
-    return _said(_OF_CURVE, facts, looks) if looks else []
+def advise_on_losses(setup: TrainingSetup, validations: Sequence[Validation]) -> list[Advice]:
+    """Return advice on the losses so far, during a run and after it; none before the first validation."""
+    return _apply(_LOSS_RULES, setup, validations) if validations else []
 
 
-def of_whole(best_look: float, whole: float) -> list[Advice]:
-    """What the loss of the whole validation part says, beside the best of the looks at samples of it."""
-    return _said(_OF_WHOLE, best_look, whole)
+def advise_on_final_loss(best_val_loss: float, final_val_loss: float) -> list[Advice]:
+    """Return advice on the final validation.
+
+    Args:
+        best_val_loss: The lowest loss of the validations during the run, each on a sample of the validation part.
+        final_val_loss: The loss of the same weights on the whole part.
+    """
+    return _apply(_FINAL_RULES, best_val_loss, final_val_loss)
 
 
-def _said(rules: dict[str, Callable[..., str | None]], *numbers: object) -> list[Advice]:
-    found = [(name, rule(*numbers)) for name, rule in rules.items()]
-    return [Advice(name, text) for name, text in found if text is not None]
+def _apply(rules: dict[str, Callable[..., str | None]], *numbers: object) -> list[Advice]:
+    texts = {name: rule(*numbers) for name, rule in rules.items()}
+    return [Advice(name, text) for name, text in texts.items() if text is not None]
 
 
-def _large(f: Facts) -> str | None:
-    ratio = f.n_parameters / f.n_train
-    if ratio <= _LARGE_PER_CHARACTER or f.dropout >= 0.3:
+def _many_parameters(s: TrainingSetup) -> str | None:
+    ratio = s.n_parameters / s.n_train
+    if ratio <= _MANY_PER_CHARACTER or s.dropout >= _ENOUGH_DROPOUT:
         return None
     return (
-        f"{f.n_parameters:,} parameters for {f.n_train:,} characters are {ratio:.1f} a character: it can learn the "
-        f"text by heart; try a smaller n_hidden, or dropout (now {f.dropout:g}) of 0.3 to 0.5"
+        f"many parameters: {s.n_parameters:,} for {s.n_train:,} characters are {ratio:.1f} a character, enough to "
+        f"memorize the text; try a smaller n_hidden, or dropout (now {s.dropout:g}) of 0.3 to 0.5"
     )
 
 
-def _small(f: Facts) -> str | None:
-    ratio = f.n_parameters / f.n_train
-    if ratio >= _SMALL_PER_CHARACTER:
+def _few_parameters(s: TrainingSetup) -> str | None:
+    ratio = s.n_parameters / s.n_train
+    if ratio >= _FEW_PER_CHARACTER:
         return None
     return (
-        f"{f.n_parameters:,} parameters for {f.n_train:,} characters are {ratio:.3f} a character: the text has more to "
-        "teach than it can hold; a larger n_hidden would use it, given the minutes"
+        f"few parameters: {s.n_parameters:,} for {s.n_train:,} characters are {ratio:.3f} a character, too few to "
+        "learn all that the text has; try a larger n_hidden, with more minutes"
     )
 
 
-def _validation(f: Facts) -> str | None:
-    if f.n_val >= _SMALL_VALIDATION:
+def _small_validation_part(s: TrainingSetup) -> str | None:
+    if s.n_val >= _SMALL_VALIDATION:
         return None
-    error = 1.5 / max(1, f.n_val) ** 0.5
+    error = 1.5 / max(1, s.n_val) ** 0.5
     return (
-        f"the validation part has {f.n_val:,} characters: its loss is uncertain by about {error:.3f} nats, so small "
-        "differences mean nothing; give it more text, or a larger val_fraction"
+        f"small validation part: {s.n_val:,} characters, so the validation loss is uncertain by about {error:.3f} "
+        "nats and smaller differences mean nothing; use more text, or a larger val_fraction"
     )
 
 
-def _vocabulary(f: Facts) -> str | None:
-    if f.n_train >= 200 * f.n_vocab:
+def _rare_characters(s: TrainingSetup) -> str | None:
+    if s.n_train >= _SEEN_OFTEN * s.vocab_size:
         return None
     return (
-        f"{f.n_vocab:,} distinct characters in {f.n_train:,}: each is seen {f.n_train / f.n_vocab:.0f} times on "
-        "average, too seldom to be learnt well; more text, or fewer kinds of characters"
+        f"rare characters: {s.vocab_size:,} distinct ones in {s.n_train:,}, each seen {s.n_train / s.vocab_size:.0f} "
+        "times on average, too seldom to be learned well; use more text, or a text with fewer distinct characters"
     )
 
 
-def _overfitting(f: Facts, looks: Sequence[Look]) -> str | None:
-    best = min(looks, key=lambda look: look.val_loss)
-    last = looks[-1]
+def _overfitting(s: TrainingSetup, validations: Sequence[Validation]) -> str | None:
+    best = min(validations, key=lambda v: v.val_loss)
+    last = validations[-1]
     gap = last.val_loss - last.train_loss
-    if gap < _OVERFIT or len(looks) < 3 or last.val_loss < best.val_loss + _RISING:
+    if gap < _OVERFITTING or len(validations) < 3 or last.val_loss < best.val_loss + _RISE:
         return None
     return (
-        f"overfitting: validation {last.val_loss:.3f} is {gap:.3f} above training {last.train_loss:.3f}, and "
+        f"overfitting: validation loss {last.val_loss:.3f} is {gap:.3f} above training loss {last.train_loss:.3f}, and "
         f"{last.val_loss - best.val_loss:.3f} above its best {best.val_loss:.3f} at step {best.step:,}; try more "
-        f"dropout (now {f.dropout:g}), weight_drop, a smaller n_hidden or fewer steps"
+        f"dropout (now {s.dropout:g}), weight_drop, a smaller n_hidden or fewer steps"
     )
 
 
-def _memorising(f: Facts, looks: Sequence[Look]) -> str | None:
-    last = looks[-1]
+def _memorization(s: TrainingSetup, validations: Sequence[Validation]) -> str | None:
+    last = validations[-1]
     gap = last.val_loss - last.train_loss
-    if gap < _OVERFIT or _overfitting(f, looks) is not None:
+    if gap < _OVERFITTING or _overfitting(s, validations) is not None:
         return None
     return (
-        f"training {last.train_loss:.3f} is {gap:.3f} below validation {last.val_loss:.3f}, which still falls: more "
-        f"dropout (now {f.dropout:g}) may bring validation lower yet, in a longer run"
+        f"memorization: training loss {last.train_loss:.3f} is {gap:.3f} below validation loss {last.val_loss:.3f}, "
+        f"which still decreases; try more dropout (now {s.dropout:g}) in a longer run"
     )
 
 
-def _underfitting(f: Facts, looks: Sequence[Look]) -> str | None:
-    last = looks[-1]
+def _underfitting(s: TrainingSetup, validations: Sequence[Validation]) -> str | None:
+    last = validations[-1]
     gap = last.val_loss - last.train_loss
-    if gap > _UNDERFIT or len(looks) < 3:
+    if gap > _UNDERFITTING or len(validations) < 3:
         return None
-    what = "less dropout, " if f.dropout > 0.1 else ""
+    less_dropout = "less dropout, " if s.dropout > 0.1 else ""
     return (
-        f"underfitting: validation {last.val_loss:.3f} and training {last.train_loss:.3f} are {gap:+.3f} apart: it has "
-        f"not learnt by heart and could learn more; try {what}a larger n_hidden, another layer or more minutes"
+        f"underfitting: validation loss {last.val_loss:.3f} and training loss {last.train_loss:.3f} differ by "
+        f"{gap:+.3f}: the network could learn more from this text; try {less_dropout}a larger n_hidden, another layer "
+        "or more minutes"
     )
 
 
-def _falling(f: Facts, looks: Sequence[Look]) -> str | None:
-    if len(looks) < 4 or looks[-1].val_loss > min(look.val_loss for look in looks):
+def _still_improving(s: TrainingSetup, validations: Sequence[Validation]) -> str | None:
+    if len(validations) < 4 or validations[-1].val_loss > min(v.val_loss for v in validations):
         return None
-    fell = looks[-2].val_loss - looks[-1].val_loss
-    share = fell / max(1e-9, looks[0].val_loss - looks[-1].val_loss)
-    if share < 0.1:
+    drop = validations[-2].val_loss - validations[-1].val_loss
+    share = drop / max(1e-9, validations[0].val_loss - validations[-1].val_loss)
+    if share < _LAST_DROP:
         return None
     return (
-        f"validation fell by {fell:.3f} between the last two looks, {share:.0%} of all it fell: the run was too short; "
-        "more minutes will pay"
+        f"still improving: the last validation lowered the loss by {drop:.3f} nats, {share:.0%} of the whole decrease, "
+        "so the run was too short; try more minutes"
     )
 
 
-def _unstable(f: Facts, looks: Sequence[Look]) -> str | None:
-    jumps = [(b.train_loss - a.train_loss, b) for a, b in pairwise(looks)]
-    worst = max(jumps, default=(0.0, looks[0]), key=lambda jump: jump[0])
-    if worst[0] < 0.3:
+def _unstable_training(s: TrainingSetup, validations: Sequence[Validation]) -> str | None:
+    rises = [(b.train_loss - a.train_loss, b.step) for a, b in pairwise(validations)]
+    rise, step = max(rises, default=(0.0, 0), key=lambda entry: entry[0])
+    if rise < _LOSS_SPIKE:
         return None
     return (
-        f"unstable: training rose by {worst[0]:.3f} before step {worst[1].step:,}; try a smaller lr, a smaller clip or "
-        "a longer warmup"
+        f"unstable training: the training loss rose by {rise:.3f} before step {step:,}; try a smaller lr, a smaller "
+        "clip or a longer warmup"
     )
 
 
-def _unstable_state(best_look: float, whole: float) -> str | None:
-    if whole < best_look + _UNSTABLE_STATE:
+def _unstable_state(best_val_loss: float, final_val_loss: float) -> str | None:
+    if final_val_loss < best_val_loss + _UNSTABLE_STATE:
         return None
     return (
-        f"unstable_state: the whole validation part costs {whole:.3f} nats a character, its samples {best_look:.3f}: "
-        "there are places from which the network does not find back, and a text may begin in one; try another seed, a "
-        "larger reset or a smaller lr"
+        f"unstable state: the loss is {final_val_loss:.3f} nats on the whole validation part but {best_val_loss:.3f} "
+        "on samples of it. After some passages the hidden state does not recover, and generated text may stay bad; "
+        "try another seed, a larger reset or a smaller lr"
     )
 
 
-_AT_START: dict[str, Callable[..., str | None]] = {
-    "large": _large,
-    "small": _small,
-    "validation": _validation,
-    "vocabulary": _vocabulary,
+_SETUP_RULES: dict[str, Callable[..., str | None]] = {
+    "many_parameters": _many_parameters,
+    "few_parameters": _few_parameters,
+    "small_validation_part": _small_validation_part,
+    "rare_characters": _rare_characters,
 }
-_OF_CURVE: dict[str, Callable[..., str | None]] = {
+_LOSS_RULES: dict[str, Callable[..., str | None]] = {
     "overfitting": _overfitting,
-    "memorising": _memorising,
+    "memorization": _memorization,
     "underfitting": _underfitting,
-    "falling": _falling,
-    "unstable": _unstable,
+    "still_improving": _still_improving,
+    "unstable_training": _unstable_training,
 }
-_OF_WHOLE: dict[str, Callable[..., str | None]] = {"unstable_state": _unstable_state}
+_FINAL_RULES: dict[str, Callable[..., str | None]] = {"unstable_state": _unstable_state}

@@ -1,8 +1,8 @@
-"""Protocol (c): dynamic evaluation. The model goes on learning from the text that it is measured on.
+"""The dynamic protocol: the model goes on learning from the text that it is measured on.
 
-Each window is predicted first and learnt from after, so no character helps to predict itself. Source: Krause et al.
-(2018), "Dynamic Evaluation of Neural Sequence Models": gradient descent with a pull back to the trained weights; each
-step's size is set by the gradients that the part itself has shown so far, so nothing else need be stored.
+Each window is predicted first and learned from afterwards, so no character helps to predict itself. Source: Krause et
+al. (2018), "Dynamic Evaluation of Neural Sequence Models": gradient descent with decay towards the trained weights; the
+step of each weight is scaled by the gradients seen so far on this text, so no statistics of the training are stored.
 """
 
 from __future__ import annotations
@@ -17,16 +17,29 @@ from model.network.char_rnn import CharRNN, detach
 from model.text.corpus import Ids
 
 WINDOW = 32
-RATE = 2e-3
-PULL = 2e-3
-_MEMORY = 0.999  # of the running mean of squared gradients
+LEARNING_RATE = 2e-3
+DECAY = 2e-3
+_SQUARES_DECAY = 0.999  # of the running mean of squared gradients
 
 
-def dynamic_loss(network: CharRNN, ids: Ids, *, rate: float = RATE, pull: float = PULL, window: int = WINDOW) -> float:
-    """Protocol (c) on ids[1:], nats per character: one pass, state carried, every character counted once.
+def dynamic_loss(
+    network: CharRNN,
+    ids: Ids,
+    *,
+    learning_rate: float = LEARNING_RATE,
+    decay: float = DECAY,
+    window: int = WINDOW,
+) -> float:
+    """Return the dynamic loss of ids[1:], in nats per character: one pass, state carried, every character counted once.
 
-    `rate` is of each window's step, `pull` of the way back to the trained weights in it. The network itself is not
-    changed. One text at a time cannot be computed side by side: this takes about ten times as long as (b).
+    Spans cannot be read side by side, so this takes about ten times as long as the stateful protocol.
+
+    Args:
+        network: The network to measure; it is not changed, a copy learns.
+        ids: The text, at least 2 ids.
+        learning_rate: Of each window's step.
+        decay: The fraction of the way back to the trained weights, in each step.
+        window: Characters between two steps.
     """
     learner = copy.deepcopy(network).requires_grad_(True)
     parameters = list(learner.parameters())
@@ -40,9 +53,9 @@ def dynamic_loss(network: CharRNN, ids: Ids, *, rate: float = RATE, pull: float 
         total += float(nats.detach()) * (chunk.shape[1] - 1)
         gradients = torch.autograd.grad(nats, parameters)
         with torch.no_grad():
-            correction = 1 - _MEMORY ** (i + 1)
+            correction = 1 - _SQUARES_DECAY ** (i + 1)
             for p, start, g, square in zip(parameters, trained, gradients, squares, strict=True):
-                square.mul_(_MEMORY).addcmul_(g, g, value=1 - _MEMORY)
-                p.addcdiv_(g, (square / correction).sqrt_().add_(1e-4), value=-rate)
-                p.lerp_(start, pull)
+                square.mul_(_SQUARES_DECAY).addcmul_(g, g, value=1 - _SQUARES_DECAY)
+                p.addcdiv_(g, (square / correction).sqrt_().add_(1e-4), value=-learning_rate)
+                p.lerp_(start, decay)
     return total / n

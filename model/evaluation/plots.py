@@ -1,35 +1,44 @@
-"""A run's curves as a picture: training and validation loss against steps, SVG or PNG by the file's ending."""
+"""The loss curves of a run as a picture, SVG or PNG. It knows no run folder: it draws the metrics that it is given."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
-from model.errors import CheckpointError, ConfigError
+from model.errors import ConfigError
 from model.evaluation.protocols import bits
-from model.training.run_folder import RunFolder
 
-_ENDINGS = (".svg", ".png")
+_SUFFIXES = (".svg", ".png")
 
 
-def draw(run: Path, out: Path) -> Path:
-    """Draw both curves of a run, the best look marked. Raised: ConfigError, CheckpointError."""
-    if out.suffix not in _ENDINGS:
-        raise ConfigError(f"out: got {out}, expected a file that ends in {' or '.join(_ENDINGS)}")
-    record = RunFolder(run)
-    settings, lines = record.settings(), record.metrics()
-    looks = [line for line in lines if line["val_loss"] is not None]
-    if not lines:
-        raise CheckpointError(f"run {run}: has no metrics yet")
+def draw(metrics: Sequence[Mapping[str, Any]], out: Path, title: str = "") -> Path:
+    """Draw training and validation loss against steps, with the best validation annotated.
+
+    Args:
+        metrics: One mapping a progress report, with step, train_loss and val_loss (None between validations).
+        out: The file to write.
+        title: The heading of the picture.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ConfigError: The file's name has another ending.
+    """
+    if out.suffix not in _SUFFIXES:
+        raise ConfigError(field="out", value=str(out), expected=f"a file that ends in {' or '.join(_SUFFIXES)}")
+    validations = [line for line in metrics if line["val_loss"] is not None]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot([line["step"] for line in lines], [line["train_loss"] for line in lines], label="training", linewidth=1)
-    if looks:
-        axes.plot(
-            [k["step"] for k in looks], [k["val_loss"] for k in looks], "o-", label="validation (b)", markersize=3
-        )
-        best = min(looks, key=lambda k: float(k["val_loss"]))
+    steps, train_losses = [line["step"] for line in metrics], [line["train_loss"] for line in metrics]
+    axes.plot(steps, train_losses, label="training", linewidth=1)
+    if validations:
+        steps, val_losses = [v["step"] for v in validations], [v["val_loss"] for v in validations]
+        axes.plot(steps, val_losses, "o-", label="validation (stateful)", markersize=3)
+        best = min(validations, key=lambda v: float(v["val_loss"]))
         axes.annotate(
             f"{best['val_loss']:.4f} nats = {bits(best['val_loss']):.4f} bits",
             (best["step"], best["val_loss"]),
@@ -38,8 +47,7 @@ def draw(run: Path, out: Path) -> Path:
             ha="right",
             arrowprops={"arrowstyle": "-"},
         )
-    model = settings["model"]
-    axes.set_title(f"{model['cell']} {model['n_layers']} x {model['n_hidden']}")
+    axes.set_title(title)
     axes.set_xlabel("step")
     axes.set_ylabel("nats per character")
     axes.legend()

@@ -1,9 +1,9 @@
-"""Which hidden units tell something simple about a text: Karpathy's cells, found instead of looked for.
+"""Which hidden units follow a simple feature of a text, by correlation.
 
-Each feature is a number by character, known once that character has been read. A unit tells of it as far as its
-activation goes with it: Pearson's correlation over the text's characters, whose sign says which way. A short text has
-chance correlations, so what is found in one is a reason to look, not a proof. Source of the idea: Karpathy, Johnson and
-Fei-Fei, Visualizing and Understanding Recurrent Networks (2015).
+Each feature is a number by character, known once that character has been read. A unit follows it as far as its
+activation correlates with it over the text's characters (Pearson's r; the sign gives the direction). A short text has
+chance correlations, so a high value there is a hint and no proof. Source of the idea: Karpathy, Johnson and Fei-Fei
+(2015), "Visualizing and Understanding Recurrent Networks", who found such units by eye.
 """
 
 from __future__ import annotations
@@ -14,39 +14,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 Values = NDArray[np.floating]
-_QUOTES = {'"': None, "\u201c": True, "\u201d": False}  # a plain quotation mark turns over, the others open and close
+_OPENS = {'"': None, "\u201c": True, "\u201d": False}  # a plain quotation mark opens or closes, by turns
 
 
 def _inside_quotes(text: str) -> list[float]:
-    inside, found = False, []
+    inside, values = False, []
     for character in text:
-        if character in _QUOTES:
-            turned = _QUOTES[character]
-            inside = not inside if turned is None else turned
-        found.append(float(inside))
-    return found
+        if character in _OPENS:
+            opens = _OPENS[character]
+            inside = not inside if opens is None else opens
+        values.append(float(inside))
+    return values
 
 
 def _position_in_line(text: str) -> list[float]:
-    at, found = 0, []
+    position, values = 0, []
     for character in text:
-        at = 0 if character == "\n" else at + 1
-        found.append(float(at))
-    return found
+        position = 0 if character == "\n" else position + 1
+        values.append(float(position))
+    return values
 
 
 FEATURES: dict[str, tuple[str, Callable[[str], list[float]]]] = {
     "inside_quotes": ("1 inside quotation marks", _inside_quotes),
     "position_in_line": ("characters since the line began", _position_in_line),
-    "after_newline": ("1 when a line has just begun", lambda text: [float(c == "\n") for c in text]),
-    "inside_word": ("1 when a letter was read", lambda text: [float(c.isalpha()) for c in text]),
-    "after_capital": ("1 when a capital letter was read", lambda text: [float(c.isupper()) for c in text]),
+    "after_newline": ("1 after a line feed", lambda text: [float(c == "\n") for c in text]),
+    "inside_word": ("1 after a letter", lambda text: [float(c.isalpha()) for c in text]),
+    "after_capital": ("1 after a capital letter", lambda text: [float(c.isupper()) for c in text]),
 }
-"""By name: what it counts, and the function of a text that gives it, one number a character."""
+"""By name: a description, and the function that returns the feature of a text, one number a character."""
 
 
 def correlations(values: Values, feature: Values) -> Values:
-    """Pearson's r of each unit (T, H) with a feature (T,): (H,), 0 where either does not vary."""
+    """Return Pearson's r of each unit with a feature.
+
+    Args:
+        values: Activations, (T, H).
+        feature: The feature, (T,).
+
+    Returns:
+        The correlations, (H,); 0 where the unit or the feature does not vary.
+    """
     x = values - values.mean(axis=0)
     y = feature - feature.mean()
     scale = np.sqrt((x * x).sum(axis=0) * (y * y).sum())
@@ -54,18 +62,25 @@ def correlations(values: Values, feature: Values) -> Values:
     return r
 
 
-def ranked(text: str, layers: Sequence[Values], name: str, best: int = 8) -> list[tuple[int, int, float]]:
-    """The units that tell most of a feature: (layer, unit, r), the largest |r| first.
+def rank_units(text: str, layers: Sequence[Values], feature: str, count: int = 8) -> list[tuple[int, int, float]]:
+    """Return the units that correlate most with a feature, the largest |r| first.
 
-    layers: one (T, H) a layer, for the text's T characters. Empty when the feature does not vary in the text.
+    Args:
+        text: The text that was read, T characters.
+        layers: The activations of each layer, (T, H).
+        feature: A name in FEATURES.
+        count: How many units to return.
+
+    Returns:
+        (layer, unit, r) of each; empty when the feature does not vary in the text.
     """
-    feature = np.array(FEATURES[name][1](text))
-    if not len(feature) or np.ptp(feature) == 0:
+    values = np.array(FEATURES[feature][1](text))
+    if not len(values) or np.ptp(values) == 0:
         return []
-    found = [
+    units = [
         (layer, unit, float(r))
-        for layer, values in enumerate(layers)
-        for unit, r in enumerate(correlations(values, feature))
+        for layer, activations in enumerate(layers)
+        for unit, r in enumerate(correlations(activations, values))
     ]
-    found.sort(key=lambda each: -abs(each[2]))
-    return found[:best]
+    units.sort(key=lambda entry: -abs(entry[2]))
+    return units[:count]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
-import torch
 
+from model.config import Device, WeightPrecision
 from model.network.char_rnn import CharRNN
+from model.network.device import resolve_device
 from model.network.sampling import SamplingParams
 from model.stepper import Stepper
 from model.stepper.cpu import CpuStepper, Unsupported
@@ -15,16 +14,16 @@ from model.stepper.cuda import CudaStepper
 from model.stepper.generate import one_row_block
 from model.stepper.reference import ReferenceStepper
 
-Precision = Literal["fp32", "int8"]
 
-
-def choose(network: CharRNN, n_slots: int, device: str = "auto", precision: Precision = "fp32") -> tuple[Stepper, str]:
+def choose(
+    network: CharRNN, n_slots: int, device: Device = "auto", precision: WeightPrecision = "fp32"
+) -> tuple[Stepper, str]:
     """The fastest stepper for this model on this machine, and the reason in words.
 
     device: "auto" takes a GPU where there is one. precision applies to the native stepper; the others compute in
     float32.
     """
-    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+    if resolve_device(device) == "cuda":
         return _on_gpu(network, n_slots)
     try:
         stepper = CpuStepper(network, n_slots, precision)

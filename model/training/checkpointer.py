@@ -1,7 +1,7 @@
-"""What a run leaves behind while it goes on: its best checkpoint, and the point from which it can be resumed.
+"""What a run writes while it goes on: its best checkpoint, and the state from which it can be resumed.
 
-The order matters, for a kill may come between any two lines: a new best is written, then the point that names it, and
-only then is the superseded one removed.
+The order of writes matters, because a kill may come between any two of them: first the new best checkpoint, then the
+resume state that names it, and only then the superseded checkpoint is deleted.
 """
 
 from __future__ import annotations
@@ -19,64 +19,70 @@ from model.checkpoints.file_format import Checkpoint, load
 from model.checkpoints.registry import promoted_path
 from model.config import TrainConfig
 from model.errors import CheckpointError
-from model.evaluation.protocols import look
+from model.evaluation.protocols import sampled_loss
+from model.evaluation.validation import MAX_CHARACTERS
 from model.text.corpus import Corpus
 from model.training.distributed import Distributed
 from model.training.learner import Learner
-from model.training.progress import Progress
-from model.training.run_folder import RunFolder
+from model.training.run_folder import Progress, RunFolder
 from model.training.schedule import Budget
-
-MOST_CHARACTERS = 1_000_000
-"""Of the validation part of a large text so many are read, evenly placed: a tenth of a gigabyte would take an hour."""
 
 
 @dataclass(slots=True)
 class RunState:
-    """All that changes while a run goes on, beside the learner."""
+    """Everything that changes during a run, beside the learner's own state."""
 
     learner: Learner
     budget: Budget
-    mean_loss: Tensor  # a scalar on the device
+    mean_loss: Tensor  # running mean of the training loss, a scalar on the device
     lr: float = 0.0
-    best: float = math.inf
-    best_path: Path | None = None
-    since_best: int = 0
-    between_steps: bool = True  # no step is half made
-    elapsed_before_s: float = 0.0
-    started: float = field(default_factory=time.monotonic)
-    sized: tuple[int, float] = (0, 0.0)  # step and time of the last look at the speed
-    reported: float = 0.0
-    pointed: float = 0.0
+    best_val_loss: float = math.inf
+    best_checkpoint: Path | None = None
+    validations_since_best: int = 0
+    is_between_steps: bool = True  # False while a step is computed: the tensors are then inconsistent
+    elapsed_before_s: float = 0.0  # in the run that was resumed
+    started_at: float = field(default_factory=time.monotonic)
+    speed_since: tuple[int, float] = (0, 0.0)  # the step and elapsed time from which the speed is measured
+    reported_at: float = 0.0  # monotonic
+    resume_state_written_s: float = 0.0  # elapsed time
 
     @property
     def step(self) -> int:
+        """Steps so far."""
         return self.learner.step_count
 
     @property
     def elapsed_s(self) -> float:
-        return self.elapsed_before_s + time.monotonic() - self.started
+        """Seconds of training so far, those before an interruption included."""
+        return self.elapsed_before_s + time.monotonic() - self.started_at
 
     def progress(self, config: TrainConfig, n_train: int, val_loss: float | None, sample: str | None) -> Progress:
-        """How things stand; `n_train` is the training part's characters."""
+        """Return a progress report.
+
+        Args:
+            config: The settings of the run.
+            n_train: Characters of the training part.
+            val_loss: The loss of the validation that the report is about, if it is about one.
+            sample: Generated text, if there is one.
+        """
         characters, elapsed = self.step * config.batch_size * config.seq_length, self.elapsed_s
         return Progress(
             step=self.step,
-            total_steps=self.budget.total or math.ceil(self.step * config.minutes * 60 / elapsed),
+            total_steps=self.budget.total_steps or math.ceil(self.step * config.minutes * 60 / elapsed),
+            epochs=characters / n_train,
             train_loss=float(self.mean_loss),
             val_loss=val_loss,
-            best=self.best if math.isfinite(self.best) else None,
+            best_val_loss=self.best_val_loss if math.isfinite(self.best_val_loss) else None,
             lr=self.lr,
             chars_per_s=characters / elapsed,
             elapsed_s=elapsed,
-            best_path=self.best_path,
+            best_checkpoint=self.best_checkpoint,
             sample=sample,
-            epochs=characters / n_train,
         )
 
 
 class Checkpointer:
-    """Writes and reads what a run leaves behind. Rank 0's files; all ranks call it at the same steps."""
+    """Writes and reads the files of a run. The files are rank 0's; all ranks call it at the same steps."""
 
     def __init__(
         self,
@@ -84,15 +90,33 @@ class Checkpointer:
         corpus: Corpus,
         config: TrainConfig,
         folder: Path,
-        run: RunFolder | None,
-        ranks: Distributed,
+        run_folder: RunFolder | None,
+        distributed: Distributed,
     ) -> None:
-        self._state, self._corpus, self._config = state, corpus, config
-        self._folder, self._run, self._ranks = folder, run, ranks
-        self._recording = bool(ranks.agreed(int(run is not None))[0])  # all give their parts to rank 0's file
+        """Keep references; nothing is written.
 
-    def keep(self, val_loss: float, characters: int) -> Path | None:
-        """Save the running mean as the best so far; returns the checkpoint that may go once a point names this one."""
+        Args:
+            state: The run's state, which `restore` changes.
+            corpus: The text.
+            config: The settings of the training.
+            folder: The folder of checkpoints.
+            run_folder: The run's files; None for a run that cannot be resumed, and on ranks other than 0.
+            distributed: This process's place in a torchrun job.
+        """
+        self._state, self._corpus, self._config = state, corpus, config
+        self._folder, self._run_folder, self._distributed = folder, run_folder, distributed
+        self._writes_resume_state = bool(distributed.broadcast(int(run_folder is not None))[0])
+
+    def save_best(self, val_loss: float, characters: int) -> Path | None:
+        """Save the averaged weights as the best checkpoint so far.
+
+        Args:
+            val_loss: Their validation loss, nats per character.
+            characters: How many characters it was measured on.
+
+        Returns:
+            The superseded checkpoint, to be deleted once a resume state names the new one; None when it stays.
+        """
         s = self._state
         checkpoint = Checkpoint(
             config=s.learner.network.config,
@@ -106,75 +130,84 @@ class Checkpointer:
             options=self._config.as_dict(),
         )
         path = self_test.record(checkpoint).save(self._folder)
-        superseded = self._removable(s.best_path, path)
-        s.best, s.best_path, s.since_best = val_loss, path, 0
+        superseded = self._unless_promoted(s.best_checkpoint, path)
+        s.best_val_loss, s.best_checkpoint, s.validations_since_best = val_loss, path, 0
         return superseded
 
-    def write_point(self, superseded: Path | None = None) -> None:
-        """Keep all that the next step depends on. All ranks come here at the same step.
+    def write_resume_state(self, superseded: Path | None = None) -> None:
+        """Write everything that the next step depends on. All ranks call this at the same step.
 
-        `superseded` is what is to be removed next: a run that is killed before that is done does it when it goes on.
+        Args:
+            superseded: The checkpoint that is deleted next; a run that is killed before that deletes it when resumed.
         """
         s = self._state
-        if not self._recording:
+        if not self._writes_resume_state:
             return
-        tensors = s.learner.tensors()
-        s.pointed = s.elapsed_s
-        if self._run is not None and self._ranks.leads:
+        tensors = s.learner.state_tensors()
+        s.resume_state_written_s = s.elapsed_s
+        if self._run_folder is not None and self._distributed.is_main:
             values = {
                 "step": s.step,
-                "best": s.best if math.isfinite(s.best) else None,
-                "best_name": s.best_path.name if s.best_path else None,
-                "beaten_name": superseded.name if superseded else None,
-                "since_best": s.since_best,
+                "best_val_loss": s.best_val_loss if math.isfinite(s.best_val_loss) else None,
+                "best_checkpoint": s.best_checkpoint.name if s.best_checkpoint else None,
+                "superseded_checkpoint": superseded.name if superseded else None,
+                "validations_since_best": s.validations_since_best,
                 "elapsed_s": s.elapsed_s,
             }
-            self._run.write_point({**tensors, "mean_loss": s.mean_loss}, values)
+            self._run_folder.write_resume_state({**tensors, "mean_loss": s.mean_loss}, values)
 
-    def measure_whole(self) -> Path:
-        """Give the best checkpoint the loss of the whole validation part, in its metadata and in its name.
+    def validate_best(self) -> Path:
+        """Measure the best checkpoint on the whole validation part, and save it again with that loss.
 
-        What counts as best while the run goes on stays the loss of the looks, so that a run that was interrupted here
-        and is resumed compares like with like.
+        During the run the losses on samples decide, also after this: a run that was interrupted here and is resumed
+        compares losses on samples with losses on samples.
+
+        Returns:
+            The checkpoint, with the loss of the whole part in its name; the folder of checkpoints on other ranks.
         """
         s, superseded = self._state, None
-        if self._ranks.leads:
-            assert s.best_path is not None
-            best, characters = load(s.best_path), min(MOST_CHARACTERS, len(self._corpus.val) - 1)
+        if self._distributed.is_main:
+            assert s.best_checkpoint is not None
+            best, characters = load(s.best_checkpoint), min(MAX_CHARACTERS, len(self._corpus.val) - 1)
             if best.val_characters < characters:
                 network = best.network().to(s.mean_loss.device)
-                val_loss = look(network, self._corpus.val, characters)
+                val_loss = sampled_loss(network, self._corpus.val, characters)
                 path = replace(best, val_loss=val_loss, val_characters=characters).save(self._folder)
-                superseded, s.best_path = self._removable(s.best_path, path), path
-        if s.between_steps:
-            self.write_point(superseded)
-            remove(superseded)
-        return s.best_path or self._folder
-
-    def _removable(self, superseded: Path | None, by: Path | None) -> Path | None:
-        """A superseded checkpoint, unless somebody has promoted it."""
-        return None if superseded in (None, by, promoted_path(self._folder)) else superseded
+                superseded, s.best_checkpoint = self._unless_promoted(s.best_checkpoint, path), path
+        if s.is_between_steps:
+            self.write_resume_state(superseded)
+            delete_superseded(superseded)
+        return s.best_checkpoint or self._folder
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Become the run whose point this is. Raised: CheckpointError when it does not fit."""
-        assert self._run is not None
+        """Restore the state of the run from what `RunFolder.read_resume_state` returned.
+
+        Raises:
+            CheckpointError: It does not fit the network or the settings.
+        """
+        assert self._run_folder is not None
         s = self._state
         try:
-            s.learner.load(tensors, values["step"])
+            s.learner.load_state_tensors(tensors, values["step"])
             s.mean_loss = tensors["mean_loss"].to(s.mean_loss.device)
-            s.budget = Budget(self._config, len(self._corpus.train), self._run.budget())
-            s.budget.advance(s.step)
-            s.best, s.since_best, s.elapsed_before_s = values["best"], values["since_best"], values["elapsed_s"]
-            s.best_path = self._folder / values["best_name"] if values["best_name"] else None
+            s.budget = Budget(self._config, len(self._corpus.train), self._run_folder.read_budget())
+            s.budget.apply_decisions(s.step)
+            s.best_val_loss = math.inf if values["best_val_loss"] is None else values["best_val_loss"]
+            s.validations_since_best, s.elapsed_before_s = values["validations_since_best"], values["elapsed_s"]
+            s.best_checkpoint = self._folder / values["best_checkpoint"] if values["best_checkpoint"] else None
         except (KeyError, RuntimeError) as e:
-            raise CheckpointError(f"run {self._run.path}: its resume point does not fit its settings ({e})") from e
-        s.best = math.inf if s.best is None else s.best
-        s.sized = (s.step, s.elapsed_s)
-        if self._ranks.leads and values.get("beaten_name"):
-            remove(self._removable(self._folder / values["beaten_name"], s.best_path))
+            problem = f"its resume state does not fit its settings ({e})"
+            raise CheckpointError(problem, field=f"run {self._run_folder.path}") from e
+        s.speed_since = (s.step, s.elapsed_s)
+        if self._distributed.is_main and values.get("superseded_checkpoint"):
+            delete_superseded(self._unless_promoted(self._folder / values["superseded_checkpoint"], s.best_checkpoint))
+
+    def _unless_promoted(self, superseded: Path | None, best: Path | None) -> Path | None:
+        """Return the superseded checkpoint if it may be deleted: it is neither the best one nor promoted."""
+        return None if superseded in (None, best, promoted_path(self._folder)) else superseded
 
 
-def remove(superseded: Path | None) -> None:
-    """Delete a checkpoint that nothing names any more."""
-    if superseded is not None:
-        superseded.unlink(missing_ok=True)
+def delete_superseded(checkpoint: Path | None) -> None:
+    """Delete a superseded checkpoint, if there is one."""
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)

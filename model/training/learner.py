@@ -1,9 +1,10 @@
-"""One step of learning: gradient, clipping, AdamW, the running mean of the weights. It knows no budget and no file.
+"""One training step: gradients, clipping, AdamW, the moving average of the weights. It knows no budget and no file.
 
-On a CPU a batch is shared by threads: each reads its own rows with one core, and their gradients are added in the
-order of the rows. A recurrent net's products are small and there is a barrier after each; threads that meet once a
-step instead of several times a character use the cores better (docs/decisions.md has the figures). Distributed of a
-torchrun job share the rest in the same way, so one process with two threads and two with one each learn the same.
+On a CPU the rows of a batch are divided into shards, one for each worker thread: each computes the gradients of its
+rows on one core, and the gradients are added in the order of the rows. The matrix products of a recurrent network are
+small, and torch synchronizes its threads after each product; threads that synchronize once a step use the cores better
+(docs/decisions has the figures). The processes of a torchrun job divide the rows in the same way, so one process with
+two workers and two processes with one worker learn the same.
 """
 
 from __future__ import annotations
@@ -24,62 +25,84 @@ from model.network.regularization import regularized_forward
 from model.text.corpus import Streams
 from model.training.distributed import Distributed
 
-_ROWS_PER_WORKER = 8  # below this a product is too thin for a core to be worth having
-_Part = tuple[tuple[Tensor, ...], State, Tensor]  # gradients, the state after, the loss
+_MIN_ROWS_PER_WORKER = 8  # with fewer rows a matrix product is too small to be worth a core
+_ShardResult = tuple[tuple[Tensor, ...], State, Tensor]  # gradients, the hidden state after the window, the loss
 
 
-def workers_that_fit(config: TrainConfig, device: str, world: int) -> int:
-    """How many threads share a rank's rows. Raised: ConfigError when the rows cannot be shared equally."""
-    rows, left = divmod(config.batch_size, world)
-    if left:
-        raise ConfigError(f"batch_size: got {config.batch_size}, expected a multiple of the {world} processes")
+def choose_workers(config: TrainConfig, device: str, world_size: int) -> int:
+    """Return how many threads of each process share its rows of a batch.
+
+    Raises:
+        ConfigError: The rows cannot be divided equally.
+    """
+    rows, remainder = divmod(config.batch_size, world_size)
+    if remainder:
+        expected = f"a multiple of the {world_size} processes"
+        raise ConfigError(field="batch_size", value=config.batch_size, expected=expected)
     if device != "cpu":
         return 1
     if config.workers:
         if rows % config.workers:
-            raise ConfigError(f"workers: got {config.workers}, expected a divisor of the {rows} rows of a batch")
+            expected = f"a divisor of the {rows} rows of a batch"
+            raise ConfigError(field="workers", value=config.workers, expected=expected)
         return config.workers
-    most = min(torch.get_num_threads(), max(1, rows // _ROWS_PER_WORKER))
+    most = min(torch.get_num_threads(), max(1, rows // _MIN_ROWS_PER_WORKER))
     return max(n for n in range(1, most + 1) if rows % n == 0)
 
 
 class Learner:
-    """A network, its optimizer and its running mean; `step` moves them on by one window."""
+    """A network, its optimizer and the moving average of its weights; `step` trains on one window.
+
+    Attributes:
+        network: The network that is trained.
+        average: A network with the moving average of the weights, which is validated and saved.
+        optimizer: AdamW.
+        native: Whether LSTM layers are computed by the native code.
+        step_count: Steps so far.
+    """
 
     def __init__(
         self,
         model: ModelConfig,
         config: TrainConfig,
         device: str,
-        ranks: Distributed,
+        distributed: Distributed,
         n_workers: int,
         native: bool | None = None,
     ) -> None:
-        """native: layers by our own C (model/window.py); None: where they can be. One that cannot be is not."""
+        """Initialize the weights from the configuration's seed.
+
+        Args:
+            model: The shape of the network.
+            config: The settings of the training.
+            device: "cpu", "cuda" or one GPU, such as "cuda:0".
+            distributed: This process's place in a torchrun job.
+            n_workers: Threads that share this process's rows, see `choose_workers`.
+            native: Whether to compute LSTM layers by the native code where it is available; None: yes.
+        """
         torch.manual_seed(config.seed)
         self.network = CharRNN(model).to(device).train()
         self.average = CharRNN(model).to(device).eval().requires_grad_(False)
         self.average.load_state_dict(self.network.state_dict())
-        self._config, self._ranks, self._device = config, ranks, device
+        self._config, self._distributed, self._device = config, distributed, device
         self.native = native is not False and config.precision == "fp32" and supports_native_lstm(self.network)
         self._parameters = list(self.network.parameters())
         self.optimizer = _optimizer(self.network, config)
-        n_parts = ranks.world * n_workers
-        rows = config.batch_size // n_parts
-        first = ranks.rank * n_workers
+        rows = config.batch_size // (distributed.world_size * n_workers)  # of a shard
+        first = distributed.rank * n_workers  # this process's first shard
         self._rows = [slice((first + i) * rows, (first + i + 1) * rows) for i in range(n_workers)]
         self._states = [self.network.zero_state(rows) for _ in range(n_workers)]
         self._generators = [
-            torch.Generator(device).manual_seed(_mixed(config.seed, first + i)) for i in range(n_workers)
+            torch.Generator(device).manual_seed(_shard_seed(config.seed, first + i)) for i in range(n_workers)
         ]
-        self._weight = torch.zeros((), device=device)
+        self._average_weight = torch.zeros((), device=device)  # of the newest weights in the moving average
         self._pool: ThreadPoolExecutor | None = None
         self._cores = torch.get_num_threads()
         self.step_count = 0
 
     @contextmanager
-    def working(self) -> Iterator[None]:
-        """While a run lasts: one core a worker, and numbers too small to matter are zero."""
+    def worker_threads(self) -> Iterator[None]:
+        """Run the worker threads, one core for each, and flush denormal numbers to zero; for the length of a run."""
         threads = self._cores = torch.get_num_threads()
         try:
             torch.set_flush_denormal(True)
@@ -96,7 +119,7 @@ class Learner:
 
     @contextmanager
     def all_cores(self) -> Iterator[None]:
-        """Between steps, while the workers have nothing to do: every core for one product."""
+        """Let torch use every core for one product, between steps, while the workers are idle."""
         threads = torch.get_num_threads()
         torch.set_num_threads(self._cores)
         try:
@@ -105,74 +128,88 @@ class Learner:
             torch.set_num_threads(threads)
 
     def step(self, streams: Streams, lr: float) -> Tensor:
-        """Learn one window; returns its mean loss, a scalar on the device: nothing here waits for a GPU."""
+        """Train on the next window.
+
+        Args:
+            streams: The training text.
+            lr: The learning rate.
+
+        Returns:
+            The window's mean loss in nats per character, a scalar on the device: no step waits for a GPU.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         count = self.step_count
-        self._weight.fill_(self.mean_weight())
-        loss = self._apply(self._map(lambda i: self._part(i, *streams.window(count, self._rows[i]))))
+        self._average_weight.fill_(self.average_weight())
+        shards = self._map(lambda i: self._shard_gradients(i, *streams.window(count, self._rows[i])))
+        loss = self._apply_gradients(shards)
         self.step_count += 1
         return loss
 
-    def mean_weight(self) -> float:
-        """How far the next step moves the running mean: early on far, so that the random start is soon forgotten."""
+    def average_weight(self) -> float:
+        """Return the weight of the next step in the moving average: large at first, to forget the random start."""
         return 1 - min(self._config.ema, (2 + self.step_count) / (11 + self.step_count)) if self._config.ema else 1.0
 
-    def _apply(self, parts: list[_Part]) -> Tensor:
-        """Add up the parts of a batch in their order, here and over the ranks, and take the step."""
-        gradients, loss = list(parts[0][0]), parts[0][2]
-        for others, _, nats in parts[1:]:
-            torch._foreach_add_(gradients, others)
-            loss = loss + nats
-        self._states = [state for _, state, _ in parts]
-        n_parts = len(parts) * self._ranks.world
-        gradients, loss = self._ranks.sum(gradients, loss)
-        if n_parts > 1:
-            torch._foreach_div_(gradients, n_parts)
+    def _apply_gradients(self, shards: list[_ShardResult]) -> Tensor:
+        """Add up the shards in the order of their rows, here and over the ranks, and take the optimizer's step."""
+        gradients, loss = list(shards[0][0]), shards[0][2]
+        for shard_gradients, _, shard_loss in shards[1:]:
+            torch._foreach_add_(gradients, shard_gradients)
+            loss = loss + shard_loss
+        self._states = [state for _, state, _ in shards]
+        n_shards = len(shards) * self._distributed.world_size
+        gradients, loss = self._distributed.all_reduce(gradients, loss)
+        if n_shards > 1:
+            torch._foreach_div_(gradients, n_shards)
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(self._parameters, self._config.clip)
         self.optimizer.step()
         with torch.no_grad():
             for mean, parameter in zip(self.average.parameters(), self._parameters, strict=True):
-                mean.lerp_(parameter, self._weight)
-        return loss / n_parts
+                mean.lerp_(parameter, self._average_weight)
+        return loss / n_shards
 
-    def _map(self, work: Callable[[int], _Part]) -> list[_Part]:
+    def _map(self, work: Callable[[int], _ShardResult]) -> list[_ShardResult]:
+        """Call `work` with the number of each shard, on the worker threads where there are any."""
         if self._pool is None:
             return [work(i) for i in range(len(self._rows))]
         return list(self._pool.map(work, range(len(self._rows))))
 
-    def _part(self, i: int, x: Tensor, y: Tensor) -> _Part:
-        """The gradients of some rows. They are returned, not accumulated: several threads share the parameters."""
+    def _shard_gradients(self, i: int, x: Tensor, y: Tensor) -> _ShardResult:
+        """Compute the gradients of a shard. They are returned, not accumulated: the threads share the parameters."""
         precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._config.precision)
         with torch.autocast(torch.device(self._device).type, dtype=precision, enabled=precision is not None):
             logits, state = regularized_forward(
                 self.network, x, self._states[i], self._config, self._generators[i], self.native
             )
         nats = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten())
-        # fp16's small gradients would vanish; a fixed factor is enough, for the gradient's norm is cut anyway.
+        # Small fp16 gradients would underflow; a constant factor is enough, because the gradient's norm is clipped.
         scale = 1024.0 if precision is torch.float16 else 1.0
         gradients = torch.autograd.grad(nats * scale, self._parameters)
         if scale != 1.0:
             torch._foreach_div_(gradients, scale)
         return gradients, tuple(s.float() for s in detach(state)), nats.detach()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All that a step depends on, by name, of all ranks; `load` takes it back."""
-        found = {f"network.{k}": v for k, v in self.network.state_dict().items()}
-        found |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return everything that a step depends on, by name, of all ranks."""
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for name, parameter in self.network.named_parameters():
-            found |= {f"optimizer.{name}.{k}": v for k, v in self.optimizer.state[parameter].items()}
+            tensors |= {f"optimizer.{name}.{k}": v for k, v in self.optimizer.state[parameter].items()}
         for i, (state, generator) in enumerate(zip(self._states, self._generators, strict=True)):
-            own = {f"state.{s}": tensor for s, tensor in enumerate(state)} | {"generator": generator.get_state()}
-            for name, tensor in own.items():
-                for rank, one in enumerate(self._ranks.gathered(tensor)):
-                    found[f"{name}.{rank * len(self._rows) + i}"] = one
-        return {name: tensor.detach() for name, tensor in found.items()}
+            of_shard = {f"state.{s}": tensor for s, tensor in enumerate(state)} | {"generator": generator.get_state()}
+            for name, tensor in of_shard.items():
+                for rank, gathered in enumerate(self._distributed.all_gather(tensor)):
+                    tensors[f"{name}.{rank * len(self._rows) + i}"] = gathered
+        return {name: tensor.detach() for name, tensor in tensors.items()}
 
-    def load(self, tensors: Mapping[str, Tensor], step_count: int) -> None:
-        """Become the learner that `tensors` came from, after so many steps. Raised: KeyError when one is missing."""
+    def load_state_tensors(self, tensors: Mapping[str, Tensor], step_count: int) -> None:
+        """Restore what `state_tensors` returned after `step_count` steps.
+
+        Raises:
+            KeyError: A tensor is missing.
+        """
         self.step_count = step_count
         for prefix, network in (("network.", self.network), ("average.", self.average)):
             network.load_state_dict({k: tensors[prefix + k] for k in network.state_dict()})
@@ -182,18 +219,18 @@ class Learner:
             }
         n_tensors = self.network.config.state_tensors
         for i in range(len(self._rows)):
-            part = self._ranks.rank * len(self._rows) + i
-            self._states[i] = tuple(tensors[f"state.{s}.{part}"].clone().to(self._device) for s in range(n_tensors))
-            self._generators[i].set_state(tensors[f"generator.{part}"].clone())
+            shard = self._distributed.rank * len(self._rows) + i
+            self._states[i] = tuple(tensors[f"state.{s}.{shard}"].clone().to(self._device) for s in range(n_tensors))
+            self._generators[i].set_state(tensors[f"generator.{shard}"].clone())
 
 
 def _optimizer(network: CharRNN, config: TrainConfig) -> torch.optim.Optimizer:
     matrices = [p for p in network.parameters() if p.dim() >= 2]
-    rest = [p for p in network.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    others = [p for p in network.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
 
 
-def _mixed(seed: int, part: int) -> int:
-    """A seed for each part of a batch, far from its neighbours' (the constant is Weyl's, 2^64 / golden ratio)."""
-    return (seed + (part + 1) * 0x9E3779B97F4A7C15) % 2**63
+def _shard_seed(seed: int, shard: int) -> int:
+    """Return a seed for each shard, far from those of its neighbours (Weyl sequence: 2^64 / golden ratio)."""
+    return (seed + (shard + 1) * 0x9E3779B97F4A7C15) % 2**63

@@ -1,8 +1,9 @@
-"""fit(): a corpus in, the checkpoint with the best validation loss out. What the trainer job calls.
+"""fit(): train a network on a corpus, and return the checkpoint with the best validation loss.
 
-Stateful truncated backpropagation: the text is B contiguous streams, the state is carried from window to window and
-its history cut between them. The rate rises, then falls to zero with the budget: most of what a run gains, it gains
-while the rate falls. What is kept is the running mean of the weights, and validation decides which.
+Stateful truncated backpropagation through time: the text is read as B contiguous streams, the hidden state is carried
+from window to window and detached between them. The learning rate rises, then decays to zero with the budget; most of
+the gain of a run comes while it decays. What is saved is the moving average of the weights, and validation decides
+which.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ import torch
 from model.checkpoints.file_format import Checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.errors import TrainingError
-from model.evaluation.protocols import look
+from model.evaluation.protocols import sampled_loss
 from model.stepper.generate import write
 from model.stepper.reference import ReferenceStepper
 from model.text.corpus import Corpus, Streams
-from model.training.checkpointer import Checkpointer, RunState, remove
+from model.training.checkpointer import Checkpointer, RunState, delete_superseded
 from model.training.cuda_graph import CudaGraphLearner
 from model.training.distributed import Distributed
-from model.training.learner import Learner, workers_that_fit
-from model.training.progress import Progress, Watch
-from model.training.run_folder import RunFolder
+from model.training.learner import Learner, choose_workers
+from model.training.run_folder import Progress, ProgressCallback, RunFolder
 from model.training.schedule import CALIBRATION, Budget, learning_rate
-from model.training.warm_start import take_over
-
-__all__ = ["Progress", "Watch", "fit"]
+from model.training.warm_start import load_matching_weights
 
 _REPORT_STEPS = 20
-_POINT_S = 60.0  # a resume point at least this often, besides those at each look
+_REPORT_S = 1.0
+_RESUME_STATE_S = 60.0  # a resume state is written at least this often, besides those at each validation
+_MIN_VALIDATION_CHARACTERS = 16384
+_VALIDATION_SHARE = 0.06  # characters read for validation, of those trained on: about a fiftieth of the time
 
 
 def fit(
@@ -45,37 +46,61 @@ def fit(
     folder: Path,
     *,
     device: str = "cpu",
-    watch: Watch = lambda progress: None,
+    on_progress: ProgressCallback = lambda progress: None,
     run: Path | None = None,
     resume: bool = False,
     warm_start: Checkpoint | None = None,
     sample_chars: int = 0,
-    ranks: Distributed | None = None,
-    about: Mapping[str, Any] | None = None,
+    distributed: Distributed | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Train, and return the path of the best-validation checkpoint in `folder`.
+    """Train a network, and return the path of its best checkpoint in `folder`.
 
-    Each look at the validation part that is better than those before leaves a checkpoint, and removes the one that it
-    beats (unless that is promoted); the last is measured on the whole part. Nothing is promoted. An interrupt, also
-    one that `watch` raises, ends the run early and keeps the best so far.
+    Each validation that is better than those before saves a checkpoint, and deletes the superseded one unless it is
+    promoted. The final checkpoint is measured on the whole validation part. Nothing is promoted. An interrupt, also a
+    KeyboardInterrupt raised by `on_progress`, ends the run early and returns the best checkpoint so far.
 
-    `run` is a folder for metrics and for the point from which `resume` goes on: on a CPU with the very losses of the
-    run that was not stopped. `warm_start` gives the weights to begin with; characters that both vocabularies have keep
-    theirs. `about` is kept in run.json for whoever resumes: where the text lies, say. Distributed other than 0 return
-    `folder`. Raised: TrainingError when the loss is not a number, StorageError when the disk refuses,
-    CheckpointError when a file is damaged, ConfigError for settings that cannot be, also those that are not the
-    run's own.
+    Args:
+        corpus: The text, split and encoded.
+        model: The shape of the network.
+        config: The settings of the training.
+        folder: Where checkpoints are saved.
+        device: "cpu", "cuda" or one GPU, such as "cuda:0".
+        on_progress: Called with a report after some steps and after each validation.
+        run: A folder for the run's metrics and resume state; without it the run cannot be resumed.
+        resume: Continue the run in `run`; on a CPU with exactly the losses of a run that was not interrupted.
+        warm_start: A checkpoint whose weights are used as initial weights; characters of both vocabularies keep theirs.
+        sample_chars: How many characters to generate at each validation.
+        distributed: This process's place in a torchrun job; ranks other than 0 return `folder`.
+        metadata: Stored in run.json for whoever resumes the run: where the text is, for example.
+
+    Returns:
+        The path of the checkpoint with the best validation loss.
+
+    Raises:
+        TrainingError: The loss is not a number.
+        StorageError: A file cannot be written.
+        CheckpointError: A file of the run to be resumed is damaged.
+        ConfigError: The settings cannot be used, or they are not those of the run to be resumed.
     """
-    record = RunFolder(run) if run is not None else None
     trainer = _Trainer(
-        corpus, model, config, folder, device, watch, record, resume, sample_chars, ranks or Distributed()
+        corpus,
+        model,
+        config,
+        folder,
+        device,
+        on_progress,
+        RunFolder(run) if run is not None else None,
+        resume,
+        sample_chars,
+        distributed or Distributed(),
     )
-    trainer.begin(warm_start, dict(about or {}))
+    trainer.start(warm_start, dict(metadata or {}))
     return trainer.train()
 
 
 class _Trainer:
-    """What stays the same while a run goes on; `state` is what does not."""
+    """One run. Its attributes do not change, except for `state`, which holds all that does."""
 
     def __init__(
         self,
@@ -84,149 +109,167 @@ class _Trainer:
         config: TrainConfig,
         folder: Path,
         device: str,
-        watch: Watch,
-        record: RunFolder | None,
+        on_progress: ProgressCallback,
+        run_folder: RunFolder | None,
         resume: bool,
         sample_chars: int,
-        ranks: Distributed,
+        distributed: Distributed,
     ) -> None:
-        self.corpus, self.config, self.folder, self.device, self.ranks = corpus, config, folder, device, ranks
-        self.watch = watch if ranks.leads else lambda progress: None
+        self.corpus, self.config, self.device, self.distributed = corpus, config, device, distributed
+        self.on_progress = on_progress if distributed.is_main else lambda progress: None
         self.sample_chars = sample_chars
-        self.record, self.resume = record, resume and record is not None
-        n_workers, native = self._division()
-        kind = CudaGraphLearner if device.startswith("cuda") and ranks.world == 1 else Learner
-        learner = kind(model, config, device, ranks, n_workers, native)
+        self.run_folder, self.resume = run_folder, resume and run_folder is not None
+        n_workers, native = self._numerics()
+        kind = CudaGraphLearner if device.startswith("cuda") and distributed.world_size == 1 else Learner
+        learner = kind(model, config, device, distributed, n_workers, native)
         self.state = RunState(learner, Budget(config, len(corpus.train)), torch.tensor(math.nan, device=device))
-        self.keeper = Checkpointer(self.state, corpus, config, folder, self.record, ranks)
+        self.checkpointer = Checkpointer(self.state, corpus, config, folder, run_folder, distributed)
         self.streams = Streams(corpus.train, config.batch_size, config.seq_length, device)
         self.settings: dict[str, Any] = {
             "model": asdict(model),
             "train": config.as_dict(),
             "corpus_sha256": corpus.sha256,
             "device": device.split(":")[0],
-            "parts": n_workers * ranks.world,
+            "n_shards": n_workers * distributed.world_size,
             "native": learner.native if native is None else native,
         }
 
-    def _division(self) -> tuple[int, bool | None]:
-        """Threads, and whether layers are native. As fits this machine; a resumed run keeps its own, since another
-        way adds up in another order."""
-        if not self.resume:
-            return workers_that_fit(self.config, self.device, self.ranks.world), None
-        assert self.record is not None
-        begun = self.record.settings()
-        return max(1, int(begun.get("parts", 1)) // self.ranks.world), bool(begun["native"])
+    def _numerics(self) -> tuple[int, bool | None]:
+        """Return the worker threads of each process, and whether layers are native.
 
-    def begin(self, warm_start: Checkpoint | None, about: dict[str, Any]) -> None:
-        """Make the run's folder, or take up what it holds."""
+        A new run uses what fits this machine. A resumed run keeps what it was started with, because another number of
+        shards or another implementation adds up in another order.
+        """
+        if not self.resume:
+            return choose_workers(self.config, self.device, self.distributed.world_size), None
+        assert self.run_folder is not None
+        saved = self.run_folder.settings()
+        return max(1, int(saved.get("n_shards", 1)) // self.distributed.world_size), bool(saved["native"])
+
+    def start(self, warm_start: Checkpoint | None, metadata: dict[str, Any]) -> None:
+        """Write the settings of a new run, or restore the state of the run that is resumed."""
         if warm_start is not None:
-            take_over(warm_start, self.state.learner, self.corpus.vocab)
-        if self.record is None:
+            load_matching_weights(warm_start, self.state.learner, self.corpus.vocab)
+        if self.run_folder is None:
             return
         if not self.resume:
-            if self.ranks.leads:
-                self.record.begin({**self.settings, "about": about})
+            if self.distributed.is_main:
+                self.run_folder.create({**self.settings, "metadata": metadata})
             return
-        self.record.check_same(self.settings)
-        point = self.record.point()
-        if point is None:  # killed before its first point: there is nothing but the settings
-            self.record.forget_after(-1)
+        self.run_folder.check_settings(self.settings)
+        resume_state = self.run_folder.read_resume_state()
+        if resume_state is None:  # killed before it wrote one: the run begins again
+            self.run_folder.truncate_metrics(-1)
             return
-        self.keeper.restore(*point)
-        if self.ranks.leads:
-            self.record.forget_after(self.state.step)
+        self.checkpointer.restore(*resume_state)
+        if self.distributed.is_main:
+            self.run_folder.truncate_metrics(self.state.step)
 
     def train(self) -> Path:
+        """Run to the end of the budget, to the last validation that patience allows, or to an interrupt."""
         s = self.state
         try:
-            with s.learner.working():
+            with s.learner.worker_threads():
                 self._loop()
         except KeyboardInterrupt:
-            if s.between_steps and self.ranks.world == 1:
-                self.keeper.write_point()
-            if s.best_path is None or self.ranks.world > 1:
+            if s.is_between_steps and self.distributed.world_size == 1:
+                self.checkpointer.write_resume_state()
+            if s.best_checkpoint is None or self.distributed.world_size > 1:
                 raise
-        if s.best_path is None and self.ranks.leads:
-            self.watch(self._look()[0])
-        return self.keeper.measure_whole()
+        if s.best_checkpoint is None and self.distributed.is_main:
+            self.on_progress(self._validate()[0])
+        return self.checkpointer.validate_best()
 
     def _loop(self) -> None:
         s, c = self.state, self.config
-        while not (s.budget.total and s.step >= s.budget.total):
-            elapsed = self._agreed_elapsed()
-            if not s.budget.total and elapsed > CALIBRATION * c.minutes * 60 and s.step >= s.sized[0] + 3:
-                self._size(elapsed)
-                self.keeper.write_point()
+        while not (s.budget.total_steps and s.step >= s.budget.total_steps):
+            elapsed = self._elapsed_on_main()
+            is_calibrated = elapsed > CALIBRATION * c.minutes * 60 and s.step >= s.speed_since[0] + 3
+            if not s.budget.total_steps and is_calibrated:
+                self._update_budget(elapsed)
+                self.checkpointer.write_resume_state()
                 continue
-            done = s.budget.done(s.step + 1, elapsed) if s.budget.total else elapsed / (c.minutes * 60) + 1e-3
-            s.lr = learning_rate(c, min(1.0, done))
-            s.between_steps = False
-            nats = s.learner.step(self.streams, s.lr)
-            s.mean_loss = nats if s.step == 1 else s.mean_loss.lerp(nats, 0.02)
-            s.between_steps = True
-            if s.budget.due(s.step):
-                if self._look_and_decide():
+            if s.budget.total_steps:
+                fraction = s.budget.fraction_spent(s.step + 1, elapsed)
+            else:
+                fraction = elapsed / (c.minutes * 60) + 1e-3
+            s.lr = learning_rate(c, min(1.0, fraction))
+            s.is_between_steps = False
+            loss = s.learner.step(self.streams, s.lr)
+            s.mean_loss = loss if s.step == 1 else s.mean_loss.lerp(loss, 0.02)
+            s.is_between_steps = True
+            if s.budget.is_validation_due(s.step):
+                if self._validate_and_save():
                     return
-            elif s.step % _REPORT_STEPS == 0 or time.monotonic() - s.reported > 1:
+            elif s.step % _REPORT_STEPS == 0 or time.monotonic() - s.reported_at > _REPORT_S:
                 self._report()
-            elif self.device == "cpu":  # there it costs nothing to look at once
+            elif self.device == "cpu":  # on a GPU this would wait for the step
                 self._check_finite()
 
-    def _agreed_elapsed(self) -> float:
-        """Seconds so far: those of rank 0 while they decide anything."""
-        if self.state.budget.total:
+    def _elapsed_on_main(self) -> float:
+        """Return the elapsed seconds; rank 0's as long as they decide the length of the run."""
+        if self.state.budget.total_steps:
             return self.state.elapsed_s
-        (milliseconds,) = self.ranks.agreed(round(self.state.elapsed_s * 1000))
+        (milliseconds,) = self.distributed.broadcast(round(self.state.elapsed_s * 1000))
         return milliseconds / 1000
 
-    def _size(self, elapsed_s: float) -> None:
-        """Size what is left of a budget in minutes by the speed since the last time."""
+    def _update_budget(self, elapsed_s: float) -> None:
+        """Convert what is left of a budget in minutes to steps, by the speed since the last time."""
         s = self.state
-        step, at = s.sized
-        if s.step > step and s.budget.decide(s.step, elapsed_s, max(1e-6, (elapsed_s - at) / (s.step - step))):
-            s.sized = (s.step, elapsed_s)
-            if self.record is not None and self.ranks.leads:
-                self.record.write_budget(s.budget.decisions)
+        since_step, since_s = s.speed_since
+        if s.step <= since_step:
+            return
+        step_s = max(1e-6, (elapsed_s - since_s) / (s.step - since_step))
+        if s.budget.decide(s.step, elapsed_s, step_s):
+            s.speed_since = (s.step, elapsed_s)
+            if self.run_folder is not None and self.distributed.is_main:
+                self.run_folder.write_budget(s.budget.decisions)
 
-    def _look_and_decide(self) -> bool:
-        """A look at the validation part, and what follows from it; says whether the run is to end.
+    def _validate_and_save(self) -> bool:
+        """Validate, save a new best checkpoint, update the budget and write the resume state.
 
-        The watcher is told last: when it interrupts, all that the look led to is on the disk.
+        The callback is called last: when it interrupts the run, everything is on the disk.
+
+        Returns:
+            Whether patience is exhausted.
         """
         s, c = self.state, self.config
         self._check_finite()
-        progress, superseded = self._look() if self.ranks.leads else (None, None)
-        s.since_best = self.ranks.agreed(s.since_best)[0]
-        (milliseconds,) = self.ranks.agreed(round(s.elapsed_s * 1000))
-        self._size(milliseconds / 1000)
-        self.keeper.write_point(superseded)
-        remove(superseded)
+        progress, superseded = self._validate() if self.distributed.is_main else (None, None)
+        s.validations_since_best = self.distributed.broadcast(s.validations_since_best)[0]
+        (milliseconds,) = self.distributed.broadcast(round(s.elapsed_s * 1000))
+        self._update_budget(milliseconds / 1000)
+        self.checkpointer.write_resume_state(superseded)
+        delete_superseded(superseded)
         if progress is not None:
-            self.watch(progress)
-        return bool(c.patience) and s.since_best >= c.patience
+            self.on_progress(progress)
+        return bool(c.patience) and s.validations_since_best >= c.patience
 
     def _check_finite(self) -> None:
         s = self.state
         value = float(s.mean_loss)
         if not math.isfinite(value):
-            kept = f"the best so far is {s.best_path}" if s.best_path else "nothing was kept yet"
+            saved = f"the best checkpoint so far is {s.best_checkpoint}" if s.best_checkpoint else "no checkpoint yet"
             raise TrainingError(
                 f"step {s.step}: the loss is {value}; try a smaller lr (now {self.config.lr:g}) or a smaller clip "
-                f"(now {self.config.clip:g}); {kept}"
+                f"(now {self.config.clip:g}); {saved}"
             )
 
-    def _look(self) -> tuple[Progress, Path | None]:
-        """Measure, keep the best, log; returns what there is to say, and the superseded checkpoint, if it may go."""
+    def _validate(self) -> tuple[Progress, Path | None]:
+        """Measure the averaged weights, save them if they are the best so far, and write a line of metrics.
+
+        Returns:
+            The report, and the superseded checkpoint that is to be deleted.
+        """
         s, c = self.state, self.config
-        trained = s.budget.total * c.batch_size * c.seq_length
-        characters = max(16384, int(0.06 * trained / c.validations))  # all looks cost about a fiftieth of the run
+        trained = s.budget.total_steps * c.batch_size * c.seq_length
+        characters = max(_MIN_VALIDATION_CHARACTERS, int(_VALIDATION_SHARE * trained / c.validations))
         with s.learner.all_cores():
-            val_loss = look(s.learner.average, self.corpus.val, characters)
-        s.since_best += 1
+            val_loss = sampled_loss(s.learner.average, self.corpus.val, characters)
+        s.validations_since_best += 1
         superseded = None
-        if val_loss < s.best:
-            superseded = self.keeper.keep(val_loss, min(characters, len(self.corpus.val) - 1))
+        if val_loss < s.best_val_loss:
+            superseded = self.checkpointer.save_best(val_loss, min(characters, len(self.corpus.val) - 1))
         return self._log(val_loss, self._sample()), superseded
 
     def _sample(self) -> str | None:
@@ -237,16 +280,17 @@ class _Trainer:
 
     def _log(self, val_loss: float | None, sample: str | None) -> Progress:
         progress = self.state.progress(self.config, len(self.corpus.train), val_loss, sample)
-        if self.record is not None and self.ranks.leads:
-            self.record.log(progress.line())
-        self.state.reported = time.monotonic()
+        if self.run_folder is not None and self.distributed.is_main:
+            self.run_folder.append_metrics(progress.metrics())
+        self.state.reported_at = time.monotonic()
         return progress
 
     def _report(self) -> None:
-        """Say how things stand between looks, and keep a point now and then."""
+        """Report progress between validations, and write a resume state now and then."""
         self._check_finite()
         s = self.state
         progress = self._log(None, None)
-        if s.budget.total and progress.elapsed_s - s.pointed > _POINT_S and self.ranks.world == 1:
-            self.keeper.write_point()
-        self.watch(progress)
+        is_due = progress.elapsed_s - s.resume_state_written_s > _RESUME_STATE_S
+        if s.budget.total_steps and is_due and self.distributed.world_size == 1:
+            self.checkpointer.write_resume_state()
+        self.on_progress(progress)

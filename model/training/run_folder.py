@@ -1,18 +1,19 @@
-"""A run's folder: its settings, its metrics as JSON lines, and the point from which it can go on.
+"""The folder of a run: its settings, its metrics as JSON lines, and the state from which it can be resumed.
 
     run.json            the settings, written once
-    metrics.jsonl       a line for each progress report; a torn last line is not read
-    budget.json         what was decided about the length of a run in minutes
-    resume.safetensors  everything that the next step depends on: tensors, and JSON in the metadata; nothing can run
+    metrics.jsonl       a line for each progress report; an incomplete last line is ignored
+    budget.json         the decisions about the length of a run in minutes
+    resume.safetensors  everything that the next step depends on: tensors, and JSON in the metadata; no code
 
-All but metrics.jsonl are replaced whole, so whoever reads finds a whole file at any moment, a kill -9 included.
+Every file but metrics.jsonl is replaced atomically, so a reader finds a complete file at any moment, after a kill -9
+too. A run that was started before a field was renamed is still read: see `_OLD_NAMES`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,105 +24,221 @@ from torch import Tensor
 from model.atomic_files import atomic_write
 from model.checkpoints.file_format import open_safetensors
 from model.errors import CheckpointError, ConfigError, StorageError
-from model.training.schedule import Decision
+from model.evaluation.validation import Validation
+from model.training.schedule import BudgetDecision
 
 _FORMAT = "longhand-run-1"
+_OLD_NAMES = {
+    "run.json": {"parts": "n_shards", "about": "metadata"},
+    "metadata": {"store": "checkpoint_folder"},
+    "metrics.jsonl": {"best": "best_val_loss"},
+    "budget.json": {"done": "fraction", "total": "total_steps"},
+    "resume.safetensors": {
+        "best": "best_val_loss",
+        "best_name": "best_checkpoint",
+        "beaten_name": "superseded_checkpoint",
+        "since_best": "validations_since_best",
+    },
+}
+"""By file: the names that fields had in the first release of the format, and their names now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A progress report of a run: sent to the callback of `fit`, and written to metrics.jsonl."""
+
+    step: int
+    total_steps: int  # an estimate until the budget has been converted to steps
+    epochs: float  # passes over the training part so far
+    train_loss: float  # nats per character, running mean over the last windows
+    val_loss: float | None  # nats per character, stateful protocol on a sample; None between validations
+    best_val_loss: float | None  # the lowest so far; None before the first validation
+    lr: float
+    chars_per_s: float
+    elapsed_s: float
+    best_checkpoint: Path | None = None  # with the weights of best_val_loss; the next better one replaces it
+    sample: str | None = None  # text generated at a validation, where `fit` was asked for it
+
+    @property
+    def is_best(self) -> bool:
+        """Whether this is a validation with the lowest loss so far."""
+        return self.val_loss is not None and self.val_loss == self.best_val_loss
+
+    @property
+    def remaining_s(self) -> float | None:
+        """The estimated seconds to the end of the run."""
+        if not self.step or not self.total_steps:
+            return None
+        return self.elapsed_s * (self.total_steps - self.step) / self.step
+
+    @property
+    def validation(self) -> Validation | None:
+        """The losses of the validation that this report is about, None between validations."""
+        return validation_of(asdict(self))
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the report as a line of metrics.jsonl."""
+        return {name: value for name, value in asdict(self).items() if name not in ("best_checkpoint", "sample")}
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+def validation_of(metrics: Mapping[str, Any]) -> Validation | None:
+    """Return the validation in a line of metrics.jsonl, or None for a line between validations."""
+    if metrics["val_loss"] is None:
+        return None
+    return Validation(
+        step=metrics["step"],
+        elapsed_s=metrics["elapsed_s"],
+        train_loss=metrics["train_loss"],
+        val_loss=metrics["val_loss"],
+        is_best=metrics["val_loss"] == metrics["best_val_loss"],
+    )
 
 
 class RunFolder:
     """Reads and writes the files of a run."""
 
     def __init__(self, path: Path) -> None:
+        """Name the folder; nothing is read or created."""
         self.path = path
 
-    def begin(self, settings: Mapping[str, Any]) -> None:
-        """Write the settings of a new run. Raised: ConfigError where there is a run already."""
+    def create(self, settings: Mapping[str, Any]) -> None:
+        """Write the settings of a new run.
+
+        Raises:
+            ConfigError: The folder has a run already.
+            StorageError: The file cannot be written.
+        """
         if (self.path / "run.json").exists():
-            raise ConfigError(f"run {self.path}: there is a run already; resume it, or choose another folder")
+            raise ConfigError("has a run already; resume it, or choose another folder", field=f"run {self.path}")
         with atomic_write(self.path / "run.json") as f:
             f.write(json.dumps({"format": _FORMAT, **settings}, indent=1).encode())
 
     def settings(self) -> dict[str, Any]:
-        """What `begin` was given. Raised: CheckpointError when the folder is no run."""
-        try:
-            found: dict[str, Any] = json.loads((self.path / "run.json").read_bytes())
-            if found.pop("format") != _FORMAT:
-                raise ValueError("another format")
-            found.setdefault("native", False)  # a run from before there was another way
-            return found
-        except (OSError, ValueError, KeyError, AttributeError) as e:
-            raise CheckpointError(f"run {self.path}: not a run's folder, expected a run.json in it ({e})") from e
+        """Read the settings: model, train, corpus_sha256, device, n_shards, native and metadata.
 
-    def check_same(self, settings: Mapping[str, Any]) -> None:
-        """Raised: ConfigError naming every setting in which this run was begun otherwise."""
-        begun = self.settings()
+        Raises:
+            CheckpointError: The folder has no run, or one of another format.
+        """
+        try:
+            settings = _renamed("run.json", json.loads((self.path / "run.json").read_bytes()))
+            if (file_format := settings.pop("format")) != _FORMAT:
+                raise ValueError(f"format is {file_format!r}, expected {_FORMAT!r}")
+        except (OSError, ValueError, KeyError, AttributeError) as e:
+            raise CheckpointError(f"not a run's folder ({e})", field=f"run {self.path}", expected="a run.json") from e
+        settings["metadata"] = _renamed("metadata", settings.get("metadata") or {})
+        settings.setdefault("native", False)  # a run from before there was a native layer
+        return settings
+
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Check that the run was started with the same settings.
+
+        Raises:
+            ConfigError: It was not; the message names every difference.
+        """
+        saved = self.settings()
         differences = []
         for key, value in settings.items():
-            before, now = begun.get(key), json.loads(json.dumps(value))
+            before, now = saved.get(key), json.loads(json.dumps(value))
             if isinstance(before, dict) and isinstance(now, dict):
-                pairs = [(n, before.get(n), now.get(n)) for n in sorted(before.keys() | now.keys())]
+                pairs = [(name, before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())]
             else:
                 pairs = [(key, before, now)]
-            differences += [f"{n} is {old!r} in the run, {new!r} now" for n, old, new in pairs if old != new]
+            differences += [f"{name} is {old!r} in the run, {new!r} now" for name, old, new in pairs if old != new]
         if differences:
-            raise ConfigError(f"run {self.path}: cannot go on with other settings: {'; '.join(differences)}")
+            problem = f"cannot be resumed with other settings: {'; '.join(differences)}"
+            raise ConfigError(problem, field=f"run {self.path}")
 
-    def log(self, line: Mapping[str, Any]) -> None:
-        """Add a line to the metrics. Raised: StorageError when it cannot be written."""
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Append a line to the metrics.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        path = self.path / "metrics.jsonl"
         try:
-            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
+            with open(path, "a", encoding="utf-8") as f:
                 f.write(json.dumps(line) + "\n")
         except OSError as e:
-            raise StorageError(f"cannot be written ({e.strerror})", field=str(self.path / "metrics.jsonl")) from e
+            raise StorageError(f"cannot be written ({e.strerror})", field=str(path)) from e
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines so far, without a torn last one."""
+        """Read the metrics so far, without an incomplete last line."""
         try:
             text = (self.path / "metrics.jsonl").read_text("utf-8")
         except OSError:
             return []
-        return [json.loads(line) for line in text.split("\n")[:-1]]
+        return [_renamed("metrics.jsonl", json.loads(line)) for line in text.split("\n")[:-1]]
 
-    def forget_after(self, step: int) -> None:
-        """Drop the metrics of steps that will be made again."""
-        kept = [line for line in self.metrics() if line["step"] <= step]
+    def validations(self) -> list[Validation]:
+        """Read the validations so far."""
+        return [v for line in self.metrics() if (v := validation_of(line)) is not None]
+
+    def truncate_metrics(self, step: int) -> None:
+        """Delete the metrics after a step: those steps will be repeated."""
+        lines = [line for line in self.metrics() if line["step"] <= step]
         with atomic_write(self.path / "metrics.jsonl") as f:
-            f.write("".join(json.dumps(line) + "\n" for line in kept).encode())
+            f.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
-    def write_budget(self, decisions: list[Decision]) -> None:
+    def write_budget(self, decisions: list[BudgetDecision]) -> None:
+        """Replace the decisions about the length of the run.
+
+        Raises:
+            StorageError: The file cannot be written; the previous one is unchanged.
+        """
         with atomic_write(self.path / "budget.json") as f:
             f.write(json.dumps([asdict(d) for d in decisions]).encode())
 
-    def budget(self) -> list[Decision]:
+    def read_budget(self) -> list[BudgetDecision]:
+        """Read the decisions about the length of the run; none where there is no such file.
+
+        Raises:
+            CheckpointError: The file is damaged.
+        """
+        path = self.path / "budget.json"
         try:
-            return [Decision(**d) for d in json.loads((self.path / "budget.json").read_bytes())]
+            return [BudgetDecision(**_renamed("budget.json", d)) for d in json.loads(path.read_bytes())]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, TypeError) as e:
-            raise CheckpointError(f"{self.path / 'budget.json'}: cannot be used ({e})") from e
+        except (OSError, ValueError, TypeError, AttributeError) as e:
+            raise CheckpointError(f"cannot be used ({e})", field=str(path)) from e
 
-    def write_point(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Replace the point to go on from. Raised: StorageError when it cannot be written; the old one stays."""
-        meta = {"format": _FORMAT, "values": json.dumps(dict(values))}
-        data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata=meta)
+    def write_resume_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Replace the state from which the run can be resumed.
+
+        Raises:
+            StorageError: The file cannot be written; the previous one is unchanged.
+        """
+        metadata = {"format": _FORMAT, "values": json.dumps(dict(values))}
+        data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata=metadata)
         with atomic_write(self.path / "resume.safetensors") as f:
             f.write(data)
 
-    def point(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The point to go on from, or None when the run was killed before its first. Raised: CheckpointError."""
+    def read_resume_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Read the state from which the run can be resumed, or None when it was killed before it wrote one.
+
+        Raises:
+            CheckpointError: The file is damaged or of another format.
+        """
         path = self.path / "resume.safetensors"
         if not path.exists():
             return None
-        with open_safetensors(path, _FORMAT, "resume point") as (file, metadata):
+        with open_safetensors(path, _FORMAT, "resume state") as (file, metadata):
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is not a mapping
-            return tensors, json.loads(metadata["values"])
+            return tensors, _renamed("resume.safetensors", json.loads(metadata["values"]))
 
 
-def new_folder(parent: Path) -> Path:
-    """A folder for a new run, named by the time, which no other run has."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+def new_run_folder(parent: Path) -> Path:
+    """Create a folder for a new run, named by the time.
+
+    Raises:
+        StorageError: It cannot be created.
+    """
+    name = datetime.now().strftime("%Y%m%d-%H%M%S")
     for n in range(1000):
-        path = parent / (stamp if not n else f"{stamp}-{n}")
+        path = parent / (name if not n else f"{name}-{n}")
         try:
             path.mkdir(parents=True)
             return path
@@ -129,4 +246,10 @@ def new_folder(parent: Path) -> Path:
             continue
         except OSError as e:
             raise StorageError(f"cannot be created ({e.strerror})", field=str(path)) from e
-    raise CheckpointError(f"{parent}: has a thousand runs of this second")
+    raise StorageError("has a thousand runs of this second", field=str(parent))
+
+
+def _renamed(file: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with the names that the fields of this file have now."""
+    names = _OLD_NAMES[file]
+    return {names.get(name, name): value for name, value in values.items()}

@@ -1,9 +1,9 @@
-"""How long a run is, and the learning rate on the way: a schedule that ends when the budget does.
+"""The budget of a run, and the learning rate over it: a schedule that ends when the budget does.
 
-A budget in steps or epochs is a number of steps. One in minutes becomes that after CALIBRATION of it, by the speed seen
-so far, and is corrected at each look at the validation part: only what is still to come is stretched or shortened, so
-the rate never jumps. Every such decision is kept in a list; a resumed run reads the list before it measures anything,
-so it takes the very steps that the run that was not killed took.
+A budget in steps or epochs is a number of steps. One in minutes is converted to steps after CALIBRATION of it, by the
+speed so far, and corrected at each validation: only the remaining steps are stretched or shortened, so the learning
+rate never jumps. Each such decision is recorded. A resumed run applies the recorded decisions before it measures its
+own speed, so it takes exactly the steps of the run that was not interrupted.
 """
 
 from __future__ import annotations
@@ -14,84 +14,96 @@ from dataclasses import dataclass, field
 from model.config import TrainConfig
 
 CALIBRATION = 0.05
-_SMALLEST_STEP = 1e-9  # of the whole budget: below the rounding of `done`, far below a real step
+"""The part of a budget in minutes after which it is converted to steps."""
+
+_SMALLEST_FRACTION = 1e-9  # above the rounding error of a fraction, far below the fraction of one step
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """From `step` on, when `done` of the budget was spent, the run is to end after `total` steps."""
+class BudgetDecision:
+    """From `step` on, when `fraction` of the budget was spent, the run is to end after `total_steps`."""
 
     step: int
-    done: float
-    total: int
+    fraction: float
+    total_steps: int
 
 
 @dataclass(slots=True)
 class Budget:
-    """What is left of a run. `decisions` may reach into the future: those of a run that was killed."""
+    """The budget of a run. `decisions` may lie in the future: those of the interrupted run that is resumed."""
 
     config: TrainConfig
     n_train: int  # characters of the training part
-    decisions: list[Decision] = field(default_factory=list)
-    _now: int = 0  # how many decisions are in force
+    decisions: list[BudgetDecision] = field(default_factory=list)
+    _n_applied: int = 0  # decisions in force
 
     def __post_init__(self) -> None:
+        """Decide a budget in steps or epochs at once."""
         c = self.config
         steps = c.steps or math.ceil(c.epochs * self.n_train / (c.batch_size * c.seq_length))
         if steps and not self.decisions:
-            self.decisions.append(Decision(0, 0.0, steps))
-        self.advance(0)
+            self.decisions.append(BudgetDecision(0, 0.0, steps))
+        self.apply_decisions(0)
 
     @property
-    def in_minutes(self) -> bool:
+    def is_in_minutes(self) -> bool:
+        """Whether the budget is a time: neither steps nor epochs were given."""
         return not (self.config.steps or self.config.epochs)
 
     @property
-    def total(self) -> int:
-        """Steps of the whole run; 0 while that is not known."""
-        return self.decisions[self._now - 1].total if self._now else 0
+    def total_steps(self) -> int:
+        """Steps of the whole run; 0 while that is not decided."""
+        return self.decisions[self._n_applied - 1].total_steps if self._n_applied else 0
 
-    def advance(self, step: int) -> bool:
-        """Take over what was decided up to this step; says whether anything was decided for the step itself."""
-        while self._now < len(self.decisions) and self.decisions[self._now].step <= step:
-            self._now += 1
-        return bool(self._now) and self.decisions[self._now - 1].step == step
+    def apply_decisions(self, step: int) -> bool:
+        """Apply the recorded decisions up to a step.
 
-    def done(self, step: int, elapsed_s: float) -> float:
-        """The part of the budget that is spent after `step` steps, 0..1."""
-        if not self._now:
+        Returns:
+            Whether a decision was recorded for this very step.
+        """
+        while self._n_applied < len(self.decisions) and self.decisions[self._n_applied].step <= step:
+            self._n_applied += 1
+        return bool(self._n_applied) and self.decisions[self._n_applied - 1].step == step
+
+    def fraction_spent(self, step: int, elapsed_s: float) -> float:
+        """Return the fraction of the budget that is spent after `step` steps, from 0 to 1."""
+        if not self._n_applied:
             return min(1.0, elapsed_s / (self.config.minutes * 60))
-        d = self.decisions[self._now - 1]
-        if step >= d.total:
+        d = self.decisions[self._n_applied - 1]
+        if step >= d.total_steps:
             return 1.0
-        return min(1.0, d.done + (1 - d.done) * (step - d.step) / max(1, d.total - d.step))
+        return min(1.0, d.fraction + (1 - d.fraction) * (step - d.step) / max(1, d.total_steps - d.step))
 
     def decide(self, step: int, elapsed_s: float, step_s: float) -> bool:
-        """Size what is left of a budget in minutes, steps of `step_s` seconds; says whether the list has grown."""
-        if not self.in_minutes or self.advance(step) or (self._now and step >= self.total):
-            return False
-        left_s = self.config.minutes * 60 - elapsed_s
-        total = step + max(1, round(left_s / step_s))
-        self.decisions.append(Decision(step, self.done(step, elapsed_s), total))
-        return self.advance(step)
+        """Convert what is left of a budget in minutes to steps of `step_s` seconds.
 
-    def due(self, step: int) -> bool:
-        """Whether this step is followed by a look: `validations` in all, evenly spaced, the last at the end."""
-        if not self._now:
+        Returns:
+            Whether a decision was added.
+        """
+        if not self.is_in_minutes or self.apply_decisions(step) or (self._n_applied and step >= self.total_steps):
+            return False
+        remaining_s = self.config.minutes * 60 - elapsed_s
+        total_steps = step + max(1, round(remaining_s / step_s))
+        self.decisions.append(BudgetDecision(step, self.fraction_spent(step, elapsed_s), total_steps))
+        return self.apply_decisions(step)
+
+    def is_validation_due(self, step: int) -> bool:
+        """Whether a validation follows this step: `validations` in all, evenly spaced, the last one at the end."""
+        if not self._n_applied:
             return False
         n = self.config.validations
 
-        def looks(at: int) -> int:
-            return math.floor(n * self.done(at, 0.0) + _SMALLEST_STEP)
+        def validations_until(step: int) -> int:
+            return math.floor(n * self.fraction_spent(step, 0.0) + _SMALLEST_FRACTION)
 
-        return looks(step) > looks(step - 1)
+        return validations_until(step) > validations_until(step - 1)
 
 
-def learning_rate(config: TrainConfig, done: float) -> float:
-    """The rate when `done` of the budget is spent: a linear rise, then the schedule's fall to zero."""
-    if done < config.warmup:
-        return config.lr * (done / config.warmup)
-    left = 1 - (done - config.warmup) / (1 - config.warmup)
+def learning_rate(config: TrainConfig, fraction: float) -> float:
+    """Return the learning rate when `fraction` of the budget is spent: a linear warmup, then the decay to zero."""
+    if fraction < config.warmup:
+        return config.lr * (fraction / config.warmup)
+    remaining = 1 - (fraction - config.warmup) / (1 - config.warmup)
     if config.schedule == "cosine":
-        return config.lr * 0.5 * (1 - math.cos(math.pi * left))
-    return config.lr * left if config.schedule == "linear" else config.lr
+        return config.lr * 0.5 * (1 - math.cos(math.pi * remaining))
+    return config.lr * remaining if config.schedule == "linear" else config.lr

@@ -151,7 +151,7 @@ def _telling(text: str, layers: list[GateActivations]) -> dict[str, Any]:
             "counts": counts,
             "units": [
                 {"layer": layer, "unit": unit, "r": round(r, 4)}
-                for layer, unit, r in unit_correlations.ranked(text, cells, name)
+                for layer, unit, r in unit_correlations.rank_units(text, cells, name)
             ],
         }
         for name, (counts, _) in unit_correlations.FEATURES.items()

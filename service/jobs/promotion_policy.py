@@ -10,9 +10,9 @@ import numpy as np
 from model.checkpoints import file_format, registry
 from model.checkpoints.file_format import Checkpoint
 from model.errors import CheckpointError
-from model.evaluation import protocols
+from model.evaluation.protocols import sampled_loss
+from model.evaluation.validation import MAX_CHARACTERS
 from model.text.corpus import Corpus
-from model.training.checkpointer import MOST_CHARACTERS
 
 _LEFT_OUT = 0.01  # of the validation text may be unknown to the promoted model, for the two to be compared
 
@@ -45,7 +45,7 @@ def compare(new: Checkpoint, old: Checkpoint, corpus: Corpus, device: str) -> di
     ids = np.array([old.vocab.characters.find(c) for c in new.vocab.characters])[corpus.val]  # (M,) the old model's
     unknown = ids < 0
     n_unknown = int(unknown.sum())
-    numbers = {"protocol": "b", "characters": min(MOST_CHARACTERS, len(ids) - n_unknown), "left_out": n_unknown}
+    numbers = {"protocol": "b", "characters": min(MAX_CHARACTERS, len(ids) - n_unknown), "left_out": n_unknown}
     if n_unknown > _LEFT_OUT * len(ids):
         missing = "".join(sorted(set(new.vocab.characters) - set(old.vocab.characters)))
         return decision_of(
@@ -55,7 +55,7 @@ def compare(new: Checkpoint, old: Checkpoint, corpus: Corpus, device: str) -> di
             **numbers,
         )
     losses = [
-        protocols.look(model.network().to(device), text, MOST_CHARACTERS)
+        sampled_loss(model.network().to(device), text, MAX_CHARACTERS)
         for model, text in ((new, corpus.val[~unknown]), (old, ids[~unknown]))
     ]
     is_better = losses[0] < losses[1]

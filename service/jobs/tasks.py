@@ -10,11 +10,11 @@ import threading
 import time
 from typing import Any
 
-import torch
 from rq import get_current_job
 
 from model.checkpoints import registry
 from model.errors import CheckpointError, ModelError
+from model.network.device import resolve_device
 from service.errors import ServiceError
 from service.jobs.record import Record
 from service.jobs.training import Places, Training
@@ -71,14 +71,11 @@ def _nothing_promoted(settings: Settings) -> bool:
 
 
 def _places(settings: Settings, job_id: str) -> Places:
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     return Places(
         checkpoints=settings.checkpoint_dir,
         run=settings.runs_dir / job_id,
         corpora=Corpora(settings.corpora_dir, settings.max_corpus_bytes),
-        device=device,
+        device=resolve_device(settings.device),
         keep_models=settings.keep_models,
     )
 

@@ -18,10 +18,11 @@ from model.checkpoints import file_format, registry
 from model.checkpoints.file_format import Checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.errors import CheckpointError, ConfigError, StorageError
-from model.evaluation.advice import Facts, Look, at_start, of_curve, of_whole
+from model.evaluation.advice import TrainingSetup, advise_on_final_loss, advise_on_losses, advise_on_setup
+from model.evaluation.validation import Validation
 from model.text.corpus import Corpus
-from model.training.loop import Progress, fit
-from model.training.run_folder import RunFolder
+from model.training.loop import fit
+from model.training.run_folder import Progress, RunFolder
 from service.jobs.promotion_policy import decision_of, judge
 from service.jobs.request import settings_of
 from service.store.corpora import Corpora
@@ -63,7 +64,7 @@ class Training:
     _samples: list[dict[str, Any]] = field(default_factory=list)
     _told: float = -math.inf
     _promoted: list[Path] = field(default_factory=list)  # by this job, on the way
-    _facts: Facts | None = None
+    _setup: TrainingSetup | None = None
 
     def run(self) -> dict[str, Any]:
         """The job's result. Raised: ModelError, ServiceError: what cannot be mended by trying again."""
@@ -107,14 +108,7 @@ class Training:
             f"{corpus.n_characters:,} characters, {len(corpus.vocab)} distinct; {model.cell} {model.n_layers} x "
             f"{model.n_hidden}, {model.n_parameters:,} parameters"
         )
-        self._facts = Facts(
-            n_parameters=model.n_parameters,
-            n_train=len(corpus.train),
-            n_val=len(corpus.val),
-            n_vocab=len(corpus.vocab),
-            dropout=config.dropout,
-            seq_length=config.seq_length,
-        )
+        self._setup = TrainingSetup.of(model, config, corpus)
         self._advise()
         return config, corpus, model, source
 
@@ -140,7 +134,7 @@ class Training:
                 config,
                 folder,
                 device=self.places.device,
-                watch=self._watch,
+                on_progress=self._watch,
                 run=folder,
                 resume=resume,
                 warm_start=source,
@@ -176,8 +170,13 @@ class Training:
         self._looks = [each for each in self._looks if each["step"] < progress.step] + [look]
         self.log.put(looks=self._looks[-500:])
         self.log.emit("look", look)
-        if look["is_best"] and progress.best_path is not None and self.is_first and self.wanted["promote"] != "never":
-            self._promote_on_the_way(progress.best_path, float(progress.best or 0.0))
+        if (
+            look["is_best"]
+            and progress.best_checkpoint is not None
+            and self.is_first
+            and self.wanted["promote"] != "never"
+        ):
+            self._promote_on_the_way(progress.best_checkpoint, float(progress.best_val_loss or 0.0))
         if progress.sample is not None:
             sample = {"step": progress.step, "text": progress.sample}
             self._samples.append(sample)
@@ -187,11 +186,11 @@ class Training:
 
     def _advise(self, whole: float | None = None) -> None:
         """What the sizes and the losses so far say to do; `whole` is the loss of the whole validation part."""
-        if self._facts is not None:
-            looks = [Look(each["step"], each["train"], each["val"]) for each in self._looks]
-            found = [*at_start(self._facts), *of_curve(self._facts, looks)]
+        if self._setup is not None:
+            looks = [Validation(each["step"], each["elapsed_s"], each["train"], each["val"]) for each in self._looks]
+            found = [*advise_on_setup(self._setup), *advise_on_losses(self._setup, looks)]
             if whole is not None and looks:
-                found += of_whole(min(look.val_loss for look in looks), whole)
+                found += advise_on_final_loss(min(look.val_loss for look in looks), whole)
             self.log.put(advice=[asdict(each) for each in found])
 
     def _promote_on_the_way(self, path: Path, val_loss: float) -> None:
@@ -228,18 +227,17 @@ def _shown(progress: dict[str, Any]) -> dict[str, Any]:
         "elapsed_s": round(progress["elapsed_s"], 1),
         "train": progress["train_loss"],
         "val": progress["val_loss"],
-        "is_best": progress["val_loss"] == progress["best"],
+        "is_best": progress["val_loss"] == progress["best_val_loss"],
     }
 
 
 def _told(progress: Progress) -> dict[str, Any]:
-    done = progress.step / progress.total_steps if progress.total_steps else 0.0
-    left = progress.elapsed_s * (1 - done) / done if done else None
+    left = progress.remaining_s
     return {
         "step": progress.step,
         "total_steps": progress.total_steps,
         "train_loss": progress.train_loss,
-        "best_val_loss": progress.best,
+        "best_val_loss": progress.best_val_loss,
         "lr": progress.lr,
         "chars_per_s": round(progress.chars_per_s),
         "elapsed_s": round(progress.elapsed_s, 1),

@@ -1,4 +1,4 @@
-"""The race's other side: what nanoGPT prints is read as it is meant, and our re-statement of its recipe learns."""
+"""The opponent of the race: what nanoGPT prints is parsed, and our reimplementation of its recipe learns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.gpt import from_checkout, restated
+from bench.gpt import from_checkout, reimplementation
 from model.config import TrainConfig
 from model.text.corpus import Corpus
 from tests.model.texts import words
@@ -28,7 +28,7 @@ print("step 2000: train loss 1.8, val loss 1.886")
 
 
 def test_a_checkouts_curve_is_read(tmp_path: Path) -> None:
-    """It gets our split in its format; seconds are steps times the median step, looks left out."""
+    """It gets our split in its format; seconds are steps times the median step, without validations."""
     (tmp_path / "train.py").write_text(PRINTS)
     corpus = Corpus.from_text(words(800), CONFIG)
     curve = from_checkout(tmp_path, corpus)
@@ -37,16 +37,16 @@ def test_a_checkouts_curve_is_read(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
-def test_a_checkout_that_fails_is_said(tmp_path: Path) -> None:
+def test_a_failed_checkout_is_reported(tmp_path: Path) -> None:
     """No curve is made of a run that ended badly."""
     (tmp_path / "train.py").write_text("raise SystemExit(3)")
-    with pytest.raises(RuntimeError, match="ended with 3 after 0 looks"):
+    with pytest.raises(RuntimeError, match="exited with 3 after 0 validations"):
         from_checkout(tmp_path, Corpus.from_text(words(800), CONFIG))
 
 
-def test_our_restatement_learns() -> None:
-    """A few steps of the recipe bring the loss below that of guessing, and further with each look."""
+def test_our_reimplementation_learns() -> None:
+    """A few steps of the recipe bring the loss below that of guessing, and further with each validation."""
     corpus = Corpus.from_text(words(400), CONFIG)
-    curve = restated(corpus, iterations=24)
+    curve = reimplementation(corpus, iterations=24)
     assert curve.points[-1][1] < np.log(len(corpus.vocab))
     assert curve.points[-1][1] < curve.points[0][1]

@@ -105,7 +105,7 @@ def test_a_job_from_request_to_result(lab: Lab) -> None:
     assert len(losses) == 4
     assert losses[-1] < losses[0]
     assert job["samples"][-1]["text"]
-    assert {a["rule"] for a in job["advice"]} >= {"validation"}  # it is a small text
+    assert {a["rule"] for a in job["advice"]} >= {"small_validation_part"}  # it is a small text
     made = job["result"]["checkpoint"]
     assert job["result"]["decision"] == {"promoted": True, "reason": "promote is always"}
     assert load(lab.checkpoints / made["name"]).fingerprint == made["id"]
@@ -183,7 +183,7 @@ def test_a_warm_start_begins_where_the_promoted_model_is(lab: Lab) -> None:
     assert job["result"]["checkpoint"]["val_loss"] == pytest.approx(load(before).val_loss, abs=0.01)
     wrong = lab.ended(lab.submit(**{**SMALL, "n_hidden": 8}, warm_start=True))
     assert (wrong["state"], wrong["attempt"]) == ("failed", 1)
-    assert "n_hidden is 16 there, 8 here" in wrong["error"]
+    assert "n_hidden is 16 in the checkpoint, 8 in this run" in wrong["error"]
 
 
 def test_the_line_is_bounded_and_a_cancel_keeps_the_best(lab: Lab) -> None:

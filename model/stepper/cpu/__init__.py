@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from model.config import WEIGHT_PRECISIONS, WeightPrecision
 from model.native.library import BlockArrays, ModelArrays, Unsupported, library_path, load_library
 from model.network.char_rnn import CharRNN
 from model.network.sampling import SAMPLING_DTYPE
 from model.stepper import Block, BlockResult
-from model.stepper.cpu.pack import Precision, pack
+from model.stepper.cpu.pack import pack
 
-__all__ = ["CpuStepper", "Precision", "Unsupported"]
+__all__ = ["CpuStepper", "Unsupported"]
 
 _OK, _MEMORY = 0, 1  # LH_OK and LH_MEMORY in api.h, followed by:
 _INVALID = {
@@ -48,7 +49,7 @@ class CpuStepper:
         self,
         network: CharRNN,
         n_slots: int,
-        precision: Precision = "fp32",
+        precision: WeightPrecision = "fp32",
         threads: int | None = None,
         library: Path | None = None,
     ) -> None:
@@ -65,8 +66,8 @@ class CpuStepper:
             Unsupported: There is no native code for this model or machine; the message says why.
             ValueError: An argument is out of range, or a weight is not finite.
         """
-        if precision not in ("fp32", "int8"):
-            raise ValueError(f"precision: got {precision!r}, expected 'fp32' or 'int8'")
+        if precision not in WEIGHT_PRECISIONS:
+            raise ValueError(f"precision: got {precision!r}, expected one of {', '.join(WEIGHT_PRECISIONS)}")
         threads = available_cores() if threads is None else threads
         if n_slots < 1 or threads < 1:
             raise ValueError(f"n_slots and threads: got {n_slots} and {threads}, expected at least 1")

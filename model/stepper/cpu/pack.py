@@ -11,15 +11,15 @@ Everything is computed in float64 by additions in a fixed order (no BLAS), so th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model.config import WeightPrecision
 from model.native.library import Unsupported
 from model.network.char_rnn import CharRNN
 
-Precision = Literal["fp32", "int8"]
 PANEL = 32
 UNITS = 8
 MAX_TABLE_BYTES = 2**30
@@ -39,7 +39,7 @@ class Packed:
     activation_scale: float  # int8: h times this, rounded, is the int16 that weights meet; a power of two
 
 
-def pack(network: CharRNN, precision: Precision) -> Packed:
+def pack(network: CharRNN, precision: WeightPrecision) -> Packed:
     """Raised: Unsupported for a cell or size that has no kernel; ValueError for a weight that is not finite."""
     config = network.config
     if config.cell != "lstm":

@@ -10,8 +10,9 @@ import torch
 
 from model.checkpoints import self_test
 from model.checkpoints.file_format import Checkpoint, load
+from model.config import WeightPrecision
 from model.errors import CheckpointError
-from model.stepper.cpu import CpuStepper, Precision, Unsupported
+from model.stepper.cpu import CpuStepper, Unsupported
 from model.stepper.reference import ReferenceStepper
 from tests.conftest import random_checkpoint
 
@@ -33,7 +34,7 @@ def test_the_self_test_holds_for_the_same_weights_only(tmp_path: Path, cell: str
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_native_stepper_is_compared_with_the_network(precision: Precision) -> None:
+def test_the_native_stepper_is_compared_with_the_network(precision: WeightPrecision) -> None:
     """int8 weights may choose another character at a near tie, and still are within tolerance; other weights fail."""
     made, other = (self_test.record(random_checkpoint(seed=seed)) for seed in (0, 1))
     try:

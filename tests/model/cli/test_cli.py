@@ -14,9 +14,8 @@ from model.checkpoints.file_format import load
 from model.checkpoints.registry import promoted_path
 from model.cli import main
 from model.cli.training_console import GracefulInterrupt
-from model.config import PRESETS, ModelConfig, TrainConfig
-from model.training.loop import Progress
-from model.training.run_folder import RunFolder
+from model.config import PRESETS, PROTOCOLS, ModelConfig, TrainConfig
+from model.training.run_folder import Progress, RunFolder
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ def test_train_sample_info(tmp_path: Path, text: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     path = promoted_path(out)
     assert path is not None
-    assert "protocol (b)" in said
+    assert "stateful protocol" in said
     assert str(path) in said
     texts = []
     for _ in range(2):
@@ -44,7 +43,7 @@ def test_train_sample_info(tmp_path: Path, text: Path, capsys: pytest.CaptureFix
     assert len(texts[0]) == 2 + 40 + 1
     assert main(["info", "--store", str(out)]) == 0
     said = capsys.readouterr().out
-    for part in ("lstm, 1 x 16", "protocol (b)", "n_hidden" not in said and "steps=30", "sha256"):
+    for part in ("lstm, 1 x 16", "stateful protocol", "n_hidden" not in said and "steps=30", "sha256"):
         assert str(part) in said
 
 
@@ -72,12 +71,12 @@ def test_a_run_leaves_metrics_and_curves(tmp_path: Path, text: Path, capsys: pyt
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An interrupt saves, keeps the best, names the command; that command, alone, finishes the run."""
     out, before = tmp_path / "models", signal.getsignal(signal.SIGINT)
-    watch = GracefulInterrupt.__call__
+    call = GracefulInterrupt.__call__
 
-    def press(self: GracefulInterrupt, step: Progress) -> None:
-        if step.step == 20:
+    def press(self: GracefulInterrupt, report: Progress) -> None:
+        if report.step == 20:
             signal.raise_signal(signal.SIGINT)
-        watch(self, step)
+        call(self, report)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GracefulInterrupt, "__call__", press)
@@ -96,31 +95,33 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, text: Path, capsys: pytest.Cap
 
 
 def test_scores_by_protocol(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each number has its letter; a test part is measured once the run is over, and can be asked for."""
+    """Each loss is printed with its protocol; a test part is measured once, after the run, and by request."""
     out = tmp_path / "models"
     assert main(["train", str(text), "--out", str(out), *TRAIN, "--test-fraction", "0.1"]) == 0
     trained = capsys.readouterr().out
-    assert "test    (b)" in trained
-    assert main(["score", str(text), "--store", str(out), "--protocols", "abc"]) == 0
+    assert "test    (stateful)" in trained
+    assert main(["score", str(text), "--store", str(out), "--protocols", "windowed,stateful,dynamic"]) == 0
     said = capsys.readouterr().out
     path = promoted_path(out)
     assert path is not None
-    assert f"(b) {load(path).val_loss:.4f} nats" in said
-    assert [letter in said for letter in ("(a)", "(b)", "(c)")] == [True] * 3
+    assert f"(stateful) {load(path).val_loss:.4f} nats" in said
+    assert all(f"({protocol})" in said for protocol in PROTOCOLS)
     assert main(["score", str(text), "--store", str(out), "--part", "test", "--protocols", "b"]) == 0
     assert capsys.readouterr().out.split("nats")[0].split()[-1] in trained
     assert main(["score", str(text), "--store", str(out), "--precision", "int8"]) == 0
-    assert float(capsys.readouterr().out.split("(b) ")[1].split()[0]) == pytest.approx(load(path).val_loss, abs=0.005)
+    assert float(capsys.readouterr().out.split("(stateful) ")[1].split()[0]) == pytest.approx(
+        load(path).val_loss, abs=0.005
+    )
     assert main(["score", str(text), "--store", str(out), "--protocols", "d"]) == 1
-    assert "expected letters of a, b and c" in capsys.readouterr().err
+    assert "protocols: got 'd', expected windowed, stateful, dynamic" in capsys.readouterr().err
     assert main(["score", str(text), "--store", str(out), "--protocols", "ab", "--precision", "int8"]) == 1
-    assert "protocols: got 'ab', expected b with precision int8" in capsys.readouterr().err
+    assert "protocols: got 'ab', expected stateful with precision int8" in capsys.readouterr().err
 
 
 def test_a_warm_start_begins_where_the_other_ended(
     tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From a checkpoint, on a text with a new character, the first look is already near its loss."""
+    """From a checkpoint, on a text with a new character, the first validation is already near its loss."""
     assert main(["train", str(text), "--out", str(tmp_path / "a"), *TRAIN, "--steps", "300"]) == 0
     first = promoted_path(tmp_path / "a")
     assert first is not None
@@ -158,7 +159,7 @@ def test_help_gives_each_knob_its_reason(capsys: pytest.CaptureFixture[str]) -> 
         ),
         (["train", "none.txt", "--lr", "-1"], "error: lr: got -1.0, expected a number above 0, at most 1"),
         (["train", "none.txt", "--cell", "x"], "error: cell: got 'x', expected one of lstm, gru, rnn"),
-        (["train", "--resume", "none"], "error: run none: not a run's folder, expected a run.json in it"),
+        (["train", "--resume", "none"], "error: run none: not a run's folder (["),
         (["sample", "--checkpoint", "none.safetensors"], "error: checkpoint none.safetensors: no such file"),
         (
             ["info", "--store", "nowhere"],

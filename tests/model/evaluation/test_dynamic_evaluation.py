@@ -1,4 +1,4 @@
-"""Protocol (c): the model goes on learning from what it is shown."""
+"""The dynamic protocol: the model goes on learning from the text that it reads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> CharRNN:
 
 
 def test_it_adapts_to_what_is_new(network: CharRNN) -> None:
-    """On a text that repeats what the model was not taught, it comes below (b); the network stays as it was."""
+    """On a text that repeats what is new to the model, it is below the stateful loss; the network is not changed."""
     corpus = Corpus.from_text(words(3000), CONFIG)
     strange = corpus.vocab.encode("milk\nmilk\nsugar " * 80)
     before = {k: v.clone() for k, v in network.state_dict().items()}
@@ -33,15 +33,15 @@ def test_it_adapts_to_what_is_new(network: CharRNN) -> None:
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
 
 
-def test_without_a_rate_it_is_protocol_b(network: CharRNN) -> None:
+def test_without_a_learning_rate_it_is_the_stateful_protocol(network: CharRNN) -> None:
     """Nothing learnt: the plain pass, every character counted once, whatever the window."""
     ids = Corpus.from_text(words(3000), CONFIG).val[:1000]
     plain = protocols.loss(network, ids)
-    assert dynamic_loss(network, ids, rate=0.0, window=32) == pytest.approx(plain, abs=1e-4)
-    assert dynamic_loss(network, ids, rate=0.0, window=7) == pytest.approx(plain, abs=1e-4)
+    assert dynamic_loss(network, ids, learning_rate=0.0, window=32) == pytest.approx(plain, abs=1e-4)
+    assert dynamic_loss(network, ids, learning_rate=0.0, window=7) == pytest.approx(plain, abs=1e-4)
 
 
 def test_no_character_helps_to_predict_itself(network: CharRNN) -> None:
-    """The first window is predicted by the trained weights: its loss does not depend on the rate."""
+    """The first window is predicted by the trained weights: its loss does not depend on the learning rate."""
     ids = Corpus.from_text(words(3000), CONFIG).val[:33]
-    assert dynamic_loss(network, ids, rate=0.5) == dynamic_loss(network, ids, rate=0.0)
+    assert dynamic_loss(network, ids, learning_rate=0.5) == dynamic_loss(network, ids, learning_rate=0.0)

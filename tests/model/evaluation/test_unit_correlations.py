@@ -1,11 +1,11 @@
-"""Units that tell something are found, and what a feature counts is what it says."""
+"""Units that follow a feature of a text are found, and each feature is what its description says."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from model.evaluation.unit_correlations import FEATURES, correlations, ranked
+from model.evaluation.unit_correlations import FEATURES, correlations, rank_units
 
 TEXT = 'He said "Go.\nNow" and “so” on.\n'
 
@@ -32,7 +32,7 @@ def test_the_position_in_a_line_begins_anew() -> None:
     assert FEATURES["position_in_line"][1]("ab\nc\n\n") == [1, 2, 0, 1, 0, 0]
 
 
-def test_the_unit_that_tells_is_found() -> None:
+def test_the_unit_that_follows_a_feature_is_found() -> None:
     """Among 60 units of noise in two layers, one that goes with the feature and one against it come first."""
     rng = np.random.default_rng(0)
     text = 'a "quoted" word, ' * 20
@@ -40,7 +40,7 @@ def test_the_unit_that_tells_is_found() -> None:
     layers = [rng.normal(size=(len(text), 30)) for _ in range(2)]
     layers[1][:, 7] = feature * 0.9 + rng.normal(size=len(text)) * 0.05
     layers[0][:, 3] = 0.2 - feature + rng.normal(size=len(text)) * 0.2
-    (first, second, *_) = ranked(text, layers, "inside_quotes")
+    (first, second, *_) = rank_units(text, layers, "inside_quotes")
     assert first[:2] == (1, 7)
     assert first[2] > 0.95
     assert second[:2] == (0, 3)
@@ -55,4 +55,4 @@ def test_correlations_are_numpy_s() -> None:
     found = correlations(values, feature)
     assert found[[0, 1, 3]] == pytest.approx([np.corrcoef(values[:, u], feature)[0, 1] for u in (0, 1, 3)])
     assert found[2] == 0
-    assert ranked("no quotes", [values[:9]], "inside_quotes") == []
+    assert rank_units("no quotes", [values[:9]], "inside_quotes") == []

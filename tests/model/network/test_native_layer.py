@@ -81,7 +81,7 @@ def test_gradients_are_tensors_of_their_own() -> None:
     config = TrainConfig(batch_size=4, seq_length=8)
     learner = Learner(ModelConfig(len(corpus.vocab), n_hidden=16, n_embed=8), config, "cpu", Distributed(), 1)
     assert learner.native
-    gradients, _, _ = learner._part(0, *Streams(corpus.train, 4, 8).window(0, slice(0, 4)))
+    gradients, _, _ = learner._shard_gradients(0, *Streams(corpus.train, 4, 8).window(0, slice(0, 4)))
     assert len({g.data_ptr() for g in gradients}) == len(gradients)
 
 

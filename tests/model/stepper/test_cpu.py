@@ -17,17 +17,17 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from model.config import Cell, ModelConfig
+from model.config import Cell, ModelConfig, WeightPrecision
 from model.native import build as build_module
 from model.native.build import build, compile_to, compilers
 from model.native.library import flags, library_path, load_library
 from model.network.char_rnn import CharRNN
 from model.network.sampling import SamplingBatch, SamplingParams, as_batch, as_tensors, sample
 from model.stepper import SAMPLE, Block, BlockResult
-from model.stepper.cpu import CpuStepper, Precision, Unsupported
+from model.stepper.cpu import CpuStepper, Unsupported
 from tests.random_batching import Careless, Played, Text, block_of, differences, different, in_crowds, random_texts
 
-PRECISIONS: list[Precision] = ["fp32", "int8"]
+PRECISIONS: list[WeightPrecision] = ["fp32", "int8"]
 pytestmark = pytest.mark.usefixtures("native_code")
 
 
@@ -93,7 +93,9 @@ def test_agrees_with_the_float64_network(shape: tuple[int, int, int, int]) -> No
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("shape", [(65, 64, 2), (37, 21, 3)])
-def test_reads_the_same_alone_and_in_a_crowd(precision: Precision, threads: int, shape: tuple[int, int, int]) -> None:
+def test_reads_the_same_alone_and_in_a_crowd(
+    precision: WeightPrecision, threads: int, shape: tuple[int, int, int]
+) -> None:
     """Law 1: ids, log-probabilities and states are the same bits alone, and with joins, leaves, cuts and cancels."""
     vocab, hidden, layers = shape
     net, rng = network(vocab, hidden, layers), Random(threads)
@@ -104,7 +106,7 @@ def test_reads_the_same_alone_and_in_a_crowd(precision: Precision, threads: int,
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 64, 97, 200])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_size_of_a_batch_gives_the_same_bits(rows: int, precision: Precision) -> None:
+def test_every_size_of_a_batch_gives_the_same_bits(rows: int, precision: WeightPrecision) -> None:
     """Every tile of the kernel gives a row what the kernel for one row gives it (K past a block of 256 too)."""
     net = network(hidden=260, layers=2)
     block = plain_block(200, 3)
@@ -137,7 +139,7 @@ def test_the_harness_notices_a_careless_stepper() -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_state_read_and_written_goes_on_as_if_it_had_stayed(precision: Precision) -> None:
+def test_a_state_read_and_written_goes_on_as_if_it_had_stayed(precision: WeightPrecision) -> None:
     """write(read()) is exact, in another slot and another stepper as well; None is the zero state."""
     net = network()
     here, there = CpuStepper(net, 3, precision), CpuStepper(net, 5, precision)

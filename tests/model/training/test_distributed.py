@@ -47,8 +47,8 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     for name, tensor in load(one).weights.items():
         assert torch.allclose(tensor, load(path).weights[name], atol=0.02), name
     (run,) = (out / "runs").iterdir()
-    point = RunFolder(run).point()
-    assert point is not None
-    assert {"generator.0", "generator.1", "state.0.0", "state.0.1"} <= point[0].keys()
+    resume_state = RunFolder(run).read_resume_state()
+    assert resume_state is not None
+    assert {"generator.0", "generator.1", "state.0.0", "state.0.1"} <= resume_state[0].keys()
     torchrun("train", "--resume", str(run))
     assert promoted_path(out) == path

@@ -1,4 +1,4 @@
-"""One step: threads and parts change nothing but the order of a sum, and nothing is dropped that was not asked for."""
+"""One step: threads and shards change nothing but the order of a sum, and only what was requested is dropped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from model.errors import ConfigError
 from model.network.char_rnn import CharRNN
 from model.network.regularization import dropout_mask, regularized_forward
 from model.text.corpus import Corpus
-from model.training.learner import workers_that_fit
+from model.training.learner import choose_workers
 from model.training.loop import fit
 from tests.model.texts import words
 
@@ -104,14 +104,14 @@ def test_two_workers_are_repeatable(tmp_path: Path) -> None:
 def test_workers_fit_the_cores_and_the_batch(two_threads: None) -> None:
     """As many as there are cores, but none with less than eight rows, and all with as many."""
     config = TrainConfig()
-    assert workers_that_fit(config, "cpu", 1) == 2
-    assert workers_that_fit(replace(config, batch_size=8), "cpu", 1) == 1
-    assert workers_that_fit(replace(config, batch_size=17), "cpu", 1) == 1
-    assert workers_that_fit(config, "cuda", 1) == 1
+    assert choose_workers(config, "cpu", 1) == 2
+    assert choose_workers(replace(config, batch_size=8), "cpu", 1) == 1
+    assert choose_workers(replace(config, batch_size=17), "cpu", 1) == 1
+    assert choose_workers(config, "cuda", 1) == 1
     with pytest.raises(ConfigError, match="workers: got 3, expected a divisor of the 16 rows"):
-        workers_that_fit(replace(config, workers=3), "cpu", 1)
+        choose_workers(replace(config, workers=3), "cpu", 1)
     with pytest.raises(ConfigError, match="batch_size: got 16, expected a multiple of the 3 processes"):
-        workers_that_fit(config, "cpu", 3)
+        choose_workers(config, "cpu", 3)
 
 
 def test_a_warm_start_keeps_what_is_shared(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_warm_start_keeps_what_is_shared(tmp_path: Path) -> None:
             assert torch.allclose(warm.weights[name][here], source.weights[name][there], atol=1e-6)
     assert torch.allclose(warm.weights["rnn.weight_hh_l0"], source.weights["rnn.weight_hh_l0"], atol=1e-6)
     assert not torch.allclose(source.weights["rnn.weight_hh_l0"], CharRNN(model).rnn.weight_hh_l0, atol=1e-2)
-    with pytest.raises(ConfigError, match=r"warm start: .*n_hidden is 16 there, 24 here"):
+    with pytest.raises(ConfigError, match=r"warm start: .*n_hidden is 16 in the checkpoint, 24 in this run"):
         fit(new, replace(wider, n_hidden=24), barely, tmp_path / "no", warm_start=source)
 
 

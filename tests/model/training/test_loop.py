@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from model.checkpoints.file_format import load
 from model.config import ModelConfig, TrainConfig
 from model.errors import ConfigError, TrainingError
-from model.evaluation import protocols
+from model.evaluation.protocols import loss
 from model.network.char_rnn import CharRNN
-from model.stepper.reference import ReferenceStepper
 from model.text.corpus import Corpus
-from model.training.loop import Progress, fit
+from model.training.loop import fit
+from model.training.run_folder import Progress
 from tests.model.texts import words
 
 CONFIG = TrainConfig(steps=150, batch_size=8, seq_length=32, lr=1e-2, validations=5, seed=3)
@@ -41,19 +41,20 @@ def test_it_learns(tmp_path: Path, corpus: Corpus, cell: str) -> None:
     assert load(path).val_loss < per_character + 0.08
 
 
-def test_the_best_validation_is_what_is_kept(tmp_path: Path, corpus: Corpus) -> None:
+def test_the_weights_of_the_best_validation_are_saved(tmp_path: Path, corpus: Corpus) -> None:
     """Only the best checkpoint stays, with the loss of its weights on the whole validation part in its name."""
-    seen: list[Progress] = []
-    path = fit(corpus, model(corpus), replace(CONFIG, lr=0.3, clip=100.0), tmp_path, watch=seen.append)
-    looks = [p for p in seen if p.val_loss is not None]
-    assert len(looks) == 5
+    reports: list[Progress] = []
+    path = fit(corpus, model(corpus), replace(CONFIG, lr=0.3, clip=100.0), tmp_path, on_progress=reports.append)
+    validations = [v for report in reports if (v := report.validation) is not None]
+    assert len(validations) == 5
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
-    kept = load(path)
-    best = min(looks, key=lambda p: p.val_loss or 0)
-    assert kept.step == best.step
-    assert kept.val_characters == len(corpus.val) - 1
-    assert kept.val_loss == pytest.approx(protocols.loss(kept.network(), corpus.val), abs=1e-6)
-    assert path.name == f"val{kept.val_loss:.4f}-step{kept.step:06d}.safetensors"
+    saved = load(path)
+    best = min(validations, key=lambda v: v.val_loss)
+    assert [v for v in validations if v.is_best][-1] == best
+    assert saved.step == best.step
+    assert saved.val_characters == len(corpus.val) - 1
+    assert saved.val_loss == pytest.approx(loss(saved.network(), corpus.val), abs=1e-6)
+    assert path.name == f"val{saved.val_loss:.4f}-step{saved.step:06d}.safetensors"
 
 
 def test_the_same_run_gives_the_same_model(tmp_path: Path, corpus: Corpus) -> None:
@@ -65,9 +66,9 @@ def test_the_same_run_gives_the_same_model(tmp_path: Path, corpus: Corpus) -> No
 
 def test_the_rate_rises_and_ends_at_zero(tmp_path: Path, corpus: Corpus) -> None:
     """A linear rise to lr in the first part of the budget, then a cosine to zero."""
-    seen: list[Progress] = []
-    fit(corpus, model(corpus), replace(CONFIG, warmup=0.2, validations=50), tmp_path, watch=seen.append)
-    rates = [p.lr for p in seen]
+    reports: list[Progress] = []
+    fit(corpus, model(corpus), replace(CONFIG, warmup=0.2, validations=50), tmp_path, on_progress=reports.append)
+    rates = [p.lr for p in reports]
     top = int(np.argmax(rates))
     assert rates[top] == pytest.approx(CONFIG.lr, rel=0.02)
     assert rates[: top + 1] == sorted(rates[: top + 1])
@@ -76,16 +77,16 @@ def test_the_rate_rises_and_ends_at_zero(tmp_path: Path, corpus: Corpus) -> None
 
 
 def test_a_budget_in_minutes_ends(tmp_path: Path, corpus: Corpus) -> None:
-    """A run of a twentieth of a minute makes its steps and all its looks."""
-    seen: list[Progress] = []
-    path = fit(corpus, model(corpus), replace(CONFIG, steps=0, minutes=0.05), tmp_path, watch=seen.append)
-    assert sum(p.val_loss is not None for p in seen) == 5
-    assert seen[-1].step == seen[-1].total_steps
+    """A run of a twentieth of a minute makes its steps and all its validations."""
+    reports: list[Progress] = []
+    path = fit(corpus, model(corpus), replace(CONFIG, steps=0, minutes=0.05), tmp_path, on_progress=reports.append)
+    assert sum(p.val_loss is not None for p in reports) == 5
+    assert reports[-1].step == reports[-1].total_steps
     assert load(path).step > 0
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says at which step and what to try, and keeps the best so far."""
+    """The error names the step and what to try; the best checkpoint so far stays."""
     whole = F.cross_entropy
     steps = iter(range(10**6))
 
@@ -93,57 +94,22 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, corpus: Corpus, m
         return whole(*args, **kw) * (torch.nan if torch.is_grad_enabled() and next(steps) == 100 else 1)  # type: ignore[arg-type]
 
     monkeypatch.setattr("torch.nn.functional.cross_entropy", poisoned)
-    with pytest.raises(TrainingError, match=r"step 101: the loss is nan; try a smaller lr .* the best so far is"):
+    with pytest.raises(
+        TrainingError, match=r"step 101: the loss is nan; try a smaller lr .* the best checkpoint so far is"
+    ):
         fit(corpus, model(corpus), CONFIG, tmp_path)
-    (kept,) = tmp_path.iterdir()
-    assert load(kept).step == 90
+    (checkpoint,) = tmp_path.iterdir()
+    assert load(checkpoint).step == 90
 
 
 def test_an_interrupt_keeps_the_best_so_far(tmp_path: Path, corpus: Corpus) -> None:
-    """Ctrl-C after a look: the run ends with a checkpoint."""
+    """Ctrl-C after a validation: the run ends with a checkpoint."""
 
-    def watch(progress: Progress) -> None:
+    def interrupt(progress: Progress) -> None:
         if progress.step == 90:
             raise KeyboardInterrupt
 
-    assert load(fit(corpus, model(corpus), CONFIG, tmp_path, watch=watch)).step == 90
-
-
-def test_protocol_b_is_one_pass(corpus: Corpus) -> None:
-    """Read as spans side by side it is, within 0.0005 nats, the plain pass: one state, every character."""
-    torch.manual_seed(0)
-    network = CharRNN(model(corpus, n_layers=2)).eval()
-    network.head.weight.data.mul_(5)
-    ids = torch.from_numpy(corpus.train[:20000].astype(np.int64))
-    with torch.inference_mode():
-        logits, _ = network(ids[None, :-1], network.zero_state(1))
-        plain = float(F.cross_entropy(logits[0], ids[1:]))
-    assert protocols.loss(network, corpus.train[:20000]) == pytest.approx(plain, abs=5e-4)
-
-
-@pytest.mark.parametrize("n_slots", [1, 5, 64])
-def test_a_stepper_has_the_loss_of_its_network(corpus: Corpus, n_slots: int) -> None:
-    """Protocol (b) by a stepper, whatever it held before, is the network's."""
-    torch.manual_seed(0)
-    network = CharRNN(model(corpus)).eval()
-    network.head.weight.data.mul_(5)
-    stepper, ids = ReferenceStepper(network, n_slots), corpus.train[: min(9000, 3000 * n_slots)]
-    stepper.write(0, np.ones((2, 1, network.config.n_hidden), np.float32))
-    found = protocols.loss_as_served(stepper, ids)
-    assert found == pytest.approx(protocols.loss(network, ids), abs=5e-4)
-
-
-def test_protocol_a_starts_each_crop_anew(corpus: Corpus) -> None:
-    """Crops of 256 from the zero state, each character once."""
-    torch.manual_seed(0)
-    network = CharRNN(model(corpus)).eval()
-    ids = torch.from_numpy(corpus.train[: 256 * 5 + 1].astype(np.int64))
-    with torch.inference_mode():
-        each = [
-            float(F.cross_entropy(network(ids[None, i : i + 256], network.zero_state(1))[0][0], ids[i + 1 : i + 257]))
-            for i in range(0, 256 * 5, 256)
-        ]
-    assert protocols.loss(network, corpus.train[: 256 * 5 + 1], "a") == pytest.approx(np.mean(each), abs=1e-5)
+    assert load(fit(corpus, model(corpus), CONFIG, tmp_path, on_progress=interrupt)).step == 90
 
 
 @pytest.mark.parametrize(

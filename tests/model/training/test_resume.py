@@ -10,7 +10,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,8 +18,8 @@ from model.checkpoints.file_format import load
 from model.config import ModelConfig, TrainConfig
 from model.errors import CheckpointError, ConfigError, StorageError
 from model.text.corpus import Corpus
-from model.training.loop import Progress, fit
-from model.training.run_folder import RunFolder, new_folder
+from model.training.loop import fit
+from model.training.run_folder import Progress, RunFolder, new_run_folder
 from tests.model.texts import words
 from tests.servers import ROOT
 
@@ -56,11 +55,11 @@ def test_killed_at_ten_moments_it_is_the_same_run(
     corpus: Corpus, whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after any step, ten times over, and resumed: every loss and the checkpoint are those of the whole run."""
-    monkeypatch.setattr("model.training.loop._POINT_S", 0.0)  # a resume point at each report
+    monkeypatch.setattr("model.training.loop._RESUME_STATE_S", 0.0)  # a resume state at each report
     monkeypatch.setattr("model.training.loop._REPORT_STEPS", 5)
     stops = [7, 23, 24, 40, 41, 66, 80, 99, 100, 119]
 
-    def watch(progress: Progress) -> None:
+    def interrupt(progress: Progress) -> None:
         if stops and progress.step >= stops[0]:
             stops.pop(0)
             raise Killed
@@ -68,7 +67,9 @@ def test_killed_at_ten_moments_it_is_the_same_run(
     resume = False
     while True:
         try:
-            path = fit(corpus, model(corpus), CONFIG, tmp_path, run=tmp_path / "run", resume=resume, watch=watch)
+            path = fit(
+                corpus, model(corpus), CONFIG, tmp_path, run=tmp_path / "run", resume=resume, on_progress=interrupt
+            )
             break
         except Killed:
             resume = True
@@ -79,10 +80,10 @@ def test_killed_at_ten_moments_it_is_the_same_run(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", path.name]
 
 
-def test_a_kill_before_a_beaten_checkpoint_is_removed(
+def test_a_kill_before_a_superseded_checkpoint_is_deleted(
     corpus: Corpus, whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The point names what is to go: the run that goes on removes it."""
+    """The resume state names it: the resumed run deletes it."""
     superseded: list[Path] = []
 
     def killed(path: Path | None) -> None:
@@ -91,7 +92,7 @@ def test_a_kill_before_a_beaten_checkpoint_is_removed(
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("model.training.loop.remove", killed)
+        patch.setattr("model.training.loop.delete_superseded", killed)
         with pytest.raises(Killed):
             fit(corpus, model(corpus), CONFIG, tmp_path, run=tmp_path / "run")
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
@@ -127,7 +128,7 @@ def test_kill_9_at_random_moments(whole: tuple[Path, Path], corpus: Corpus, tmp_
         for file in out.glob("*.safetensors"):
             load(file)
         (run,) = (out / "runs").iterdir()
-        RunFolder(run).point()
+        RunFolder(run).read_resume_state()
         more = ["--resume", str(run)]
         process = start(*more)
     assert process.wait() == 0
@@ -145,18 +146,18 @@ def test_kill_9_at_random_moments(whole: tuple[Path, Path], corpus: Corpus, tmp_
 
 
 def test_a_run_in_minutes_takes_the_same_steps_again(corpus: Corpus, tmp_path: Path) -> None:
-    """What was decided about its length is kept: from the last point on, a killed run makes the same losses again."""
+    """The decisions on its length are stored: from the last resume state on, a killed run repeats the same losses."""
     config = replace(CONFIG, steps=0, minutes=0.04, validations=8)
-    looks = 0
+    n_validations = 0
 
-    def watch(progress: Progress) -> None:
-        nonlocal looks
-        looks += progress.val_loss is not None
-        if looks == 5:
+    def interrupt(progress: Progress) -> None:
+        nonlocal n_validations
+        n_validations += progress.val_loss is not None
+        if n_validations == 5:
             raise Killed
 
     with pytest.raises(Killed):
-        fit(corpus, model(corpus), config, tmp_path, run=tmp_path / "run", watch=watch)
+        fit(corpus, model(corpus), config, tmp_path, run=tmp_path / "run", on_progress=interrupt)
     before = [m for m in RunFolder(tmp_path / "run").metrics() if m["val_loss"] is not None]
     fit(corpus, model(corpus), config, tmp_path, run=tmp_path / "run", resume=True)
     after = [m for m in RunFolder(tmp_path / "run").metrics() if m["val_loss"] is not None]
@@ -166,13 +167,13 @@ def test_a_run_in_minutes_takes_the_same_steps_again(corpus: Corpus, tmp_path: P
 
 
 def test_an_interrupt_can_be_gone_on_from(corpus: Corpus, whole: tuple[Path, Path], tmp_path: Path) -> None:
-    """Ctrl-C keeps the best so far and the place; resumed, the run ends as if nothing had been."""
+    """Ctrl-C saves the best checkpoint and a resume state; resumed, the run ends as if it had not been interrupted."""
 
-    def watch(progress: Progress) -> None:
+    def interrupt(progress: Progress) -> None:
         if progress.step == 60:
             raise KeyboardInterrupt
 
-    first = fit(corpus, model(corpus), CONFIG, tmp_path, run=tmp_path / "run", watch=watch)
+    first = fit(corpus, model(corpus), CONFIG, tmp_path, run=tmp_path / "run", on_progress=interrupt)
     assert load(first).step <= 60
     assert list(tmp_path.glob("*.safetensors")) == [first]
     last = fit(corpus, model(corpus), CONFIG, tmp_path, run=tmp_path / "run", resume=True)
@@ -183,12 +184,12 @@ def test_an_interrupt_can_be_gone_on_from(corpus: Corpus, whole: tuple[Path, Pat
 def test_a_run_interrupted_before_it_was_sized_goes_on(corpus: Corpus, tmp_path: Path) -> None:
     """A budget in minutes whose length was not known yet: sized after the resume, and ended."""
 
-    def watch(progress: Progress) -> None:
+    def interrupt(progress: Progress) -> None:
         raise KeyboardInterrupt
 
     config = replace(CONFIG, steps=0, minutes=0.06, validations=3)
     with pytest.raises(KeyboardInterrupt):
-        fit(corpus, model(corpus), config, tmp_path, run=tmp_path / "run", watch=watch)
+        fit(corpus, model(corpus), config, tmp_path, run=tmp_path / "run", on_progress=interrupt)
     shorter = RunFolder(tmp_path / "run").metrics()
     assert shorter[-1]["val_loss"] is None
     fit(corpus, model(corpus), config, tmp_path, run=tmp_path / "run", resume=True)
@@ -203,7 +204,7 @@ def test_a_finished_run_is_not_trained_again(corpus: Corpus, whole: tuple[Path, 
 
 
 def test_other_settings_are_named(corpus: Corpus, whole: tuple[Path, Path], tmp_path: Path) -> None:
-    """Going on with another rate, another size, another text: each difference is said."""
+    """Resuming with another learning rate, another size or another text: the error names each difference."""
     run = whole[0]
     with pytest.raises(ConfigError, match=r"dropout is 0\.2 in the run, 0\.5 now; lr is 0\.01 in the run, 0\.02 now"):
         fit(corpus, model(corpus), replace(CONFIG, lr=0.02, dropout=0.5), tmp_path, run=run, resume=True)
@@ -212,14 +213,14 @@ def test_other_settings_are_named(corpus: Corpus, whole: tuple[Path, Path], tmp_
     other = Corpus.from_text(words(4000, seed=1), CONFIG)
     with pytest.raises(ConfigError, match="corpus_sha256 is"):
         fit(other, model(corpus), CONFIG, tmp_path, run=run, resume=True)
-    with pytest.raises(ConfigError, match="there is a run already"):
+    with pytest.raises(ConfigError, match="has a run already"):
         fit(corpus, model(corpus), CONFIG, tmp_path, run=run)
-    with pytest.raises(CheckpointError, match=r"not a run's folder, expected a run\.json"):
+    with pytest.raises(CheckpointError, match=r"not a run's folder .*, expected a run\.json"):
         fit(corpus, model(corpus), CONFIG, tmp_path, run=tmp_path, resume=True)
 
 
-def test_a_damaged_point_is_refused(corpus: Corpus, whole: tuple[Path, Path], tmp_path: Path) -> None:
-    """Truncated or foreign, it is named and nothing is made of it."""
+def test_a_damaged_resume_state_is_refused(corpus: Corpus, whole: tuple[Path, Path], tmp_path: Path) -> None:
+    """A truncated file is named, and the run does not begin again over it."""
     run = tmp_path / "run"
     run.mkdir()
     for name in ("run.json", "metrics.jsonl", "resume.safetensors"):
@@ -230,22 +231,22 @@ def test_a_damaged_point_is_refused(corpus: Corpus, whole: tuple[Path, Path], tm
 
 
 def test_a_torn_last_line_is_not_read(tmp_path: Path) -> None:
-    """Metrics are read up to the last whole line."""
-    record = RunFolder(tmp_path)
-    record.log({"step": 1})
+    """Metrics are read up to the last complete line."""
+    run_folder = RunFolder(tmp_path)
+    run_folder.append_metrics({"step": 1})
     with open(tmp_path / "metrics.jsonl", "a") as f:
         f.write('{"step": 2, "tra')
-    assert record.metrics() == [{"step": 1}]
-    record.forget_after(1)
-    assert record.metrics() == [{"step": 1}]
+    assert run_folder.metrics() == [{"step": 1}]
+    run_folder.truncate_metrics(1)
+    assert run_folder.metrics() == [{"step": 1}]
 
 
 def test_new_runs_have_folders_of_their_own(tmp_path: Path) -> None:
     """Even in the same second."""
-    assert len({new_folder(tmp_path) for _ in range(3)}) == 3
+    assert len({new_run_folder(tmp_path) for _ in range(3)}) == 3
 
 
-def test_a_full_disk_is_said_and_what_was_best_stays(
+def test_a_full_disk_is_reported_and_the_best_checkpoint_stays(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When a save is refused the run ends with the path; the checkpoint of before is whole."""
@@ -262,16 +263,16 @@ def test_a_full_disk_is_said_and_what_was_best_stays(
     with pytest.raises(StorageError, match="No space left") as e:
         fit(corpus, model(corpus), CONFIG, tmp_path, run=tmp_path / "run")
     assert str(tmp_path) in str(e.value)
-    kept = [load(p) for p in tmp_path.glob("*.safetensors")]
-    assert kept
-    point: Any = RunFolder(tmp_path / "run").point()
-    assert (tmp_path / point[1]["best_name"]).exists()
+    assert [load(p) for p in tmp_path.glob("*.safetensors")]
+    resume_state = RunFolder(tmp_path / "run").read_resume_state()
+    assert resume_state is not None
+    assert (tmp_path / resume_state[1]["best_checkpoint"]).exists()
 
 
-def test_the_point_holds_no_code(whole: tuple[Path, Path]) -> None:
-    """It is safetensors and JSON, with the generators' states among the tensors."""
-    point = RunFolder(whole[0]).point()
-    assert point is not None
-    tensors, values = point
+def test_the_resume_state_holds_no_code(whole: tuple[Path, Path]) -> None:
+    """It is safetensors and JSON, with the states of the random generators among the tensors."""
+    resume_state = RunFolder(whole[0]).read_resume_state()
+    assert resume_state is not None
+    tensors, values = resume_state
     assert tensors["generator.0"].dtype == torch.uint8
     assert json.loads(json.dumps(values)) == values

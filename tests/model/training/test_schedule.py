@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.config import TrainConfig
-from model.training.schedule import Budget, Decision, learning_rate
+from model.training.schedule import Budget, BudgetDecision, learning_rate
 
 MINUTES = TrainConfig(minutes=1.0, validations=10)
 
@@ -17,48 +17,48 @@ MINUTES = TrainConfig(minutes=1.0, validations=10)
 def test_epochs_are_passes_over_the_text() -> None:
     """Two passes: every character twice."""
     config = TrainConfig(epochs=2, batch_size=10, seq_length=50)
-    assert Budget(config, 100_000).total == 400
+    assert Budget(config, 100_000).total_steps == 400
 
 
 def test_steps_come_before_epochs_and_epochs_before_minutes() -> None:
     """The most exact budget that was given counts."""
-    assert Budget(TrainConfig(steps=7, epochs=2, minutes=3), 10**6).total == 7
-    assert Budget(TrainConfig(minutes=3), 10**6).total == 0
+    assert Budget(TrainConfig(steps=7, epochs=2, minutes=3), 10**6).total_steps == 7
+    assert Budget(TrainConfig(minutes=3), 10**6).total_steps == 0
 
 
 def test_a_slower_machine_makes_fewer_steps_and_ends_in_time() -> None:
     """Sized at a tenth of a second a step, then found to take two: what is left is halved, and nothing jumps."""
     budget = Budget(MINUTES, 10**6)
     assert budget.decide(30, 3.0, 0.1)
-    assert budget.total == 30 + 570
-    before = budget.done(330, 0)
+    assert budget.total_steps == 30 + 570
+    before = budget.fraction_spent(330, 0)
     assert budget.decide(330, 33.0, 0.2)
-    assert budget.total == 330 + 135
-    assert budget.done(330, 0) == before
-    assert budget.done(budget.total, 0) == 1.0
+    assert budget.total_steps == 330 + 135
+    assert budget.fraction_spent(330, 0) == before
+    assert budget.fraction_spent(budget.total_steps, 0) == 1.0
 
 
 @given(cuts=st.lists(st.tuples(st.integers(1, 60), st.floats(0.01, 1.0)), max_size=8), n=st.integers(1, 20))
-def test_every_look_comes_whatever_is_decided(cuts: list[tuple[int, float]], n: int) -> None:
-    """`done` never falls, ends at one, and as many looks are due as were asked for, but for those that coincide."""
+def test_every_validation_is_due_whatever_is_decided(cuts: list[tuple[int, float]], n: int) -> None:
+    """The fraction never decreases, ends at one, and `validations` are due, but for those that coincide."""
     budget = Budget(replace(MINUTES, validations=n), 10**6)
     budget.decide(5, 3.0, 0.2)
-    step, looks, last = 5, 0, budget.done(5, 0)
+    step, n_validations, last = 5, 0, budget.fraction_spent(5, 0)
     changes = iter(cuts)
-    wait, step_s = next(changes, (0, 0.0))
-    while step < budget.total:
+    steps_left, step_s = next(changes, (0, 0.0))
+    while step < budget.total_steps:
         step += 1
-        done = budget.done(step, 0)
-        assert done >= last
-        last = done
-        looks += budget.due(step)
-        wait -= 1
-        if not wait and step < budget.total:
+        fraction = budget.fraction_spent(step, 0)
+        assert fraction >= last
+        last = fraction
+        n_validations += budget.is_validation_due(step)
+        steps_left -= 1
+        if not steps_left and step < budget.total_steps:
             budget.decide(step, min(59.0, step * 0.2), step_s)
-            wait, step_s = next(changes, (0, 0.0))
+            steps_left, step_s = next(changes, (0, 0.0))
     assert last == 1.0
-    assert budget.due(budget.total)
-    assert 1 <= looks <= n
+    assert budget.is_validation_due(budget.total_steps)
+    assert 1 <= n_validations <= n
 
 
 def test_decisions_are_repeated_not_made_again() -> None:
@@ -67,11 +67,11 @@ def test_decisions_are_repeated_not_made_again() -> None:
     first.decide(30, 3.0, 0.1)
     first.decide(330, 33.0, 0.2)
     again = Budget(MINUTES, 10**6, list(first.decisions))
-    again.advance(30)
-    assert again.total == 600
+    again.apply_decisions(30)
+    assert again.total_steps == 600
     assert not again.decide(330, 50.0, 9.9)
-    assert again.total == first.total
-    assert again.decisions == first.decisions == [Decision(30, 0.05, 600), first.decisions[1]]
+    assert again.total_steps == first.total_steps
+    assert again.decisions == first.decisions == [BudgetDecision(30, 0.05, 600), first.decisions[1]]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])

@@ -93,7 +93,7 @@ def test_the_same_settings_are_put_back(tmp_path: Path, text: Path, monkeypatch:
     rates = iter([0.002, 0.002, 0.003])
 
     monkeypatch.setattr("model.training.sweep._suggest", lambda trial: trial.suggest_float("lr", (r := next(rates)), r))
-    monkeypatch.setattr("model.training.sweep._begin_with", lambda model, config: {})
+    monkeypatch.setattr("model.training.sweep._initial_settings", lambda model, config: {})
     sweep = Sweep(corpus, ModelConfig(len(corpus.vocab), n_hidden=8), CONFIG, tmp_path)
     sweep.run(2, 5)
     assert sorted(row.settings["lr"] for row in sweep.leaderboard()) == [0.002, 0.003]
@@ -106,7 +106,7 @@ def test_a_study_is_about_one_text(tmp_path: Path, text: Path) -> None:
     sweep = Sweep(corpus, model, CONFIG, tmp_path)
     with pytest.raises(TrainingError, match="no finished run yet"):
         sweep.run(3, 0.0)
-    with pytest.raises(ConfigError, match="study: 'sweep' is about another text"):
+    with pytest.raises(ConfigError, match="study: 'sweep' is a study of another text"):
         Sweep(Corpus.from_text(words(900), CONFIG), model, CONFIG, tmp_path)
     with pytest.raises(ConfigError, match=r"storage: got 'unix:///nowhere/redis\.sock', which cannot be used"):
         Sweep(corpus, model, CONFIG, tmp_path, storage="unix:///nowhere/redis.sock")

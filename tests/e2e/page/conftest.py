@@ -134,9 +134,11 @@ def page_service(
     }
     worker = Worker(**settings)
     worker.start()
-    with Service(**settings) as service:
-        yield service
-    worker.stop()
+    try:
+        with Service(**settings) as service:
+            yield service
+    finally:
+        worker.stop()
 
 
 __all__ = ["ALPHABET", "Visit"]

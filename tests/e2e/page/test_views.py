@@ -151,10 +151,12 @@ def training_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servi
     }
     worker = Worker(**settings)
     worker.start()
-    with Service(**settings) as service:
-        yield service
-    worker.stop()
-    redis.remove()
+    try:
+        with Service(**settings) as service:
+            yield service
+    finally:
+        worker.stop()
+        redis.remove()
 
 
 def drop(v: Visit, name: str, content: bytes) -> None:

@@ -108,7 +108,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
             torch.set_num_threads(max(1, torch.get_num_threads() // workers))
             learner.step(streams, 1e-3)  # not timed: sgemm's threads still spin for a while
             steps += [_seconds(lambda: learner.step(streams, 1e-3)) for _ in range(_STEPS)]
-        parts = _parts(learner, streams, config)
+        parts = _parts(learner, streams)
     flops = 3 * 2 * config.batch_size * config.seq_length * _weights(model)
     achieved = [flops / s for s in steps]
     ratio = statistics.median(a / rates[i // _STEPS] for i, a in enumerate(achieved))
@@ -146,7 +146,7 @@ def _sgemm() -> float:
     return 2 * n**3 / min(_seconds(lambda: torch.mm(a, b, out=out)) for _ in range(3))
 
 
-def _parts(learner: Learner, streams: Streams, config: TrainConfig) -> dict[str, float]:
+def _parts(learner: Learner, streams: Streams) -> dict[str, float]:
     """Time the two parts of a step: the shards' passes, and what follows them in one thread."""
     passes, updates = [], []
     for _ in range(3):
@@ -176,6 +176,7 @@ def distributed(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run one benchmark and print its result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     racing = commands.add_parser("race")

@@ -26,7 +26,7 @@ def configure(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--protocols",
         help="names or their letters a, b, c, separated by commas; windowed: crops of 256 characters; "
-        "stateful: one pass with the state carried; dynamic: the same by a model that goes on learning, slow "
+        "stateful: one pass with the state carried; dynamic: the same by a model that continues to learn, slow "
         "(default windowed,stateful; with --precision, stateful)",
     )
     command.add_argument(
@@ -61,6 +61,6 @@ def _part_of_text(args: argparse.Namespace, loaded: file_format.Checkpoint) -> I
     corpus = Corpus.from_ids(loaded.vocab, ids, "", config)
     if args.part == "test" and not len(corpus.test):
         raise ConfigError(
-            "got 'test', but the model's run kept no test part (its test_fraction is 0)", field="part", value="test"
+            "got 'test', but the model's run has no test part (its test_fraction is 0)", field="part", value="test"
         )
     return {"val": corpus.val, "test": corpus.test, "all": ids}[args.part]

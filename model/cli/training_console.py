@@ -1,4 +1,4 @@
-"""What `train` and `sweep` print: progress, losses, samples and advice while a run goes on, its result at the end."""
+"""What `train` and `sweep` print: progress, losses, samples and advice during a run, and its result."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class GracefulInterrupt:
         """Restore the signal handler of before."""
         signal.signal(signal.SIGINT, self._previous_handler)
 
-    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+    def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
         self.requested = True
         signal.signal(signal.SIGINT, self._previous_handler)
 

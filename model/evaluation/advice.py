@@ -1,4 +1,4 @@
-"""Advice on a run: a table of rules, each with the numbers that it rests on and what to try.
+"""Advice on a run: a table of rules; the advice of each names the numbers that it is based on and what to try.
 
 Pure functions over numbers; no network and no file. A rule returns its advice, or None when it does not apply; a test
 has numbers for both cases. The thresholds are rules of thumb, with their source where there is one; the figures in the
@@ -24,6 +24,8 @@ _SEEN_OFTEN = 200  # occurrences of a character, on average
 _OVERFITTING = 0.15  # nats that the validation loss lies above the training loss
 _UNDERFITTING = 0.03
 _RISE = 0.02  # nats above the best validation loss
+_MIN_VALIDATIONS = 3  # before a rule on overfitting or underfitting applies
+_MIN_VALIDATIONS_TO_IMPROVE = 4
 _LAST_DROP = 0.1  # part of the whole decrease that the last validation still brought
 _LOSS_SPIKE = 0.3  # nats between two validations
 _UNSTABLE_STATE = 0.15  # nats that the whole part lies above a sample of it: ten standard errors of a small part
@@ -121,7 +123,7 @@ def _overfitting(s: TrainingSetup, validations: Sequence[Validation]) -> str | N
     best = min(validations, key=lambda v: v.val_loss)
     last = validations[-1]
     gap = last.val_loss - last.train_loss
-    if gap < _OVERFITTING or len(validations) < 3 or last.val_loss < best.val_loss + _RISE:
+    if gap < _OVERFITTING or len(validations) < _MIN_VALIDATIONS or last.val_loss < best.val_loss + _RISE:
         return None
     return (
         f"overfitting: validation loss {last.val_loss:.3f} is {gap:.3f} above training loss {last.train_loss:.3f}, and "
@@ -144,7 +146,7 @@ def _memorization(s: TrainingSetup, validations: Sequence[Validation]) -> str | 
 def _underfitting(s: TrainingSetup, validations: Sequence[Validation]) -> str | None:
     last = validations[-1]
     gap = last.val_loss - last.train_loss
-    if gap > _UNDERFITTING or len(validations) < 3:
+    if gap > _UNDERFITTING or len(validations) < _MIN_VALIDATIONS:
         return None
     less_dropout = "less dropout, " if s.dropout > 0.1 else ""
     return (
@@ -154,8 +156,10 @@ def _underfitting(s: TrainingSetup, validations: Sequence[Validation]) -> str | 
     )
 
 
-def _still_improving(s: TrainingSetup, validations: Sequence[Validation]) -> str | None:
-    if len(validations) < 4 or validations[-1].val_loss > min(v.val_loss for v in validations):
+def _still_improving(_setup: TrainingSetup, validations: Sequence[Validation]) -> str | None:
+    if len(validations) < _MIN_VALIDATIONS_TO_IMPROVE or validations[-1].val_loss > min(
+        v.val_loss for v in validations
+    ):
         return None
     drop = validations[-2].val_loss - validations[-1].val_loss
     share = drop / max(1e-9, validations[0].val_loss - validations[-1].val_loss)
@@ -167,7 +171,7 @@ def _still_improving(s: TrainingSetup, validations: Sequence[Validation]) -> str
     )
 
 
-def _unstable_training(s: TrainingSetup, validations: Sequence[Validation]) -> str | None:
+def _unstable_training(_setup: TrainingSetup, validations: Sequence[Validation]) -> str | None:
     rises = [(b.train_loss - a.train_loss, b.step) for a, b in pairwise(validations)]
     rise, step = max(rises, default=(0.0, 0), key=lambda entry: entry[0])
     if rise < _LOSS_SPIKE:

@@ -1,4 +1,4 @@
-"""The dynamic protocol: the model goes on learning from the text that it is measured on.
+"""The dynamic protocol: the model continues to learn from the text that it is measured on.
 
 Each window is predicted first and learned from afterwards, so no character helps to predict itself. Source: Krause et
 al. (2018), "Dynamic Evaluation of Neural Sequence Models": gradient descent with decay towards the trained weights; the

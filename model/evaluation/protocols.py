@@ -4,7 +4,7 @@ windowed  (letter a)  zero state at the start of each crop of 256 characters, cr
                       fixed context window report.
 stateful  (letter b)  one pass over the whole part, the state carried from character to character: what the service
                       does, and the protocol of every loss that is not labelled otherwise.
-dynamic   (letter c)  the stateful pass by a model that goes on learning from the text it has read: see
+dynamic   (letter c)  the stateful pass by a model that continues to learn from the text it has read: see
                       model.evaluation.dynamic_evaluation.
 """
 
@@ -167,7 +167,7 @@ def _span_loss(network: CharRNN, ids: Ids, starts: Bounds, ends: Bounds, warm_up
 
 
 def _crop_loss(network: CharRNN, ids: Ids, crop: int) -> float:
-    """Return the mean loss over crops that each start with the zero state; a shorter rest at the end is not read."""
+    """Return the mean loss over crops that each start with the zero state; a remainder is not read."""
     device = network.head.weight.device
     crop = min(crop, len(ids) - 1)
     n = (len(ids) - 1) // crop

@@ -1,4 +1,4 @@
-"""What a run writes while it goes on: its best checkpoint, and the state from which it can be resumed.
+"""What a run writes: its best checkpoint, and the state from which it can be resumed.
 
 The order of writes matters, because a kill may come between any two of them: first the new best checkpoint, then the
 resume state that names it, and only then the superseded checkpoint is deleted.

@@ -46,7 +46,7 @@ def fit(
     folder: Path,
     *,
     device: str = "cpu",
-    on_progress: ProgressCallback = lambda progress: None,
+    on_progress: ProgressCallback = lambda _progress: None,
     run: Path | None = None,
     resume: bool = False,
     warm_start: Checkpoint | None = None,
@@ -72,7 +72,7 @@ def fit(
         warm_start: A checkpoint whose weights are used as initial weights; characters of both vocabularies keep theirs.
         sample_chars: How many characters to generate at each validation.
         distributed: This process's place in a torchrun job; ranks other than 0 return `folder`.
-        metadata: Stored in run.json for whoever resumes the run: where the text is, for example.
+        metadata: Stored in run.json, for the program that resumes the run: where the text is, for example.
 
     Returns:
         The path of the checkpoint with the best validation loss.
@@ -88,12 +88,12 @@ def fit(
         model,
         config,
         folder,
-        device,
-        on_progress,
-        RunFolder(run) if run is not None else None,
-        resume,
-        sample_chars,
-        distributed or Distributed(),
+        device=device,
+        on_progress=on_progress,
+        run_folder=RunFolder(run) if run is not None else None,
+        resume=resume,
+        sample_chars=sample_chars,
+        distributed=distributed or Distributed(),
     )
     trainer.start(warm_start, dict(metadata or {}))
     return trainer.train()
@@ -108,6 +108,7 @@ class _Trainer:
         model: ModelConfig,
         config: TrainConfig,
         folder: Path,
+        *,
         device: str,
         on_progress: ProgressCallback,
         run_folder: RunFolder | None,
@@ -116,7 +117,7 @@ class _Trainer:
         distributed: Distributed,
     ) -> None:
         self.corpus, self.config, self.device, self.distributed = corpus, config, device, distributed
-        self.on_progress = on_progress if distributed.is_main else lambda progress: None
+        self.on_progress = on_progress if distributed.is_main else lambda _progress: None
         self.sample_chars = sample_chars
         self.run_folder, self.resume = run_folder, resume and run_folder is not None
         n_workers, native = self._numerics()
@@ -129,7 +130,7 @@ class _Trainer:
             "model": asdict(model),
             "train": config.as_dict(),
             "corpus_sha256": corpus.sha256,
-            "device": device.split(":")[0],
+            "device": device.split(":", maxsplit=1)[0],
             "n_shards": n_workers * distributed.world_size,
             "native": learner.native if native is None else native,
         }

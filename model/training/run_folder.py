@@ -57,7 +57,7 @@ class Progress:
     chars_per_s: float
     elapsed_s: float
     best_checkpoint: Path | None = None  # with the weights of best_val_loss; the next better one replaces it
-    sample: str | None = None  # text generated at a validation, where `fit` was asked for it
+    sample: str | None = None  # text generated at a validation, if sample_chars was given
 
     @property
     def is_best(self) -> bool:

@@ -98,7 +98,7 @@ class Sweep:
         except Exception as e:  # whatever the storage's library raises for a server or a disk that is unavailable
             raise ConfigError(f"got {storage!r}, which cannot be used ({e})", field="storage", value=storage) from e
 
-    def run(self, n_runs: int, minutes: float, on_run: Callable[[SweepRun], None] = lambda run: None) -> Path:
+    def run(self, n_runs: int, minutes: float, on_run: Callable[[SweepRun], None] = lambda _run: None) -> Path:
         """Add up to `n_runs` runs within so many minutes; an interrupt ends the sweep early.
 
         Args:

@@ -1,4 +1,4 @@
-"""python -m model, as a person at a terminal meets it."""
+"""python -m model, as its user sees it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def text(tmp_path: Path) -> Path:
 
 
 def test_train_sample_info(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A text becomes a promoted model; sample writes from it, the same for the same seed; info tells what it is."""
+    """A text becomes a promoted model; sample writes from it, the same for the same seed; info describes it."""
     out = tmp_path / "models"
     assert main(["train", str(text), "--out", str(out), "--steps", "30", "--n-hidden", "16", "--lr", "0.01"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     path = promoted_path(out)
     assert path is not None
-    assert "stateful protocol" in said
-    assert str(path) in said
+    assert "stateful protocol" in output
+    assert str(path) in output
     texts = []
     for _ in range(2):
         assert main(["sample", "ab", "--store", str(out), "--max-chars", "40", "--seed", "5"]) == 0
@@ -42,9 +42,9 @@ def test_train_sample_info(tmp_path: Path, text: Path, capsys: pytest.CaptureFix
     assert texts[0] == texts[1]
     assert len(texts[0]) == 2 + 40 + 1
     assert main(["info", "--store", str(out)]) == 0
-    said = capsys.readouterr().out
-    for part in ("lstm, 1 x 16", "stateful protocol", "n_hidden" not in said and "steps=30", "sha256"):
-        assert str(part) in said
+    output = capsys.readouterr().out
+    for part in ("lstm, 1 x 16", "stateful protocol", "n_hidden" not in output and "steps=30", "sha256"):
+        assert str(part) in output
 
 
 TRAIN = ["--steps", "40", "--n-hidden", "16", "--lr", "0.01", "--validations", "4"]
@@ -54,10 +54,10 @@ def test_a_run_leaves_metrics_and_curves(tmp_path: Path, text: Path, capsys: pyt
     """Each run has a folder with its settings and losses, drawn by `plot` as SVG or PNG."""
     out = tmp_path / "models"
     assert main(["train", str(text), "--out", str(out), *TRAIN]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     (run,) = (out / "runs").iterdir()
-    assert f"plot {run}" in said
-    assert "advice" in said
+    assert f"plot {run}" in output
+    assert "advice" in output
     assert len([m for m in RunFolder(run).metrics() if m["val_loss"] is not None]) == 4
     assert main(["plot", str(run)]) == 0
     assert (run / "curves.svg").read_text().startswith("<?xml")
@@ -68,8 +68,8 @@ def test_a_run_leaves_metrics_and_curves(tmp_path: Path, text: Path, capsys: pyt
     assert "expected a file that ends in .svg or .png" in capsys.readouterr().err
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An interrupt saves, keeps the best, names the command; that command, alone, finishes the run."""
+def test_ctrl_c_prints_how_to_resume(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An interrupt saves the run and prints the command to resume it; that command alone finishes the run."""
     out, before = tmp_path / "models", signal.getsignal(signal.SIGINT)
     call = GracefulInterrupt.__call__
 
@@ -81,17 +81,17 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, text: Path, capsys: pytest.Cap
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GracefulInterrupt, "__call__", press)
         assert main(["train", str(text), "--out", str(out), *TRAIN]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is before
-    (command,) = re.findall(r"to resume: python -m model (train --resume \S+)", said)
+    (command,) = re.findall(r"to resume: python -m model (train --resume \S+)", output)
     assert main(command.split()) == 0
     assert "step 40" in capsys.readouterr().out
     path = promoted_path(out)
     assert path is not None
     assert load(path).step == 40
     assert main([*command.split(), "--lr", "0.5", "--n-hidden", "8"]) == 1
-    said = capsys.readouterr().err
-    assert "n_hidden is 16 in the run, 8 now; lr is 0.01 in the run, 0.5 now" in said
+    output = capsys.readouterr().err
+    assert "n_hidden is 16 in the run, 8 now; lr is 0.01 in the run, 0.5 now" in output
 
 
 def test_scores_by_protocol(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,11 +101,11 @@ def test_scores_by_protocol(tmp_path: Path, text: Path, capsys: pytest.CaptureFi
     trained = capsys.readouterr().out
     assert "test    (stateful)" in trained
     assert main(["score", str(text), "--store", str(out), "--protocols", "windowed,stateful,dynamic"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     path = promoted_path(out)
     assert path is not None
-    assert f"(stateful) {load(path).val_loss:.4f} nats" in said
-    assert all(f"({protocol})" in said for protocol in PROTOCOLS)
+    assert f"(stateful) {load(path).val_loss:.4f} nats" in output
+    assert all(f"({protocol})" in output for protocol in PROTOCOLS)
     assert main(["score", str(text), "--store", str(out), "--part", "test", "--protocols", "b"]) == 0
     assert capsys.readouterr().out.split("nats")[0].split()[-1] in trained
     assert main(["score", str(text), "--store", str(out), "--precision", "int8"]) == 0
@@ -136,22 +136,22 @@ def test_a_warm_start_begins_where_the_other_ended(
     assert load(warm).val_loss < load(cold).val_loss - 0.5
 
 
-def test_help_gives_each_knob_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every setting is an option, with a reason and a default; so are the presets."""
+def test_help_explains_each_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every setting is an option, with its help and default; so are the presets."""
     with pytest.raises(SystemExit):
         main(["train", "--help"])
-    said = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     for config in (ModelConfig, TrainConfig):
         for f in fields(config):
             if f.name != "vocab_size":
-                assert "--" + f.name.replace("_", "-") in said
-                assert f"(default {f.default})" in said
+                assert "--" + f.name.replace("_", "-") in output
+                assert f"(default {f.default})" in output
     for preset in PRESETS:
-        assert f"{preset}: n_hidden" in said
+        assert f"{preset}: n_hidden" in output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (
             ["train", "none.txt"],
@@ -167,15 +167,13 @@ def test_help_gives_each_knob_its_reason(capsys: pytest.CaptureFixture[str]) -> 
         ),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_line(
-    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_error_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit 1 and one line on the standard error, no traceback."""
     assert main(arguments) == 1
-    assert capsys.readouterr().err.strip().startswith(says)
+    assert capsys.readouterr().err.strip().startswith(message)
 
 
-def test_an_unknown_character_in_a_prompt_is_said(
+def test_an_unknown_character_in_a_prompt_is_named(
     tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The prompt's characters are checked before anything is written."""

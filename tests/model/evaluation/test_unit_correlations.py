@@ -1,4 +1,4 @@
-"""Units that follow a feature of a text are found, and each feature is what its description says."""
+"""Units that follow a feature of a text are ranked first, and each feature is what its description says."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ TEXT = 'He said "Go.\nNow" and “so” on.\n'
         ("inside_word", "1101111001100" + "111001110011001100"),
     ],
 )
-def test_a_feature_counts_what_it_says(name: str, expected: str) -> None:
+def test_a_feature_is_what_its_description_says(name: str, expected: str) -> None:
     """By character of a text with both kinds of quotation marks, a capital and two lines."""
-    found = FEATURES[name][1](TEXT)
-    shown = "".join(f"{v:.0f}" for v in found)
-    assert len(found) == len(TEXT)
-    assert shown == expected.ljust(len(TEXT), "0")[: len(TEXT)]
+    values = FEATURES[name][1](TEXT)
+    digits = "".join(f"{v:.0f}" for v in values)
+    assert len(values) == len(TEXT)
+    assert digits == expected.ljust(len(TEXT), "0")[: len(TEXT)]
 
 
-def test_the_position_in_a_line_begins_anew() -> None:
+def test_the_position_in_a_line_starts_again() -> None:
     """Characters since the line began, the line's end itself being 0."""
     assert FEATURES["position_in_line"][1]("ab\nc\n\n") == [1, 2, 0, 1, 0, 0]
 
 
 def test_the_unit_that_follows_a_feature_is_found() -> None:
-    """Among 60 units of noise in two layers, one that goes with the feature and one against it come first."""
+    """Among 60 units of noise in two layers, one that follows the feature and one that opposes it come first."""
     rng = np.random.default_rng(0)
     text = 'a "quoted" word, ' * 20
     feature = np.array(FEATURES["inside_quotes"][1](text))
@@ -52,7 +52,7 @@ def test_correlations_are_numpy_s() -> None:
     rng = np.random.default_rng(1)
     values, feature = rng.normal(size=(50, 4)), rng.normal(size=50)
     values[:, 2] = 0.3
-    found = correlations(values, feature)
-    assert found[[0, 1, 3]] == pytest.approx([np.corrcoef(values[:, u], feature)[0, 1] for u in (0, 1, 3)])
-    assert found[2] == 0
+    r = correlations(values, feature)
+    assert r[[0, 1, 3]] == pytest.approx([np.corrcoef(values[:, u], feature)[0, 1] for u in (0, 1, 3)])
+    assert r[2] == 0
     assert rank_units("no quotes", [values[:9]], "inside_quotes") == []

@@ -33,7 +33,7 @@ def two_threads() -> Iterator[None]:
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 def test_with_nothing_dropped_it_is_the_network(cell: str) -> None:
-    """The training pass with every knob at zero is CharRNN's own, to the bit, and so are its gradients."""
+    """Without regularization the training pass is CharRNN's own, to the bit, and so are its gradients."""
     torch.manual_seed(0)
     network = CharRNN(ModelConfig(30, n_hidden=24, n_layers=2, n_embed=8, cell=cell)).train()  # type: ignore[arg-type]
     ids = torch.randint(30, (3, 20))
@@ -49,8 +49,8 @@ def test_with_nothing_dropped_it_is_the_network(cell: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["dropout", "embed_dropout", "weight_drop", "reset"])
-def test_each_knob_changes_the_pass(name: str) -> None:
-    """Every kind of regularisation acts, is drawn anew each time, and is repeatable by its generator."""
+def test_each_setting_changes_the_pass(name: str) -> None:
+    """Every kind of regularization acts, is drawn anew each time, and is repeatable by its generator."""
     torch.manual_seed(0)
     network = CharRNN(ModelConfig(30, n_hidden=24, n_layers=1, n_embed=8)).train()
     ids, config = torch.randint(30, (4, 10)), replace(PLAIN, **{name: 0.5})  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ def test_a_forgotten_state_is_zero() -> None:
 
 @pytest.mark.parametrize("dropped", [0.1, 0.35, 0.9])
 def test_a_mask_drops_its_part_and_keeps_the_mean(dropped: float) -> None:
-    """Zeros with the probability asked for, the rest scaled so that the mean is one."""
+    """Zeros with the requested probability, the rest scaled so that the mean is one."""
     drawn = dropout_mask((1000, 333), dropped, torch.Generator().manual_seed(0))
     assert float((drawn == 0).float().mean()) == pytest.approx(dropped, abs=0.004)
     assert float(drawn.mean()) == pytest.approx(1, abs=0.02)

@@ -1,4 +1,4 @@
-"""A budget ends when it says, and the rate ends with it."""
+"""A budget ends in time, and the learning rate ends with it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_steps_come_before_epochs_and_epochs_before_minutes() -> None:
 
 
 def test_a_slower_machine_makes_fewer_steps_and_ends_in_time() -> None:
-    """Sized at a tenth of a second a step, then found to take two: what is left is halved, and nothing jumps."""
+    """At twice the time a step the remaining steps are halved, and the fraction spent does not jump."""
     budget = Budget(MINUTES, 10**6)
     assert budget.decide(30, 3.0, 0.1)
     assert budget.total_steps == 30 + 570
@@ -62,7 +62,7 @@ def test_every_validation_is_due_whatever_is_decided(cuts: list[tuple[int, float
 
 
 def test_decisions_are_repeated_not_made_again() -> None:
-    """A budget that is given a killed run's decisions takes each at its step."""
+    """A budget with the decisions of a killed run applies each at its step."""
     first = Budget(MINUTES, 10**6)
     first.decide(30, 3.0, 0.1)
     first.decide(330, 33.0, 0.2)
@@ -85,5 +85,5 @@ def test_the_rate_ends_at_zero(schedule: str) -> None:
 
 
 def test_a_constant_rate_stays() -> None:
-    """For those who want no fall."""
+    """The constant schedule does not decay."""
     assert learning_rate(TrainConfig(lr=0.01, schedule="constant"), 1.0) == 0.01

@@ -1,4 +1,4 @@
-"""Sweeps: the best validation wins, studies are shared, nothing is tried twice."""
+"""Sweeps: the best validation wins, studies are shared, no settings are tried twice."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def text(tmp_path: Path) -> Path:
 
 
 def test_the_best_validation_is_promoted(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The leaderboard's first row is what `info` shows; the same name goes on with the study."""
+    """The leaderboard's first row is what `info` shows; the same name continues the study."""
     out = tmp_path / "models"
     command = ["sweep", str(text), "--out", str(out), *SIZES, "--minutes", "5"]
     assert main([*command, "--runs", "3"]) == 0
-    said = capsys.readouterr().out
-    rows = [line for line in said.split("leaderboard")[1].splitlines() if line.startswith("run ")]
+    output = capsys.readouterr().out
+    rows = [line for line in output.split("leaderboard")[1].splitlines() if line.startswith("run ")]
     assert len(rows) == 3
     path = promoted_path(out)
     assert path is not None
@@ -50,7 +50,7 @@ def test_the_best_validation_is_promoted(tmp_path: Path, text: Path, capsys: pyt
     assert main(["info", "--store", str(out)]) == 0
 
 
-def test_it_begins_with_what_was_asked_for(tmp_path: Path, text: Path) -> None:
+def test_the_first_run_has_the_requested_settings(tmp_path: Path, text: Path) -> None:
     """The first run has the settings that were given, where the space has them: a sweep ends no worse than they do."""
     corpus = Corpus.from_file(text, CONFIG)
     config = replace(CONFIG, lr=4.5e-3, dropout=0.15)
@@ -58,8 +58,8 @@ def test_it_begins_with_what_was_asked_for(tmp_path: Path, text: Path) -> None:
         sweep = Sweep(corpus, ModelConfig(len(corpus.vocab), n_hidden=hidden), config, tmp_path, study=name)
         sweep.run(2, 5)
         first = next(row for row in sweep.leaderboard() if row.number == 0)
-        asked = {"n_hidden": expected, "n_layers": 1, "dropout": 0.15, "weight_drop": 0.0, "lr": 4.5e-3}
-        assert first.settings == asked
+        requested = {"n_hidden": expected, "n_layers": 1, "dropout": 0.15, "weight_drop": 0.0, "lr": 4.5e-3}
+        assert first.settings == requested
         again = Sweep(corpus, ModelConfig(len(corpus.vocab), n_hidden=128), config, tmp_path, study=name)
         again.run(1, 5)
         assert len(again.leaderboard()) == 3
@@ -73,7 +73,7 @@ def test_two_processes_share_a_study_and_repeat_nothing(
     command = [sys.executable, "-m", "model", "sweep", str(text), *SIZES, *shared, "--minutes", "5", "--runs", "3"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     both = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate()[0] for process in both]
+    output = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     corpus = Corpus.from_file(text, CONFIG)
     model = ModelConfig(len(corpus.vocab))
@@ -82,13 +82,13 @@ def test_two_processes_share_a_study_and_repeat_nothing(
     assert len(rows) == 6
     assert len({tuple(sorted(row.settings.items())) for row in rows}) == 6
     own = [
-        {line.split()[1] for line in s.split("leaderboard")[0].splitlines() if line.startswith("run ")} for s in said
+        {line.split()[1] for line in s.split("leaderboard")[0].splitlines() if line.startswith("run ")} for s in output
     ]
     assert not own[0] & own[1]
 
 
-def test_the_same_settings_are_put_back(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trial whose settings another has is not run: the next one is asked for."""
+def test_equal_settings_are_not_run_twice(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial with the settings of another one is not run: another one is requested."""
     corpus = Corpus.from_file(text, CONFIG)
     rates = iter([0.002, 0.002, 0.003])
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,12 +11,6 @@ from model.config import ModelConfig, TrainConfig
 from model.network.char_rnn import CharRNN
 from model.network.native_layer import native_lstm, supports_native_lstm
 from model.network.regularization import regularized_forward
-from model.text.corpus import Corpus, Streams
-from model.training.distributed import Distributed
-from model.training.learner import Learner
-from model.training.loop import fit
-from model.training.run_folder import RunFolder
-from tests.model.texts import words
 
 pytestmark = pytest.mark.usefixtures("native_code")
 
@@ -75,16 +67,6 @@ def test_the_training_pass_is_the_same_either_way(knobs: dict[str, float], vocab
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_are_tensors_of_their_own() -> None:
-    """What follows a pass adds and cuts gradients in place: none may lie in another's memory."""
-    corpus = Corpus.from_text(words(4000), TrainConfig())
-    config = TrainConfig(batch_size=4, seq_length=8)
-    learner = Learner(ModelConfig(len(corpus.vocab), n_hidden=16, n_embed=8), config, "cpu", Distributed(), 1)
-    assert learner.native
-    gradients, _, _ = learner._shard_gradients(0, *Streams(corpus.train, 4, 8).window(0, slice(0, 4)))
-    assert len({g.data_ptr() for g in gradients}) == len(gradients)
-
-
 def test_other_cells_and_types_are_not_supported() -> None:
     """They are trained with torch's layers."""
     assert supports_native_lstm(CharRNN(ModelConfig(5, n_hidden=4)))
@@ -99,29 +81,3 @@ def test_an_id_without_a_row_is_refused(wrong: int) -> None:
         native_lstm(
             torch.zeros(7, 32), torch.zeros(32, 8), torch.zeros(1, 8), torch.zeros(1, 8), torch.tensor([[0, wrong]])
         )
-
-
-@pytest.mark.parametrize("setting", ['"native": false', '"nothing": 0'])
-def test_a_resumed_run_keeps_its_implementation(tmp_path: Path, setting: str) -> None:
-    """A run that began with torch's layers continues with them, also where the native layer is supported."""
-    corpus = Corpus.from_text(words(4000), TrainConfig())
-    model = ModelConfig(len(corpus.vocab), n_hidden=16, n_embed=8)
-    config = TrainConfig(steps=20, batch_size=4, seq_length=8, validations=2)
-    fit(corpus, model, config, tmp_path / "models", run=tmp_path / "run")
-    record = RunFolder(tmp_path / "run")
-    assert record.settings()["native"] is True
-    path = tmp_path / "run" / "run.json"
-    path.write_text(path.read_text().replace('"native": true', setting))
-    seen = []
-    original = Learner.step
-
-    def step(self: Learner, streams: Streams, lr: float) -> Tensor:
-        seen.append(self.native)
-        return original(self, streams, lr)
-
-    (tmp_path / "run" / "resume.safetensors").unlink()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Learner, "step", step)
-        fit(corpus, model, config, tmp_path / "models", run=tmp_path / "run", resume=True)
-    assert seen
-    assert not any(seen)

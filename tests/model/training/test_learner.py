@@ -14,8 +14,9 @@ from model.config import ModelConfig, TrainConfig
 from model.errors import ConfigError
 from model.network.char_rnn import CharRNN
 from model.network.regularization import dropout_mask, regularized_forward
-from model.text.corpus import Corpus
-from model.training.learner import choose_workers
+from model.text.corpus import Corpus, Streams
+from model.training.distributed import Distributed
+from model.training.learner import Learner, choose_workers
 from model.training.loop import fit
 from tests.model.texts import words
 
@@ -114,23 +115,15 @@ def test_workers_fit_the_cores_and_the_batch(two_threads: None) -> None:
         choose_workers(config, "cpu", 3)
 
 
-def test_a_warm_start_keeps_what_is_shared(tmp_path: Path) -> None:
-    """Characters that both texts have keep their rows, the network keeps its matrices, new characters start fresh."""
-    old = Corpus.from_text(words(4000), CONFIG)
-    model = ModelConfig(len(old.vocab), n_hidden=16, n_embed=8)
-    source = load(fit(old, model, CONFIG, tmp_path / "old"))
-    new = Corpus.from_text(words(4000).replace("tea", "TEA").replace("coffee", "cocoa"), CONFIG)
-    wider = replace(model, vocab_size=len(new.vocab))
-    barely = replace(CONFIG, steps=1, lr=1e-9)
-    warm = load(fit(new, wider, barely, tmp_path / "new", warm_start=source))
-    for character in sorted(set(old.vocab.characters) & set(new.vocab.characters)):
-        there, here = old.vocab.characters.index(character), new.vocab.characters.index(character)
-        for name in ("embedding.weight", "head.weight", "head.bias"):
-            assert torch.allclose(warm.weights[name][here], source.weights[name][there], atol=1e-6)
-    assert torch.allclose(warm.weights["rnn.weight_hh_l0"], source.weights["rnn.weight_hh_l0"], atol=1e-6)
-    assert not torch.allclose(source.weights["rnn.weight_hh_l0"], CharRNN(model).rnn.weight_hh_l0, atol=1e-2)
-    with pytest.raises(ConfigError, match=r"warm start: .*n_hidden is 16 in the checkpoint, 24 in this run"):
-        fit(new, replace(wider, n_hidden=24), barely, tmp_path / "no", warm_start=source)
+@pytest.mark.usefixtures("native_code")
+def test_gradients_are_tensors_of_their_own() -> None:
+    """What follows a pass adds and cuts gradients in place: none may lie in another's memory."""
+    corpus = Corpus.from_text(words(4000), TrainConfig())
+    config = TrainConfig(batch_size=4, seq_length=8)
+    learner = Learner(ModelConfig(len(corpus.vocab), n_hidden=16, n_embed=8), config, "cpu", Distributed(), 1)
+    assert learner.native
+    gradients, _, _ = learner._shard_gradients(0, *Streams(corpus.train, 4, 8).window(0, slice(0, 4)))
+    assert len({g.data_ptr() for g in gradients}) == len(gradients)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: none here")

@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed is the run that was not: to the bit, from any moment."""
+"""A run that was interrupted and resumed equals one that was not, to the bit, from any step."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from model.checkpoints.file_format import load
 from model.config import ModelConfig, TrainConfig
 from model.errors import CheckpointError, ConfigError, StorageError
-from model.text.corpus import Corpus
+from model.text.corpus import Corpus, Streams
+from model.training.learner import Learner
 from model.training.loop import fit
 from model.training.run_folder import Progress, RunFolder, new_run_folder
 from tests.model.texts import words
@@ -51,7 +53,7 @@ def whole(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return folder / "run", fit(corpus, model(corpus), CONFIG, folder, run=folder / "run")
 
 
-def test_killed_at_ten_moments_it_is_the_same_run(
+def test_killed_at_ten_steps_it_is_the_same_run(
     corpus: Corpus, whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after any step, ten times over, and resumed: every loss and the checkpoint are those of the whole run."""
@@ -103,7 +105,7 @@ def test_a_kill_before_a_superseded_checkpoint_is_deleted(
 
 
 def test_kill_9_at_random_moments(whole: tuple[Path, Path], corpus: Corpus, tmp_path: Path) -> None:
-    """A process killed by the system in the middle of whatever it does leaves files that can be gone on from."""
+    """A process killed by the system at any moment leaves files from which the run can be resumed."""
     text, out = tmp_path / "text.txt", tmp_path / "out"
     text.write_text(words(4000))
     options = ["--steps", "300", "--batch-size", "8", "--seq-length", "16", "--n-hidden", "16", "--validations", "12"]
@@ -166,7 +168,7 @@ def test_a_run_in_minutes_takes_the_same_steps_again(corpus: Corpus, tmp_path: P
         assert [m[name] for m in after[:5]] == [m[name] for m in before]
 
 
-def test_an_interrupt_can_be_gone_on_from(corpus: Corpus, whole: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_interrupted_run_is_resumed(corpus: Corpus, whole: tuple[Path, Path], tmp_path: Path) -> None:
     """Ctrl-C saves the best checkpoint and a resume state; resumed, the run ends as if it had not been interrupted."""
 
     def interrupt(progress: Progress) -> None:
@@ -181,7 +183,7 @@ def test_an_interrupt_can_be_gone_on_from(corpus: Corpus, whole: tuple[Path, Pat
     assert load(last).fingerprint == load(whole[1]).fingerprint
 
 
-def test_a_run_interrupted_before_it_was_sized_goes_on(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_run_interrupted_before_calibration_is_resumed(corpus: Corpus, tmp_path: Path) -> None:
     """A budget in minutes whose length was not known yet: sized after the resume, and ended."""
 
     def interrupt(progress: Progress) -> None:
@@ -230,7 +232,7 @@ def test_a_damaged_resume_state_is_refused(corpus: Corpus, whole: tuple[Path, Pa
         fit(corpus, model(corpus), CONFIG, tmp_path, run=run, resume=True)
 
 
-def test_a_torn_last_line_is_not_read(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_ignored(tmp_path: Path) -> None:
     """Metrics are read up to the last complete line."""
     run_folder = RunFolder(tmp_path)
     run_folder.append_metrics({"step": 1})
@@ -276,3 +278,30 @@ def test_the_resume_state_holds_no_code(whole: tuple[Path, Path]) -> None:
     tensors, values = resume_state
     assert tensors["generator.0"].dtype == torch.uint8
     assert json.loads(json.dumps(values)) == values
+
+
+@pytest.mark.usefixtures("native_code")
+@pytest.mark.parametrize("setting", ['"native": false', '"nothing": 0'])
+def test_a_resumed_run_keeps_its_implementation(tmp_path: Path, setting: str) -> None:
+    """A run that began with torch's layers continues with them, also where the native layer is supported."""
+    corpus = Corpus.from_text(words(4000), TrainConfig())
+    model = ModelConfig(len(corpus.vocab), n_hidden=16, n_embed=8)
+    config = TrainConfig(steps=20, batch_size=4, seq_length=8, validations=2)
+    fit(corpus, model, config, tmp_path / "models", run=tmp_path / "run")
+    record = RunFolder(tmp_path / "run")
+    assert record.settings()["native"] is True
+    path = tmp_path / "run" / "run.json"
+    path.write_text(path.read_text().replace('"native": true', setting))
+    seen = []
+    original = Learner.step
+
+    def step(self: Learner, streams: Streams, lr: float) -> Tensor:
+        seen.append(self.native)
+        return original(self, streams, lr)
+
+    (tmp_path / "run" / "resume.safetensors").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "step", step)
+        fit(corpus, model, config, tmp_path / "models", run=tmp_path / "run", resume=True)
+    assert seen
+    assert not any(seen)

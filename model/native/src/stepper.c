@@ -13,6 +13,15 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+/* Under AddressSanitizer a gap follows every piece of the arena, so that accesses past the end of a piece are found. */
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define ARENA_GAP 64
+#else
+#define ARENA_GAP 0
+#define ASAN_POISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
+#define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
+#endif
 
 #include "api.h"
 #include "gates.h"
@@ -402,8 +411,10 @@ typedef struct {
 
 static void *allocate(arena_t *a, size_t bytes)
 {
-    void *p = a->base ? a->base + a->used : NULL;
-    a->used += (bytes + 63) / 64 * 64;
+    char *p = a->base ? a->base + a->used : NULL;
+    size_t size = (bytes + 63) / 64 * 64 + ARENA_GAP;
+    if (p) ASAN_POISON_MEMORY_REGION(p + bytes, size - bytes);
+    a->used += size;
     return p;
 }
 
@@ -449,7 +460,10 @@ EXPORT void lh_close(lh_stepper *s)
 {
     if (!s) return;
     pool_close(&s->pool);
-    if (s->arena) munmap(s->arena, s->arena_size);
+    if (s->arena) {
+        ASAN_UNPOISON_MEMORY_REGION(s->arena, s->arena_size);
+        munmap(s->arena, s->arena_size);
+    }
     free(s);
 }
 

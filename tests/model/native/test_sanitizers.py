@@ -1,0 +1,92 @@
+"""The C code under AddressSanitizer and UndefinedBehaviorSanitizer: its tests, run again with a sanitized build."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model.native.build import BuildError, compile_to, compilers
+from model.native.library import Unsupported, flags
+
+ROOT = Path(__file__).parents[3]
+SANITIZE = ("-O0", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+# Changing batches, every kind of tile, every check of a block, sampling, scores, threads, closing; training's layer.
+STEPPER, CROWD, BATCH = "tests/model/stepper", "reads_the_same_alone_and_in_a_crowd", "every_size_of_a_batch_gives_the_same"
+TESTS = [
+    *(f"{STEPPER}/test_cpu.py::test_{CROWD}[{case}]" for case in ("shape0-2-fp32", "shape1-5-int8")),
+    *(f"{STEPPER}/test_cpu.py::test_{BATCH}_bits[{p}-{n}]" for p in ("fp32", "int8") for n in (1, 2, 3, 4, 5, 6, 97)),
+    f"{STEPPER}/test_cpu.py::test_rows_that_stand_still_are_left_alone",
+    f"{STEPPER}/test_cpu.py::test_a_large_vocabulary_is_filtered_alike",
+    f"{STEPPER}/test_cpu.py::test_a_bad_block_is_refused_and_moves_nothing",
+    f"{STEPPER}/test_cpu.py::test_closing_twice_is_fine_and_a_closed_stepper_says_so",
+    f"{STEPPER}/test_score_ids.py::test_scoring_changes_nothing_but_the_logprobs_that_are_asked_for[cpu-f32]",
+    f"{STEPPER}/test_score_ids.py::test_scoring_changes_nothing_but_the_logprobs_that_are_asked_for[cpu-i8]",
+    "tests/model/network/test_native_layer.py::test_a_window_is_that_of_nn_lstm",
+]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a process that loads a sanitized build."""
+    if not compilers():
+        pytest.skip("no C compiler here")
+    compiler, library = compilers()[0], tmp_path_factory.mktemp("sanitized") / "kernel.so"
+    runtimes = [
+        subprocess.run([*compiler, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    if not all(map(os.path.isabs, runtimes)):
+        pytest.skip(f"{compiler[0]} has no sanitizers as shared libraries")
+    try:
+        compile_to(library, compiler, (*(flag for flag in flags() if flag != "-O3"), *SANITIZE))
+    except (BuildError, Unsupported) as reason:
+        pytest.skip(str(reason))
+    # Python itself leaks by design at its exit.
+    return os.environ | {
+        "LD_PRELOAD": ":".join(runtimes),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "NATIVE_LIBRARY": str(library),
+    }
+
+
+def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_c_code_has_no_memory_error_and_no_undefined_behaviour(environment: dict[str, str]) -> None:
+    """The stepper's tests and those of training's LSTM layer pass, and no sanitizer reports anything."""
+    plugins = ("-p", "tests.model.native.other_library", "-p", "no:cacheprovider", "-p", "no:randomly")
+    result = run(environment, "-m", "pytest", "-q", *plugins, *TESTS)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+
+
+@pytest.mark.parametrize(
+    "misuse",
+    [
+        "library.lh_sample(np.zeros(300, np.float32).ctypes.data, 301, one.ctypes.data, 0.5, number.ctypes.data)",
+        "library.lh_read(stepper._handle, 3, np.zeros(300, np.float32).ctypes.data)",
+    ],
+)
+def test_the_sanitizers_notice_an_access_out_of_bounds(environment: dict[str, str], misuse: str) -> None:
+    """The control: a logit too many, and a slot too many inside the stepper's own memory, end the process."""
+    code = f"""
+import numpy as np
+from pathlib import Path
+from model.config import ModelConfig
+from model.native.library import load_library
+from model.network.char_rnn import CharRNN
+from model.network.sampling import SamplingParams, as_batch
+from model.stepper.cpu import CpuStepper
+path = Path({environment["NATIVE_LIBRARY"]!r})
+library = load_library(path)
+stepper = CpuStepper(CharRNN(ModelConfig(5, 8, 1, 4)), 3, library=path)
+one, number = as_batch([SamplingParams()]), np.zeros(1, np.float32)
+{misuse}
+"""
+    result = run(environment, "-c", code)
+    assert result.returncode != 0
+    assert "AddressSanitizer" in result.stderr

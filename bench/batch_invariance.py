@@ -24,55 +24,56 @@ from model.config import ModelConfig, WeightPrecision
 from model.network.char_rnn import CharRNN
 from model.stepper import Stepper
 from model.stepper.cpu import CpuStepper
-from tests.random_batching import Careless, alone, different, in_crowds, random_texts
+from tests.random_batching import VariantStepper, differing, random_texts, run_alone, run_in_random_batches
 
 VOCAB = 65
 
 
 def measure(
-    network: CharRNN, characters: int, precision: WeightPrecision, threads: int, careless: bool
+    network: CharRNN, characters: int, precision: WeightPrecision, threads: int, is_control: bool
 ) -> dict[str, Any]:
-    """Rounds of 150 texts until so many characters have been compared."""
+    """Compare rounds of 150 texts until so many characters have been compared."""
     rng = Random(threads)
     inner = CpuStepper(network, 64, precision, threads)
-    crowd: Stepper = Careless(inner) if careless else inner
-    lone = CpuStepper(network, 1, precision, threads=1)
-    compared, texts_made, differ, began = 0, 0, 0, time.perf_counter()
+    batched: Stepper = VariantStepper(inner) if is_control else inner
+    single = CpuStepper(network, 1, precision, threads=1)
+    compared, n_texts, n_different, began = 0, 0, 0, time.perf_counter()
     while compared < characters:
         texts = random_texts(rng, 150, VOCAB, longest=600)
-        played = in_crowds(crowd, texts, rng, longest_block=40)
-        by_itself = [alone(lone, t, p.fed, k=rng.choice([1, 7, 64])) for t, p in zip(texts, played, strict=True)]
-        differ += len(different(played, by_itself))
-        compared += sum(len(p.ids) for p in played)
-        texts_made += len(texts)
+        together = run_in_random_batches(batched, texts, rng, longest_block=40)
+        alone = [run_alone(single, t, p.steps, k=rng.choice([1, 7, 64])) for t, p in zip(texts, together, strict=True)]
+        n_different += len(differing(together, alone))
+        compared += sum(len(p.ids) for p in together)
+        n_texts += len(texts)
     seconds = time.perf_counter() - began
     inner.close()
-    lone.close()
+    single.close()
     return {
-        "precision": precision, "threads": threads, "characters": compared, "texts": texts_made,
-        "different": differ, "seconds": round(seconds, 1),
+        "precision": precision, "threads": threads, "characters": compared, "texts": n_texts,
+        "different": n_different, "seconds": round(seconds, 1),
     }  # fmt: skip
 
 
 def main() -> int:
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--characters", type=int, default=1_000_000, help="compared, all settings together")
+    parser.add_argument("--characters", type=int, default=1_000_000, help="to compare, all settings together")
     parser.add_argument("--model", default="2x96", help="layers x hidden units")
-    parser.add_argument("--negative-control", action="store_true")
+    parser.add_argument("--negative-control", action="store_true", help="expect differences: the stepper is variant")
     args = parser.parse_args()
     layers, hidden = (int(n) for n in args.model.split("x"))
     torch.manual_seed(1)
     network = CharRNN(ModelConfig(VOCAB, hidden, layers, 32))
-    network.head.weight.data.mul_(6.0)  # as decided as a trained one
+    network.head.weight.data.mul_(6.0)  # distributions as far from flat as those of a trained network
     settings: list[tuple[WeightPrecision, int]] = [("fp32", 1), ("fp32", 2), ("int8", 1), ("int8", 2)]
     results = []
     for precision, threads in settings:
         results.append(measure(network, args.characters // 4, precision, threads, args.negative_control))
         print(results[-1], flush=True)
-    found = sum(r["different"] for r in results)
-    told = {"model": args.model, "characters": sum(r["characters"] for r in results), "different": found}
-    print(json.dumps({**told, "results": results}))
-    return 0 if (found > 0) == args.negative_control else 1
+    different = sum(r["different"] for r in results)
+    summary = {"model": args.model, "characters": sum(r["characters"] for r in results), "different": different}
+    print(json.dumps({**summary, "results": results}))
+    return 0 if (different > 0) == args.negative_control else 1
 
 
 if __name__ == "__main__":

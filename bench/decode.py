@@ -1,13 +1,13 @@
-"""Characters a second of the steppers, beside what others make of the same weights and what the machine could do.
+"""Characters per second of the steppers, beside other implementations of the same network and the machine's limits.
 
     python -m bench.decode [--models 2x512] [--rows 1,64] [--rounds 7] [--picture decode.svg]
 
-Peers: the loop most courses show (nn.LSTM, one step, multinomial), the same over nn.LSTMCell, and ONNX Runtime
-(bench/requirements.txt), once with sampling in numpy and once, "onnx step", without any. All are timed in turn, round
-after round, and each one's best round counts: on a machine that also does other work, that is what repeats.
-Limits: "reading" is the weights' bytes over the measured speed of reading as many; "fma peak" and "sgemm" are the
-multiply-adds over what registers alone and torch's matrix product make of them.
-The last line is JSON.
+Other implementations: the loop of most courses (nn.LSTM, one step, multinomial), the same over nn.LSTMCell, and ONNX
+Runtime (bench/requirements.txt), once with sampling in numpy and once, "onnx step", without any. All are timed in turn,
+round after round, and the best round of each counts: on a machine that also does other work, that is what repeats.
+
+Limits: "reading" is the measured speed of reading as many bytes as the weights have; "fma peak" and "sgemm" are the
+multiply-adds per second of registers alone and of torch's matrix product. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -33,17 +33,19 @@ from model.network.char_rnn import CharRNN
 from model.network.sampling import SamplingParams, as_batch
 from model.stepper import SAMPLE, Block, Stepper
 from model.stepper.cpu import CpuStepper, Unsupported, available_cores
+from model.stepper.reference import ReferenceStepper
 
 VOCAB, EMBED = 65, 64
 ROUND_S = 0.15
-STEPS = 16  # of a block, and of a peer's turn
+STEPS = 16  # of a block, and of a turn of another implementation
 
 Result = dict[str, Any]
 Turn = Callable[[], object]
-"""Advances every row by STEPS characters."""
+"""A function that advances every row by STEPS characters."""
 
 
 def block_of(rows: int) -> Block:
+    """A block of new texts, sampled at temperature 1 without filters."""
     forced_ids = np.full((STEPS, rows), SAMPLE, np.int32)
     forced_ids[0] = np.arange(rows) % VOCAB
     return Block(
@@ -55,12 +57,15 @@ def block_of(rows: int) -> Block:
     )
 
 
-def of_stepper(stepper: Stepper, rows: int) -> Turn:
+def stepper_turn(stepper: Stepper, rows: int) -> Turn:
+    """One block of a stepper."""
     block = block_of(rows)
     return lambda: stepper.run(block)
 
 
-def of_course_loop(network: CharRNN, rows: int) -> Turn:
+def course_loop_turn(network: CharRNN, rows: int) -> Turn:
+    """The loop of most courses: nn.LSTM, a step at a time."""
+
     def turn() -> None:
         ids, state = torch.arange(rows)[:, None] % VOCAB, network.zero_state(rows)
         with torch.inference_mode():
@@ -71,7 +76,8 @@ def of_course_loop(network: CharRNN, rows: int) -> Turn:
     return turn
 
 
-def of_cells(network: CharRNN, rows: int) -> Turn:
+def lstm_cell_turn(network: CharRNN, rows: int) -> Turn:
+    """The same loop over nn.LSTMCell."""
     config = network.config
     cells = []
     for layer in range(config.n_layers):
@@ -94,8 +100,12 @@ def of_cells(network: CharRNN, rows: int) -> Turn:
     return turn
 
 
-def of_onnx(network: CharRNN, rows: int, threads: int, *, sampled: bool) -> Turn:
-    """Raised: ImportError without onnx and onnxruntime."""
+def onnx_turn(network: CharRNN, rows: int, threads: int, *, sampled: bool) -> Turn:
+    """The same loop over ONNX Runtime, with or without sampling.
+
+    Raises:
+        ImportError: onnx or onnxruntime is not installed.
+    """
     import onnxruntime  # type: ignore[import, unused-ignore]
 
     options = onnxruntime.SessionOptions()
@@ -118,7 +128,7 @@ def of_onnx(network: CharRNN, rows: int, threads: int, *, sampled: bool) -> Turn
 
 
 def onnx_step(network: CharRNN, rows: int) -> bytes:
-    """One step as an ONNX graph with its LSTM operator, whose gates are in the order i, o, f, c."""
+    """One step as an ONNX graph. Its LSTM operator has the gates in the order i, o, f, c."""
     import onnx  # type: ignore[import, unused-ignore]
     from onnx import TensorProto, helper, numpy_helper
 
@@ -162,10 +172,14 @@ def onnx_step(network: CharRNN, rows: int) -> bytes:
 
 
 class Machine:
-    """What the machine can do at most, measured with as many threads as the steppers use."""
+    """The limits of the machine, measured with as many threads as the steppers use."""
 
     def __init__(self, threads: int) -> None:
-        """Raised: BuildError without a compiler."""
+        """Compile limits.c.
+
+        Raises:
+            BuildError: There is no compiler.
+        """
         self.threads = threads
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "limits.so"
@@ -177,9 +191,9 @@ class Machine:
         self._multiply.argtypes, self._multiply.restype = [ctypes.c_long], ctypes.c_float
 
     def bytes_per_s(self, size: int) -> float:
-        """Each thread reads its own part of `size` bytes again and again, for about 20 ms; the best way of four."""
+        """Read `size` bytes, a part per thread, again and again for about 20 ms; the best of four access patterns."""
         part = max(4096, size // self.threads)
-        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # memory that is shared gets no large pages
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory gets no huge pages
         size_mapped = (part + 2**21 - 1) // 2**21 * 2**21
         buffers = [mmap.mmap(-1, size_mapped, flags=private) for _ in range(self.threads)]
         for buffer in buffers:
@@ -196,10 +210,12 @@ class Machine:
         return part * self.threads * times / seconds
 
     def products_per_s(self) -> float:
+        """Multiply-adds per second in registers."""
         times = 5_000_000
         return 96 * times * self.threads / self._together(lambda _: self._multiply(times))
 
     def _together(self, work: Callable[[int], object]) -> float:
+        """Run work(i) on every thread, and return the seconds that it took."""
         workers = [threading.Thread(target=work, args=(i,)) for i in range(self.threads)]
         start = time.perf_counter()
         for w in workers:
@@ -210,6 +226,7 @@ class Machine:
 
 
 def sgemm_products_per_s() -> float:
+    """Multiply-adds per second of torch's matrix product."""
     a, b = torch.randn(512, 512), torch.randn(512, 2048)
     start = time.perf_counter()
     for _ in range(6):
@@ -218,6 +235,7 @@ def sgemm_products_per_s() -> float:
 
 
 def measure(name: str, rows: int, rounds: int, threads: int, machine: Machine | None, notes: set[str]) -> Result:
+    """Time every implementation of one network at one batch size; what is missing goes to `notes`."""
     layers, hidden = (int(n) for n in name.split("x"))
     torch.manual_seed(1)
     network = CharRNN(ModelConfig(VOCAB, hidden, layers, EMBED)).eval()
@@ -227,24 +245,19 @@ def measure(name: str, rows: int, rounds: int, threads: int, machine: Machine | 
     for precision in precisions:
         try:
             steppers.append(CpuStepper(network, rows, precision, threads))
-            turns[precision] = of_stepper(steppers[-1], rows)
+            turns[precision] = stepper_turn(steppers[-1], rows)
         except Unsupported as reason:
             notes.add(f"native: {reason}")
+    turns["reference"] = stepper_turn(ReferenceStepper(network, rows), rows)
+    turns["nn.LSTM"] = course_loop_turn(network, rows)
+    turns["LSTMCell"] = lstm_cell_turn(network, rows)
     try:
-        from model.stepper.reference import ReferenceStepper  # type: ignore[import, unused-ignore]
-
-        turns["reference"] = of_stepper(ReferenceStepper(network, rows), rows)
-    except ImportError:
-        notes.add("reference: not there")
-    turns["nn.LSTM"] = of_course_loop(network, rows)
-    turns["LSTMCell"] = of_cells(network, rows)
-    try:
-        turns["onnx"] = of_onnx(network, rows, threads, sampled=True)
-        turns["onnx step"] = of_onnx(network, rows, threads, sampled=False)
+        turns["onnx"] = onnx_turn(network, rows, threads, sampled=True)
+        turns["onnx step"] = onnx_turn(network, rows, threads, sampled=False)
     except ImportError:
         notes.add("onnx: pip install -r bench/requirements.txt")
 
-    products = 4 * hidden * hidden * (2 * layers - 1) + hidden * VOCAB  # of a character; the embedding is folded away
+    products = 4 * hidden * hidden * (2 * layers - 1) + hidden * VOCAB  # per character; the embedding is a table
     best: dict[str, float] = dict.fromkeys(turns, 0.0)
     read = peak = sgemm = 0.0
     for _ in range(rounds):
@@ -267,6 +280,7 @@ def measure(name: str, rows: int, rounds: int, threads: int, machine: Machine | 
 
 
 def table(results: list[Result]) -> str:
+    """The results as a text table."""
     names = list(dict.fromkeys(key for r in results for key in (*r["chars_per_s"], *r["limits"])))
     lines = ["characters a second", "model  rows " + "".join(f"{n:>12}" for n in names) + "   fp32/onnx  int8/onnx"]
     for r in results:
@@ -278,7 +292,11 @@ def table(results: list[Result]) -> str:
 
 
 def picture(results: list[Result], target: Path) -> None:
-    """Raised: ImportError without matplotlib."""
+    """Draw the results, as SVG.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     import matplotlib  # type: ignore[import, unused-ignore]
 
     matplotlib.use("svg")
@@ -299,6 +317,7 @@ def picture(results: list[Result], target: Path) -> None:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="1x256,2x512,3x1024", help="layers x hidden units, with commas")
     parser.add_argument("--rows", default="1,4,16,64,256")

@@ -1,12 +1,12 @@
-/* What this machine could do at most: read a buffer, and multiply-add in registers. */
+/* The limits of this machine: reading a buffer, and multiply-adds in registers. */
 #include <stddef.h>
 #include <stdint.h>
 
 typedef uint64_t words __attribute__((vector_size(32)));
 typedef float floats __attribute__((vector_size(32)));
 
-/* Sums of a buffer, in eight registers, so that nothing but reading takes time. It is read as S ranges side by side: how
- * much a core reads ahead depends on how many there are, and on no two machines alike. */
+/* Sums up a buffer in eight registers, so that only the reading takes time. It is read as S ranges side by side: how far
+ * a core prefetches depends on their number, and differs between machines. */
 #define READ(S)                                                                                    \
     static uint64_t read_##S(const uint64_t *data, size_t count, int times)                        \
     {                                                                                              \
@@ -38,7 +38,7 @@ uint64_t read_all(const uint64_t *data, size_t count, int times, int streams)
     }
 }
 
-/* `times` * 96 multiply-adds in twelve chains, more than an fma's latency needs. */
+/* Computes `times` * 96 multiply-adds in twelve chains, more than the latency of an fma needs. */
 float multiply_all(long times)
 {
     floats sum[12], x = {0}, total = {0};

@@ -1,4 +1,6 @@
-"""Compile the C code for this machine: python -m model.native.build [--optional]
+"""Compile the C code for this machine.
+
+    python -m model.native.build [--optional]
 
 The library is written to a temporary file and then renamed, so two processes may build at the same time. Nothing is
 compiled at import; without a library, or on a CPU that it was not compiled for, callers use torch.
@@ -50,7 +52,7 @@ def compile_to(target: Path, compiler: list[str], options: tuple[str, ...], *sou
 
 def _run(command: list[str]) -> None:
     try:
-        result = subprocess.run(command, capture_output=True, text=True)
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
         raise BuildError(f"{command[0]}: {error.strerror}") from error
     if result.returncode:

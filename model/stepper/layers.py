@@ -19,6 +19,7 @@ class Layers:
     """A CharRNN's weights on a device, with the first layer's input product folded into a table."""
 
     def __init__(self, network: CharRNN, dtype: torch.dtype, device: torch.device) -> None:
+        """Copy a network's weights to a device."""
         self.config = config = network.config
         self._layers = [
             {

@@ -25,9 +25,10 @@ class ReferenceStepper(StateTable):
     """Implements `Stepper` on any device that torch has."""
 
     def __init__(self, network: CharRNN, n_slots: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+        """Copy a network's weights to a device, with a table of n_slots states."""
         self.n_slots = n_slots
         self.name = "reference"
-        self.numerics = f"torch-{device.split(':')[0]}-{str(dtype).removeprefix('torch.float')}"
+        self.numerics = f"torch-{torch.device(device).type}-{str(dtype).removeprefix('torch.float')}"
         self._device = torch.device(device)
         self._layers = Layers(network, dtype, self._device)
         self._table = torch.zeros((n_slots, *self._layers.state_shape), dtype=dtype, device=self._device)

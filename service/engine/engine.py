@@ -203,9 +203,8 @@ class Engine:
 
     def _finish_at_stop(self, slot: int, sequence: Sequence, text: str, logprobs: list[float]) -> None:
         """End a sequence before a stop string: discard what was generated past it, and find the state by replay."""
-        point = sequence.replay_point
-        assert point is not None
         position = sequence.sent_position
+        point = sequence.replay_point
         fed, next_input = point.ids_until(position)
         self._stepper.write(slot, point.state)
         if fed:

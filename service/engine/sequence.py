@@ -59,6 +59,7 @@ class Interval:
     """A timer that is due again and again, `seconds` apart; never if that is None."""
 
     def __init__(self, seconds: float | None, start: float) -> None:
+        """Begin the first interval at `start`, a time.monotonic()."""
         self._seconds = seconds
         self._due_at = start + (seconds or 0.0)
 
@@ -114,8 +115,10 @@ class Sequence:
         return self.position - len(self._held_logprobs)
 
     @property
-    def replay_point(self) -> ReplayPoint | None:
-        """Where the text can be replayed from; None without stop strings."""
+    def replay_point(self) -> ReplayPoint:
+        """Where the text can be replayed from. Only a sequence with stop strings has one."""
+        if self._replay_point is None:
+            raise ValueError("a sequence without stop strings has no replay point")
         return self._replay_point
 
     def is_past_deadline(self, now: float) -> bool:

@@ -13,6 +13,7 @@ class StopScanner:
     """Takes the generated text chunk by chunk and returns how much of it may be sent."""
 
     def __init__(self, stops: Sequence[str]) -> None:
+        """Search for these strings, none of which is empty."""
         self._stops = tuple(stops)
         self._longest = max((len(s) for s in stops), default=0)
         self._held = ""

@@ -59,6 +59,7 @@ class Stream:
     """A one-way queue with an idempotent `close`. The engine's thread puts, one reader gets."""
 
     def __init__(self) -> None:
+        """Create an empty stream."""
         self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._closed = False
 

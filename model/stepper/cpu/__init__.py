@@ -154,6 +154,7 @@ class CpuStepper:
                 self._library.lh_close(handle)
 
     def __del__(self) -> None:
+        """Close the stepper when nobody refers to it any more."""
         if getattr(self, "_handle", None):  # nothing to free where the constructor raised
             self.close()
 

@@ -1,11 +1,11 @@
-"""A CharRNN's weights, laid out as stepper.c reads them; for int8, rounded as well.
+"""Pack a CharRNN's weights into the layout that stepper.c reads; for int8, round them as well.
 
 Outputs come in panels of 32. Of a layer, a panel is 8 hidden units with their gates i, f, g, o; of the head, 32 ids.
-A panel is two halves, each with its weights by k: fp32 [k][16], int8 [k/2][16][2]; layers above the first have the
-weights of their input (the layer below), then those of their own h. The first layer's input is an id: what the
-embedding and W_ih make of it is a table, made here once.
+A panel is two halves, each with its weights by k: fp32 [k][16], int8 [k/2][16][2]. Layers above the first have the
+weights of their input (the h of the layer below), then those of their own h. The first layer's input is an id: its
+product with the embedding and W_ih is a table, computed here once.
 
-Everything is computed in float64 by additions in a fixed order (no BLAS), so that two machines pack the same bits.
+Everything is computed in float64 with additions in a fixed order (no BLAS), so two machines pack the same bits.
 """
 
 from __future__ import annotations
@@ -31,16 +31,21 @@ D = TypeVar("D", np.float32, np.int8)
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One entry a layer, then the head."""
+    """The packed weights: one entry per layer, then the head."""
 
     weights: list[NDArray[np.float32] | NDArray[np.int8]]
-    initial: list[NDArray[np.float32]]  # [0] (V, panels, 32), by the id; others (panels, 32): where a sum begins
-    scale: list[NDArray[np.float32]]  # (panels, 32): int8, an integer sum times this is the sum; fp32, empty
-    activation_scale: float  # int8: h times this, rounded, is the int16 that weights meet; a power of two
+    initial: list[NDArray[np.float32]]  # [0] (V, panels, 32), by id; others (panels, 32): where a sum begins
+    scale: list[NDArray[np.float32]]  # int8: (panels, 32), what an integer sum is multiplied by; fp32: empty
+    activation_scale: float  # int8: h times this, rounded, is the int16 activation; a power of two
 
 
 def pack(network: CharRNN, precision: WeightPrecision) -> Packed:
-    """Raised: Unsupported for a cell or size that has no kernel; ValueError for a weight that is not finite."""
+    """Pack a network's weights.
+
+    Raises:
+        Unsupported: There is no native code for this cell or size.
+        ValueError: A weight is not finite.
+    """
     config = network.config
     if config.cell != "lstm":
         raise Unsupported(f"the native stepper runs lstm, this model is {config.cell}")
@@ -51,21 +56,21 @@ def pack(network: CharRNN, precision: WeightPrecision) -> Packed:
             f"the table of {config.vocab_size} characters by {config.n_hidden} units takes {table_bytes >> 20} MiB; "
             f"the native stepper stops at {MAX_TABLE_BYTES >> 20} MiB"
         )
-    named = {name: _finite(name, t.detach().cpu().double().numpy()) for name, t in network.state_dict().items()}
+    parameters = {name: _finite(name, t.detach().cpu().double().numpy()) for name, t in network.state_dict().items()}
     matrices: list[Array] = []  # (outputs, inputs), as trained
     biases: list[Array] = []  # (outputs,), of layers above the first and the head
     for layer in range(config.n_layers):
-        recurrent = named[f"rnn.weight_hh_l{layer}"]
+        recurrent = parameters[f"rnn.weight_hh_l{layer}"]
         if layer == 0:
             matrices.append(recurrent)
             continue
-        matrices.append(np.concatenate([named[f"rnn.weight_ih_l{layer}"], recurrent], axis=1))
-        biases.append(named[f"rnn.bias_ih_l{layer}"] + named[f"rnn.bias_hh_l{layer}"])
-    matrices.append(named["head.weight"])
-    biases.append(named["head.bias"])
+        matrices.append(np.concatenate([parameters[f"rnn.weight_ih_l{layer}"], recurrent], axis=1))
+        biases.append(parameters[f"rnn.bias_ih_l{layer}"] + parameters[f"rnn.bias_hh_l{layer}"])
+    matrices.append(parameters["head.weight"])
+    biases.append(parameters["head.bias"])
 
     panelled = [_gate_panels(b[:, None])[:, 0] for b in biases[:-1]] + [_head_panels(biases[-1][:, None])[:, 0]]
-    initial = [_first_layer_table(named), *[np.ascontiguousarray(b, dtype=np.float32) for b in panelled]]
+    initial = [_first_layer_table(parameters), *[np.ascontiguousarray(b, dtype=np.float32) for b in panelled]]
     if precision == "fp32":
         panels = [_gate_panels(m) for m in matrices[:-1]] + [_head_panels(matrices[-1])]
         return Packed([_halves(x, np.float32) for x in panels], initial, [], 0.0)
@@ -79,7 +84,7 @@ def _finite(name: str, values: Array) -> Array:
 
 
 def _gate_panels(matrix: Array) -> Array:
-    """(4H, K) -> (panels, K, 32), a panel's outputs ordered gate, unit; units past H are zeros."""
+    """Gates (4H, K) -> (panels, K, 32), a panel's outputs ordered by gate, then unit; units past H are zeros."""
     units, k = matrix.shape[0] // 4, matrix.shape[1]
     panels = -(-units // UNITS)
     gates = np.zeros((4, panels * UNITS, k), matrix.dtype)
@@ -88,7 +93,7 @@ def _gate_panels(matrix: Array) -> Array:
 
 
 def _head_panels(matrix: Array) -> Array:
-    """(V, K) -> (panels, K, 32); ids past V are zeros."""
+    """The head (V, K) -> (panels, K, 32); ids past V are zeros."""
     outputs, k = matrix.shape
     panels = -(-outputs // PANEL)
     padded = np.zeros((panels * PANEL, k), matrix.dtype)
@@ -97,44 +102,45 @@ def _head_panels(matrix: Array) -> Array:
 
 
 def _halves(panels: Array, dtype: type[D]) -> NDArray[D]:
-    """(panels, K, 32, ...) -> (panels, 2, K, 16, ...)"""
+    """Panels (panels, K, 32, ...) -> halves (panels, 2, K, 16, ...)."""
     count, k, _, *rest = panels.shape
     return np.ascontiguousarray(panels.reshape(count, k, 2, PANEL // 2, *rest).swapaxes(1, 2), dtype=dtype)
 
 
-def _first_layer_table(named: dict[str, Array]) -> NDArray[np.float32]:
-    """embedding @ W_ih^T + b_ih + b_hh, (V, panels, 32): a float64 sum per entry, in the order of the embedding."""
-    embedding, matrix = named["embedding.weight"], named["rnn.weight_ih_l0"]  # (V, E), (4H, E)
+def _first_layer_table(parameters: dict[str, Array]) -> NDArray[np.float32]:
+    """Compute embedding @ W_ih^T + b_ih + b_hh, (V, panels, 32): a float64 sum each, in the order of the embedding."""
+    embedding, matrix = parameters["embedding.weight"], parameters["rnn.weight_ih_l0"]  # (V, E), (4H, E)
     panelled = _gate_panels(matrix)  # (panels, E, 32)
-    bias = _gate_panels((named["rnn.bias_ih_l0"] + named["rnn.bias_hh_l0"])[:, None])[:, 0]  # (panels, 32)
+    bias = _gate_panels((parameters["rnn.bias_ih_l0"] + parameters["rnn.bias_hh_l0"])[:, None])[:, 0]  # (panels, 32)
     table = np.empty((embedding.shape[0], *bias.shape), np.float32)
-    at_once = max(1, 2**22 // bias.size)  # ids: bounds the float64 sums to 32 MB
-    for first in range(0, len(table), at_once):
-        vectors = embedding[first : first + at_once]
+    n_ids = max(1, 2**22 // bias.size)  # at a time: bounds the float64 sums to 32 MB
+    for first in range(0, len(table), n_ids):
+        vectors = embedding[first : first + n_ids]
         total = np.broadcast_to(bias, (len(vectors), *bias.shape)).copy()
         for e in range(embedding.shape[1]):
             total += vectors[:, e, None, None] * panelled[None, :, e]
-        table[first : first + at_once] = total
+        table[first : first + n_ids] = total
     return table
 
 
 def _pack_int8(matrices: list[Array], initial: list[NDArray[np.float32]], hidden: int) -> Packed:
-    """Each output's weights in 127ths of its largest. Activations share one scale, the finest that cannot overflow.
+    """Round each output's weights to multiples of 1/127 of its largest.
 
-    |h| <= 1, so a sum is at most activation_scale * (the sum of an output's |weights|); 2^14 unless that is too much
-    for int32. It is a property of the weights: the same for every row and batch.
+    All activations share one scale, the finest with which int32 sums cannot overflow: |h| <= 1, so a sum is at most
+    activation_scale * (the sum of an output's |weights|). It is 2^14 or less, and depends on the weights alone, so it
+    is the same for every row and batch.
     """
     steps = [np.abs(m).max(axis=1, keepdims=True) / 127 for m in matrices]
     steps = [np.where(s > 0, s, 1.0) for s in steps]
-    whole = [np.rint(m / s) for m, s in zip(matrices, steps, strict=True)]
-    largest = max(float(np.abs(w).sum(axis=1).max()) for w in whole)
+    rounded = [np.rint(m / s) for m, s in zip(matrices, steps, strict=True)]
+    largest = max(float(np.abs(w).sum(axis=1).max()) for w in rounded)
     activation_scale = 2.0**14
     while activation_scale * largest > _INT32_MAX:
         activation_scale /= 2
     weights: list[NDArray[np.float32] | NDArray[np.int8]] = []
     scale = []
-    for i, (w, s) in enumerate(zip(whole, steps, strict=True)):
-        to_panels = _head_panels if i + 1 == len(whole) else _gate_panels
+    for i, (w, s) in enumerate(zip(rounded, steps, strict=True)):
+        to_panels = _head_panels if i + 1 == len(rounded) else _gate_panels
         segments = []  # each of x and h begins on a pair of its own
         for first in range(0, w.shape[1], hidden):
             segment = w[:, first : first + hidden]

@@ -42,6 +42,15 @@ class CudaStepper(StateTable):
         dtype: torch.dtype = torch.float32,
         tile: int = TILE,
     ) -> None:
+        """Copy a network's weights to a device.
+
+        Args:
+            network: A network with any cell.
+            n_slots: The size of the state table.
+            device: A CUDA device, or "cpu" for tests.
+            dtype: The arithmetic.
+            tile: The number of rows of every product; part of the arithmetic.
+        """
         self.n_slots = n_slots
         self.name = "cuda"
         self._device = torch.device(device)

@@ -21,6 +21,7 @@ class Body:
     """Buffers for `rows` rows, whole tiles, and the step that advances them all by one character."""
 
     def __init__(self, layers: Layers, rows: int, tile: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Allocate buffers for `rows` rows, a multiple of `tile`."""
         self.rows, self._tile, self._layers = rows, tile, layers
 
         def filled(shape: tuple[int, ...], value: float, kind: torch.dtype) -> Tensor:

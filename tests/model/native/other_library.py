@@ -1,6 +1,6 @@
 """A pytest plugin: the tests load the native library whose path is in NATIVE_LIBRARY, in place of the built one.
 
-    NATIVE_LIBRARY=path python -m pytest -p tests.model.native.other_library ...
+NATIVE_LIBRARY=path python -m pytest -p tests.model.native.other_library ...
 """
 
 from __future__ import annotations

@@ -15,9 +15,13 @@ from model.native.library import Unsupported, flags
 ROOT = Path(__file__).parents[3]
 SANITIZE = ("-O0", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 # Changing batches, every kind of tile, every check of a block, sampling, scores, threads, closing; training's layer.
-STEPPER, CROWD, BATCH = "tests/model/stepper", "reads_the_same_alone_and_in_a_crowd", "every_size_of_a_batch_gives_the_same"
+STEPPER, BATCHES, BATCH = (
+    "tests/model/stepper",
+    "every_text_is_the_same_alone_and_in_random_batches",
+    "every_size_of_a_batch_gives_the_same",
+)
 TESTS = [
-    *(f"{STEPPER}/test_cpu.py::test_{CROWD}[{case}]" for case in ("shape0-2-fp32", "shape1-5-int8")),
+    *(f"{STEPPER}/test_cpu.py::test_{BATCHES}[{case}]" for case in ("shape0-2-fp32", "shape1-5-int8")),
     *(f"{STEPPER}/test_cpu.py::test_{BATCH}_bits[{p}-{n}]" for p in ("fp32", "int8") for n in (1, 2, 3, 4, 5, 6, 97)),
     f"{STEPPER}/test_cpu.py::test_rows_that_stand_still_are_left_alone",
     f"{STEPPER}/test_cpu.py::test_a_large_vocabulary_is_filtered_alike",

@@ -18,7 +18,7 @@ from model.stepper.cuda.body import CAPACITY
 from model.stepper.generate import generate, write
 from model.stepper.reference import TILE, ReferenceStepper
 from tests.conftest import ALPHABET, random_checkpoint
-from tests.random_batching import Careless, differences, random_texts
+from tests.random_batching import VariantStepper, random_texts, variant_texts
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: CUDA graphs cannot be captured")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
@@ -26,20 +26,20 @@ DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-def test_reads_the_same_alone_and_in_a_crowd(cell: Cell, device: str) -> None:
-    """Law 1: joins, leaves, cuts, cancels, the number of tiles and the blocks' lengths change no bit."""
+def test_every_text_is_the_same_alone_and_in_random_batches(cell: Cell, device: str) -> None:
+    """Batch invariance: joins, leaves, cuts, cancels, the number of tiles and the blocks' lengths change no bit."""
     rng = Random(2)
     network = random_checkpoint(cell).network()
-    crowd, lone = (CudaStepper(network, n, device, tile=8) for n in (40, 1))
-    assert differences(crowd, lone, random_texts(rng, 60, len(ALPHABET)), rng, k=5) == []
+    batched, single = (CudaStepper(network, n, device, tile=8) for n in (40, 1))
+    assert variant_texts(batched, single, random_texts(rng, 60, len(ALPHABET)), rng, k=5) == []
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_careless_stepper_is_noticed(tiny: Checkpoint, device: str) -> None:
+def test_the_harness_notices_a_stepper_that_is_not_invariant(tiny: Checkpoint, device: str) -> None:
     """The negative control of the test above."""
     rng = Random(2)
-    crowd, lone = (CudaStepper(tiny.network(), n, device, tile=8) for n in (40, 1))
-    assert differences(Careless(crowd), lone, random_texts(rng, 60, len(ALPHABET)), rng, k=5) != []
+    batched, single = (CudaStepper(tiny.network(), n, device, tile=8) for n in (40, 1))
+    assert variant_texts(VariantStepper(batched), single, random_texts(rng, 60, len(ALPHABET)), rng, k=5) != []
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -47,7 +47,7 @@ def test_a_careless_stepper_is_noticed(tiny: Checkpoint, device: str) -> None:
 @pytest.mark.parametrize(
     "params", [SamplingParams(), SamplingParams(0.0), SamplingParams(1.3, 5, 0.9, 0.01), SamplingParams(0.5, 0, 0.8)]
 )
-def test_equals_the_oracle(cell: Cell, params: SamplingParams, device: str) -> None:
+def test_equals_the_plain_loop(cell: Cell, params: SamplingParams, device: str) -> None:
     """In float64 the text is that of the plain loop over the network, filtered or not, K on all sides of 16."""
     network = random_checkpoint(cell).network(torch.float64)
     for block in (1, 15, 16, 17, 40):
@@ -67,7 +67,7 @@ def test_the_body_gives_the_bits_of_the_reference(tiny: Checkpoint) -> None:
 
 
 def mixed_block(stepper: Stepper, rows: int = 23, steps: int = 21) -> tuple[bytes, ...]:
-    """Rows with prompts of all lengths, fewer steps than the block, and different parameters."""
+    """Rows with prompts of all lengths, fewer steps than the block, and differing parameters."""
     rng = np.random.default_rng(5)
     forced_ids = np.full((steps, rows), SAMPLE, np.int32)
     for b in range(rows):
@@ -75,7 +75,7 @@ def mixed_block(stepper: Stepper, rows: int = 23, steps: int = 21) -> tuple[byte
         forced_ids[:read, b] = rng.integers(0, len(ALPHABET), read)
     row_steps = rng.integers(1, steps + 1, rows).astype(np.int32)
     row_steps[0] = steps
-    produced = stepper.run(
+    result = stepper.run(
         Block(
             slots=rng.permutation(40)[:rows].astype(np.int32),
             steps=row_steps,
@@ -95,7 +95,7 @@ def mixed_block(stepper: Stepper, rows: int = 23, steps: int = 21) -> tuple[byte
     )
     counted = np.arange(steps)[:, None] < row_steps
     states = [stepper.read(slot).tobytes() for slot in range(40)]
-    return np.where(counted, produced.ids, 0).tobytes(), np.where(counted, produced.logprobs, 0).tobytes(), *states
+    return np.where(counted, result.ids, 0).tobytes(), np.where(counted, result.logprobs, 0).tobytes(), *states
 
 
 @pytest.mark.parametrize("device", DEVICES)

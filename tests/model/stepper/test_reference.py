@@ -1,4 +1,4 @@
-"""The reference stepper: law 1, the oracle, and what a block means."""
+"""The reference stepper: batch invariance, the plain loop, and what a block means."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from model.stepper import Block, BlockResult
 from model.stepper.generate import generate, write
 from model.stepper.reference import ReferenceStepper
 from tests.conftest import ALPHABET, random_checkpoint
-from tests.random_batching import alone, differences, random_texts
+from tests.random_batching import random_texts, run_alone, variant_texts
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 @pytest.mark.parametrize("seed", range(3))
-def test_reads_the_same_alone_and_in_a_crowd(cell: str, seed: int) -> None:
-    """Law 1, float32 in padded tiles: joins, leaves, cuts and block lengths change no bit of a text or its state."""
+def test_every_text_is_the_same_alone_and_in_random_batches(cell: str, seed: int) -> None:
+    """Batch invariance in float32: joins, leaves, cuts and block lengths change no bit of a text or its state."""
     rng = Random(seed)
     stepper = ReferenceStepper(random_checkpoint(cell).network(), n_slots=40)
-    assert differences(stepper, stepper, random_texts(rng, 60, len(ALPHABET)), rng, k=5) == []
+    assert variant_texts(stepper, stepper, random_texts(rng, 60, len(ALPHABET)), rng, k=5) == []
 
 
-def test_the_harness_sees_a_stepper_that_is_not_invariant(tiny: Checkpoint) -> None:
+def test_the_harness_notices_a_stepper_that_is_not_invariant(tiny: Checkpoint) -> None:
     """The negative control: a row that feels the size of its batch, by a millionth, is found."""
 
     class Feels(ReferenceStepper):
@@ -43,7 +43,7 @@ def test_the_harness_sees_a_stepper_that_is_not_invariant(tiny: Checkpoint) -> N
     rng = Random(0)
     stepper = Feels(tiny.network(), n_slots=40)
     stepper._layers.head_bias += 1
-    assert differences(stepper, stepper, random_texts(rng, 60, len(ALPHABET)), rng, k=5) != []
+    assert variant_texts(stepper, stepper, random_texts(rng, 60, len(ALPHABET)), rng, k=5) != []
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
@@ -56,7 +56,7 @@ def test_the_harness_sees_a_stepper_that_is_not_invariant(tiny: Checkpoint) -> N
     top_p=st.sampled_from([0.1, 0.9, 1.0]),
     block=st.integers(1, 40),
 )
-def test_equals_the_oracle(
+def test_equals_the_plain_loop(
     cell: str, prompt: str, seed: int, temperature: float, top_k: int, top_p: float, block: int
 ) -> None:
     """In float64, blocks of any length draw the text of the plain one-character loop over the network."""
@@ -71,9 +71,9 @@ def test_a_freed_slot_leaks_nothing(tiny: Checkpoint) -> None:
     """A slot that was written anew does not remember whom it held."""
     stepper = ReferenceStepper(tiny.network(), n_slots=1)
     first, second = random_texts(Random(4), 2, len(ALPHABET))
-    fresh = alone(ReferenceStepper(tiny.network(), n_slots=1), second)
-    alone(stepper, first)
-    after = alone(stepper, second)
+    fresh = run_alone(ReferenceStepper(tiny.network(), n_slots=1), second)
+    run_alone(stepper, first)
+    after = run_alone(stepper, second)
     assert after.ids == fresh.ids
     assert after.state is not None
     assert fresh.state is not None

@@ -1,6 +1,6 @@
-"""A real Chromium for the page's tests: CHROMIUM=path, one on the PATH, or Debian's, installed where that can be done.
+"""A Chromium for the tests of the page: CHROMIUM=path, one on the PATH, or Debian's, which root can install.
 
-python -m tests.e2e.page.browser finds or installs it, and says which it is, or why there is none.
+`python -m tests.e2e.page.browser` finds or installs it and prints its path, or why there is none.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ _INSTALL_S = 900
 
 
 def find() -> str | None:
-    """The path of a Chromium, if there is one."""
-    named = os.environ.get("CHROMIUM")
-    if named:
-        return named if os.access(named, os.X_OK) else None
+    """Return the path of a Chromium, if there is one."""
+    path = os.environ.get("CHROMIUM")
+    if path:
+        return path if os.access(path, os.X_OK) else None
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
-def why_none() -> str:
-    named = os.environ.get("CHROMIUM")
-    if named:
-        return f"CHROMIUM={named!r} is no program that can be run"
-    return "no Chromium on the PATH; set CHROMIUM, or let `make test-browser` install Debian's as root"
+def reason_for_none() -> str:
+    """Return why `find` found none."""
+    path = os.environ.get("CHROMIUM")
+    if path:
+        return f"CHROMIUM={path!r} is not an executable file"
+    return "no Chromium on the PATH; set CHROMIUM, or run `make test-browser` as root to install Debian's"
 
 
 def install() -> str:
-    """Debian's package; an empty string, or why it could not be had."""
+    """Install Debian's package. Return an empty string, or why it failed."""
     if shutil.which("apt-get") is None:
         return "no apt-get here"
     if os.geteuid() != 0:
@@ -49,15 +50,15 @@ def install() -> str:
 
 
 def main() -> int:
-    """Never fails: without a browser the tests say themselves why they are skipped."""
+    """Find or install a Chromium. The exit status is always 0: without a browser the tests are skipped with the reason."""
     path = find()
     if path is None and not os.environ.get("CHROMIUM"):
         print("browser installing Debian's chromium; a minute or two the first time", flush=True)
-        said = install()
-        if said:
-            print(f"browser not installed: {said}", flush=True)
+        error = install()
+        if error:
+            print(f"browser not installed: {error}", flush=True)
         path = find()
-    print(f"browser {path}" if path else f"browser none: {why_none()}", flush=True)
+    print(f"browser {path}" if path else f"browser none: {reason_for_none()}", flush=True)
     return 0
 
 

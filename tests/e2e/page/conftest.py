@@ -28,7 +28,7 @@ def browser() -> Iterator[Any]:
         pytest.skip(f"playwright is not installed ({e}): make test-browser")
     path = chromium.find()
     if path is None:
-        pytest.skip(chromium.why_none())
+        pytest.skip(chromium.reason_for_none())
     with sync_playwright() as playwright:
         # Chromium's sandbox does not work as root, and a container's /dev/shm is often too small.
         args = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]

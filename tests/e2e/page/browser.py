@@ -50,7 +50,7 @@ def install() -> str:
 
 
 def main() -> int:
-    """Find or install a Chromium. The exit status is always 0: without a browser the tests are skipped with the reason."""
+    """Find or install a Chromium; the exit status is always 0, because the tests skip themselves without one."""
     path = find()
     if path is None and not os.environ.get("CHROMIUM"):
         print("browser installing Debian's chromium; a minute or two the first time", flush=True)

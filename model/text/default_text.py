@@ -144,7 +144,7 @@ def main() -> int:
     try:
         download(environment_folder())
     except ModelError as error:
-        print(f"{error}; without it, name a text file to train on", file=sys.stderr)
+        print(f"setup   {error}; to train without it, name a text file", file=sys.stderr)
         return 1
     return 0
 

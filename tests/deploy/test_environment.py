@@ -1,0 +1,157 @@
+"""The environment and its lock: every version is pinned and installed, and all machines have wheels of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from deploy.environment import __main__ as command
+from deploy.environment import lock, torch_build
+from deploy.environment.pip import Pip, SetupError
+from tests.servers import ROOT
+
+MACHINES = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28", "aarch64-apple-darwin")
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+LOCKS = ("runtime", "torch", "tests", "browser")
+
+
+def locked(*names: str) -> dict[str, Requirement]:
+    """Return what the locks pin for this machine, by package."""
+    lines = [line for name in names for line in lock.packages(lock.path(name).read_text())]
+    requirements = [Requirement(line) for line in lines]
+    return {canonicalize_name(r.name): r for r in requirements if r.marker is None or r.marker.evaluate()}
+
+
+@pytest.mark.parametrize("name", ["runtime", "tests"])
+def test_the_environment_is_what_the_lock_says(name: str) -> None:
+    """Every locked package is installed in exactly its version."""
+    wrong = {}
+    for package, requirement in locked(name).items():
+        installed = metadata.version(package)
+        if not requirement.specifier.contains(installed):
+            wrong[package] = (str(requirement.specifier), installed)
+    assert wrong == {}
+    assert metadata.version("torch").partition("+")[0] == torch_build.locked_version()
+
+
+def test_the_lock_is_complete() -> None:
+    """What a locked package requires is locked, too; nothing floats."""
+    pinned = locked("runtime", "torch", "tests")
+    for package in locked("runtime", "tests"):
+        for line in metadata.requires(package) or []:
+            needed = Requirement(line)
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(needed.name) in pinned, f"{package} needs {line}"
+
+
+def test_every_requirement_is_locked_as_it_is_pinned() -> None:
+    """The lists that people edit and the locks agree, and every locked package has its hashes."""
+    entries = [lock.packages(lock.path(name).read_text()) for name in LOCKS]
+    pins = {line.partition(" ")[0] for packages in entries for line in packages}
+    for source in lock.SOURCES.values():
+        for line in (ROOT / source).read_text().splitlines():
+            pin = line.partition("#")[0].partition(";")[0].strip()
+            assert not pin or pin.startswith("-r") or pin in pins, f"{source}: {pin}; make lock"
+    for packages in entries:
+        assert all("--hash=sha256:" in entry for entry in packages.values())
+
+
+def test_the_supported_versions_are_the_same_everywhere() -> None:
+    """pyproject.toml, the set-up and these tests name the same versions of Python."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (oldest, newest) = command.SUPPORTED
+    assert project["requires-python"] == f">={oldest[0]}.{oldest[1]},<{newest[0]}.{newest[1] + 1}"
+    assert (PYTHONS[0], PYTHONS[-1]) == (".".join(map(str, oldest)), ".".join(map(str, newest)))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_every_locked_package_has_a_wheel(machine: str, tmp_path: Path) -> None:
+    """On Linux x86-64, Linux aarch64 and Apple silicon nothing has to be compiled, with any supported Python."""
+    everything = tmp_path / "locked.txt"
+    everything.write_text("".join(lock.path(name).read_text() for name in LOCKS))
+    compile = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-config", "--no-deps", "--no-header"]
+    compile += ["--only-binary", ":all:", "--python-platform", machine, "--output-file", os.devnull, str(everything)]
+    environment = {**os.environ, "MACOSX_DEPLOYMENT_TARGET": "14.0", "UV_HTTP_TIMEOUT": "20"}
+    missing = {}
+    for python in PYTHONS:
+        done = subprocess.run([*compile, "--python-version", python], capture_output=True, text=True, env=environment)
+        if re.search(r"error sending request|dns error|timed out|[Cc]onnect", done.stderr):
+            pytest.skip(f"the package index does not answer: {done.stderr.strip().splitlines()[-1]}")
+        if done.returncode:
+            missing[python] = done.stderr
+    assert missing == {}
+
+
+class FakePip(Pip):
+    """A pip that can offer some versions of torch and records what it is to install."""
+
+    def __init__(self, folder: Path, offers: dict[str, list[str]]) -> None:
+        super().__init__(folder / "bin" / "python")
+        self._offers = offers
+        self.installs: list[str] = []
+
+    def installed(self, package: str) -> str:
+        return ""
+
+    def versions(self, package: str, *arguments: str) -> list[str]:
+        return self._offers.get(" ".join(arguments), [])
+
+    def install(self, *arguments: str) -> None:
+        self.installs.append(" ".join(arguments))
+
+
+VERSION = torch_build.locked_version()
+CPU = f"{VERSION}+cpu"
+PYTORCH = f"--extra-index-url {torch_build.CPU_INDEX}"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "index", "offers", "expected"),
+    [
+        (False, "", {"": [CPU, VERSION]}, f"--no-deps torch=={CPU}"),
+        (False, "", {"": [VERSION], PYTORCH: [CPU]}, f"--no-deps {PYTORCH} torch=={CPU}"),
+        (False, "/wheels", {"--find-links /wheels": [CPU]}, f"--no-deps --find-links /wheels torch=={CPU}"),
+        (False, "/wheels", {"": [CPU]}, "torch.txt"),
+        (False, "", {}, "torch.txt"),
+        (True, "", {"": [CPU]}, "torch.txt"),
+    ],
+)
+def test_the_build_of_torch(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    gpu: bool,
+    index: str,
+    offers: dict[str, list[str]],
+    expected: str,
+) -> None:
+    """The CPU build where there is no GPU and a source has it, else the locked default; the line says which and why."""
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr(torch_build, "_has_nvidia_gpu", lambda: gpu)
+    monkeypatch.setenv("TORCH_INDEX", index)
+    pip = FakePip(tmp_path, offers)
+    torch_build.install(pip)
+    assert len(pip.installs) == 1
+    assert pip.installs[0].endswith(expected)
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1
+    assert ("the CPU build (" in line) == ("+cpu" in expected)
+    assert ("no NVIDIA GPU" in line) != gpu
+    assert "on disk" in line
+
+
+def test_a_build_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:
+    """--torch cpu never installs the large build; pip's own error is in the message of a failed installation."""
+    with pytest.raises(SetupError, match="TORCH_INDEX"):
+        torch_build.install(FakePip(tmp_path, {}), "cpu")
+    with pytest.raises(SetupError, match=r"pip install .* failed: No matching distribution found for longhand-nothing"):
+        Pip(Path(sys.executable)).install("--no-index", "longhand-nothing")

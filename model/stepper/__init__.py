@@ -29,7 +29,7 @@ class Block:
     """
 
     slots: NDArray[np.int32]  # (B,) rows of the state table, all different
-    steps: NDArray[np.int32]  # (B,) 1..K: after so many steps the row stands still
+    steps: NDArray[np.int32]  # (B,) 1..K: the row advances so many steps
     forced_ids: NDArray[np.int32]  # (K, B) an id to feed, or SAMPLE
     random_values: NDArray[np.float64]  # (K, B) in [0, 1): the random number for the id that step k produces
     sampling: SamplingBatch  # (B,) the sampling parameters of each row

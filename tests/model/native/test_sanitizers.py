@@ -23,7 +23,7 @@ STEPPER, BATCHES, BATCH = (
 TESTS = [
     *(f"{STEPPER}/test_cpu.py::test_{BATCHES}[{case}]" for case in ("shape0-2-fp32", "shape1-5-int8")),
     *(f"{STEPPER}/test_cpu.py::test_{BATCH}_bits[{p}-{n}]" for p in ("fp32", "int8") for n in (1, 2, 3, 4, 5, 6, 97)),
-    f"{STEPPER}/test_cpu.py::test_rows_that_stand_still_are_left_alone",
+    f"{STEPPER}/test_cpu.py::test_rows_without_steps_left_are_unchanged",
     f"{STEPPER}/test_cpu.py::test_a_large_vocabulary_is_filtered_alike",
     f"{STEPPER}/test_cpu.py::test_a_bad_block_is_refused_and_moves_nothing",
     f"{STEPPER}/test_cpu.py::test_closing_twice_is_fine_and_a_closed_stepper_says_so",

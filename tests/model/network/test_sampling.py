@@ -1,8 +1,9 @@
-"""Random numbers as values, and what the filters keep."""
+"""The declaration of the sampling parameters, random numbers as values, and what the filters keep."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,18 +65,18 @@ def test_what_is_drawn_is_what_the_definition_says(
     order = sorted(range(len(x)), key=lambda i: (-probs[i], i))
     kept = order[:k] if k else order
     nucleus: list[int] = []
-    total, held = sum(probs[i] for i in kept), 0.0
+    total, mass = sum(probs[i] for i in kept), 0.0
     for i in kept:
-        if p < 1 and nucleus and held >= p * total - 1e-12:
+        if p < 1 and nucleus and mass >= p * total - 1e-12:
             break
         nucleus.append(i)
-        held += probs[i]
+        mass += probs[i]
     kept = [i for i in nucleus if probs[i] >= m * probs[order[0]] - 1e-12]
     assert drawn in kept
     # Where the number is not on an edge of two ids, it picks exactly one.
     edges = np.cumsum([probs[i] if i in kept else 0 for i in range(len(x))])
     edges /= edges[-1]
-    if np.abs(edges - u).min() > 1e-9 and abs(held - p * total) > 1e-9:
+    if np.abs(edges - u).min() > 1e-9 and abs(mass - p * total) > 1e-9:
         assert drawn == int(np.searchsorted(edges, u, side="right"))
 
 
@@ -86,5 +87,32 @@ def test_frequencies_follow_the_distribution() -> None:
     numbers = torch.from_numpy(random_values([3], [0], n)[:, 0])
     ids, _ = sample(logits.expand(n, -1), numbers, as_tensors(as_batch([SamplingParams()] * n)))
     expected = torch.softmax(logits[0], 0)
-    found = torch.bincount(ids, minlength=4) / n
-    assert ((found - expected).abs() < 5 * (expected * (1 - expected) / n).sqrt()).all()
+    frequency = torch.bincount(ids, minlength=4) / n
+    assert ((frequency - expected).abs() < 5 * (expected * (1 - expected) / n).sqrt()).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "accepted", "refused"),
+    [
+        ("temperature", [0, 0.01, 1.0, 100], [-1, 0.005, 101, float("nan")]),
+        ("top_k", [0, 1, 65536], [-1, 65537]),
+        ("top_p", [1e-9, 1], [0, -0.1, 1.1, float("nan")]),
+        ("min_p", [0, 1], [-0.1, 1.1]),
+    ],
+)
+def test_a_declaration_says_which_values_a_request_may_set(
+    name: str, accepted: list[float], refused: list[float]
+) -> None:
+    """Both bounds, and the exceptions: temperature 0 is allowed, top_p 0 is not."""
+    (parameter,) = [p for p in SamplingParams.fields() if p.name == name]
+    assert [v for v in accepted + refused if parameter.accepts(v)] == accepted
+
+
+def test_parameters_are_stored_by_name() -> None:
+    """as_dict is read back; what is missing has its default; a parameter of another version is refused."""
+    params = SamplingParams(0.7, 5, 0.9, 0.05)
+    assert SamplingParams.from_dict(params.as_dict()) == params
+    assert SamplingParams.from_attributes(params) == params
+    assert SamplingParams.from_dict({"top_k": 3}) == SamplingParams(top_k=3)
+    with pytest.raises(TypeError):
+        SamplingParams.from_dict({"top_q": 0.5})

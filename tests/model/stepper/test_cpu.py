@@ -148,7 +148,7 @@ def test_the_harness_notices_a_stepper_that_is_not_invariant() -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_state_read_and_written_goes_on_as_if_it_had_stayed(precision: WeightPrecision) -> None:
+def test_a_state_read_and_written_continues_as_if_it_had_stayed(precision: WeightPrecision) -> None:
     """write(read()) is exact, in another slot and another stepper as well; None is the zero state."""
     net = network()
     here, there = CpuStepper(net, 3, precision), CpuStepper(net, 5, precision)
@@ -163,7 +163,7 @@ def test_a_state_read_and_written_goes_on_as_if_it_had_stayed(precision: WeightP
     assert not there.read(4).any()
 
 
-def test_rows_that_stand_still_are_left_alone() -> None:
+def test_rows_without_steps_left_are_unchanged() -> None:
     """A row with fewer steps keeps the state it had after its last one; a slot outside the block keeps its own."""
     net = network()
     stepper, short = CpuStepper(net, 4), CpuStepper(net, 4)
@@ -221,13 +221,13 @@ def _assume_no_border(scores: np.ndarray, uniform: float, params: SamplingParams
     """Gives up on cases where rounding decides: what is kept, or which id the uniform number falls to."""
     weights = np.exp((scores - scores.max()) / params.temperature)
     order = np.argsort(-weights, kind="stable")
-    held = weights[order][: params.top_k or None]
-    before = np.cumsum(held) - held
+    top = weights[order][: params.top_k or None]
+    before = np.cumsum(top) - top
     if params.top_p < 1:
-        assume(np.abs(before[1:] / held.sum() - params.top_p).min(initial=1) > 1e-9)
+        assume(np.abs(before[1:] / top.sum() - params.top_p).min(initial=1) > 1e-9)
     if params.min_p > 0:
         assume(np.abs(weights[weights < 1] - params.min_p).min(initial=1) > 1e-9)
-    kept = held[((before < params.top_p * held.sum()) | (params.top_p >= 1)) & (held >= params.min_p)]
+    kept = top[((before < params.top_p * top.sum()) | (params.top_p >= 1)) & (top >= params.min_p)]
     chosen = np.zeros_like(weights)
     chosen[order[: len(kept)]] = kept
     chosen[order[0]] = weights[order[0]]
@@ -350,7 +350,7 @@ def test_two_steppers_run_at_once() -> None:
 
 def _other_builds() -> dict[str, tuple[list[str] | None, tuple[str, ...]]]:
     """Name -> compiler (None where it is not there) and flags."""
-    found = {command[-1] if "ziglang" not in command else "zig": command for command in compilers()}
+    named = {command[-1] if "ziglang" not in command else "zig": command for command in compilers()}
     zig = [sys.executable, "-m", "ziglang", "cc"] if importlib.util.find_spec("ziglang") else None
     main = compilers()[0] if compilers() else None
     optimised = tuple(f for f in flags() if f != "-O3")
@@ -358,8 +358,8 @@ def _other_builds() -> dict[str, tuple[list[str] | None, tuple[str, ...]]]:
         "O1": (main, (*optimised, "-O1")),
         "O2": (main, (*optimised, "-O2")),
         "plain C": (main, (*optimised, "-O1", "-DLONGHAND_PLAIN")),
-        "gcc": (found.get("gcc"), flags()),
-        "clang": (found.get("clang"), flags()),
+        "gcc": (named.get("gcc"), flags()),
+        "clang": (named.get("clang"), flags()),
         "zig": (zig, flags()),
     }
 
@@ -380,7 +380,7 @@ def test_another_build_gives_the_same_bits(name: str, tmp_path: Path) -> None:
         assert differing(*results) == []
 
 
-def test_building_again_writes_nothing_and_failures_are_told(
+def test_building_again_writes_nothing_and_failures_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A second build is a no-op; with no compiler --optional says why and exits with 0, without it with 1."""

@@ -29,9 +29,9 @@ def test_every_text_is_the_same_alone_and_in_random_batches(cell: str, seed: int
 
 
 def test_the_harness_notices_a_stepper_that_is_not_invariant(tiny: Checkpoint) -> None:
-    """The negative control: a row that feels the size of its batch, by a millionth, is found."""
+    """The negative control: a row that depends on the size of its batch, by a millionth, is noticed."""
 
-    class Feels(ReferenceStepper):
+    class DependsOnBatchSize(ReferenceStepper):
         def run(self, block: Block) -> BlockResult:
             bias = self._layers.head_bias
             self._layers.head_bias = bias * (1 + 1e-6 * len(block.slots))
@@ -41,7 +41,7 @@ def test_the_harness_notices_a_stepper_that_is_not_invariant(tiny: Checkpoint) -
                 self._layers.head_bias = bias
 
     rng = Random(0)
-    stepper = Feels(tiny.network(), n_slots=40)
+    stepper = DependsOnBatchSize(tiny.network(), n_slots=40)
     stepper._layers.head_bias += 1
     assert variant_texts(stepper, stepper, random_texts(rng, 60, len(ALPHABET)), rng, k=5) != []
 
@@ -68,7 +68,7 @@ def test_equals_the_plain_loop(
 
 
 def test_a_freed_slot_leaks_nothing(tiny: Checkpoint) -> None:
-    """A slot that was written anew does not remember whom it held."""
+    """A slot that is reused for another text does not depend on the text before."""
     stepper = ReferenceStepper(tiny.network(), n_slots=1)
     first, second = random_texts(Random(4), 2, len(ALPHABET))
     fresh = run_alone(ReferenceStepper(tiny.network(), n_slots=1), second)

@@ -205,7 +205,7 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
     registry.promote(model.save(store))
     redis = RedisServer()
     redis.start()
-    settings = {"CHECKPOINT_DIR": str(store), "REDIS_URL": redis.url, "LEASE_S": "1", "SNAPSHOT_S": "0.2"}
+    settings = {"CHECKPOINT_DIR": str(store), "REDIS_URL": redis.url, "LEASE_S": "1", "SNAPSHOT_INTERVAL_S": "0.2"}
     settings |= {"SLOTS": "100", "MAX_WAITING": "200"}
     if args.negative_control:
         settings["PYTHONPATH"] = str(_off_by_one(store))

@@ -23,8 +23,9 @@ from types import FrameType
 from model.data_folder import data_folder
 from model.errors import ModelError
 from service.errors import ServiceError
-from service.jobs import bootstrap as first
+from service.jobs.bootstrap import needs_bootstrap, submit_bootstrap
 from service.jobs.queue import JobQueue
+from service.operations.console import follow_job
 from service.settings import Settings, SettingsError, describe, read_settings
 from service.store.connect import connect
 from service.store.corpora import Corpora
@@ -70,12 +71,12 @@ _GUNICORN = ("gunicorn", "-c", "python:service.server.gunicorn_config", "service
 
 def _first_model(settings: Settings, queue: JobQueue, corpus: Path | None, minutes: float) -> None:
     """Queue the training of a first model if one is needed, and show how it goes."""
-    needed, why = first.is_needed(settings.checkpoint_dir, corpus)
+    needed, why = needs_bootstrap(settings.checkpoint_dir, corpus)
     print(f"model   {why}", flush=True)
     if not needed:
         return
     corpora = Corpora(settings.corpora_dir, settings.max_corpus_bytes)
-    job_id, is_new = first.submit(queue, corpora, corpus, minutes)
+    job_id, is_new = submit_bootstrap(queue, corpora, corpus, minutes)
     where = f"http://{settings.host}:{settings.port}/jobs/{job_id}"
     whose = f"on {corpus or 'the works of Shakespeare'}, for about {minutes:g} min" if is_new else "queued already"
     print(f"train   {whose}: {where}", flush=True)
@@ -84,7 +85,7 @@ def _first_model(settings: Settings, queue: JobQueue, corpus: Path | None, minut
 
 def _show(queue: JobQueue, job_id: str) -> None:
     try:
-        for line in first.follow(queue, job_id):
+        for line in follow_job(queue, job_id):
             print(line, flush=True)
     except ServiceError as e:
         print(f"train   can no longer be followed from here: {e}", flush=True)

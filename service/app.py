@@ -22,8 +22,9 @@ from service.inspection.token_logprobs import OnDemandNetwork
 from service.jobs.queue import JobQueue
 from service.models.manager import LoadedModel, ModelManager, free
 from service.models.watcher import CheckpointWatcher
-from service.operations.auth import Keys, Limits
+from service.operations.auth import Authenticator
 from service.operations.drain import Drain
+from service.operations.limits import RateLimiter
 from service.operations.metrics import Metrics
 from service.routes import (
     converters,
@@ -69,13 +70,15 @@ def create_app(settings: Settings | None = None) -> Flask:
         promotions = MemoryPromotions()
     if settings.queue_url:
         queue = JobQueue(connect(settings.queue_url), settings.max_queued_jobs)
-    serving = ModelManager(lambda: _first_job(queue))
+    serving = ModelManager(lambda: _bootstrap_job(queue))
     counted = Metrics()
     reloader = CheckpointWatcher(
         serving, settings.checkpoint_dir, lambda path: load(path, settings, counted), promotions.wait, counted
     )
-    drain = Drain(serving, settings.drain_notice_s, settings.drain_s)
-    policy = Policy(settings.max_chars, settings.lease_s, settings.snapshot_s, settings.session_recent_text_chars)
+    drain = Drain(serving, settings.drain_notice_s, settings.drain_timeout_s)
+    policy = Policy(
+        settings.max_chars, settings.lease_s, settings.snapshot_interval_s, settings.session_recent_text_chars
+    )
     generation = Generation(serving, store, prefixes, policy)
     texts = Corpora(settings.corpora_dir, settings.max_corpus_bytes)
 
@@ -86,20 +89,20 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     error_responses.register(app)
     converters.register(app)
-    keys = Keys(settings.admin_key, settings.api_keys, loopback_only=loopback_only(settings))
-    limits = Limits(settings.rate_limit, settings.redis_url)
+    authenticator = Authenticator(settings.admin_key, settings.api_keys, loopback_only=loopback_only(settings))
+    limiter = RateLimiter(settings.rate_limit, settings.redis_url)
     for blueprint in (
         generate.blueprint(generation),
         sessions.blueprint(generation, store, settings.session_recent_text_chars),
         inspection.blueprint(InspectionService(serving, store, settings.max_chars)),
     ):
-        app.register_blueprint(_guarded(blueprint, _check_api(keys, limits)))
+        app.register_blueprint(_guarded(blueprint, _check_api(authenticator, limiter)))
     for blueprint in (
         jobs.blueprint(queue, texts, lambda: serving.is_closed),
         models.blueprint(settings.checkpoint_dir, serving, promotions),
         corpora.blueprint(texts, settings.max_corpus_bytes),
     ):
-        app.register_blueprint(_guarded(blueprint, _check_admin(keys)))
+        app.register_blueprint(_guarded(blueprint, _check_admin(authenticator)))
     app.register_blueprint(health.blueprint(serving, store, reloader, drain))
     app.register_blueprint(metrics.blueprint(counted))
     app.register_blueprint(page.blueprint())
@@ -128,16 +131,16 @@ def load(path: Path, settings: Settings, counted: Metrics) -> LoadedModel:
         loaded.fingerprint,
         max_waiting=settings.max_waiting,
         block_s=settings.block_ms / 1000,
-        observer=counted.engine(stepper.n_slots),
+        observer=counted.engine_observer(stepper.n_slots),
     )
     engine.start()
     return LoadedModel(engine, path.name, stepper, OnDemandNetwork(path, loaded.fingerprint))
 
 
-def _first_job(queue: JobQueue | None) -> dict[str, Any]:
+def _bootstrap_job(queue: JobQueue | None) -> dict[str, Any]:
     """What is told while there is no model: the job that makes one."""
     try:
-        job_id = queue.first() if queue is not None else None
+        job_id = queue.bootstrap_job_id() if queue is not None else None
     except StoreUnavailable:
         return {}
     return {"job": f"/jobs/{job_id}"} if job_id is not None else {}
@@ -148,18 +151,18 @@ def _guarded(blueprint: Blueprint, check: Callable[[], None]) -> Blueprint:
     return blueprint
 
 
-def _check_admin(keys: Keys) -> Callable[[], None]:
+def _check_admin(authenticator: Authenticator) -> Callable[[], None]:
     def check() -> None:
-        keys.check_admin(request.headers.get("Authorization"), request.host, request.remote_addr or "")
+        authenticator.check_admin(request.headers.get("Authorization"), request.host, request.remote_addr or "")
 
     return check
 
 
-def _check_api(keys: Keys, limits: Limits) -> Callable[[], None]:
+def _check_api(authenticator: Authenticator, limiter: RateLimiter) -> Callable[[], None]:
     def check() -> None:
         authorization = request.headers.get("Authorization")
-        keys.check_api(authorization, request.remote_addr or "")
-        limits.check(keys.who(authorization, request.remote_addr or ""))
+        authenticator.check_api(authorization, request.remote_addr or "")
+        limiter.hit(authenticator.client_id(authorization, request.remote_addr or ""))
 
     return check
 

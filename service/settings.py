@@ -1,4 +1,7 @@
-"""The only reader of the environment. A value that cannot be used stops the start: key, value, what was expected."""
+"""The service's settings: the only module that reads environment variables.
+
+A value that cannot be used stops the start, with the variable, its value and what was expected.
+"""
 
 from __future__ import annotations
 
@@ -13,85 +16,123 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from model import data_folder
 from model.config import Device, WeightPrecision
 
-_KEY_CHARS = 16
+_MIN_KEY_CHARS = 16
 _FOLDERS = {"checkpoint": "checkpoints", "corpora": "corpora", "runs": "runs"}
-_SECRETS = ("admin_key", "api_keys", "redis_url", "jobs_redis_url")  # a URL may hold a password
+_SECRETS = ("admin_key", "api_keys", "redis_url", "jobs_redis_url")  # a URL may contain a password
 
 
 class SettingsError(Exception):
-    """Raised when the environment holds a value that cannot be used."""
+    """Raised when an environment variable has a value that cannot be used."""
 
 
 class Settings(BaseSettings):
-    """Every setting with its reason; the environment variable is the name in capitals."""
+    """All settings. The environment variable of a setting is its name in capitals."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every network this machine is on")
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 listens on every network interface")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
     workers: int = Field(
-        1, ge=1, le=256, description="processes; each has its own model and slots, all share the sessions"
+        1,
+        ge=1,
+        le=256,
+        description="worker processes of the service; each has its own model and slots, all share the sessions",
     )
     redis_url: str = Field(
-        "", description="where sessions live; empty keeps them in this process, so WORKERS must be 1"
+        "", description="Redis that stores the sessions; empty stores them in the process, which needs WORKERS=1"
     )
     jobs_redis_url: str = Field(
-        "", description="where the line of trainings stands; empty: REDIS_URL, unless that is a cluster: it cannot be"
+        "", description="Redis of the job queue; empty uses REDIS_URL, unless that is a cluster, which RQ cannot use"
     )
     longhand_home: Path = Field(
         data_folder.DEFAULT, description="folder of all data; the three folders below lie in it unless they are set"
     )
-    checkpoint_dir: Path = Field(Path("data/checkpoints"), description="its promoted.json names the model to serve")
-    corpora_dir: Path = Field(Path("data/corpora"), description="training texts that were sent to the service")
-    runs_dir: Path = Field(Path("data/runs"), description="where trainings work, a folder each, gone when they end")
-    device: Device = Field("auto", description="auto takes a GPU where there is one")
-    precision: WeightPrecision = Field("fp32", description="of the native CPU stepper's weights; int8 is twice as fast")
-    slots: int = Field(64, ge=1, le=4096, description="texts that are written at the same time")
-    max_waiting: int = Field(64, ge=0, le=65536, description="places in the line before the slots; beyond it: 429")
+    checkpoint_dir: Path = Field(
+        Path("data/checkpoints"), description="folder of the checkpoints; its promoted.json names the one to serve"
+    )
+    corpora_dir: Path = Field(Path("data/corpora"), description="folder of the uploaded training texts")
+    runs_dir: Path = Field(
+        Path("data/runs"), description="folder of running training jobs; a job's own folder is removed when it ends"
+    )
+    device: Device = Field("auto", description="cpu or cuda; auto uses a GPU if there is one")
+    precision: WeightPrecision = Field(
+        "fp32", description="number format of the weights in the CPU stepper; int8 is faster and less exact"
+    )
+    slots: int = Field(64, ge=1, le=4096, description="requests that one worker process generates at the same time")
+    max_waiting: int = Field(
+        64, ge=0, le=65536, description="requests that may wait for a slot in one worker process; more get 429"
+    )
     block_ms: float = Field(
-        20.0, ge=1, le=1000, description="how long a block takes: the pace of events; longer for many texts"
+        20.0, ge=1, le=1000, description="target milliseconds of a generation block; a stream sends one event per block"
     )
-    max_chars: int = Field(100_000, ge=1, le=10**8, description="the most that one request may ask for")
-    max_body_bytes: int = Field(1 << 20, ge=1024, le=1 << 30, description="the largest request body")
-    session_ttl_s: int = Field(86_400, ge=1, description="a session that nobody uses for so long is forgotten")
-    turn_ttl_s: int = Field(
-        900, ge=1, description="so long a turn is remembered: its stream can be resumed, its text rewound"
+    max_chars: int = Field(100_000, ge=1, le=10**8, description="largest max_chars that a request may have")
+    max_body_bytes: int = Field(
+        1 << 20, ge=1024, le=1 << 30, description="largest request body in bytes; corpora have their own limit"
     )
+    session_ttl_s: int = Field(86_400, ge=1, description="seconds without a request after which a session is deleted")
+    turn_ttl_s: int = Field(900, ge=1, description="seconds for which a finished turn can still be resumed or rewound")
     session_recent_text_chars: int = Field(
-        1024, ge=0, le=65536, description="text kept of each session, for a new model to read; 0 keeps none"
+        1024,
+        ge=0,
+        le=65536,
+        description="characters of recent text kept per session, which a new model re-encodes; 0 keeps none",
     )
     prefix_ttl_s: int = Field(
-        3600, ge=1, description="the state of a long prompt that nobody sends for so long is forgotten"
+        3600, ge=1, description="seconds for which the state of a long prompt stays cached after its last use"
     )
-    snapshot_s: float = Field(1.0, gt=0, le=3600, description="a running stream's state is saved so often")
-    drain_s: float = Field(
-        20.0, ge=0, le=3600, description="a worker that is told to stop lets its texts run so long, then ends them"
+    snapshot_interval_s: float = Field(
+        1.0, gt=0, le=3600, description="seconds between two snapshots of the state of a running stream"
+    )
+    drain_timeout_s: float = Field(
+        20.0, ge=0, le=3600, description="seconds that running requests get to finish when a worker process shuts down"
     )
     drain_notice_s: float = Field(
-        0.0, ge=0, le=600, description="first it takes requests so long, /readyz failing already: a proxy's time to see"
+        0.0,
+        ge=0,
+        le=600,
+        description="seconds for which a process that shuts down still accepts requests while /readyz answers 503",
     )
-    lease_s: float = Field(10.0, ge=0.5, le=3600, description="after so long without a word, a turn counts as lost")
+    lease_s: float = Field(
+        10.0,
+        ge=0.5,
+        le=3600,
+        description="seconds after which a session's lease expires if its process stops renewing it",
+    )
     trusted_proxies: int = Field(
-        0, ge=0, le=10, description="proxies in front: so many last entries of X-Forwarded-For are believed"
+        0, ge=0, le=10, description="number of reverse proxies in front, whose entries in X-Forwarded-For are trusted"
     )
-    admin_key: str = Field("", description="guards retrain, jobs, corpora and models; without it: on loopback only")
-    api_keys: Annotated[tuple[str, ...], NoDecode] = Field((), description="comma-separated; set, generating needs one")
-    rate_limit: str = Field("", description="what one key or address may generate, like 60/minute; empty: no limit")
-    max_queued_jobs: int = Field(8, ge=1, le=1000, description="places in the line of trainings; beyond it: 429")
-    max_corpus_bytes: int = Field(1 << 28, ge=1024, le=1 << 40, description="the largest training text")
-    keep_models: int = Field(
-        10, ge=1, le=10_000, description="checkpoints kept, beside the promoted and the one before"
+    admin_key: str = Field(
+        "", description="key for /retrain, /jobs, /corpora and /models; empty allows them on loopback only"
+    )
+    api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="comma-separated keys for generation; empty allows it without a key"
+    )
+    rate_limit: str = Field(
+        "", description="generation requests allowed per key or client address, such as 60/minute; empty: no limit"
+    )
+    max_queued_jobs: int = Field(8, ge=1, le=1000, description="training jobs that may wait in the queue; more get 429")
+    max_corpus_bytes: int = Field(
+        1 << 28, ge=1024, le=1 << 40, description="largest size of an uploaded training text in bytes"
+    )
+    keep_checkpoints: int = Field(
+        10, ge=1, le=10_000, description="checkpoints kept besides the promoted one and its predecessor"
     )
 
     @property
     def queue_url(self) -> str:
-        """The Redis that holds the line of trainings; empty when there is none. RQ has no way with a cluster."""
+        """The Redis of the job queue; empty if there is none."""
         return self.jobs_redis_url or ("" if "+cluster" in self.redis_url else self.redis_url)
 
     def require_queue(self) -> str:
-        """Raised: SettingsError without a Redis for the line of trainings."""
+        """Return `queue_url`.
+
+        Raises:
+            SettingsError: No Redis is configured that can hold the job queue.
+        """
         if not self.queue_url:
-            raise SettingsError("JOBS_REDIS_URL='': expected it to name a Redis, where REDIS_URL is empty or a cluster")
+            raise SettingsError(
+                "JOBS_REDIS_URL='': expected the URL of a Redis for the job queue; REDIS_URL is empty or a cluster"
+            )
         return self.queue_url
 
     @model_validator(mode="before")
@@ -102,16 +143,16 @@ class Settings(BaseSettings):
 
     @field_validator("jobs_redis_url")
     @classmethod
-    def _no_cluster(cls, value: str) -> str:
+    def _not_a_cluster(cls, value: str) -> str:
         if "+cluster" in value:
-            raise ValueError("expected one Redis, or its sentinels: the line of trainings cannot be in a cluster")
+            raise ValueError("expected a single Redis or sentinels: the job queue cannot be in a cluster")
         return value
 
     @field_validator("admin_key")
     @classmethod
     def _long_enough(cls, value: str) -> str:
-        if value and (len(value) < _KEY_CHARS or value != value.strip()):
-            raise ValueError(f"expected at least {_KEY_CHARS} characters, none of them a space")
+        if value and (len(value) < _MIN_KEY_CHARS or value != value.strip()):
+            raise ValueError(f"expected at least {_MIN_KEY_CHARS} characters without spaces around them")
         return value
 
     @field_validator("api_keys", mode="before")
@@ -126,35 +167,39 @@ class Settings(BaseSettings):
     @classmethod
     def _rate(cls, value: str) -> str:
         if value and not re.fullmatch(r"[1-9][0-9]{0,8}/(second|minute|hour|day)", value):
-            raise ValueError("expected a number and a span, like 60/minute (second, minute, hour, day)")
+            raise ValueError("expected a number per second, minute, hour or day, such as 60/minute")
         return value
 
 
 def read_settings() -> Settings:
-    """Raised: SettingsError for the first values that cannot be used."""
+    """Read the environment.
+
+    Raises:
+        SettingsError: Some variables have values that cannot be used.
+    """
     try:
         settings = Settings()  # type: ignore[call-arg]  # every field has a default, in the form Field(default, ...)
     except ValidationError as e:
-        lines = [_line(str(x["loc"][0]), x["input"], x["msg"]) for x in e.errors()]
-        raise SettingsError("; ".join(lines)) from e
+        problems = [_problem(str(x["loc"][0]), x["input"], x["msg"]) for x in e.errors()]
+        raise SettingsError("; ".join(problems)) from e
     if settings.workers > 1 and not settings.redis_url:
         raise SettingsError(
-            f"WORKERS={settings.workers!r}: more than one needs REDIS_URL, or they would not share sessions"
+            f"WORKERS={settings.workers!r}: more than one needs REDIS_URL, because sessions must be shared"
         )
     return settings
 
 
-def _line(name: str, value: Any, message: str) -> str:
+def _problem(name: str, value: Any, message: str) -> str:
     shown = "..." if name in _SECRETS else repr(value)
     return f"{name.upper()}={shown}: {message.removeprefix('Value error, ')}"
 
 
 def loopback_only(settings: Settings) -> bool:
-    """Whether only this machine can reach the service."""
+    """Tell whether the service listens on loopback, where only this machine can reach it."""
     return settings.host in {"127.0.0.1", "::1", "localhost"}
 
 
 def describe() -> str:
-    """All settings with their defaults and reasons, one a line."""
+    """Return all settings with their defaults and descriptions, one per line."""
     fields = Settings.model_fields.items()
     return os.linesep.join(f"{name.upper()}={field.default or ''}  # {field.description}" for name, field in fields)

@@ -1,10 +1,14 @@
-"""Training as a job: queued in RQ, watched and cancelled through Redis, run by a worker of its own process.
+"""Training as a background job: submitted to RQ, followed and cancelled through Redis, run by a worker process.
 
-    record    what is known of a job, in Redis, for whoever asks
-    queue     the line: submit, look, cancel, follow
-    training  the job itself: corpus -> fit -> judge -> promote; no Redis
-    run       what RQ calls: wires the one to the other
-    worker    RQ's worker, with the rules that a training needs; `python -m service.jobs`
+    record            the dataclasses of a job and its record in Redis
+    request           validation of a training request
+    queue             submit, get, list, cancel, follow
+    worker            RQ's worker process; `python -m service.jobs`
+    tasks             the function that RQ calls: connects a training to its record and its cancellation
+    training          the training itself: corpus, fit, decide, promote; no Redis
+    promotion_policy  whether a new checkpoint replaces the promoted one
+    bootstrap         whether a first model must be trained, and the job that trains it
 
-The line and its worker import no torch: the worker forks for each job, and only the fork loads it.
+Queue and worker import no torch: the worker forks for each job, and only the fork loads it. Not here: how a model
+learns (model/training) and what a terminal shows of a job (service/operations/console).
 """

@@ -1,4 +1,7 @@
-"""python -m service.jobs: the worker that trains. It needs a Redis, and takes all else from the service's settings."""
+"""The worker process that trains: python -m service.jobs.
+
+It needs a Redis and takes its other settings from the service's environment variables.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,24 @@ import subprocess
 import sys
 
 from service.jobs.worker import RetrainWorker, device_lock, worker_alive
-from service.settings import SettingsError, read_settings
+from service.settings import Settings, SettingsError, read_settings
 from service.store.connect import connect
 
 
 def main() -> int:
+    """Parse the command line and run the worker; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m service.jobs", description=__doc__)
-    parser.add_argument(
-        "--first", action="store_true", help="where there is no model, queue the training of a first one, then work"
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--bootstrap", action="store_true", help="first queue a bootstrap job if no model is promoted, then work"
     )
-    parser.add_argument("--minutes", type=float, default=3.0, help="how long to train a first model (default 3)")
-    parser.add_argument(
-        "--check", action="store_true", help="only look: exit 0 when this machine's worker was heard of lately"
+    what.add_argument(
+        "--bootstrap-only", action="store_true", help="queue a bootstrap job if no model is promoted, and exit"
     )
+    what.add_argument(
+        "--healthcheck", action="store_true", help="exit 0 if a worker of this machine sent a heartbeat lately, else 1"
+    )
+    parser.add_argument("--minutes", type=float, default=3.0, help="how long a bootstrap job trains (default 3)")
     args = parser.parse_args()
     try:
         settings = read_settings()
@@ -27,14 +35,37 @@ def main() -> int:
     except SettingsError as e:
         print(f"error   {e}", file=sys.stderr)
         return 1
-    if args.check:
+    if args.healthcheck:
         return 0 if worker_alive(connect(url)) else 1
-    if args.first:  # by a process of its own: it loads torch, which a worker that forks must not
-        queue = [sys.executable, "-m", "service.jobs.bootstrap", "--minutes", str(args.minutes)]
-        if subprocess.run(queue).returncode:
+    if args.bootstrap_only:
+        return _bootstrap(settings, args.minutes)
+    if args.bootstrap:  # in a process of its own: it loads torch, and a worker that forks must not
+        command = [sys.executable, "-m", "service.jobs", "--bootstrap-only", "--minutes", str(args.minutes)]
+        if subprocess.run(command).returncode:
             return 1
     with device_lock(settings.device, settings.runs_dir):
         RetrainWorker(connect(url)).work(logging_level="WARNING")
+    return 0
+
+
+def _bootstrap(settings: Settings, minutes: float) -> int:
+    from model.errors import ModelError
+    from service.errors import ServiceError
+    from service.jobs.bootstrap import needs_bootstrap, submit_bootstrap
+    from service.jobs.queue import JobQueue
+    from service.store.corpora import Corpora
+
+    try:
+        is_needed, reason = needs_bootstrap(settings.checkpoint_dir, None)
+        print(f"model   {reason}", flush=True)
+        if is_needed:
+            queue = JobQueue(connect(settings.require_queue()), settings.max_queued_jobs)
+            corpora = Corpora(settings.corpora_dir, settings.max_corpus_bytes)
+            job_id, is_new = submit_bootstrap(queue, corpora, None, minutes)
+            print(f"train   {'queued' if is_new else 'queued already'}: /jobs/{job_id}", flush=True)
+    except (SettingsError, ModelError, ServiceError) as e:
+        print(f"error   {e}", file=sys.stderr)
+        return 1
     return 0
 
 

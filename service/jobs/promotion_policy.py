@@ -1,9 +1,8 @@
-"""Whether a new model is promoted: the rule that was asked for, the decision, and the numbers that say why."""
+"""The promotion policy: whether a new checkpoint replaces the promoted one, and the numbers behind the decision."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,62 +12,68 @@ from model.errors import CheckpointError
 from model.evaluation.protocols import sampled_loss
 from model.evaluation.validation import MAX_CHARACTERS
 from model.text.corpus import Corpus
+from service.jobs.record import Decision
 
-_LEFT_OUT = 0.01  # of the validation text may be unknown to the promoted model, for the two to be compared
+_MAX_UNKNOWN_FRACTION = 0.01  # of the validation characters; with more unknown ones, two models are not comparable
 
 
-def judge(rule: str, path: Path, corpus: Corpus, device: str) -> dict[str, Any]:
-    """Whether this checkpoint, in the folder of those that are served, is to be promoted.
+def decide(rule: str, path: Path, corpus: Corpus, device: str) -> Decision:
+    """Decide whether a new checkpoint is promoted.
 
-    rule: never, always, or if_better: than the promoted one, on this corpus's validation part.
+    Args:
+        rule: "never", "always" or "if_better": if its validation loss on this corpus is lower than the promoted one's.
+        path: The new checkpoint, in the folder that the service reads.
+        corpus: The corpus of the new model.
+        device: Where the models are evaluated.
     """
     if rule == "never":
-        return decision_of(False, "promote is never")
+        return Decision(False, "promote is never")
     if rule == "always":
-        return decision_of(True, "promote is always")
+        return Decision(True, "promote is always")
     try:
-        before = registry.promoted_path(path.parent)
-        old = file_format.load(before) if before is not None else None
+        promoted_path = registry.promoted_path(path.parent)
+        promoted = file_format.load(promoted_path) if promoted_path is not None else None
     except CheckpointError as e:
-        return decision_of(True, f"what is promoted cannot be used: {e}")
-    if old is None:
-        return decision_of(True, "there was no model before it")
-    return compare(file_format.load(path), old, corpus, device)
+        return Decision(True, f"the promoted checkpoint cannot be used: {e}")
+    if promoted is None:
+        return Decision(True, "there was no model before it")
+    return compare(file_format.load(path), promoted, corpus, device)
 
 
-def compare(new: Checkpoint, old: Checkpoint, corpus: Corpus, device: str) -> dict[str, Any]:
-    """Both models on the new one's validation text, protocol (b).
+def compare(new: Checkpoint, promoted: Checkpoint, corpus: Corpus, device: str) -> Decision:
+    """Compare two models on the new one's validation text, with the stateful protocol.
 
-    Characters that the old model has never seen are left out for both, as long as they are few; where they are not, the
-    two cannot be compared, and the old one stays.
+    Characters that the promoted model does not know are skipped for both models. If they are more than 1% of the text,
+    the models are not comparable and the promoted one stays.
     """
-    ids = np.array([old.vocab.characters.find(c) for c in new.vocab.characters])[corpus.val]  # (M,) the old model's
-    unknown = ids < 0
-    n_unknown = int(unknown.sum())
-    numbers = {"protocol": "b", "characters": min(MAX_CHARACTERS, len(ids) - n_unknown), "left_out": n_unknown}
-    if n_unknown > _LEFT_OUT * len(ids):
-        missing = "".join(sorted(set(new.vocab.characters) - set(old.vocab.characters)))
-        return decision_of(
+    # (M,) the validation text in the promoted model's ids; -1 where its vocabulary lacks the character
+    ids = np.array([promoted.vocab.characters.find(c) for c in new.vocab.characters])[corpus.val]
+    is_unknown = ids < 0
+    n_unknown = int(is_unknown.sum())
+    n_compared = min(MAX_CHARACTERS, len(ids) - n_unknown)
+    if n_unknown > _MAX_UNKNOWN_FRACTION * len(ids):
+        missing = "".join(sorted(set(new.vocab.characters) - set(promoted.vocab.characters)))
+        return Decision(
             False,
-            f"not comparable: the promoted model cannot read {n_unknown} of the {len(ids)} characters of the "
-            f"validation text ({missing[:40]!r}); promote by hand, or ask for promote = always",
-            **numbers,
+            f"not comparable: the vocabulary of the promoted model lacks {n_unknown} of the {len(ids)} characters of "
+            f"the validation text ({missing[:40]!r}); promote by hand, or retrain with promote = always",
+            protocol="stateful",
+            characters=n_compared,
+            skipped_characters=n_unknown,
         )
-    losses = [
+    new_loss, promoted_loss = (
         sampled_loss(model.network().to(device), text, MAX_CHARACTERS)
-        for model, text in ((new, corpus.val[~unknown]), (old, ids[~unknown]))
-    ]
-    is_better = losses[0] < losses[1]
-    what = "lower" if is_better else "not lower"
-    return decision_of(
-        is_better,
-        f"its validation loss, {losses[0]:.4f}, is {what} than the promoted model's, {losses[1]:.4f}",
-        new=losses[0],
-        before=losses[1],
-        before_id=old.fingerprint,
-        **numbers,
+        for model, text in ((new, corpus.val[~is_unknown]), (promoted, ids[~is_unknown]))
     )
-
-
-def decision_of(promoted: bool, reason: str, **numbers: Any) -> dict[str, Any]:
-    return {"promoted": promoted, "reason": reason, **numbers}
+    is_better = new_loss < promoted_loss
+    relation = "lower" if is_better else "not lower"
+    return Decision(
+        is_better,
+        f"its validation loss, {new_loss:.4f}, is {relation} than the promoted model's, {promoted_loss:.4f}",
+        protocol="stateful",
+        characters=n_compared,
+        skipped_characters=n_unknown,
+        new_val_loss=new_loss,
+        promoted_val_loss=promoted_loss,
+        promoted_id=promoted.fingerprint,
+    )

@@ -1,4 +1,4 @@
-"""The line of trainings: submit, look, cancel, follow. RQ queues; what RQ does not know stands in the job's record."""
+"""The queue of training jobs: submit, get, list, cancel, follow. RQ queues; the rest is in the job's record."""
 
 from __future__ import annotations
 
@@ -8,190 +8,224 @@ from collections.abc import Iterator
 from typing import Any
 
 import redis
-from rq import Queue, Retry
+import rq
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
-from rq.job import Job, JobStatus
+from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
 from service.errors import JobHasEnded, JobQueueFull, StoreUnavailable, UnknownJob
-from service.jobs.record import JOBS, Record
+from service.jobs.record import JOBS_KEY, Job, JobEvent, JobRecord, JobState, JsonObject, StoredJob
 
 QUEUE = "longhand"
-RETRAIN = "service.jobs.tasks.retrain"
 JOB_ID = "[0-9a-f]{16}"
-RETRIES = 3
+MAX_RETRIES = 3
+RETRAIN = "service.jobs.tasks.retrain"
+_RETRAIN_NAMES = {RETRAIN, "service.jobs.run.retrain"}  # the second is what jobs queued by an older version name
 _KEEP_S = 30 * 86_400
-_FIRST = "lh:first-job"
-_LOCK = "lh:jobs:lock"
-_LIVE = ("queued", "running")
+_BOOTSTRAP_KEY = "lh:bootstrap-job"
+_OLD_BOOTSTRAP_KEY = "lh:first-job"
+_LOCK_KEY = "lh:jobs:lock"
 _STATES = {
-    JobStatus.STARTED: "running",
-    JobStatus.FAILED: "failed",
-    JobStatus.STOPPED: "failed",
-    JobStatus.CANCELED: "cancelled",
-    JobStatus.FINISHED: "finished",
+    JobStatus.STARTED: JobState.RUNNING,
+    JobStatus.FAILED: JobState.FAILED,
+    JobStatus.STOPPED: JobState.FAILED,
+    JobStatus.CANCELED: JobState.CANCELLED,
+    JobStatus.FINISHED: JobState.FINISHED,
 }
 
 
-class RetrainJob(Job):
-    """A job that can only be a training: nothing that is read from Redis says what runs."""
+class RetrainJob(rq.job.Job):
+    """An RQ job that can only run `retrain`: a function name read from Redis is compared, never imported."""
 
     @property
     def func(self) -> Any:
-        if self.func_name != RETRAIN or self.instance is not None:
-            raise ValueError(f"job {self.id}: names {self.func_name!r}, expected {RETRAIN!r}")
-        from service.jobs.tasks import retrain  # torch: only who trains loads it
+        """The function that RQ calls.
+
+        Raises:
+            ValueError: The job names another function.
+        """
+        if self.func_name not in _RETRAIN_NAMES or self.instance is not None:
+            raise ValueError(f"job {self.id}: names the function {self.func_name!r}, expected {RETRAIN!r}")
+        from service.jobs.tasks import retrain  # loads torch, so only in the process that trains
 
         return retrain
 
 
 class JobQueue:
-    """Every method raises StoreUnavailable when Redis does not answer."""
+    """The queue of training jobs.
 
-    def __init__(self, client: redis.Redis, max_waiting: int) -> None:
+    Every method raises StoreUnavailable when Redis does not answer.
+    """
+
+    def __init__(self, client: redis.Redis, max_queued: int) -> None:
         self._client = client
-        self._max_waiting = max_waiting
-        self._queue = Queue(QUEUE, connection=client, serializer=JSONSerializer, job_class=RetrainJob)
+        self._max_queued = max_queued
+        self._queue = rq.Queue(QUEUE, connection=client, serializer=JSONSerializer, job_class=RetrainJob)
 
-    def submit(self, request: dict[str, Any]) -> str:
-        """Put a training in the line: its id. Raised: JobQueueFull."""
-        with _asking(), self._client.lock(_LOCK, timeout=10, blocking_timeout=5):
+    def submit(self, request: JsonObject) -> str:
+        """Queue a job and return its id.
+
+        Raises:
+            JobQueueFull: As many jobs as allowed are queued.
+        """
+        with _redis_errors_as_unavailable(), self._lock():
             return self._enqueue(request)
 
-    def submit_first(self, request: dict[str, Any]) -> tuple[str, bool]:
-        """Queue the training of a first model unless one is queued or runs: its id, and whether it is new.
+    def submit_bootstrap(self, request: JsonObject) -> tuple[str, bool]:
+        """Queue the bootstrap job, which trains the first model, unless one is queued or running.
 
-        Of several that start at once, one queues it.
+        Of several processes that call this at the same time, one queues the job.
+
+        Returns:
+            The job's id, and whether this call queued it.
+
+        Raises:
+            JobQueueFull: As many jobs as allowed are queued.
         """
-        with _asking(), self._client.lock(_LOCK, timeout=10, blocking_timeout=5):
-            found = self.first()
-            if found is not None:
-                return found, False
+        with _redis_errors_as_unavailable(), self._lock():
+            job_id = self.bootstrap_job_id()
+            if job_id is not None:
+                return job_id, False
             job_id = self._enqueue(request)
-            self._client.set(_FIRST, job_id)
+            self._client.set(_BOOTSTRAP_KEY, job_id)
             return job_id, True
 
-    def first(self) -> str | None:
-        """The training of a first model that is queued or runs."""
-        with _asking():
-            found: Any = self._client.get(_FIRST)
-            if found is None:
-                return None
-            job_id = found.decode()
-            try:
-                return job_id if self.get(job_id)["state"] in _LIVE else None
-            except UnknownJob:
-                return None
+    def bootstrap_job_id(self) -> str | None:
+        """Return the id of the bootstrap job if it is queued or running."""
+        with _redis_errors_as_unavailable():
+            for key in (_BOOTSTRAP_KEY, _OLD_BOOTSTRAP_KEY):
+                stored: Any = self._client.get(key)
+                with contextlib.suppress(UnknownJob):
+                    if stored is not None and self.get(stored.decode()).is_live:
+                        return str(stored.decode())
+        return None
 
-    def get(self, job_id: str) -> dict[str, Any]:
-        """All that is known of a job. Raised: UnknownJob."""
-        with _asking():
-            # A worker that died is noticed by whoever asks, not only by the next worker.
+    def get(self, job_id: str) -> Job:
+        """Return a job.
+
+        Raises:
+            UnknownJob: There is no record of this job.
+        """
+        with _redis_errors_as_unavailable():
+            # RQ leaves this to the next worker; here every reader notices that a worker died.
             self._queue.started_job_registry.cleanup()
-            record = Record(self._client, job_id).read()
+            record = JobRecord(self._client, job_id).read()
             if record is None:
-                raise UnknownJob(f"no such job: {job_id} never was, or is long over")
-            job = self._fetch(job_id)
-            position = self._queue.get_job_position(job_id) if job is not None else None
-        state = _state(job, record)
-        return {
-            "job_id": job_id,
-            "state": state,
-            "cancelling": "cancel" in record and state in _LIVE,
-            "request": record["request"],
-            "attempt": int(record["attempt"]),
-            "position": position,
-            "created": float(record["created"]),
-            "started": float(record["started"]) if "started" in record else None,
-            "ended": float(record["ended"]) if "ended" in record else None,
-            "progress": record.get("progress"),
-            "losses": record.get("looks", []),
-            "samples": record.get("samples", []),
-            "notes": record.get("notes", []),
-            "advice": record.get("advice", []),
-            "result": record.get("result"),
-            "error": _reason(job, record) if state == "failed" else None,
-        }
+                raise UnknownJob(f"job {job_id}: not found; it does not exist or its record has been deleted")
+            rq_job = self._fetch(job_id)
+            position = self._queue.get_job_position(job_id) if rq_job is not None else None
+            state = _state(rq_job, record)
+            error = _failure_reason(rq_job, record) if state is JobState.FAILED else None
+        return Job(job_id, state, position, error, record)
 
-    def listing(self) -> list[dict[str, Any]]:
-        """Every job that is remembered, the newest first, less what grows while it runs."""
-        with _asking():
-            ids: Any = self._client.zrange(JOBS, 0, -1, desc=True)
-        listed = []
-        for job_id in ids:
+    def listing(self) -> list[Job]:
+        """Return every job that has a record, the newest first."""
+        with _redis_errors_as_unavailable():
+            job_ids: Any = self._client.zrange(JOBS_KEY, 0, -1, desc=True)
+        jobs = []
+        for job_id in job_ids:
             with contextlib.suppress(UnknownJob):
-                job = self.get(job_id.decode())
-                listed.append({k: v for k, v in job.items() if k not in ("losses", "samples", "notes", "advice")})
-        return listed
+                jobs.append(self.get(job_id.decode()))
+        return jobs
 
-    def cancel(self, job_id: str) -> dict[str, Any]:
-        """Ask a job to end: at once in the line, within seconds when it runs. Raised: UnknownJob, JobHasEnded."""
-        found = self.get(job_id)
-        if found["state"] == "cancelled":
-            return found
-        if found["state"] not in _LIVE:
-            raise JobHasEnded(f"job {job_id} has {found['state']} already", state=found["state"])
-        with _asking():
-            Record(self._client, job_id).ask_to_cancel()
-            job = self._fetch(job_id)
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a job: at once if it is queued, within seconds if it is running.
+
+        Raises:
+            UnknownJob: There is no record of this job.
+            JobHasEnded: The job finished or failed.
+        """
+        job = self.get(job_id)
+        if job.state is JobState.CANCELLED:
+            return job
+        if not job.is_live:
+            raise JobHasEnded(f"job {job_id}: cannot be cancelled, it has already {job.state}", state=job.state)
+        with _redis_errors_as_unavailable():
+            JobRecord(self._client, job_id).request_cancel()
+            rq_job = self._fetch(job_id)
             if (
-                job is not None
-                and job.get_status() == JobStatus.QUEUED
+                rq_job is not None
+                and rq_job.get_status() == JobStatus.QUEUED
                 and self._queue.get_job_position(job_id) is not None
             ):
                 with contextlib.suppress(InvalidJobOperation):
-                    job.cancel()
+                    rq_job.cancel()
         return self.get(job_id)
 
-    def events(self, job_id: str, after: str, wait_ms: int = 1000) -> list[tuple[str, str, dict[str, Any]]]:
-        """What happened after this event's id ("0" for all): (id, name, data); waits for a first one."""
-        with _asking():
-            return Record(self._client, job_id).events(after, wait_ms)
+    def events(self, job_id: str, after: str, wait_ms: int = 1000) -> list[JobEvent]:
+        """Return a job's events after this event id ("0": all). If there are none, wait up to `wait_ms` for one."""
+        with _redis_errors_as_unavailable():
+            return JobRecord(self._client, job_id).events(after, wait_ms)
 
-    def _enqueue(self, request: dict[str, Any]) -> str:
-        if self._queue.count >= self._max_waiting:
-            raise JobQueueFull(f"all {self._max_waiting} places in the line of trainings are taken")
+    def follow(self, job_id: str, after: str = "0") -> Iterator[list[JobEvent]]:
+        """Yield a job's events in batches until it has ended and all of them were delivered.
+
+        A batch is empty when nothing happened for a second, so that the caller can do something else in between.
+
+        Args:
+            job_id: The job.
+            after: The id of the event after which to begin; "0" begins with the first.
+
+        Raises:
+            UnknownJob: There is no record of this job.
+        """
+        while True:
+            has_ended = not self.get(job_id).is_live  # read before the events: none is added after the end
+            batch = self.events(job_id, after, wait_ms=1 if has_ended else 1000)
+            if has_ended and not batch:
+                return
+            after = batch[-1].id if batch else after
+            yield batch
+
+    def _enqueue(self, request: JsonObject) -> str:
+        if self._queue.count >= self._max_queued:
+            raise JobQueueFull(f"the job queue is full: {self._max_queued} jobs are waiting (MAX_QUEUED_JOBS)")
         job_id = secrets.token_hex(8)
-        Record(self._client, job_id).create(request)
+        JobRecord(self._client, job_id).create(request)
         self._queue.enqueue_call(
             RETRAIN,
             args=(job_id, request),
             job_id=job_id,
-            timeout=-1,  # the budget ends a training; a hung one is cancelled or killed
+            timeout=-1,  # the request's budget ends a training; one that hangs is cancelled or killed
             result_ttl=_KEEP_S,
             failure_ttl=_KEEP_S,
             description=f"retrain {job_id}",
-            retry=Retry(max=RETRIES, enqueue_at_front=True),
+            retry=rq.Retry(max=MAX_RETRIES, enqueue_at_front=True),
         )
         return job_id
 
-    def _fetch(self, job_id: str) -> Job | None:
+    def _fetch(self, job_id: str) -> rq.job.Job | None:
         try:
             return RetrainJob.fetch(job_id, connection=self._client, serializer=JSONSerializer)
         except NoSuchJobError:
             return None
 
-
-def _state(job: Job | None, record: dict[str, Any]) -> str:
-    if "result" in record:
-        return "cancelled" if record["result"].get("cancelled") else "finished"
-    if job is None:
-        return "failed"
-    return _STATES.get(job.get_status(refresh=False), "queued")
+    def _lock(self) -> Any:
+        """Return the lock under which one process at a time counts the queue and adds to it."""
+        return self._client.lock(_LOCK_KEY, timeout=10, blocking_timeout=5)
 
 
-def _reason(job: Job | None, record: dict[str, Any]) -> str:
-    if "error" in record:
-        return str(record["error"])
-    result = job.latest_result() if job is not None else None
-    said = (result.exc_string or "").strip() if result is not None else ""
-    if "AbandonedJobError" in said:
-        return "the worker that ran it is gone: it was killed, or its machine stopped"
-    return said.splitlines()[-1] if said else "its entry in the queue is gone"
+def _state(rq_job: rq.job.Job | None, record: StoredJob) -> JobState:
+    if record.result is not None:
+        return JobState.CANCELLED if record.result.cancelled else JobState.FINISHED
+    if rq_job is None:
+        return JobState.FAILED
+    status = rq_job.get_status(refresh=False)
+    return _STATES.get(status, JobState.QUEUED) if status is not None else JobState.QUEUED
+
+
+def _failure_reason(rq_job: rq.job.Job | None, record: StoredJob) -> str:
+    if record.error is not None:
+        return record.error
+    result = rq_job.latest_result() if rq_job is not None else None
+    traceback = (result.exc_string or "").strip() if result is not None else ""
+    if "AbandonedJobError" in traceback:
+        return "the worker process died: it was killed, or its machine stopped"
+    return traceback.splitlines()[-1] if traceback else "RQ has no entry for this job any more"
 
 
 @contextlib.contextmanager
-def _asking() -> Iterator[None]:
+def _redis_errors_as_unavailable() -> Iterator[None]:
     try:
         yield
     except (redis.RedisError, OSError) as e:

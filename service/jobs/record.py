@@ -1,10 +1,12 @@
-"""What is known of a job, kept in Redis: small JSON values in one hash, and a capped stream of events.
+"""The record of a job in Redis: its dataclasses, one hash of JSON values and one capped stream of events.
 
-    lh:jobs              ids by the time of their submission; the oldest beyond MAX_RECORDS are forgotten
-    lh:job:{id}          created, request, attempt, progress, looks, samples, notes, advice, result, error, cancel
-    lh:job:{id}:events   a stream: name, data; its ids are what a reader resumes from
+    lh:jobs              job ids by submission time; records beyond the newest MAX_RECORDS are deleted
+    lh:job:{id}          hash: request, created_at, attempt, started_at, progress, validations, samples, notes, advice,
+                         result, ended_at, error, cancel, is_bootstrap
+    lh:job:{id}:events   stream of (name, data); a client resumes after the id of the last event that it has
 
-Whoever trains must not fail because Redis is away for a moment: what is written meanwhile is lost, and that is all.
+A training must not fail because Redis is unreachable for a moment. Methods that a running training calls suppress
+connection errors: that one write is lost and the training continues.
 """
 
 from __future__ import annotations
@@ -13,107 +15,306 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Self
 
 import redis
 
-JOBS = "lh:jobs"
+from model.evaluation.validation import Validation
+
+JsonObject = dict[str, Any]
+
+JOBS_KEY = "lh:jobs"
 MAX_RECORDS = 50
 MAX_EVENTS = 2000
-MAX_LOOKS, MAX_SAMPLES, MAX_NOTES = 500, 12, 50
-_JSON = ("request", "progress", "looks", "samples", "notes", "advice", "result")
+MAX_VALIDATIONS, MAX_SAMPLES, MAX_NOTES = 500, 12, 50
+_JSON_FIELDS = ("request", "progress", "validations", "samples", "notes", "advice", "result")
+
+# Names in records and events that were written before the fields got their present names.
+_OLD_FIELDS = {
+    "looks": "validations",
+    "is_first": "is_bootstrap",
+    "created": "created_at",
+    "started": "started_at",
+    "ended": "ended_at",
+}
+_OLD_EVENTS = {"look": "validation"}
+_OLD_KEYS = {
+    "progress": {"left_s": "remaining_s"},
+    "validation": {"train": "train_loss", "val": "val_loss"},
+    "decision": {
+        "new": "new_val_loss",
+        "before": "promoted_val_loss",
+        "before_id": "promoted_id",
+        "left_out": "skipped_characters",
+    },
+}
+_OLD_PROTOCOLS = {"a": "windowed", "b": "stateful", "c": "dynamic"}
 
 
-def key_of(job_id: str) -> str:
-    return f"lh:job:{job_id}"
+class JobState(StrEnum):
+    """The states of a job."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the job has not ended."""
+        return self in LIVE_STATES
 
 
-class Record:
-    """One job's record. The writing methods never raise what Redis does; the reading ones do."""
+LIVE_STATES = frozenset({JobState.QUEUED, JobState.RUNNING})
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether a new checkpoint is promoted, and why. The numbers are given where two models were compared."""
+
+    promoted: bool
+    reason: str
+    protocol: str | None = None  # of the two losses: windowed, stateful or dynamic
+    characters: int | None = None  # validation characters that both models were evaluated on
+    skipped_characters: int | None = None  # left out because the promoted model does not know them
+    new_val_loss: float | None = None  # nats per character
+    promoted_val_loss: float | None = None
+    promoted_id: str | None = None  # fingerprint of the model that was promoted before
+
+    def as_dict(self) -> JsonObject:
+        """Return the fields that have a value."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """The result of a job that finished or was cancelled."""
+
+    cancelled: bool
+    checkpoint: JsonObject | None = None  # the registry's summary of the best checkpoint, if there is one
+    decision: Decision | None = None
+
+    def as_dict(self) -> JsonObject:
+        """Return the result as JSON values."""
+        decision = self.decision.as_dict() if self.decision is not None else None
+        return {"cancelled": self.cancelled, "checkpoint": self.checkpoint, "decision": decision}
+
+    @classmethod
+    def from_dict(cls, value: JsonObject) -> Self:
+        """Read what `as_dict` made, now or before the fields were renamed."""
+        checkpoint, decision = value["checkpoint"], value["decision"]
+        if checkpoint is not None:
+            checkpoint = _with_current_protocol(checkpoint, "val_protocol")
+        if decision is not None:
+            decision = Decision(**_with_current_protocol(_with_current_keys("decision", decision), "protocol"))
+        return cls(value["cancelled"], checkpoint, decision)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredJob:
+    """The fields of a job's record. Times are Unix seconds; progress, samples and advice are as clients get them."""
+
+    request: JsonObject
+    created_at: float
+    attempt: int = 0
+    started_at: float | None = None
+    ended_at: float | None = None
+    cancel_requested: bool = False
+    progress: JsonObject | None = None
+    validations: list[Validation] = field(default_factory=list)
+    samples: list[JsonObject] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    advice: list[JsonObject] = field(default_factory=list)
+    result: JobResult | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job: its record, and what the queue knows of it."""
+
+    job_id: str
+    state: JobState
+    position: int | None  # jobs that are queued before it; None when it is not queued
+    error: str | None  # why it failed
+    record: StoredJob
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the job has not ended."""
+        return self.state.is_live
+
+    def summary(self) -> JsonObject:
+        """Return the job as JSON values, without the lists that grow while it runs."""
+        record = self.record
+        return {
+            "job_id": self.job_id,
+            "state": self.state,
+            "cancelling": record.cancel_requested and self.is_live,
+            "request": record.request,
+            "attempt": record.attempt,
+            "position": self.position,
+            "created_at": record.created_at,
+            "started_at": record.started_at,
+            "ended_at": record.ended_at,
+            "progress": record.progress,
+            "result": record.result.as_dict() if record.result is not None else None,
+            "error": self.error,
+        }
+
+    def as_dict(self) -> JsonObject:
+        """Return the whole job as JSON values."""
+        record = self.record
+        lists = {"validations": [asdict(v) for v in record.validations], "samples": record.samples}
+        return {**self.summary(), **lists, "notes": record.notes, "advice": record.advice}
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """An event of a job's stream."""
+
+    id: str  # of the Redis stream: a client resumes after it
+    name: str  # progress, validation, sample, promoted or note
+    data: JsonObject
+
+
+class JobRecord:
+    """One job's record in Redis.
+
+    `create`, `read`, `events`, `request_cancel`, `begin_attempt`, `set_if_absent` and `finish` raise redis.RedisError.
+    The other methods suppress connection errors.
+    """
 
     def __init__(self, client: redis.Redis, job_id: str) -> None:
         self._client = client
         self.job_id = job_id
-        self._key = key_of(job_id)
-        self._events = f"{self._key}:events"
+        self._key = record_key(job_id)
+        self._events_key = f"{self._key}:events"
 
-    def create(self, request: dict[str, Any]) -> None:
-        """Put the record on the list; raises what Redis does."""
+    def create(self, request: JsonObject) -> None:
+        """Write a new record and delete the oldest ones beyond MAX_RECORDS."""
         now = time.time()
         with self._client.pipeline(transaction=True) as pipe:
-            pipe.hset(self._key, mapping={"created": now, "request": json.dumps(request), "attempt": 0})
-            pipe.zadd(JOBS, {self.job_id: now})
-            pipe.zrange(JOBS, 0, -MAX_RECORDS - 1)
-            old: Any = pipe.execute()[-1]
-        for job_id in (i.decode() for i in old):
-            self._client.delete(key_of(job_id), f"{key_of(job_id)}:events")
-            self._client.zrem(JOBS, job_id)
+            pipe.hset(self._key, mapping={"created_at": now, "request": json.dumps(request), "attempt": 0})
+            pipe.zadd(JOBS_KEY, {self.job_id: now})
+            pipe.zrange(JOBS_KEY, 0, -MAX_RECORDS - 1)
+            oldest: Any = pipe.execute()[-1]
+        for job_id in (i.decode() for i in oldest):
+            self._client.delete(record_key(job_id), f"{record_key(job_id)}:events")
+            self._client.zrem(JOBS_KEY, job_id)
 
-    def read(self) -> dict[str, Any] | None:
-        """All fields, or None when there is no such record."""
+    def read(self) -> StoredJob | None:
+        """Return the record, or None if it does not exist."""
         raw: Any = self._client.hgetall(self._key)
-        if not raw:
-            return None
-        fields: dict[str, Any] = {k.decode(): v.decode() for k, v in raw.items()}
-        return {k: json.loads(v) if k in _JSON else v for k, v in fields.items()}
+        return _stored_job({k.decode(): v.decode() for k, v in raw.items()}) if raw else None
 
-    def events(self, after: str, wait_ms: int) -> list[tuple[str, str, dict[str, Any]]]:
-        """The events after this id: (id, name, data); waits for a first one."""
-        found: Any = self._client.xread({self._events: after}, count=200, block=wait_ms)
-        return [(id.decode(), f[b"name"].decode(), json.loads(f[b"data"])) for _, each in found or [] for id, f in each]
+    def events(self, after: str, wait_ms: int) -> list[JobEvent]:
+        """Return the events after this id. If there are none, wait up to `wait_ms` for one."""
+        streams: Any = self._client.xread({self._events_key: after}, count=200, block=wait_ms)
+        return [
+            _event(id.decode(), fields[b"name"].decode(), json.loads(fields[b"data"]))
+            for _, entries in streams or []
+            for id, fields in entries
+        ]
 
-    def ask_to_cancel(self) -> None:
-        """Leave word for whoever trains; raises what Redis does."""
+    def request_cancel(self) -> None:
+        """Ask the process that trains to end the job."""
         self._client.hset(self._key, "cancel", "1")
 
     @property
-    def is_cancelled(self) -> bool:
-        """Whether someone asked for it, as far as Redis says."""
+    def cancel_requested(self) -> bool:
+        """Whether the job is to be cancelled. False while Redis is unreachable."""
         with suppress_redis_errors():
             return bool(self._client.hexists(self._key, "cancel"))
         return False
 
-    def begin(self) -> int:
-        """Count an attempt; how many that makes. Raises what Redis does."""
+    def begin_attempt(self) -> int:
+        """Count an attempt and return its number, from 1."""
         attempt: Any = self._client.hincrby(self._key, "attempt", 1)
-        self._client.hset(self._key, "started", time.time())
+        self._client.hset(self._key, "started_at", time.time())
         return int(attempt)
 
-    def once(self, field: str, value: bool) -> bool:
-        """Set a fact of the job at its first attempt; what it was set to then. Raises what Redis does."""
-        self._client.hsetnx(self._key, field, int(value))
-        found: Any = self._client.hget(self._key, field)
-        return bool(int(found))
+    def set_if_absent(self, name: str, value: bool) -> bool:
+        """Set a flag that an earlier attempt may have set, and return the value that it has now."""
+        for old in (o for o, new in _OLD_FIELDS.items() if new == name):
+            earlier: Any = self._client.hget(self._key, old)
+            value = value if earlier is None else bool(int(earlier))
+        self._client.hsetnx(self._key, name, int(value))
+        stored: Any = self._client.hget(self._key, name)
+        return bool(int(stored))
 
     def put(self, **fields: Any) -> None:
+        """Write fields of the record."""
+        encoded: dict[Any, Any] = {k: json.dumps(v) if k in _JSON_FIELDS else str(v) for k, v in fields.items()}
         with suppress_redis_errors():
-            self._client.hset(
-                self._key, mapping={k: json.dumps(v) if k in _JSON else str(v) for k, v in fields.items()}
-            )
+            self._client.hset(self._key, mapping=encoded)
 
-    def emit(self, name: str, data: dict[str, Any]) -> None:
-        """Tell those who follow the job."""
+    def emit(self, name: str, data: JsonObject) -> None:
+        """Append an event to the job's stream."""
         with suppress_redis_errors():
-            self._client.xadd(self._events, {"name": name, "data": json.dumps(data)}, maxlen=MAX_EVENTS)
+            self._client.xadd(self._events_key, {"name": name, "data": json.dumps(data)}, maxlen=MAX_EVENTS)
 
     def note(self, text: str) -> None:
-        """Say something in words: kept in the record and told to followers."""
+        """Append a note to the record and emit it."""
         with suppress_redis_errors():
-            found: Any = self._client.hget(self._key, "notes")
-            self.put(notes=[*json.loads(found or "[]"), text][-MAX_NOTES:])
+            notes: Any = self._client.hget(self._key, "notes")
+            self.put(notes=[*json.loads(notes or "[]"), text][-MAX_NOTES:])
         self.emit("note", {"text": text})
 
     def fail(self, reason: str) -> None:
-        """Why it failed, or the last attempt did."""
+        """Store why the last attempt failed."""
         self.put(error=reason)
 
-    def end(self, result: dict[str, Any]) -> None:
-        """The result; raises what Redis does, for a job without one would be done for nothing."""
-        self._client.hset(self._key, mapping={"result": json.dumps(result), "ended": time.time()})
+    def finish(self, result: JobResult) -> None:
+        """Store the result and clear the error of an earlier attempt."""
+        self._client.hset(self._key, mapping={"result": json.dumps(result.as_dict()), "ended_at": time.time()})
         self._client.hdel(self._key, "error")
+
+
+def record_key(job_id: str) -> str:
+    """Return the Redis key of a job's record."""
+    return f"lh:job:{job_id}"
 
 
 @contextlib.contextmanager
 def suppress_redis_errors() -> Iterator[None]:
+    """Ignore that Redis is unreachable or slow."""
     with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
         yield
+
+
+def _stored_job(raw: dict[str, str]) -> StoredJob:
+    fields: JsonObject = {new: raw[old] for old, new in _OLD_FIELDS.items() if old in raw} | raw
+    fields |= {name: json.loads(fields[name]) for name in _JSON_FIELDS if name in fields}
+    progress, result = fields.get("progress"), fields.get("result")
+    return StoredJob(
+        request=fields["request"],
+        created_at=float(fields["created_at"]),
+        attempt=int(fields["attempt"]),
+        started_at=float(fields["started_at"]) if "started_at" in fields else None,
+        ended_at=float(fields["ended_at"]) if "ended_at" in fields else None,
+        cancel_requested="cancel" in fields,
+        progress=_with_current_keys("progress", progress) if progress is not None else None,
+        validations=[Validation(**_with_current_keys("validation", v)) for v in fields.get("validations", [])],
+        samples=fields.get("samples", []),
+        notes=fields.get("notes", []),
+        advice=fields.get("advice", []),
+        result=JobResult.from_dict(result) if result is not None else None,
+        error=fields.get("error"),
+    )
+
+
+def _event(id: str, name: str, data: JsonObject) -> JobEvent:
+    name = _OLD_EVENTS.get(name, name)
+    return JobEvent(id, name, _with_current_keys(name, data))
+
+
+def _with_current_protocol(data: JsonObject, key: str) -> JsonObject:
+    return {**data, key: _OLD_PROTOCOLS.get(data[key], data[key])} if key in data else data
+
+
+def _with_current_keys(kind: str, data: JsonObject) -> JsonObject:
+    return {_OLD_KEYS.get(kind, {}).get(key, key): value for key, value in data.items()}

@@ -1,57 +1,108 @@
-"""A request to train, checked before it is queued, and made into the trainer's own terms again where it runs."""
+"""Validate a training request before it is queued, and turn it into the trainer's settings where it runs."""
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
 from model.config import PRESETS, ModelConfig, TrainConfig
 from model.errors import ConfigError, TextError
 from model.text.corpus import check_lengths
 from model.text.vocab import Vocabulary
 from service.errors import BadRequest, UnknownCorpus
+from service.jobs.record import JsonObject
 from service.schemas import RetrainRequest
 from service.store.corpora import Corpora
 
-_NETWORK = {f.name for f in fields(ModelConfig)} - {"vocab_size"}
-_TRAINING = {f.name for f in fields(TrainConfig)}
+_NETWORK_SETTINGS = {f.name for f in fields(ModelConfig)} - {"vocab_size"}
+_TRAINING_SETTINGS = {f.name for f in fields(TrainConfig)}
+_SETTINGS = _NETWORK_SETTINGS | _TRAINING_SETTINGS
 
 
-def check(request: RetrainRequest, corpora: Corpora) -> dict[str, Any]:
-    """The request as JSON for the line. Raised: BadRequest naming the field, its value and what was expected."""
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """A validated training request, as it is stored in the job's record and passed to RQ."""
+
+    corpus: str | list[str]
+    preset: str
+    promote: str  # if_better, always or never
+    warm_start: bool
+    settings: dict[str, Any] = field(default_factory=dict)  # those that override the preset's
+
+    @property
+    def corpora(self) -> list[str]:
+        """Names of the corpora, one or several."""
+        return [self.corpus] if isinstance(self.corpus, str) else self.corpus
+
+    def network_settings(self) -> dict[str, Any]:
+        """Return the network's settings except vocab_size, which follows from the corpus."""
+        return self._settings_in(_NETWORK_SETTINGS)
+
+    def train_config(self) -> TrainConfig:
+        """Return the trainer's settings.
+
+        Raises:
+            ConfigError: A setting is out of range.
+        """
+        return TrainConfig(**self._settings_in(_TRAINING_SETTINGS))
+
+    def _settings_in(self, names: set[str]) -> dict[str, Any]:
+        return {name: value for name, value in {**PRESETS[self.preset], **self.settings}.items() if name in names}
+
+    def as_dict(self) -> JsonObject:
+        """Return the request as a flat JSON object, settings beside the other fields."""
+        own = {"corpus": self.corpus, "preset": self.preset, "promote": self.promote, "warm_start": self.warm_start}
+        return {**own, **self.settings}
+
+    @classmethod
+    def from_dict(cls, value: JsonObject) -> Self:
+        """Read what `as_dict` made, perhaps in an older version.
+
+        Raises:
+            ConfigError: It has a preset or a setting that this version does not know.
+        """
+        own = {f.name for f in fields(cls)} - {"settings"}
+        settings = {k: v for k, v in value.items() if k not in own}
+        if value["preset"] not in PRESETS:
+            raise ConfigError(field="preset", value=value["preset"], expected=f"one of {', '.join(PRESETS)}")
+        for name in settings:
+            if name not in _SETTINGS:
+                raise ConfigError("not a setting of this version; submit the job again without it", field=name)
+        return cls(**{name: value[name] for name in own}, settings=settings)
+
+
+def validate(request: RetrainRequest, corpora: Corpora) -> JobRequest:
+    """Validate a POST /retrain body against the known settings, their ranges and the stored corpora.
+
+    Raises:
+        BadRequest: A field has a wrong value; the error names the field, the value and what was expected.
+    """
     if request.preset not in PRESETS:
         raise BadRequest("preset", request.preset, f"one of {', '.join(PRESETS)}")
     for name, value in request.settings.items():
-        if name not in _NETWORK | _TRAINING:
-            known = ", ".join([*RetrainRequest.model_fields, *sorted(_NETWORK | _TRAINING)])
+        if name not in _SETTINGS:
+            known = ", ".join([*RetrainRequest.model_fields, *sorted(_SETTINGS)])
             raise BadRequest(name, value, f"one of the fields {known}", problem="no such field")
-    wanted = request.model_dump()
+    job_request = JobRequest(request.corpus, request.preset, request.promote, request.warm_start, request.settings)
     try:
-        network, config = settings_of(wanted)
-        ModelConfig(vocab_size=2, **network)
+        config = job_request.train_config()
+        ModelConfig(vocab_size=2, **job_request.network_settings())
     except ConfigError as e:
         raise BadRequest(e.field, e.value, e.expected, problem=e.problem) from e
-    _check_texts(request, config, corpora)
-    return wanted
+    _check_corpora(job_request, config, corpora)
+    return job_request
 
 
-def settings_of(wanted: dict[str, Any]) -> tuple[dict[str, Any], TrainConfig]:
-    """A checked request -> the network's settings, less vocab_size, and the training's. Raised: ConfigError."""
-    given = {**PRESETS[wanted["preset"]], **wanted}
-    network = {k: v for k, v in given.items() if k in _NETWORK}
-    return network, TrainConfig(**{k: v for k, v in given.items() if k in _TRAINING})
-
-
-def _check_texts(request: RetrainRequest, config: TrainConfig, corpora: Corpora) -> None:
+def _check_corpora(request: JobRequest, config: TrainConfig, corpora: Corpora) -> None:
     lengths, characters = [], set[str]()
     for name in request.corpora:
         try:
-            facts = corpora.facts(name)
+            info = corpora.get(name)
         except UnknownCorpus as e:
-            known = ", ".join(c["name"] for c in corpora.listing())
+            known = ", ".join(corpora.names())
             raise BadRequest("corpus", name, f"one of {known}; PUT /corpora/NAME adds one") from e
-        lengths.append(facts["n_characters"])
-        characters |= set(facts["characters"])
+        lengths.append(info.n_characters)
+        characters |= set(info.alphabet)
     try:
         Vocabulary.of("".join(sorted(characters)), config.max_vocab)
         check_lengths(lengths, config)

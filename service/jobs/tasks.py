@@ -1,116 +1,127 @@
-"""What RQ calls in the forked process: one training, wired to its record, its canceller and its worker's life."""
+"""The function that RQ calls in the forked process: one training, connected to its record and its cancellation."""
 
 from __future__ import annotations
 
 import _thread
-import logging
 import os
 import signal
 import threading
 import time
-from typing import Any
+from types import TracebackType
 
-from rq import get_current_job
+import rq
 
 from model.checkpoints import registry
 from model.errors import CheckpointError, ModelError
 from model.network.device import resolve_device
 from service.errors import ServiceError
-from service.jobs.record import Record
-from service.jobs.training import Places, Training
+from service.jobs.record import JobRecord, JobResult, JsonObject
+from service.jobs.request import JobRequest
+from service.jobs.training import JobEnvironment, Training
 from service.settings import Settings, read_settings
 from service.store.connect import connect
 from service.store.corpora import Corpora
 from service.store.promotions import RedisPromotions
 
-log = logging.getLogger(__name__)
-_LOOK_S = 0.25
-_PATIENCE_S = 2.0  # how long a cancelled run may take to end by itself before it is interrupted where it stands
-_NICE = 10  # a training shares its machine with the texts that are being written; a first one, with none
+_POLL_S = 0.25
+_CANCEL_GRACE_S = 2.0  # a cancelled training may end by itself for so long, then it is interrupted
+_NICENESS = 10  # a training shares its machine with the service; a bootstrap job shares it with nothing
 
 
-def retrain(job_id: str, wanted: dict[str, Any]) -> None:
-    """Run a job to its end; its result goes into its record. Raised: what RQ is to retry or to call failed."""
+def retrain(job_id: str, request: JsonObject) -> None:
+    """Run a job and store its result in its record.
+
+    Args:
+        job_id: The job.
+        request: What `JobRequest.as_dict` made.
+
+    Raises:
+        ModelError: The training cannot work; RQ does not retry it.
+        ServiceError: The same, for a reason that the service found.
+        redis.RedisError: Redis is unreachable at the start or the end; RQ retries the job.
+    """
     settings = read_settings()
     client = connect(settings.queue_url)
-    record = Record(client, job_id)
-    attempt = record.begin()
+    record = JobRecord(client, job_id)
+    attempt = record.begin_attempt()
     if attempt > 1:
         record.note(f"attempt {attempt}")
-    with _Watch(record) as watch:
+    with _JobMonitor(record) as monitor:
         try:
-            is_first = record.once("is_first", _nothing_promoted(settings))
-            if not is_first:
-                os.nice(_NICE)
+            is_bootstrap = record.set_if_absent("is_bootstrap", _nothing_is_promoted(settings))
+            if not is_bootstrap:
+                os.nice(_NICENESS)
             training = Training(
-                wanted,
-                _places(settings, job_id),
+                JobRequest.from_dict(request),
+                _environment(settings, job_id),
                 record,
-                is_first=is_first,
-                is_cancelled=lambda: watch.cancelled,
-                announce=RedisPromotions(client).announce,
+                is_bootstrap=is_bootstrap,
+                is_cancelled=lambda: monitor.is_cancelled,
+                announce_promotion=RedisPromotions(client).announce,
             )
             result = training.run()
-        except KeyboardInterrupt:  # between the parts of a run that expect it
-            result = {"cancelled": True, "checkpoint": None, "decision": None}
+        except KeyboardInterrupt:  # interrupted where the training has nothing to keep yet
+            result = JobResult(cancelled=True)
         except (ModelError, ServiceError) as e:
             record.fail(str(e))
-            job = get_current_job()
-            if job is not None:
-                job.retries_left = 0  # trying again would fail in the same way
+            rq_job = rq.get_current_job()
+            if rq_job is not None:
+                rq_job.retries_left = 0  # another attempt would fail in the same way
             raise
-        watch.disarm()
-    record.end(result)
+        monitor.disarm()
+    record.finish(result)
 
 
-def _nothing_promoted(settings: Settings) -> bool:
+def _nothing_is_promoted(settings: Settings) -> bool:
     try:
         return registry.promoted_path(settings.checkpoint_dir) is None
     except CheckpointError:
         return False
 
 
-def _places(settings: Settings, job_id: str) -> Places:
-    return Places(
-        checkpoints=settings.checkpoint_dir,
-        run=settings.runs_dir / job_id,
+def _environment(settings: Settings, job_id: str) -> JobEnvironment:
+    return JobEnvironment(
+        checkpoint_dir=settings.checkpoint_dir,
+        run_dir=settings.runs_dir / job_id,
         corpora=Corpora(settings.corpora_dir, settings.max_corpus_bytes),
         device=resolve_device(settings.device),
-        keep_models=settings.keep_models,
+        keep_checkpoints=settings.keep_checkpoints,
     )
 
 
-class _Watch:
-    """A thread beside the training: sees that it was cancelled, and that its worker is gone."""
+class _JobMonitor:
+    """A thread beside the training that polls for its cancellation and for the death of its worker."""
 
-    def __init__(self, record: Record) -> None:
-        self.cancelled = record.is_cancelled
+    def __init__(self, record: JobRecord) -> None:
+        self.is_cancelled = record.cancel_requested
         self._record = record
         self._armed = True
-        self._worker = os.getppid()
-        self._thread = threading.Thread(target=self._loop, name="watch", daemon=True)
+        self._worker_pid = os.getppid()
+        self._thread = threading.Thread(target=self._poll, name="job-monitor", daemon=True)
 
-    def __enter__(self) -> _Watch:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # RQ ignores it; here it is the way to interrupt a run
+    def __enter__(self) -> _JobMonitor:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # RQ ignores SIGINT; here it interrupts a training
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.disarm()
 
     def disarm(self) -> None:
-        """From now on nothing is interrupted."""
+        """Interrupt nothing from now on."""
         self._armed = False
 
-    def _loop(self) -> None:
-        interrupt_at = time.monotonic() + _PATIENCE_S if self.cancelled else None
+    def _poll(self) -> None:
+        interrupt_at = time.monotonic() + _CANCEL_GRACE_S if self.is_cancelled else None
         while self._armed:
-            time.sleep(_LOOK_S)
-            if os.getppid() != self._worker:
-                os._exit(1)  # nobody would know of this run any more, and another may begin it again
-            if not self.cancelled and self._record.is_cancelled:
-                self.cancelled = True
-                interrupt_at = time.monotonic() + _PATIENCE_S
+            time.sleep(_POLL_S)
+            if os.getppid() != self._worker_pid:
+                os._exit(1)  # the worker died: its job goes to another one, which must train alone
+            if not self.is_cancelled and self._record.cancel_requested:
+                self.is_cancelled = True
+                interrupt_at = time.monotonic() + _CANCEL_GRACE_S
             if interrupt_at is not None and time.monotonic() > interrupt_at and self._armed:
                 interrupt_at = None
                 _thread.interrupt_main()

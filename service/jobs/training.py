@@ -1,7 +1,7 @@
-"""One training, from its request to its result: corpus -> fit -> judge -> promote. It knows no Redis and no queue.
+"""One training, from its request to its result: read the corpora, fit, decide, promote. No Redis and no queue here.
 
-A run works in a folder of its own; only a whole checkpoint is brought from there to where the service reads. While
-there is no other model to serve, each better checkpoint is promoted as it comes; else the last one, if it may be.
+A training works in a run folder of its own. Only complete checkpoints are copied from there to the folder that the
+service reads. A bootstrap job promotes each better checkpoint at once; any other job promotes at most its last one.
 """
 
 from __future__ import annotations
@@ -22,87 +22,104 @@ from model.evaluation.advice import TrainingSetup, advise_on_final_loss, advise_
 from model.evaluation.validation import Validation
 from model.text.corpus import Corpus
 from model.training.loop import fit
-from model.training.run_folder import Progress, RunFolder
-from service.jobs.promotion_policy import decision_of, judge
-from service.jobs.request import settings_of
+from model.training.run_folder import Progress, RunFolder, validation_of
+from service.jobs import promotion_policy
+from service.jobs.record import MAX_SAMPLES, MAX_VALIDATIONS, Decision, JobResult, JsonObject
+from service.jobs.request import JobRequest
 from service.store.corpora import Corpora
 
 SAMPLE_CHARS = 240
-_TELL_S = 0.5  # between two words of progress
+_PROGRESS_INTERVAL_S = 0.5
+_INTERIM_CHECKPOINTS = 2  # of a bootstrap job: the promoted one and its predecessor
 
 
-class Log(Protocol):
-    """Where a training tells what it does. None of it may fail."""
+class JobLog(Protocol):
+    """Where a training reports. No method raises an error."""
 
-    def put(self, **fields: Any) -> None: ...
-    def emit(self, name: str, data: dict[str, Any]) -> None: ...
-    def note(self, text: str) -> None: ...
+    def put(self, **fields: Any) -> None:
+        """Write fields of the job's record."""
+        ...
+
+    def emit(self, name: str, data: JsonObject) -> None:
+        """Append an event to the job's stream."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Append a note."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Where things are on this machine."""
+class JobEnvironment:
+    """The folders and the device that a job uses."""
 
-    checkpoints: Path
-    run: Path  # this job's own
+    checkpoint_dir: Path
+    run_dir: Path  # of this job alone
     corpora: Corpora
     device: str
-    keep_models: int
+    keep_checkpoints: int
 
 
 @dataclass(slots=True)
 class Training:
-    """What goes on while a job runs."""
+    """A job's training while it runs."""
 
-    wanted: dict[str, Any]
-    places: Places
-    log: Log
-    is_first: bool  # there was no model when the job began: better ones are promoted as they come
+    request: JobRequest
+    environment: JobEnvironment
+    log: JobLog
+    is_bootstrap: bool  # no model existed when the job began: better checkpoints are promoted as they come
     is_cancelled: Callable[[], bool]
-    announce: Callable[[], None]
-    _looks: list[dict[str, Any]] = field(default_factory=list)
-    _samples: list[dict[str, Any]] = field(default_factory=list)
-    _told: float = -math.inf
-    _promoted: list[Path] = field(default_factory=list)  # by this job, on the way
+    announce_promotion: Callable[[], None]
+    _validations: list[Validation] = field(default_factory=list)
+    _samples: list[JsonObject] = field(default_factory=list)
+    _progress_at: float = -math.inf  # when progress was reported last
+    _interim: list[Path] = field(default_factory=list)  # checkpoints that this job promoted while it ran
     _setup: TrainingSetup | None = None
 
-    def run(self) -> dict[str, Any]:
-        """The job's result. Raised: ModelError, ServiceError: what cannot be mended by trying again."""
+    def run(self) -> JobResult:
+        """Train, decide and promote.
+
+        Raises:
+            ModelError: The training cannot work, and would not at another attempt.
+            ServiceError: The same, for a reason that the service found.
+        """
         config, corpus, network, source = self._prepare()
         path: Path | None
         try:
             path = self._fit(config, corpus, network, source)
         except KeyboardInterrupt:
-            path = self._best()
+            path = self._best_checkpoint()
         if path is None:
-            return {"cancelled": True, "checkpoint": None, "decision": None}
-        kept = registry.register(path, self.places.checkpoints)
-        self._advise(whole=float(file_format.read_info(kept).run["val_loss"]))
+            return JobResult(cancelled=True)
+        checkpoint_dir = self.environment.checkpoint_dir
+        registered = registry.register(path, checkpoint_dir)
+        info = file_format.read_info(registered)
+        self._advise(final_loss=float(info.run["val_loss"]))
         cancelled = self.is_cancelled()
-        if self._promoted:
-            decision = decision_of(True, "there was no model before this job")
+        if self._interim:
+            decision = Decision(True, "there was no model before this job")
         elif cancelled:
-            decision = decision_of(False, "the job was cancelled; its best checkpoint can be promoted by hand")
+            decision = Decision(False, "the job was cancelled; its best checkpoint can be promoted by hand")
         else:
-            decision = judge(self.wanted["promote"], kept, corpus, self.places.device)
-        if decision["promoted"]:
-            registry.promote(kept)
-            self.announce()
-        self._tidy(kept)
-        return {"cancelled": cancelled, "checkpoint": file_format.read_info(kept).as_dict(), "decision": decision}
+            decision = promotion_policy.decide(self.request.promote, registered, corpus, self.environment.device)
+        if decision.promoted:
+            registry.promote(registered)
+            self.announce_promotion()
+        self._remove_unused_files(registered)
+        return JobResult(cancelled, info.as_dict(), decision)
 
     def _prepare(self) -> tuple[TrainConfig, Corpus, ModelConfig, Checkpoint | None]:
-        network, config = settings_of(self.wanted)
-        names = [self.wanted["corpus"]] if isinstance(self.wanted["corpus"], str) else self.wanted["corpus"]
-        read = [self.places.corpora.text(name) for name in names]
-        corpus = Corpus.from_texts([text for text, _ in read], config)
-        for name, (_, notes) in zip(names, read, strict=True):
+        """Read the corpora and settle the network's shape and the weights to begin with."""
+        config, network = self.request.train_config(), self.request.network_settings()
+        texts = [self.environment.corpora.text(name) for name in self.request.corpora]
+        corpus = Corpus.from_texts([text for text, _ in texts], config)
+        for name, (_, notes) in zip(self.request.corpora, texts, strict=True):
             for note in notes:
                 self.log.note(f"{name}: {note}")
-        source = self._source()
-        if source is not None:  # its shape, unless another was asked for: then the trainer says that it does not fit
+        source = self._warm_start_source()
+        if source is not None:  # its shape; if the request has another one, the trainer reports that it does not fit
             shape = {k: v for k, v in asdict(source.config).items() if k != "vocab_size"}
-            network = {**shape, **{k: v for k, v in self.wanted.items() if k in shape}}
+            network = {**shape, **{k: v for k, v in self.request.settings.items() if k in shape}}
         model = ModelConfig(vocab_size=len(corpus.vocab), **network)
         self.log.note(
             f"{corpus.n_characters:,} characters, {len(corpus.vocab)} distinct; {model.cell} {model.n_layers} x "
@@ -112,29 +129,29 @@ class Training:
         self._advise()
         return config, corpus, model, source
 
-    def _source(self) -> Checkpoint | None:
-        """The model whose weights are begun with."""
-        if not self.wanted["warm_start"]:
+    def _warm_start_source(self) -> Checkpoint | None:
+        """Return the promoted checkpoint if the training begins with its weights."""
+        if not self.request.warm_start:
             return None
-        path = registry.promoted_path(self.places.checkpoints)
+        path = registry.promoted_path(self.environment.checkpoint_dir)
         if path is None:
-            self.log.note("warm_start: nothing has been promoted yet, so it begins fresh")
+            self.log.note("warm_start: no checkpoint has been promoted yet; training starts from random weights")
             return None
-        self.log.note(f"warm_start: begins with the weights of {path.name}")
+        self.log.note(f"warm_start: training starts from the weights of {path.name}")
         return file_format.load(path)
 
     def _fit(self, config: TrainConfig, corpus: Corpus, model: ModelConfig, source: Checkpoint | None) -> Path:
-        """Train; an attempt after the first goes on from the last resume point, if there is one that can be used."""
-        folder = self.places.run
+        """Train. A later attempt resumes from the last resume state if there is one that can be used."""
+        folder = self.environment.run_dir
 
-        def begin(resume: bool) -> Path:
+        def fit_run(resume: bool) -> Path:
             return fit(
                 corpus,
                 model,
                 config,
                 folder,
-                device=self.places.device,
-                on_progress=self._watch,
+                device=self.environment.device,
+                on_progress=self._on_progress,
                 run=folder,
                 resume=resume,
                 warm_start=source,
@@ -143,103 +160,97 @@ class Training:
 
         if (folder / "run.json").exists():
             try:
-                self.log.note("goes on from its last resume point")
-                self._looks = [_shown(line) for line in RunFolder(folder).metrics() if line["val_loss"] is not None]
-                return begin(resume=True)
+                self.log.note("resuming from the last resume state")
+                logged = [validation_of(line) for line in RunFolder(folder).metrics()]
+                self._validations = [v for v in logged if v is not None]
+                return fit_run(resume=True)
             except (ConfigError, CheckpointError, StorageError) as e:
-                self.log.note(f"cannot go on, and begins anew: {e}")
+                self.log.note(f"cannot resume, starting again from step 0: {e}")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        self._looks.clear()
-        return begin(resume=False)
+        self._validations.clear()
+        return fit_run(resume=False)
 
-    def _watch(self, progress: Progress) -> None:
+    def _on_progress(self, progress: Progress) -> None:
+        """Report progress, and end the training if the job was cancelled."""
         now = time.monotonic()
-        if progress.val_loss is not None:
-            self._look(progress)
-        if progress.val_loss is not None or now - self._told > _TELL_S:
-            self._told = now
-            told = _told(progress)
-            self.log.put(progress=told)
-            self.log.emit("progress", told)
+        validation = progress.validation
+        if validation is not None:
+            self._on_validation(progress, validation)
+        if validation is not None or now - self._progress_at > _PROGRESS_INTERVAL_S:
+            self._progress_at = now
+            reported = _progress(progress)
+            self.log.put(progress=reported)
+            self.log.emit("progress", reported)
         if self.is_cancelled():
             raise KeyboardInterrupt
 
-    def _look(self, progress: Progress) -> None:
-        look = _shown(asdict(progress))
-        self._looks = [each for each in self._looks if each["step"] < progress.step] + [look]
-        self.log.put(looks=self._looks[-500:])
-        self.log.emit("look", look)
-        if (
-            look["is_best"]
-            and progress.best_checkpoint is not None
-            and self.is_first
-            and self.wanted["promote"] != "never"
-        ):
-            self._promote_on_the_way(progress.best_checkpoint, float(progress.best_val_loss or 0.0))
+    def _on_validation(self, progress: Progress, validation: Validation) -> None:
+        self._validations = [v for v in self._validations if v.step < validation.step] + [validation]
+        self.log.put(validations=[_rounded(v) for v in self._validations[-MAX_VALIDATIONS:]])
+        self.log.emit("validation", _rounded(validation))
+        promotes_at_once = self.is_bootstrap and self.request.promote != "never"
+        if validation.is_best and progress.best_checkpoint is not None and promotes_at_once:
+            self._promote_interim(progress.best_checkpoint, validation.val_loss)
         if progress.sample is not None:
             sample = {"step": progress.step, "text": progress.sample}
             self._samples.append(sample)
-            self.log.put(samples=self._samples[-12:])
+            self.log.put(samples=self._samples[-MAX_SAMPLES:])
             self.log.emit("sample", sample)
         self._advise()
 
-    def _advise(self, whole: float | None = None) -> None:
-        """What the sizes and the losses so far say to do; `whole` is the loss of the whole validation part."""
+    def _advise(self, final_loss: float | None = None) -> None:
+        """Report advice on the setup, the losses so far and the loss of the whole validation part, if it is known."""
         if self._setup is not None:
-            looks = [Validation(each["step"], each["elapsed_s"], each["train"], each["val"]) for each in self._looks]
-            found = [*advise_on_setup(self._setup), *advise_on_losses(self._setup, looks)]
-            if whole is not None and looks:
-                found += advise_on_final_loss(min(look.val_loss for look in looks), whole)
-            self.log.put(advice=[asdict(each) for each in found])
+            advice = [*advise_on_setup(self._setup), *advise_on_losses(self._setup, self._validations)]
+            if final_loss is not None and self._validations:
+                advice += advise_on_final_loss(min(v.val_loss for v in self._validations), final_loss)
+            self.log.put(advice=[asdict(a) for a in advice])
 
-    def _promote_on_the_way(self, path: Path, val_loss: float) -> None:
-        before = registry.promoted_path(self.places.checkpoints)
-        if before is not None and file_format.read_info(before).run["val_loss"] <= val_loss:
-            return  # from an attempt before this one
-        kept = registry.register(path, self.places.checkpoints)
-        registry.promote(kept)
-        self.announce()
-        self.log.emit("promoted", {"name": kept.name})
-        self._promoted = [p for p in self._promoted if p != kept] + [kept]
-        for old in self._promoted[:-2]:  # the promoted one and its predecessor stay
+    def _promote_interim(self, path: Path, val_loss: float) -> None:
+        """Promote a better checkpoint of a bootstrap job while the training goes on."""
+        checkpoint_dir = self.environment.checkpoint_dir
+        promoted = registry.promoted_path(checkpoint_dir)
+        if promoted is not None and file_format.read_info(promoted).run["val_loss"] <= val_loss:
+            return  # promoted by an earlier attempt of this job
+        registered = registry.register(path, checkpoint_dir)
+        registry.promote(registered)
+        self.announce_promotion()
+        self.log.emit("promoted", {"name": registered.name})
+        self._interim = [p for p in self._interim if p != registered] + [registered]
+        for old in self._interim[:-_INTERIM_CHECKPOINTS]:
             old.unlink(missing_ok=True)
-        self._promoted = self._promoted[-2:]
+        self._interim = self._interim[-_INTERIM_CHECKPOINTS:]
 
-    def _best(self) -> Path | None:
-        """The run's best checkpoint so far: the trainer removes those that it beats."""
-        found = [p for p in registry.checkpoint_paths(self.places.run) if p.name.startswith("val")]
-        return found[0] if found else None
+    def _best_checkpoint(self) -> Path | None:
+        """Return the run's best checkpoint so far; the trainer has removed the others."""
+        paths = [p for p in registry.checkpoint_paths(self.environment.run_dir) if p.name.startswith("val")]
+        return paths[0] if paths else None
 
-    def _tidy(self, kept: Path) -> None:
-        promoted = registry.promotion_history(self.places.checkpoints)[:2]
-        for path in self._promoted:
-            if path != kept and path.name not in promoted:
+    def _remove_unused_files(self, registered: Path) -> None:
+        """Remove superseded interim checkpoints, the oldest checkpoints, and the run folder."""
+        promoted = registry.promotion_history(self.environment.checkpoint_dir)[:2]
+        for path in self._interim:
+            if path != registered and path.name not in promoted:
                 path.unlink(missing_ok=True)
-        registry.prune(self.places.checkpoints, self.places.keep_models)
-        shutil.rmtree(self.places.run, ignore_errors=True)
+        registry.prune(self.environment.checkpoint_dir, self.environment.keep_checkpoints)
+        shutil.rmtree(self.environment.run_dir, ignore_errors=True)
 
 
-def _shown(progress: dict[str, Any]) -> dict[str, Any]:
-    """What is shown of a look at the validation part."""
-    return {
-        "step": progress["step"],
-        "elapsed_s": round(progress["elapsed_s"], 1),
-        "train": progress["train_loss"],
-        "val": progress["val_loss"],
-        "is_best": progress["val_loss"] == progress["best_val_loss"],
-    }
+def _rounded(validation: Validation) -> JsonObject:
+    return {**asdict(validation), "elapsed_s": round(validation.elapsed_s, 1)}
 
 
-def _told(progress: Progress) -> dict[str, Any]:
-    left = progress.remaining_s
+def _progress(progress: Progress) -> JsonObject:
+    remaining_s = progress.remaining_s
     return {
         "step": progress.step,
         "total_steps": progress.total_steps,
+        "epochs": round(progress.epochs, 3),
         "train_loss": progress.train_loss,
         "best_val_loss": progress.best_val_loss,
         "lr": progress.lr,
         "chars_per_s": round(progress.chars_per_s),
         "elapsed_s": round(progress.elapsed_s, 1),
-        "left_s": round(left, 1) if left is not None else None,
+        "remaining_s": round(remaining_s, 1) if remaining_s is not None else None,
     }

@@ -1,8 +1,8 @@
-"""RQ's worker, as a training needs it: noticed within seconds when it dies, and one training at a time on a device.
+"""RQ's worker with what a training needs: its death is noticed within seconds, and a device runs one training.
 
-It forks for each job, and only the fork loads torch: a process that has used torch's threads cannot fork safely, and
-one that trains in the worker itself could not be watched by it. RQ's other way, to spawn, would put the settings of the
-Redis connection, its password too, on a command line that every user of the machine can read.
+The worker forks for each job, and only the fork loads torch: a process that has used torch's threads cannot fork
+safely, and a training in the worker process itself could not be monitored by it. RQ's SpawnWorker would put the Redis
+connection's settings, with the password, on a command line that every user of the machine can read.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from service.jobs.queue import QUEUE, RetrainJob
-from service.jobs.record import Record
+from service.jobs.record import JobRecord, suppress_redis_errors
 
-BEAT_S = 2
-DEAD_AFTER_S = 10  # a worker that has not been heard of for so long is dead, and its job goes to another
-_IDLE_LOOK_S = 5
-_HEARD_S = 30  # a worker that is well is heard of every few seconds
+HEARTBEAT_S = 2
+DEAD_AFTER_S = 10  # without a heartbeat for so long, a worker counts as dead and its job goes to another worker
+_MAINTENANCE_INTERVAL_S = 5  # between two searches for dead workers
+_ALIVE_WITHIN_S = 30  # for the health check
 
 
 class RetrainWorker(Worker):
-    """Runs trainings, one at a time."""
+    """An RQ worker that runs one training at a time."""
 
     job_class = RetrainJob
 
@@ -44,37 +44,38 @@ class RetrainWorker(Worker):
             [queue],
             connection=client,
             serializer=JSONSerializer,
-            job_monitoring_interval=BEAT_S,
-            maintenance_interval=_IDLE_LOOK_S,
-            worker_ttl=15 + _IDLE_LOOK_S,  # RQ waits for jobs 15 s less than this, then looks after dead workers
-            work_horse_killed_handler=self._was_killed,
+            job_monitoring_interval=HEARTBEAT_S,
+            maintenance_interval=_MAINTENANCE_INTERVAL_S,
+            worker_ttl=15 + _MAINTENANCE_INTERVAL_S,  # RQ waits for jobs 15 s less than this, then does maintenance
+            work_horse_killed_handler=self._on_work_horse_killed,
         )
-        self._leaving = False
+        self._is_stopping = False
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
+        """Return the seconds after which the worker of a running job counts as dead."""
         return DEAD_AFTER_S
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
-        """A Redis that is away for a moment costs a heartbeat, not the training."""
-        with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
+        """Send a heartbeat. An unreachable Redis costs this heartbeat, not the training."""
+        with suppress_redis_errors():
             super().maintain_heartbeats(job, execution)
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
-        """Stop now: the training that runs goes back to the front of the line, for whoever works next."""
-        self._leaving = True
+        """Stop at once on SIGTERM or SIGINT: the running job returns to the front of the queue."""
+        self._is_stopping = True
         if self.horse_pid:
             self.kill_horse(signal.SIGKILL)
         super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
     def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
-        """A second signal changes nothing: there is nothing left to wait for."""
+        """Ignore a second signal: the first one has already stopped the job."""
 
-    def _was_killed(self, job: Job, pid: int, status: int, usage: Any) -> None:
-        self.queues[0].intermediate_queue.remove(job.id)  # where it is still, when killed before it began
-        record = Record(self.connection, job.id)
-        if self._leaving:
-            job.retries_left = (job.retries_left or 0) + 1  # this was no fault of the job's
-            record.note("the worker was stopped; the job goes on when one is there again")
+    def _on_work_horse_killed(self, job: Job, pid: int, status: int, usage: Any) -> None:
+        self.queues[0].intermediate_queue.remove(job.id)  # it is still there if the process was killed before it began
+        record = JobRecord(self.connection, job.id)
+        if self._is_stopping:
+            job.retries_left = (job.retries_left or 0) + 1  # a stopped worker costs the job no attempt
+            record.note("the worker was stopped; the job is queued again")
             return
         how = (
             f"by signal {os.WTERMSIG(status)}"
@@ -82,13 +83,13 @@ class RetrainWorker(Worker):
             else f"exit {os.waitstatus_to_exitcode(status)}"
         )
         reason = f"the training process was killed ({how})"
-        record.fail(f"{reason}, and so were all attempts before")
-        record.note(f"{reason}; {job.retries_left or 0} attempts are left")
+        record.fail(f"{reason}, as in all earlier attempts")
+        record.note(f"{reason}; attempts left: {job.retries_left or 0}")
 
 
 def worker_alive(client: redis.Redis) -> bool:
-    """Whether a worker of this machine, or container, has been heard of in the last 30 s."""
-    since = datetime.now(UTC) - timedelta(seconds=_HEARD_S)
+    """Tell whether a worker of this machine or container sent a heartbeat in the last 30 s."""
+    since = datetime.now(UTC) - timedelta(seconds=_ALIVE_WITHIN_S)
     try:
         workers = Worker.all(connection=client, job_class=RetrainJob, serializer=JSONSerializer)
     except redis.RedisError:
@@ -98,16 +99,20 @@ def worker_alive(client: redis.Redis) -> bool:
 
 @contextlib.contextmanager
 def device_lock(device: str, folder: Path) -> Iterator[None]:
-    """Wait until no other worker of this machine trains on this device.
+    """Hold the lock of a device, so that only one worker of this machine trains on it; wait until it is free.
 
-    The lock is inherited by the forks: it is free only when the last training is gone, however its worker ended.
+    Forked trainings inherit the lock: it is free when the last of them has ended, even if their worker was killed.
+
+    Args:
+        device: The device's name.
+        folder: The folder of the lock file; it is created if it does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f".worker-{device}.lock", "w") as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"worker  another one trains on {device} here; waiting for its place", flush=True)
+            print(f"worker  waiting: another worker of this machine trains on {device}", flush=True)
             fcntl.flock(f, fcntl.LOCK_EX)
         os.set_inheritable(f.fileno(), True)
         yield

@@ -93,7 +93,7 @@ class CheckpointWatcher:
         served = self._load(path)
         self._serving.serve(served)
         self.swaps_total += 1
-        self._counted.swapped()
+        self._counted.count_model_swap()
         log.info("serving %s", path.name)
 
     def _serves(self, path: Path) -> bool:
@@ -116,7 +116,7 @@ class CheckpointWatcher:
 
     def _refuse(self, name: str, error: Exception) -> None:
         self.refusals_total += 1
-        self._counted.swap_refused()
+        self._counted.count_refused_swap()
         if isinstance(error, CheckpointError):
             log.error("%s is refused: %s", name, error)
         else:

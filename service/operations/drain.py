@@ -1,12 +1,10 @@
-"""How a worker leaves: told to stop, it lets its texts end, and sends away those that take too long.
+"""Draining: a worker process that gets SIGTERM lets running requests finish, then interrupts the rest and exits.
 
-The order, from SIGTERM on:
+    at once           /readyz answers 503 "draining", so that a proxy selects other workers; requests are still accepted
+    DRAIN_NOTICE_S    later new requests get 503 "draining"; running ones continue
+    no request runs, or DRAIN_TIMEOUT_S later: running requests end with the error "draining" and the process exits
 
-    at once          /readyz answers 503 "draining", so that a proxy looks for others; requests are still taken
-    DRAIN_NOTICE_S   new requests get 503 "draining"; texts that run go on
-    no text is left, or DRAIN_S later: texts that still run end with the error "draining", and the process ends
-
-A client that was sent away asks another worker for its stream after the last position it has: the text is the same.
+An interrupted client resumes its stream on another worker after its last position, and gets the same text.
 """
 
 from __future__ import annotations
@@ -22,50 +20,70 @@ from types import FrameType
 from service.models.manager import ModelManager
 
 log = logging.getLogger(__name__)
-_LOOK_S = 0.05
+_POLL_S = 0.05
 
 
 class Drain:
-    """One worker's way out. `begin` may be called in a signal handler, and again."""
+    """The shutdown of one worker process."""
 
-    def __init__(self, serving: ModelManager, notice_s: float, limit_s: float) -> None:
-        self._serving = serving
+    def __init__(
+        self,
+        models: ModelManager,
+        notice_s: float,
+        timeout_s: float,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Prepare the shutdown.
+
+        Args:
+            models: The models whose requests are drained.
+            notice_s: Seconds for which requests are still accepted.
+            timeout_s: Seconds after that, for running requests to finish.
+            sleep: Waits for so many seconds; a test replaces it.
+        """
+        self._models = models
         self._notice_s = notice_s
-        self._limit_s = limit_s
-        self._asked: SimpleQueue[None] = SimpleQueue()  # its put, unlike an Event's set, may interrupt itself
-        self.is_leaving = False
+        self._timeout_s = timeout_s
+        self._sleep = sleep
+        self._requested: SimpleQueue[None] = SimpleQueue()  # its put is reentrant, as a signal handler needs
+        self.is_draining = False
 
-    def on_sigterm(self, leave: Callable[[], object]) -> None:
-        """From now on SIGTERM begins the drain, and `leave` is called at its end, on a thread of the drain's."""
-        threading.Thread(target=self._wait, args=(leave,), name="drain", daemon=True).start()
+    def on_sigterm(self, exit_process: Callable[[], object]) -> None:
+        """Install the SIGTERM handler that begins the drain; a thread of its own calls `exit_process` at the end."""
+        threading.Thread(target=self._wait, args=(exit_process,), name="drain", daemon=True).start()
         signal.signal(signal.SIGTERM, self.begin)
-        signal.siginterrupt(signal.SIGTERM, False)  # as gunicorn has it: requests that run are not disturbed
+        signal.siginterrupt(signal.SIGTERM, False)  # as gunicorn does: system calls of running requests are restarted
 
     def begin(self, signum: int | None = None, frame: FrameType | None = None) -> None:
-        self.is_leaving = True
-        self._asked.put(None)
+        """Begin the drain. May be called in a signal handler, and more than once."""
+        self.is_draining = True
+        self._requested.put(None)
 
     def run(self) -> None:
-        """The whole of it, on the caller's thread."""
-        self.is_leaving = True
-        time.sleep(self._notice_s)
-        self._serving.close()
-        until = time.monotonic() + self._limit_s
-        while self._serving.in_flight and time.monotonic() < until:
-            time.sleep(_LOOK_S)
-        if left := self._serving.in_flight:
-            log.warning("%d texts have not ended in time; their clients can go on elsewhere", left)
-        self._serving.stop()
+        """Drain on the caller's thread; returns when no request runs."""
+        self.is_draining = True
+        self._sleep(self._notice_s)
+        self._models.close()
+        deadline = time.monotonic() + self._timeout_s
+        while self._models.in_flight and time.monotonic() < deadline:
+            self._sleep(_POLL_S)
+        if unfinished := self._models.in_flight:
+            log.warning(
+                "drain: interrupted %d requests after %g s; clients can resume them on another worker",
+                unfinished,
+                self._timeout_s,
+            )
+        self._models.stop()
 
-    def now(self) -> None:
-        """For who does not want to wait: every text ends where it is."""
-        self.is_leaving = True
-        self._serving.close()
-        self._serving.stop()
+    def stop_now(self) -> None:
+        """Interrupt every request at once."""
+        self.is_draining = True
+        self._models.close()
+        self._models.stop()
 
-    def _wait(self, leave: Callable[[], object]) -> None:
-        self._asked.get()
+    def _wait(self, exit_process: Callable[[], object]) -> None:
+        self._requested.get()
         try:
             self.run()
         finally:
-            leave()
+            exit_process()

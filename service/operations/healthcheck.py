@@ -1,4 +1,4 @@
-"""python -m service.operations.healthcheck: exit 0 when the service on this machine is ready."""
+"""python -m service.operations.healthcheck: exit 0 if the service on this machine is ready, for container engines."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import sys
 
 from service.settings import SettingsError, read_settings
 
-_PATIENCE_S = 4.0
+_TIMEOUT_S = 4.0
 
 
 def main() -> int:
+    """Request /readyz, print the response and return the exit status."""
     try:
         settings = read_settings()
         host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
-        connection = http.client.HTTPConnection(host, settings.port, timeout=_PATIENCE_S)
+        connection = http.client.HTTPConnection(host, settings.port, timeout=_TIMEOUT_S)
         connection.request("GET", "/readyz")
-        answer = connection.getresponse()
-        print(answer.status, answer.read().decode().strip())
-        return 0 if answer.status == 200 else 1
+        response = connection.getresponse()
+        print(response.status, response.read().decode().strip())
+        return 0 if response.status == 200 else 1
     except (SettingsError, OSError, http.client.HTTPException) as e:
-        print(f"no answer: {e}")
+        print(f"no response: {e}")
         return 1
 
 

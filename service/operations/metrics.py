@@ -1,10 +1,12 @@
-"""What the service counts, in the words that dashboards of text servers use, summed over all its processes.
+"""Prometheus metrics, named as in other text generation servers, and summed over all processes of the service.
 
-A process counts in a row of a board: plain numbers in memory that gunicorn's master maps before it forks. So counting
-is no I/O, nothing is left behind on a disk, and a scrape, whichever process it meets, is the sum of the rows. A row
-outlives its process: the next one goes on in it, so no counter ever falls; only the gauges of a dead process go.
+Each process counts in one row of a table in memory that gunicorn's master maps before it forks. So counting needs no
+I/O, leaves no files behind, and a scrape of any process returns the sum of all rows. The row of a process that ended is
+given to the next one, so no counter decreases; only the gauges of the ended process are reset.
 
-Nothing here knows a session, a text or a client; the only label is why a text ended.
+prometheus_client's own multiprocess mode writes a file per process and metric: I/O on the engine's thread.
+
+The only label is the finish reason: no metric identifies a session, a text or a client.
 """
 
 from __future__ import annotations
@@ -21,181 +23,211 @@ from prometheus_client.registry import Collector
 
 from service.engine.observer import IterationStats
 
-BOUNDS = tuple(0.00015 * 2**i for i in range(20))
-"""Upper bounds of the buckets, in seconds: 0.15 ms, a character on a fast machine, to 79 s, a long line."""
-REASONS = ("length", "stop", "cancelled", "timeout", "failed")
-ROWS = 1024  # of the shared board: processes at one time, those that a reload replaces too; unused ones take no memory
+BUCKETS_S = tuple(0.00015 * 2**i for i in range(20))
+"""Upper bounds of the histogram buckets in seconds, from 0.15 ms (a character on a fast machine) to 79 s (a queue)."""
+FINISH_REASONS = ("length", "stop", "cancelled", "timeout", "failed")
+MAX_PROCESSES = 1024  # rows of the shared table, also for the processes that a reload replaces; unused rows are free
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
+class _MetricSpec:
+    """A metric and its cells in a row."""
+
     name: str
     help: str
-    kind: type[Metric]
-    at: int  # its first cell in a row
+    family: type[Metric]
+    offset: int
 
     @property
     def width(self) -> int:
-        if self.kind is HistogramMetricFamily:
-            return len(BOUNDS) + 2  # a count for each bucket and for what lies beyond, then the sum
-        return len(REASONS) if self.name.endswith("finished") else 1
+        """How many cells it has."""
+        if self.family is HistogramMetricFamily:
+            return len(BUCKETS_S) + 2  # a count per bucket, the count beyond the last one, the sum
+        return len(FINISH_REASONS) if self.name.endswith("finished") else 1
 
 
-def _laid_out(*kinds: tuple[type[Metric], str, str]) -> dict[str, _Kind]:
-    found: dict[str, _Kind] = {}
-    at = 0
-    for kind, name, text in kinds:
-        found[name] = _Kind(f"longhand_{name}", text, kind, at)
-        at += found[name].width
-    return found
+def _layout(*metrics: tuple[type[Metric], str, str]) -> dict[str, _MetricSpec]:
+    """Give each metric its cells, one after the other."""
+    specs: dict[str, _MetricSpec] = {}
+    offset = 0
+    for family, name, text in metrics:
+        specs[name] = _MetricSpec(f"longhand_{name}", text, family, offset)
+        offset += specs[name].width
+    return specs
 
 
-_KINDS = _laid_out(
-    (GaugeMetricFamily, "requests_running", "Texts that have a slot."),
-    (GaugeMetricFamily, "requests_waiting", "Texts in the line before the slots."),
-    (GaugeMetricFamily, "slots", "Slots of all engines, those of models that only finish their texts too."),
-    (GaugeMetricFamily, "slots_in_use", "Slots that hold a text."),
-    (HistogramMetricFamily, "time_to_first_token_seconds", "From a text's submission to its first new character."),
+_SPECS = _layout(
+    (GaugeMetricFamily, "requests_running", "Requests that have a slot."),
+    (GaugeMetricFamily, "requests_waiting", "Requests that wait for a slot."),
+    (
+        GaugeMetricFamily,
+        "slots",
+        "Slots of all engines, including those of replaced models that still run requests.",
+    ),
+    (GaugeMetricFamily, "slots_in_use", "Slots that are in use."),
+    (
+        HistogramMetricFamily,
+        "time_to_first_token_seconds",
+        "Time from a request's submission to its first generated character.",
+    ),
     (
         HistogramMetricFamily,
         "inter_token_latency_seconds",
-        "A character's part of the time since its text's last.",
+        "Time since the request's last chunk, divided by the characters of the new one.",
     ),
-    (HistogramMetricFamily, "queue_time_seconds", "From a text's submission to its slot."),
-    (HistogramMetricFamily, "block_seconds", "What the stepper took for a block."),
-    (CounterMetricFamily, "prompt_tokens", "Characters of prompts, read or reused."),
-    (CounterMetricFamily, "generation_tokens", "New characters that were handed out."),
-    (CounterMetricFamily, "reused_characters", "Characters of prompts that a stored state spared from being read."),
-    (CounterMetricFamily, "requests_finished", "Texts that ended, by why."),
+    (HistogramMetricFamily, "queue_time_seconds", "Time from a request's submission to its slot."),
+    (HistogramMetricFamily, "block_seconds", "Time that the stepper took for a block."),
+    (CounterMetricFamily, "prompt_tokens", "Prompt characters, computed or taken from the prefix cache."),
+    (CounterMetricFamily, "generation_tokens", "Generated characters that were delivered."),
+    (CounterMetricFamily, "reused_characters", "Prompt characters whose state was taken from the prefix cache."),
+    (CounterMetricFamily, "requests_finished", "Finished requests by finish reason."),
     (
         CounterMetricFamily,
         "requests_refused",
-        "Texts refused with 429: every slot and place was taken.",
+        "Requests refused with 429 because all slots were in use and the queue was full.",
     ),
-    (CounterMetricFamily, "model_swaps", "Models that began to serve, in each process."),
-    (CounterMetricFamily, "model_swaps_refused", "Promoted models that were refused, in each process."),
+    (CounterMetricFamily, "model_swaps", "Models that were loaded and served, counted in each process."),
+    (CounterMetricFamily, "model_swaps_refused", "Promoted checkpoints that could not be loaded, in each process."),
 )
-_WIDTH = sum(kind.width for kind in _KINDS.values())
-_GAUGES = [kind.at for kind in _KINDS.values() if kind.kind is GaugeMetricFamily]
+_ROW_WIDTH = sum(spec.width for spec in _SPECS.values())
+_GAUGE_OFFSETS = [spec.offset for spec in _SPECS.values() if spec.family is GaugeMetricFamily]
 
 
-class Board:
-    """Rows of numbers that processes forked after this share. Only the process that made it takes and gives back."""
+class SharedCounters:
+    """A table of numbers in memory that later forked processes share, one row per process.
+
+    Only the process that created it allocates and releases rows.
+    """
 
     def __init__(self, rows: int = 1) -> None:
-        self._cells = memoryview(mmap.mmap(-1, (1 + rows * _WIDTH) * 8)).cast("d")
-        self._free = list(range(rows - 1, -1, -1))  # cell 0 says how many rows were ever taken: so many are read
+        # cell 0: how many rows were ever allocated, which is how many are summed
+        self._cells = memoryview(mmap.mmap(-1, (1 + rows * _ROW_WIDTH) * 8)).cast("d")
+        self._free_rows = list(range(rows - 1, -1, -1))
 
-    def take(self) -> int:
-        """A free row, one that was used before if there is one. Raised: IndexError when there is none."""
-        row = self._free.pop()
+    def allocate_row(self) -> int:
+        """Return a free row, preferring one that was used before.
+
+        Raises:
+            IndexError: There is no free row.
+        """
+        row = self._free_rows.pop()
         self._cells[0] = max(self._cells[0], row + 1)
         return row
 
-    def give_back(self, row: int) -> None:
-        """Its process has ended: what it was doing is not done any more; what it has done stays."""
+    def release_row(self, row: int) -> None:
+        """Free the row of a process that ended: its gauges are reset, its counters stay."""
         cells = self.row(row)
-        for at in _GAUGES:
-            cells[at] = 0.0
-        self._free.append(row)
+        for offset in _GAUGE_OFFSETS:
+            cells[offset] = 0.0
+        self._free_rows.append(row)
 
     def row(self, row: int) -> memoryview[float]:
-        return self._cells[1 + row * _WIDTH : 1 + (row + 1) * _WIDTH]
+        """Return the cells of a row."""
+        return self._cells[1 + row * _ROW_WIDTH : 1 + (row + 1) * _ROW_WIDTH]
 
     def totals(self) -> list[float]:
-        """The sum of all rows, cell by cell."""
+        """Return the sum of all rows, cell by cell."""
         rows = [self.row(r).tolist() for r in range(int(self._cells[0]))]
         return [sum(cells) for cells in zip(*rows, strict=True)]
 
 
 @lru_cache(maxsize=1)
-def shared_board() -> Board:
-    """gunicorn's, made once in its master: a reload, which reads the configuration again, goes on counting."""
-    return Board(ROWS)
+def shared_counters() -> SharedCounters:
+    """Return the table of gunicorn's master; it survives a reload, which reads gunicorn_config again."""
+    return SharedCounters(MAX_PROCESSES)
 
 
-_mine: list[tuple[Board, int]] = []
+_process_row: list[tuple[SharedCounters, int]] = []
 
 
-def use(board: Board, row: int) -> None:
-    """This process, which has just been forked, counts in this row."""
-    _mine[:] = [(board, row)]
+def use_row(counters: SharedCounters, row: int) -> None:
+    """Let this process, which has just been forked, count in this row."""
+    _process_row[:] = [(counters, row)]
 
 
 class Metrics(Collector):
-    """What this process counts, and the scrape of what all do. Its methods may be called by any thread."""
+    """The metrics of this process, and the collector for all processes. Thread-safe."""
 
     def __init__(self) -> None:
-        if _mine:
-            self._board, row = _mine[0]
+        if _process_row:
+            self._counters, row = _process_row[0]
         else:
-            self._board = Board()
-            row = self._board.take()
-        self._cells = self._board.row(row)
+            self._counters = SharedCounters()
+            row = self._counters.allocate_row()
+        self._cells = self._counters.row(row)
         self._lock = threading.Lock()
 
-    def engine(self, n_slots: int) -> EngineMetrics:
-        """The observer of a new engine."""
+    def engine_observer(self, n_slots: int) -> EngineMetrics:
+        """Return the observer of a new engine with so many slots."""
         return EngineMetrics(self, n_slots)
 
     def add(self, name: str, n: float = 1) -> None:
+        """Add to a counter or a gauge."""
         with self._lock:
-            self._cells[_KINDS[name].at] += n
+            self._cells[_SPECS[name].offset] += n
 
-    def swapped(self) -> None:
+    def count_model_swap(self) -> None:
+        """Count a model that is served from now on."""
         self.add("model_swaps")
 
-    def swap_refused(self) -> None:
+    def count_refused_swap(self) -> None:
+        """Count a promoted checkpoint that could not be loaded."""
         self.add("model_swaps_refused")
 
-    def count(self, stats: IterationStats, before: tuple[int, int]) -> None:
-        """Add what an engine's turn did; `before` is how many ran and waited at the end of the turn before it."""
+    def count_iteration(self, stats: IterationStats, before: tuple[int, int]) -> None:
+        """Count an iteration of an engine's loop.
+
+        Args:
+            stats: What the iteration did.
+            before: How many requests were running and waiting after the iteration before it.
+        """
         cells = self._cells
         with self._lock:
-            cells[_KINDS["requests_running"].at] += stats.running - before[0]
-            cells[_KINDS["slots_in_use"].at] += stats.running - before[0]
-            cells[_KINDS["requests_waiting"].at] += stats.waiting - before[1]
-            cells[_KINDS["prompt_tokens"].at] += stats.prompt_chars + stats.reused_chars
-            cells[_KINDS["reused_characters"].at] += stats.reused_chars
-            cells[_KINDS["generation_tokens"].at] += stats.generated_chars
+            cells[_SPECS["requests_running"].offset] += stats.running - before[0]
+            cells[_SPECS["slots_in_use"].offset] += stats.running - before[0]
+            cells[_SPECS["requests_waiting"].offset] += stats.waiting - before[1]
+            cells[_SPECS["prompt_tokens"].offset] += stats.prompt_chars + stats.reused_chars
+            cells[_SPECS["reused_characters"].offset] += stats.reused_chars
+            cells[_SPECS["generation_tokens"].offset] += stats.generated_chars
             for reason in stats.finish_reasons:
-                cells[_KINDS["requests_finished"].at + REASONS.index(reason)] += 1
+                cells[_SPECS["requests_finished"].offset + FINISH_REASONS.index(reason)] += 1
             if stats.block_s is not None:
                 self._observe("block_seconds", stats.block_s, 1)
             for seconds in stats.queue_times_s:
                 self._observe("queue_time_seconds", seconds, 1)
             for seconds in stats.first_chunk_times_s:
                 self._observe("time_to_first_token_seconds", seconds, 1)
-            for (gap_s, characters), texts in stats.chunk_gaps.items():
-                self._observe("inter_token_latency_seconds", gap_s / characters, characters * texts)
+            for (gap_s, characters), requests in stats.chunk_gaps.items():
+                self._observe("inter_token_latency_seconds", gap_s / characters, characters * requests)
 
     def _observe(self, name: str, seconds: float, times: int) -> None:
-        at = _KINDS[name].at
-        self._cells[at + bisect_left(BOUNDS, seconds)] += times
-        self._cells[at + len(BOUNDS) + 1] += seconds * times
+        """Add a value to a histogram, so many times."""
+        offset = _SPECS[name].offset
+        self._cells[offset + bisect_left(BUCKETS_S, seconds)] += times
+        self._cells[offset + len(BUCKETS_S) + 1] += seconds * times
 
     def collect(self) -> Iterator[Metric]:
-        """The sums, as prometheus-client writes them out."""
-        totals = self._board.totals()
-        for kind in _KINDS.values():
-            cells = totals[kind.at : kind.at + kind.width]
-            if kind.kind is HistogramMetricFamily:
-                upto, buckets = 0.0, []
-                for bound, n in zip([*map(repr, BOUNDS), "+Inf"], cells, strict=False):
-                    upto += n
-                    buckets.append((bound, upto))
-                yield HistogramMetricFamily(kind.name, kind.help, buckets=buckets, sum_value=cells[-1])
+        """Yield the sums over all processes as prometheus_client's metric families."""
+        totals = self._counters.totals()
+        for spec in _SPECS.values():
+            cells = totals[spec.offset : spec.offset + spec.width]
+            if spec.family is HistogramMetricFamily:
+                cumulative, buckets = 0.0, []
+                for bound, n in zip([*map(repr, BUCKETS_S), "+Inf"], cells, strict=False):
+                    cumulative += n
+                    buckets.append((bound, cumulative))
+                yield HistogramMetricFamily(spec.name, spec.help, buckets=buckets, sum_value=cells[-1])
             elif len(cells) > 1:
-                ended = CounterMetricFamily(kind.name, kind.help, labels=["finish_reason"])
-                for reason, n in zip(REASONS, cells, strict=True):
-                    ended.add_metric([reason], n)
-                yield ended
+                finished = CounterMetricFamily(spec.name, spec.help, labels=["finish_reason"])
+                for reason, n in zip(FINISH_REASONS, cells, strict=True):
+                    finished.add_metric([reason], n)
+                yield finished
             else:
-                yield kind.kind(kind.name, kind.help, value=cells[0])  # type: ignore[call-arg]
+                yield spec.family(spec.name, spec.help, value=cells[0])  # type: ignore[call-arg]
 
 
 class EngineMetrics:
-    """An Observer: one engine's part of this process's numbers."""
+    """An Observer that counts the steps of one engine."""
 
     def __init__(self, metrics: Metrics, n_slots: int) -> None:
         self._metrics = metrics
@@ -204,11 +236,14 @@ class EngineMetrics:
         metrics.add("slots", n_slots)
 
     def on_iteration(self, stats: IterationStats) -> None:
-        self._metrics.count(stats, self._before)
+        """Count an iteration of the engine's loop."""
+        self._metrics.count_iteration(stats, self._before)
         self._before = (stats.running, stats.waiting)
 
     def on_rejected(self) -> None:
+        """Count a refused request."""
         self._metrics.add("requests_refused")
 
     def on_stopped(self) -> None:
+        """Remove the engine's slots."""
         self._metrics.add("slots", -self._n_slots)

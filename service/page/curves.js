@@ -3,13 +3,13 @@
 import { bits, h, svg } from "./dom.js";
 
 const [MAX_WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT] = [832, 280, 52, 36, 10, 12];
-const SERIES = ["train", "val"];
+const SERIES = { train: "train_loss", val: "val_loss" }; // class in style.css -> field
 const COLORS = 6; // .run0 to .run5 in style.css
 
 /**
  * Draw the curves of runs into an element.
  *
- * @param runs [{name, validations: [{step, elapsed_s, train, val}]}]
+ * @param runs [{name, validations: [{step, elapsed_s, train_loss, val_loss}]}]
  * @param by "elapsed_s" or "step"
  * @param unit "nats" or "bits"
  */
@@ -23,7 +23,7 @@ export function drawCurves(element, runs, by, unit) {
   }
   const all = drawn.flatMap((run) => run.validations);
   const xs = all.map((validation) => validation[by]);
-  const losses = all.flatMap((validation) => SERIES.map((series) => validation[series]));
+  const losses = all.flatMap((validation) => Object.values(SERIES).map((field) => validation[field]));
   const ys = losses.filter((loss) => loss !== null).map(convert);
   const [xMax, yMin, yMax] = [Math.max(...xs, 1e-9), Math.min(...ys), Math.max(...ys)];
   const padding = Math.max((yMax - yMin) * 0.08, 0.02);
@@ -42,9 +42,9 @@ export function drawCurves(element, runs, by, unit) {
   picture.append(text(width - RIGHT, HEIGHT - 4, "end", by === "step" ? "steps" : "seconds"));
   picture.append(text(LEFT, HEIGHT - 4, "start", `${unit} per character`));
   drawn.forEach((run, n) => {
-    for (const series of SERIES) {
-      const known = run.validations.filter((validation) => validation[series] !== null);
-      const points = known.map((validation) => [x(validation[by]), y(convert(validation[series]))]);
+    for (const [series, field] of Object.entries(SERIES)) {
+      const known = run.validations.filter((validation) => validation[field] !== null);
+      const points = known.map((validation) => [x(validation[by]), y(convert(validation[field]))]);
       const style = `curve ${series} run${n % COLORS}`;
       const coordinates = points.map(([px, py]) => `${px.toFixed(1)},${py.toFixed(1)}`).join(" ");
       picture.append(svg("polyline", { class: style, points: coordinates }));
@@ -59,7 +59,7 @@ export function drawCurves(element, runs, by, unit) {
   element.replaceChildren(picture, h("ul", { class: "legend" }, ...legend, key));
 }
 
-const best = (run, convert) => convert(Math.min(...run.validations.map((validation) => validation.val))).toFixed(3);
+const best = (run, convert) => convert(Math.min(...run.validations.map(({ val_loss: loss }) => loss))).toFixed(3);
 
 /** The curves in words, for screen readers. */
 function describe(runs, by, unit, convert) {

@@ -9,7 +9,7 @@ const ADVICE_MS = 3000; // advice is no event: it is fetched after a validation,
 
 export const isLive = (job) => job.state === "queued" || job.state === "running";
 
-/** A job with its losses, samples, notes and advice. */
+/** A job with its validations, samples, notes and advice. */
 export const fetchJob = (id) => requestJson("GET", `/jobs/${id}`);
 
 /**
@@ -31,7 +31,7 @@ export async function followJob(id, signal, onChange) {
       for await (const event of readEvents(response)) {
         lastEventId = event.id ?? lastEventId;
         job = applyEvent(job, event);
-        if (event.name === "look" && performance.now() > adviceDue) {
+        if (event.name === "validation" && performance.now() > adviceDue) {
           adviceDue = performance.now() + ADVICE_MS;
           job = { ...job, advice: (await fetchJob(id)).advice };
         }
@@ -58,7 +58,7 @@ function applyEvent(job, { name, data }) {
   if (name === "done") return data;
   if (name === "error") throw new ServiceError(0, data.error);
   if (name === "progress") return { ...job, state: "running", progress: data };
-  if (name === "look") return { ...job, losses: upsertByStep(job.losses, data) };
+  if (name === "validation") return { ...job, validations: upsertByStep(job.validations, data) };
   if (name === "sample") return { ...job, samples: upsertByStep(job.samples, data) };
   if (name === "note") return { ...job, notes: [...new Set([...job.notes, data.text])] };
   return job;

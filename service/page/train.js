@@ -9,7 +9,7 @@ import * as trainingForm from "./training-form.js";
 
 const SHOWN_SAMPLES = 6;
 let jobList = []; // as in GET /jobs
-const jobDetails = new Map(); // id -> job with its losses
+const jobDetails = new Map(); // id -> job with its validations
 const compared = new Set();
 let chosen = null;
 let following = null; // AbortController
@@ -149,7 +149,7 @@ function drawJob(job) {
 function describeProgress({ state, position, progress }) {
   if (state === "queued" && position !== null) return `${position} trainings are ahead of it in the queue.`;
   if (!progress?.total_steps) return "";
-  const left = progress.left_s ? `, ${formatDuration(progress.left_s)} left` : "";
+  const left = progress.remaining_s ? `, ${formatDuration(progress.remaining_s)} left` : "";
   const steps = `Step ${formatCount(progress.step)} of ${formatCount(progress.total_steps)}`;
   return `${steps}, ${formatCount(progress.chars_per_s)} characters/s${left}.`;
 }
@@ -163,7 +163,7 @@ function describeOutcome({ error, result }) {
 function drawChosenCurves() {
   const ids = [...new Set([chosen, ...compared])].filter((id) => jobDetails.has(id));
   const details = ids.map((id) => jobDetails.get(id));
-  const runs = details.map((job) => ({ name: nameOf(job), validations: job.losses }));
+  const runs = details.map((job) => ({ name: nameOf(job), validations: job.validations }));
   drawCurves($("#curve"), runs, $("#curve-by").value, $("#curve-unit").value);
 }
 

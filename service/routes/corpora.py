@@ -1,4 +1,4 @@
-"""PUT, GET and DELETE /corpora/{name}: the texts that a model can be trained on."""
+"""PUT, GET and DELETE /corpora/{name}: upload, list and delete training texts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from service.store.corpora import Corpora, too_large
 
 
 def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
+    """Return the routes; `max_bytes` is the limit of one corpus."""
     routes = Blueprint("corpora", __name__, url_prefix="/corpora")
 
     @routes.get("")
@@ -20,18 +21,18 @@ def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
 
     @routes.put("/<corpus_name:name>")
     def put(name: str) -> tuple[Response, int, dict[str, str]]:
-        """The body is the text. It is read as it comes, and no further than the limit."""
+        """Store the body, which is read as it arrives and no further than the limit."""
         request.max_content_length = max_bytes
         only_new = request.headers.get("If-None-Match") == "*"
         try:
             stored, is_new = corpora.put(name, _Body(request.stream, request.content_length).read, only_new=only_new)
         except RequestEntityTooLarge as e:
             raise too_large(max_bytes, request.content_length) from e
-        return jsonify(stored), 201 if is_new else 200, {"Location": f"/corpora/{name}"}
+        return jsonify(stored.as_dict()), 201 if is_new else 200, {"Location": f"/corpora/{name}"}
 
     @routes.get("/<corpus_name:name>")
     def get(name: str) -> Response:
-        return jsonify(corpora.get(name))
+        return jsonify(corpora.get(name).as_dict())
 
     @routes.delete("/<corpus_name:name>")
     def delete(name: str) -> Response:
@@ -42,25 +43,28 @@ def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
 
 
 class _Body:
-    """A request's body that says when it ended too early: servers do not, and half a text is a text."""
+    """A request body that raises an error if it ends early. The server reports no error, and half a text is a text."""
 
     def __init__(self, stream: IO[bytes], length: int | None) -> None:
         self._stream, self._length = stream, length
         self._read = 0
 
     def read(self, size: int) -> bytes:
-        """Raised: BadRequest when the client hung up."""
+        """Return at most so many bytes; none at the end.
+
+        Raises:
+            BadRequest: The client disconnected before the end.
+        """
         try:
             data = self._stream.read(size)
         except (OSError, ClientDisconnected) as e:
-            raise self._cut() from e
+            raise self._incomplete() from e
         self._read += len(data)
         if not data and self._length is not None and self._read < self._length:
-            raise self._cut()
+            raise self._incomplete()
         return data
 
-    def _cut(self) -> BadRequest:
+    def _incomplete(self) -> BadRequest:
         expected = f"{self._length} bytes" if self._length is not None else "a last chunk"
-        return BadRequest(
-            "body", self._read, expected, problem=f"ended after {self._read} bytes, so nothing was stored"
-        )
+        problem = f"ended after {self._read} bytes, so nothing was stored"
+        return BadRequest("body", self._read, expected, problem=problem)

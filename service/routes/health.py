@@ -36,7 +36,7 @@ def blueprint(serving: ModelManager, sessions: SessionStore, reloader: Checkpoin
             "refusals": reloader.refusals_total,
             "retiring": serving.n_retired,
         }
-        if drain.is_leaving:
+        if drain.is_draining:
             raise Draining("this worker is stopping", **told)
         try:
             model = serving.current

@@ -1,4 +1,4 @@
-"""GET /metrics: what all processes of the service have counted, for Prometheus."""
+"""GET /metrics: the metrics of all processes of the service, for Prometheus."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from prometheus_client.exposition import choose_encoder
 from service.operations.metrics import Metrics
 
 
-def blueprint(counted: Metrics) -> Blueprint:
+def blueprint(collector: Metrics) -> Blueprint:
+    """Return the route."""
     routes = Blueprint("metrics", __name__)
     registry = CollectorRegistry()
-    registry.register(counted)
+    registry.register(collector)
 
     @routes.get("/metrics")
     def metrics() -> Response:
-        """As open as /healthz: it tells how much is written, not what or by whom."""
+        """Needs no key, like /healthz: it shows how much is generated, not what or by whom."""
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return Response(encode(registry), content_type=content_type)
 

@@ -1,4 +1,4 @@
-"""How gunicorn runs the service. Every value comes from service.settings."""
+"""gunicorn's configuration. Every value comes from service.settings."""
 
 import math
 import resource
@@ -13,49 +13,52 @@ _settings = read_settings()
 bind = f"{_settings.host}:{_settings.port}"
 workers = _settings.workers
 worker_class = "service.server.worker.BufferedThreadWorker"
-# A stream holds its thread, and so does a place in the line; the rest is for refusals, sessions and health checks.
+# A stream holds a thread, and so does a request that waits for a slot; 16 more serve refusals, sessions, health checks.
 threads = _settings.slots + _settings.max_waiting + 16
-# Slow and idle clients hold a connection and no thread. Each connection is a file descriptor: take what may be had.
+# Slow and idle clients hold a connection but no thread. Each connection is a file descriptor: raise their limit.
 _soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 _files = min(_hard, 65536) if _hard != resource.RLIM_INFINITY else 65536
 resource.setrlimit(resource.RLIMIT_NOFILE, (max(_soft, _files), _hard))
 worker_connections = max(threads + 16, min(4096, _files // 2))
-# Longer than usual proxies keep a connection to us (nginx and ALB 60 s), so that none is used just as we close it.
+# Longer than the idle time of usual proxies (nginx and AWS ALB: 60 s), so that the proxy closes a connection first.
 keepalive = 75
-# A thread does not survive a fork: each worker loads its own model and starts its own engine.
+# A thread does not survive a fork, so each worker loads its own model and starts its own engine.
 preload_app = False
-# Streams last; a worker is given up only when its main loop hangs.
+# Seconds without a heartbeat of the worker's main loop before gunicorn kills it; long streams do not count.
 timeout = 60
-# A worker that is told to stop leaves by itself; this is for one that does not.
-graceful_timeout = math.ceil(_settings.drain_notice_s + _settings.drain_s) + 10
-# Session ids are in paths, and who reads a log must not get sessions.
+# A worker drains and exits by itself on SIGTERM; after this time gunicorn kills it.
+graceful_timeout = math.ceil(_settings.drain_notice_s + _settings.drain_timeout_s) + 10
+# No access log: session ids are in paths, and a reader of the log must not get sessions.
 accesslog = None
-# One process tree, one way in: no second socket in somebody's home folder.
+# No control socket in the user's home folder.
 control_socket_disable = True
 
 
-# Each process counts in a row of memory that is mapped here, before any of them is forked; see service/metrics.py.
-_board = metrics.shared_board()
+# Each process counts in a row of a table that is mapped here, before any of them is forked.
+_counters = metrics.shared_counters()
 
 
 def pre_fork(server: Any, worker: Any) -> None:
-    worker.metrics_row = _board.take()
+    """Give the new worker its row."""
+    worker.metrics_row = _counters.allocate_row()
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    metrics.use(_board, worker.metrics_row)
+    """Let the worker, which is this process now, count in its row."""
+    metrics.use_row(_counters, worker.metrics_row)
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    _board.give_back(worker.metrics_row)
+    """Release the row of a worker that exited."""
+    _counters.release_row(worker.metrics_row)
 
 
 def post_worker_init(worker: Any) -> None:
-    """SIGTERM first lets the texts end (service/drain.py), and only then does what gunicorn does with it."""
+    """Drain on SIGTERM (service/operations/drain.py), then exit as gunicorn would."""
     worker.wsgi.extensions["drain"].on_sigterm(lambda: worker.handle_exit(signal.SIGTERM, None))
 
 
 def worker_int(worker: Any) -> None:
-    """SIGINT and SIGQUIT do not wait; a stream that goes on would hold its thread, and the thread the process."""
+    """Interrupt every stream on SIGINT and SIGQUIT: a running stream's thread would keep the process alive."""
     if hasattr(worker, "wsgi"):
-        worker.wsgi.extensions["drain"].now()
+        worker.wsgi.extensions["drain"].stop_now()

@@ -1,4 +1,4 @@
-"""A Redis client from a URL: one server, a cluster, or what a sentinel says is the master."""
+"""A Redis client from a URL: one server, a cluster, or the master that sentinels name."""
 
 from __future__ import annotations
 
@@ -11,27 +11,31 @@ from redis.cluster import RedisCluster
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel")
+_SENTINEL_PORT = 26379
 
 
 def connect(url: str) -> Any:
-    """A client that fails fast: two short retries, then the error. A cluster's nodes are asked at once, others later.
+    """Return a client that fails fast: after two short retries it raises the error.
 
-    redis://, rediss:// (TLS) and unix:// are redis-py's own, user, password and options included. redis+cluster:// and
-    rediss+cluster:// name one node of a cluster. redis+sentinel://host:port,host:port/SERVICE[/db] asks the sentinels.
+    A cluster is contacted at once; the other clients connect at their first command.
+
+    Args:
+        url: redis://, rediss:// (TLS) and unix:// as redis-py reads them, with user, password and options.
+            redis+cluster:// and rediss+cluster:// name one node of a cluster.
+            redis+sentinel://host:port,host:port/SERVICE[/db] names the sentinels of a service.
     """
     scheme, _, rest = url.partition("://")
     if scheme.endswith("+cluster"):
         return RedisCluster.from_url(f"{scheme.removesuffix('+cluster')}://{rest}", **_options())
     if scheme == "redis+sentinel":
-        return _by_sentinel(url)
+        return _connect_by_sentinel(url)
     return redis.Redis.from_url(url, health_check_interval=30, **_options())
 
 
-def _by_sentinel(url: str) -> Any:
+def _connect_by_sentinel(url: str) -> Any:
     parts = urlsplit(url)
     hosts = parts.netloc.rpartition("@")[2].split(",")
-    sentinels = [(host.partition(":")[0], int(host.partition(":")[2] or 26379)) for host in hosts]
+    sentinels = [(host.partition(":")[0], int(host.partition(":")[2] or _SENTINEL_PORT)) for host in hosts]
     service, _, db = parts.path.strip("/").partition("/")
     sentinel: Any = Sentinel(sentinels, socket_timeout=1.0)  # type: ignore[no-untyped-call]
     login = {"username": parts.username or None, "password": parts.password}

@@ -1,16 +1,18 @@
-"""Training texts in a folder: streamed in, checked as they come, there whole or not at all.
+"""Training texts in a folder: decoded while they are uploaded, and stored complete or not at all.
 
-    {name}        the text as it was sent
-    .{name}.json  what was found while it came: bytes, characters, which ones; made anew when it does not fit the text
+    {name}        the text as it was uploaded
+    .{name}.json  its statistics, which are computed again when they do not belong to the file as it is now
 
-`shakespeare` is always there, and is no file.
+The corpus `shakespeare` is built in and always there.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,99 +26,161 @@ from service.errors import BadRequest, BodyTooLarge, CorpusConflict, UnknownCorp
 
 BUILT_IN = "shakespeare"
 NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
-_CHUNK = 1 << 20
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusInfo:
+    """The statistics of a corpus."""
+
+    name: str
+    n_bytes: int
+    n_characters: int
+    alphabet: str  # the distinct characters, in order
+    sha256: str  # of the decoded text
+    notes: list[str]  # what was changed while the text was decoded
+    modified_at: float | None  # Unix seconds; None for the built-in corpus
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what clients get."""
+        return {
+            "name": self.name,
+            "bytes": self.n_bytes,
+            "characters": self.n_characters,
+            "distinct_characters": len(self.alphabet),
+            "sha256": self.sha256,
+            "notes": self.notes,
+            "modified_at": self.modified_at,
+        }
 
 
 class Corpora:
-    """The texts that a model can be trained on, by name."""
+    """The corpora that a model can be trained on, by name.
+
+    Every method that takes a name raises BadRequest when it does not match NAME.
+    """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
+        """Use a folder, which is created by the first upload.
+
+        Args:
+            folder: Where the corpora are stored.
+            max_bytes: The largest size of one corpus.
+        """
         self._folder = folder
         self._max_bytes = max_bytes
 
-    def put(self, name: str, read: Callable[[int], bytes], *, only_new: bool = False) -> tuple[dict[str, Any], bool]:
-        """Store a text as it is read: what it is, and whether the name is new.
+    def put(self, name: str, read: Callable[[int], bytes], *, only_new: bool = False) -> tuple[CorpusInfo, bool]:
+        """Store a corpus while it is read.
 
-        Raised: BadRequest for a name or bytes that are no text, BodyTooLarge, CorpusConflict.
+        Args:
+            name: The corpus.
+            read: Returns at most so many of the next bytes; none at the end.
+            only_new: Whether an existing corpus must not be replaced.
+
+        Returns:
+            The corpus, and whether its name is new.
+
+        Raises:
+            BadRequest: The bytes are not UTF-8 text.
+            BodyTooLarge: They are more than allowed.
+            CorpusConflict: The corpus exists and must not be replaced.
         """
         path = self._path(name)
         if name == BUILT_IN:
-            raise CorpusConflict(f"{name}: is built in and cannot be replaced; choose another name")
+            raise CorpusConflict(f"corpus {name}: built in, cannot be replaced; choose another name")
         existed = path.exists()
         if existed and only_new:
-            raise CorpusConflict(f"{name}: is there already; without If-None-Match it would be replaced")
+            raise CorpusConflict(f"corpus {name}: exists already; send it without If-None-Match to replace it")
         scan = _Scan(name)
         with atomic_write(path) as file:
-            while chunk := read(_CHUNK):
+            while chunk := read(_CHUNK_BYTES):
                 if scan.n_bytes + len(chunk) > self._max_bytes:
                     raise too_large(self._max_bytes)
                 scan.update(chunk)
                 file.write(chunk)
             scan.update(b"", final=True)
-        return {"name": name, **_shown(self._remember(path, scan))}, not existed
+        return self._store_info(path, scan), not existed
 
-    def get(self, name: str) -> dict[str, Any]:
-        """What a corpus is. Raised: BadRequest, UnknownCorpus."""
-        return {"name": name, **_shown(self.facts(name))}
+    def get(self, name: str) -> CorpusInfo:
+        """Return the statistics of a corpus.
 
-    def listing(self) -> list[dict[str, Any]]:
-        listed = [self.get(BUILT_IN)]
-        for path in sorted(self._folder.glob("[a-z0-9]*")) if self._folder.is_dir() else []:
-            if re.fullmatch(NAME, path.name) and path.is_file() and path.name != BUILT_IN:
-                try:
-                    listed.append(self.get(path.name))
-                except (BadRequest, UnknownCorpus) as e:
-                    listed.append({"name": path.name, "error": str(e)})
-        return listed
-
-    def delete(self, name: str) -> None:
-        """Raised: BadRequest, UnknownCorpus, CorpusConflict."""
-        path = self._path(name)
-        if name == BUILT_IN:
-            raise CorpusConflict(f"{name}: is built in and cannot be deleted")
-        try:
-            path.unlink()
-        except FileNotFoundError:
-            raise UnknownCorpus(f"{name}: no such corpus; GET /corpora lists them") from None
-        _beside(path).unlink(missing_ok=True)
-
-    def text(self, name: str) -> tuple[str, list[str]]:
-        """The text with plain newlines, and notes on what was normalised. Raised: as `get`, and TextError."""
-        if name == BUILT_IN:
-            return default_text(), []
-        path = self._path(name)
-        if not path.is_file():
-            raise UnknownCorpus(f"{name}: no such corpus; GET /corpora lists them")
-        return read_text(path)
-
-    def facts(self, name: str) -> dict[str, Any]:
-        """n_bytes, n_characters, characters (the distinct ones, in order), sha256 of the normalised text, notes."""
+        Raises:
+            UnknownCorpus: There is no such corpus.
+            BadRequest: It was changed by hand and is not UTF-8 text any more.
+        """
         if name == BUILT_IN:
             return _built_in()
         path = self._path(name)
         try:
             stat = path.stat()
         except FileNotFoundError:
-            raise UnknownCorpus(f"{name}: no such corpus; GET /corpora lists them") from None
+            raise _unknown(name) from None
+        return _stored_info(path, stat) or self._scan_file(path)
+
+    def names(self) -> list[str]:
+        """Return the names of all corpora, the built-in one first."""
+        return [BUILT_IN, *(path.name for path in self._paths())]
+
+    def listing(self) -> list[dict[str, Any]]:
+        """Return what clients get of all corpora; one that cannot be used has an `error`."""
+        listed = []
+        for name in self.names():
+            try:
+                listed.append(self.get(name).as_dict())
+            except (BadRequest, UnknownCorpus) as e:
+                listed.append({"name": name, "error": str(e)})
+        return listed
+
+    def delete(self, name: str) -> None:
+        """Delete a corpus.
+
+        Raises:
+            UnknownCorpus: There is no such corpus.
+            CorpusConflict: It is built in.
+        """
+        path = self._path(name)
+        if name == BUILT_IN:
+            raise CorpusConflict(f"corpus {name}: built in, cannot be deleted")
         try:
-            found: dict[str, Any] = json.loads(_beside(path).read_bytes())
-            if found["of"] == [stat.st_mtime_ns, stat.st_size]:
-                return found
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        scan = _Scan(name)
+            path.unlink()
+        except FileNotFoundError:
+            raise _unknown(name) from None
+        _info_path(path).unlink(missing_ok=True)
+
+    def text(self, name: str) -> tuple[str, list[str]]:
+        """Return the decoded text, and notes on what was changed while it was decoded.
+
+        Raises:
+            UnknownCorpus: There is no such corpus.
+            TextError: It was changed by hand and is not UTF-8 text any more.
+        """
+        if name == BUILT_IN:
+            return default_text(), []
+        path = self._path(name)
+        if not path.is_file():
+            raise _unknown(name)
+        return read_text(path)
+
+    def _scan_file(self, path: Path) -> CorpusInfo:
+        scan = _Scan(path.name)
         with open(path, "rb") as f:
-            while chunk := f.read(_CHUNK):
+            while chunk := f.read(_CHUNK_BYTES):
                 scan.update(chunk)
         scan.update(b"", final=True)
-        return self._remember(path, scan)
+        return self._store_info(path, scan)
 
-    def _remember(self, path: Path, scan: _Scan) -> dict[str, Any]:
+    def _store_info(self, path: Path, scan: _Scan) -> CorpusInfo:
         stat = path.stat()
-        found = {**scan.facts(), "of": [stat.st_mtime_ns, stat.st_size], "put": stat.st_mtime}
-        with atomic_write(_beside(path)) as file:
-            file.write(json.dumps(found).encode())
-        return found
+        info = scan.info(path.name, stat.st_mtime)
+        with atomic_write(_info_path(path)) as file:
+            file.write(json.dumps({**asdict(info), "file": _identity(stat)}).encode())
+        return info
+
+    def _paths(self) -> Iterator[Path]:
+        for path in sorted(self._folder.glob("[a-z0-9]*")) if self._folder.is_dir() else []:
+            if re.fullmatch(NAME, path.name) and path.is_file() and path.name != BUILT_IN:
+                yield path
 
     def _path(self, name: str) -> Path:
         if not re.fullmatch(NAME, name):
@@ -125,7 +189,7 @@ class Corpora:
 
 
 class _Scan:
-    """Decode a corpus as its bytes arrive, and collect what is known of it."""
+    """Decode a corpus as its bytes arrive, and compute its statistics."""
 
     def __init__(self, name: str) -> None:
         self._decoder = TextDecoder(f"corpus {name}")
@@ -147,45 +211,51 @@ class _Scan:
         except TextError as e:
             raise BadRequest("body", e.problem, e.expected, problem=f"{e.field}: {e.problem}") from e
 
-    def facts(self) -> dict[str, Any]:
-        """Return what is known of the corpus, as JSON. Complete after the final update."""
-        return {
-            "bytes": self.n_bytes,
-            "n_characters": self._statistics.n_characters,
-            "characters": self._statistics.characters,
-            "sha256": self._statistics.sha256,
-            "notes": self._decoder.notes,
-        }
+    def info(self, name: str, modified_at: float) -> CorpusInfo:
+        """Return the statistics. Complete after the final update."""
+        statistics = self._statistics
+        return CorpusInfo(
+            name,
+            self.n_bytes,
+            statistics.n_characters,
+            statistics.characters,
+            statistics.sha256,
+            self._decoder.notes,
+            modified_at,
+        )
 
 
 @lru_cache(maxsize=1)
-def _built_in() -> dict[str, Any]:
+def _built_in() -> CorpusInfo:
     text = default_text()
-    return {
-        "bytes": len(text.encode()),
-        "n_characters": len(text),
-        "characters": "".join(sorted(set(text))),
-        "sha256": text_sha256(text),
-        "notes": [],
-        "put": None,
-    }
+    alphabet = "".join(sorted(set(text)))
+    return CorpusInfo(BUILT_IN, len(text.encode()), len(text), alphabet, text_sha256(text), [], None)
+
+
+def _stored_info(path: Path, stat: os.stat_result) -> CorpusInfo | None:
+    """Return the stored statistics, if there are some in today's layout and they belong to this file."""
+    try:
+        stored: dict[str, Any] = json.loads(_info_path(path).read_bytes())
+        if stored.pop("file") != _identity(stat):
+            return None
+        return CorpusInfo(**stored)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _identity(stat: os.stat_result) -> list[int]:
+    return [stat.st_mtime_ns, stat.st_size]
+
+
+def _info_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.json")
+
+
+def _unknown(name: str) -> UnknownCorpus:
+    return UnknownCorpus(f"corpus {name}: not found; GET /corpora lists all corpora")
 
 
 def too_large(limit: int, size: int | None = None) -> BodyTooLarge:
+    """Return the error for a corpus of more bytes than allowed; `size` is its size, if the client sent it."""
     got = f"{size} bytes" if size is not None else "more"
     return BodyTooLarge("body", size, f"at most {limit} bytes", problem=f"got {got}")
-
-
-def _shown(facts: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "bytes": facts["bytes"],
-        "characters": facts["n_characters"],
-        "distinct": len(facts["characters"]),
-        "sha256": facts["sha256"],
-        "notes": facts["notes"],
-        "put": facts["put"],
-    }
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.json")

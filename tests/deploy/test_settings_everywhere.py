@@ -89,7 +89,7 @@ def test_who_is_stopped_has_time_to_leave() -> None:
     scaled = compose(ROOT / "deploy/compose.scale.yml")["services"]["api"]["environment"]
     notice = float(re.fullmatch(r"\$\{DRAIN_NOTICE_S:-(\d+)\}", scaled["DRAIN_NOTICE_S"])[1])  # type: ignore[index]
     margin = 10  # service/server/gunicorn_config.py
-    assert float(api["stop_grace_period"].removesuffix("s")) > notice + read_settings().drain_s + margin
+    assert float(api["stop_grace_period"].removesuffix("s")) > notice + read_settings().drain_timeout_s + margin
     seen_after = 1 + 2 * 0.25  # deploy/haproxy.cfg: inter, then fall - 1 times fastinter
     assert "check inter 1s fastinter 250ms downinter 500ms fall 3" in (ROOT / "deploy/haproxy.cfg").read_text()
     assert notice > seen_after
@@ -98,7 +98,7 @@ def test_who_is_stopped_has_time_to_leave() -> None:
     pod = next(e for e in base if e["metadata"]["name"] == "longhand-api" and e["kind"] == "Deployment")["spec"]
     pod = pod["template"]["spec"]
     before = float(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert pod["terminationGracePeriodSeconds"] > before + float(data["DRAIN_S"]) + margin
+    assert pod["terminationGracePeriodSeconds"] > before + float(data["DRAIN_TIMEOUT_S"]) + margin
 
 
 def test_yaml_is_read_as_it_is_written() -> None:

@@ -59,8 +59,8 @@ class Stack:
         settings = {
             "PORT": port,
             "ADMIN_KEY": KEY,
-            "FIRST_MINUTES": 0.5,
-            "DRAIN_S": 1,
+            "BOOTSTRAP_MINUTES": 0.5,
+            "DRAIN_TIMEOUT_S": 1,
             "LEASE_S": 2,
             "MAX_CHARS": 10**6,
         }

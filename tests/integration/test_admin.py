@@ -1,4 +1,4 @@
-"""What an operator does, and everything about it that a client can get wrong."""
+"""The operator's routes, and every wrong request to them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ADMIN_ROUTES = [
 def guarded(
     store: Path, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Service, Path]]:
-    """A service with keys, a rate, and a small limit on texts; its folder of texts."""
+    """A service with keys, a rate limit and a small limit on corpora; and its folder of corpora."""
     corpora = tmp_path_factory.mktemp("corpora")
     service = Service(
         CHECKPOINT_DIR=str(store),
@@ -55,7 +55,7 @@ def bearer(key: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(("method", "path"), ADMIN_ROUTES)
 def test_an_operators_route_needs_the_operators_key(guarded: tuple[Service, Path], method: str, path: str) -> None:
-    """Without a key 401 and how to send one, with a reader's key 403, with the right one past the door."""
+    """Without a key 401 and how to send one, with an API key 403, with the right key neither."""
     client = guarded[0].client
     without = client.request(method, path)
     assert (without.status_code, without.headers["WWW-Authenticate"]) == (401, "Bearer")
@@ -65,8 +65,8 @@ def test_an_operators_route_needs_the_operators_key(guarded: tuple[Service, Path
     assert client.request(method, path, headers=bearer(ADMIN)).status_code not in (401, 403)
 
 
-def test_generating_needs_a_key_and_has_a_rate(guarded: tuple[Service, Path]) -> None:
-    """Sessions and looks too; health and the page never. Each key has its rate; a refusal says when to come back."""
+def test_generation_needs_a_key_and_has_a_rate_limit(guarded: tuple[Service, Path]) -> None:
+    """Sessions and inspection too; health and the page never. Each key has its rate; a refusal says when to retry."""
     client = guarded[0].client
     assert client.get("/readyz").status_code == client.get("/healthz").status_code == client.get("/").status_code == 200
     assert client.post("/generate", json={"max_chars": 1}).status_code == 401
@@ -82,8 +82,8 @@ def test_generating_needs_a_key_and_has_a_rate(guarded: tuple[Service, Path]) ->
     assert client.get(f"/sessions/{'x' * 32}", headers=bearer("another-readers-key")).status_code == 404
 
 
-def test_without_a_key_operating_is_for_this_machine(service: Service) -> None:
-    """On loopback it is open, but not to a page whose name resolves to it, nor to a form that a page can send."""
+def test_without_a_key_operating_is_for_loopback(service: Service) -> None:
+    """Open on loopback, but not to a web page whose host name resolves to it, nor to a web page's form."""
     assert service.client.get("/models").status_code == 200
     for host in ("evil.example", f"evil.example:{service.port}"):
         refused = service.client.get("/models", headers={"Host": host})
@@ -92,8 +92,8 @@ def test_without_a_key_operating_is_for_this_machine(service: Service) -> None:
     assert form.status_code == 415
 
 
-def test_without_a_key_an_open_network_operates_nothing(store: Path) -> None:
-    """HOST=0.0.0.0 and no ADMIN_KEY: every operator's route answers 403, and texts are written."""
+def test_without_a_key_an_open_network_cannot_operate(store: Path) -> None:
+    """HOST=0.0.0.0 and no ADMIN_KEY: every operator's route answers 403, and generation works."""
     service = Service(CHECKPOINT_DIR=str(store))
     service._environment["HOST"] = "0.0.0.0"
     service.start()
@@ -107,7 +107,7 @@ def test_without_a_key_an_open_network_operates_nothing(store: Path) -> None:
 
 @pytest.mark.parametrize("path", ["..%2Fx", "%2e%2e/x", "a%2F..%2F..%2Fx", ".hidden", "A", "a%00", "x" * 65, "%C3%A9"])
 def test_a_name_that_could_leave_the_folder(guarded: tuple[Service, Path], path: str) -> None:
-    """422 naming the name and its shape, sent as it is, and nothing is written anywhere."""
+    """422 with the name and its pattern, though the address is sent unnormalized; nothing is written anywhere."""
     service, corpora = guarded
     body = b"some text"
     head = (
@@ -122,16 +122,16 @@ def test_a_name_that_could_leave_the_folder(guarded: tuple[Service, Path], path:
     assert not [p for p in [*corpora.iterdir(), *corpora.parent.glob("x*")] if p.name != "shakespeare"]
 
 
-def test_a_corpus_comes_and_goes(guarded: tuple[Service, Path]) -> None:
-    """201 for a new name, 200 for a replaced one, 409 when it was to be new; what it is; gone."""
+def test_a_corpus_is_stored_replaced_and_deleted(guarded: tuple[Service, Path]) -> None:
+    """201 for a new name, 200 for a replaced one, 409 when it had to be new; its statistics; deleted."""
     service, corpora = guarded
     with httpx.Client(base_url=service.url, headers=bearer(ADMIN)) as client:
-        made = client.put("/corpora/mine", content="a text\r\nof two lines\n")
-        assert (made.status_code, made.headers["Location"]) == (201, "/corpora/mine")
-        assert made.json()["notes"] == ["line ends became \\n (1 CR LF, 0 CR)"]
-        assert (made.json()["characters"], made.json()["bytes"]) == (20, 21)
-        kept = client.put("/corpora/mine", content="other", headers={"If-None-Match": "*"})
-        assert (kept.status_code, kept.json()["error"]["code"]) == (409, "corpus_conflict")
+        created = client.put("/corpora/mine", content="a text\r\nof two lines\n")
+        assert (created.status_code, created.headers["Location"]) == (201, "/corpora/mine")
+        assert created.json()["notes"] == ["line ends became \\n (1 CR LF, 0 CR)"]
+        assert (created.json()["characters"], created.json()["bytes"]) == (20, 21)
+        conflict = client.put("/corpora/mine", content="other", headers={"If-None-Match": "*"})
+        assert (conflict.status_code, conflict.json()["error"]["code"]) == (409, "corpus_conflict")
         assert client.put("/corpora/mine", content="other").status_code == 200
         assert client.get("/corpora/mine").json()["bytes"] == 5
         assert [c["name"] for c in client.get("/corpora").json()["corpora"]] == ["shakespeare", "mine"]
@@ -148,7 +148,7 @@ def test_a_corpus_comes_and_goes(guarded: tuple[Service, Path]) -> None:
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_gigabyte_is_refused_before_it_is_read(guarded: tuple[Service, Path], chunked: bool) -> None:
-    """413 with the limit, long before the whole body has gone out; nothing is left; the service goes on."""
+    """413 with the limit, long before the whole body was sent; nothing is left; the service continues."""
     service, corpora = guarded
     sent = 0
 
@@ -169,8 +169,8 @@ def test_a_gigabyte_is_refused_before_it_is_read(guarded: tuple[Service, Path], 
 
 
 @pytest.mark.parametrize("length", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
-def test_a_client_that_hangs_up_leaves_nothing(guarded: tuple[Service, Path], length: str) -> None:
-    """Half of a body, then the end: no half-written text, under no name."""
+def test_an_interrupted_upload_leaves_nothing(guarded: tuple[Service, Path], length: str) -> None:
+    """Half a body, then a closed connection: no part of it is stored under any name."""
     service, corpora = guarded
     head = f"PUT /corpora/half HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ADMIN}\r\n{length}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", service.port)) as s:
@@ -181,8 +181,8 @@ def test_a_client_that_hangs_up_leaves_nothing(guarded: tuple[Service, Path], le
     assert list(corpora.iterdir()) == []
 
 
-def test_models_are_listed_and_unknown_ones_said(guarded: tuple[Service, Path], tiny: Checkpoint) -> None:
-    """What there is; 404 for a fingerprint that nothing has, 422 for what is none, 409 with nothing to go back to."""
+def test_models_are_listed_and_unknown_ones_refused(guarded: tuple[Service, Path], tiny: Checkpoint) -> None:
+    """The list; 404 for an unknown fingerprint, 422 for one of another form, 409 without a predecessor."""
     with httpx.Client(base_url=guarded[0].url, headers=bearer(ADMIN)) as client:
         (only,) = client.get("/models").json()["models"]
         assert (only["id"], only["promoted"], only["predecessor"]) == (tiny.fingerprint, True, False)

@@ -1,4 +1,4 @@
-"""What an engine runs to see whether a container is well, and what a trainer does first."""
+"""The health checks of the containers, and the bootstrap job that a trainer queues first."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ def run(*module: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
-def test_an_api_is_well_when_it_is_ready(service: Service) -> None:
-    """/readyz by the port of the settings; 0.0.0.0 is no address to ask."""
-    well = run("service.operations.healthcheck", HOST="0.0.0.0", PORT=str(service.port))
-    assert (well.returncode, well.stdout.split()[0]) == (0, "200")
-    nobody = run("service.operations.healthcheck", PORT="1")
-    assert nobody.returncode == 1
-    assert nobody.stdout.startswith("no answer: ")
+def test_an_api_is_healthy_when_it_is_ready(service: Service) -> None:
+    """It requests /readyz on the port of the settings, and on loopback where HOST is 0.0.0.0."""
+    healthy = run("service.operations.healthcheck", HOST="0.0.0.0", PORT=str(service.port))
+    assert (healthy.returncode, healthy.stdout.split()[0]) == (0, "200")
+    unreachable = run("service.operations.healthcheck", PORT="1")
+    assert unreachable.returncode == 1
+    assert unreachable.stdout.startswith("no response: ")
 
 
-def test_a_trainer_queues_the_first_model_and_is_heard_of(tmp_path: Path) -> None:
-    """Where there is no model its training is in the line, once; a worker is well from its first word on."""
+def test_a_trainer_queues_the_bootstrap_job_and_sends_heartbeats(tmp_path: Path) -> None:
+    """Without a model the bootstrap job is queued, once; a worker is healthy from its first heartbeat on."""
     redis = RedisServer()
     redis.start()
-    places = {"CHECKPOINT_DIR": "models", "CORPORA_DIR": "corpora", "RUNS_DIR": "runs"}
-    environment = {"REDIS_URL": redis.url, **{name: str(tmp_path / folder) for name, folder in places.items()}}
-    assert run("service.jobs", "--check", **environment).returncode == 1
-    queued = [run("service.jobs.bootstrap", "--minutes", "5", **environment).stdout.splitlines()[1] for _ in range(2)]
+    folders = {"CHECKPOINT_DIR": "models", "CORPORA_DIR": "corpora", "RUNS_DIR": "runs"}
+    environment = {"REDIS_URL": redis.url, **{name: str(tmp_path / folder) for name, folder in folders.items()}}
+    assert run("service.jobs", "--healthcheck", **environment).returncode == 1
+    submit = ("service.jobs", "--bootstrap-only", "--minutes", "5")
+    queued = [run(*submit, **environment).stdout.splitlines()[1] for _ in range(2)]
     assert queued[0].startswith("train   queued: /jobs/")
     assert queued[1] == queued[0].replace("queued:", "queued already:")
     worker = Worker(**environment)
     worker.start()
     try:
-        eventually(lambda: run("service.jobs", "--check", **environment).returncode == 0)
+        eventually(lambda: run("service.jobs", "--healthcheck", **environment).returncode == 0)
     finally:
         worker.stop()
         redis.remove()
-    assert run("service.jobs", "--check", **environment).returncode == 1
+    assert run("service.jobs", "--healthcheck", **environment).returncode == 1

@@ -17,15 +17,15 @@ from tests.servers import RedisServer, Service, eventually
 PROMPT = "to be or not to be " * 250  # long enough for its state to be kept
 
 
-def test_a_scrape_tells_what_all_processes_did(store: Path, redis_server: RedisServer, tmp_path: Path) -> None:
-    """Two workers, one killed on the way: counters are exact sums, gauges those of who lives, and no id is told."""
+def test_a_scrape_is_the_sum_over_all_processes(store: Path, redis_server: RedisServer, tmp_path: Path) -> None:
+    """Two workers, one is killed: counters are exact sums, gauges those of live workers; no session id is exposed."""
     path = random_checkpoint(seed=5).save(tmp_path)
     registry.promote(path)
     service = Service(CHECKPOINT_DIR=str(tmp_path), REDIS_URL=redis_server.url, WORKERS="2", SLOTS="4")
     with service:
         eventually(lambda: scrape(service)["longhand_slots"] == 8)
         answers = [ask(service, prompt=PROMPT, max_chars=30, seed=i) for i in range(12)]
-        answers.append(ask(service, max_chars=1000))  # more than a block can hold: somebody waits for a second piece
+        answers.append(ask(service, max_chars=1000))  # more than a block can hold: there is a second chunk
         answers += [ask(service, prompt="x", max_chars=0), ask(service, prompt="abc", max_chars=500, stop=["a"])]
         expected = totals(answers)
         assert expected["reused"] > 0
@@ -51,8 +51,8 @@ def test_a_scrape_tells_what_all_processes_did(store: Path, redis_server: RedisS
         assert openmetrics.text.endswith("# EOF\n")
 
 
-def test_refusals_and_leavers_are_counted(store: Path) -> None:
-    """With one slot and no line: what runs is a gauge, what is refused and who left are counted."""
+def test_refusals_and_disconnects_are_counted(store: Path) -> None:
+    """With one slot and no queue: running requests are a gauge, refusals and disconnected clients are counted."""
     with Service(CHECKPOINT_DIR=str(store), SLOTS="1", MAX_WAITING="0", MAX_CHARS="100000000") as service:
         with service.client.stream("POST", "/generate", json={"max_chars": 10**8, "stream": True}) as response:
             events = response.iter_bytes()
@@ -66,7 +66,7 @@ def test_refusals_and_leavers_are_counted(store: Path) -> None:
 
 
 def ask(service: Service, **body: Any) -> dict[str, Any]:
-    """Over a connection of its own, so that any worker may take it."""
+    """Generate over a new connection, so that any worker may accept it."""
     response = httpx.post(f"{service.url}/generate", json=body, timeout=60)
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()

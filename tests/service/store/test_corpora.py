@@ -1,4 +1,4 @@
-"""Training texts: checked as they come, there whole or not at all, and never outside their folder."""
+"""Training texts: decoded while they are uploaded, stored complete or not at all, never outside their folder."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ BYTES = st.one_of(
 )
 
 
-def pieces(data: bytes, cuts: list[int]) -> io.BytesIO:
-    """A body that comes in pieces of these sizes."""
+def chunked(data: bytes, cuts: list[int]) -> io.BytesIO:
+    """Return a body that arrives in chunks of these sizes."""
 
     class Body(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
@@ -34,10 +34,10 @@ def pieces(data: bytes, cuts: list[int]) -> io.BytesIO:
 
 
 @given(data=BYTES, cuts=st.lists(st.integers(1, 9), max_size=40))
-def test_a_body_in_pieces_is_judged_as_the_whole_file(
+def test_a_body_in_chunks_is_decoded_as_the_whole_file(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, cuts: list[int]
 ) -> None:
-    """However it is cut: the same text and notes as reading the file at once, or refused with the same words."""
+    """However it is cut: the same text and notes as reading the file at once, or the same error message."""
     folder = tmp_path_factory.mktemp("corpora")
     (folder / "whole").write_bytes(data)
     corpora = Corpora(folder / "sent", 1000)
@@ -45,17 +45,17 @@ def test_a_body_in_pieces_is_judged_as_the_whole_file(
         text, notes = read_text(folder / "whole")
     except TextError as e:
         with pytest.raises(BadRequest) as refused:
-            corpora.put("whole", pieces(data, cuts).read)
+            corpora.put("whole", chunked(data, cuts).read)
         expected = str(e).replace(f"corpus {folder / 'whole'}: ", "corpus whole: ")
         said = str(refused.value).removeprefix("body: ")
         assert (said, refused.value.field) == (expected.replace("; expected", ", expected"), "body")
         assert list((folder / "sent").iterdir()) == []
         return
-    stored, is_new = corpora.put("whole", pieces(data, cuts).read)
+    stored, is_new = corpora.put("whole", chunked(data, cuts).read)
     assert is_new
     assert (folder / "sent" / "whole").read_bytes() == data
-    assert stored["sha256"] == text_sha256(text)
-    assert (stored["characters"], stored["distinct"], stored["notes"]) == (len(text), len(set(text)), notes)
+    assert stored.sha256 == text_sha256(text)
+    assert (stored.n_characters, len(stored.alphabet), stored.notes) == (len(text), len(set(text)), notes)
     assert corpora.text("whole") == (text, notes)
 
 
@@ -63,7 +63,7 @@ def test_a_body_in_pieces_is_judged_as_the_whole_file(
     "name", ["", ".", "..", "../x", "a/b", "/etc/passwd", ".hidden", "A", "é", "a b", "a\n", "x" * 65, "-a", "..\\x"]
 )
 def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
-    """Names of another shape are refused by every operation, before anything is touched."""
+    """Every operation refuses a name of another form before it touches a file."""
     corpora = Corpora(tmp_path / "corpora", 1000)
     for operation in (lambda: corpora.put(name, io.BytesIO(b"ab").read), lambda: corpora.get(name)):
         with pytest.raises(BadRequest, match="name: got"):
@@ -74,18 +74,18 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
 
 
 def test_a_text_over_the_limit_is_not_read_on(tmp_path: Path) -> None:
-    """It is refused when the limit is passed, and leaves nothing."""
+    """It is refused as soon as the limit is exceeded, and leaves nothing."""
     corpora = Corpora(tmp_path, 100)
-    body = pieces(b"a" * 1000, [])
-    with pytest.raises(BodyTooLarge, match="at most 100 bytes"):
+    body = chunked(b"a" * 1000, [])
+    with pytest.raises(BodyTooLarge, match="expected at most 100 bytes"):
         corpora.put("big", body.read)
     assert body.tell() <= 107
     assert list(tmp_path.iterdir()) == []
     corpora.put("fits", io.BytesIO(b"a" * 100).read)
 
 
-def test_a_reader_sees_the_old_text_or_the_new(tmp_path: Path) -> None:
-    """While another is being sent under its name, and after that was refused, the old one is there whole."""
+def test_a_reader_gets_the_old_text_or_the_new_one(tmp_path: Path) -> None:
+    """While another one is uploaded under its name, and after that was refused, the old one is complete."""
     corpora = Corpora(tmp_path, 10**6)
     corpora.put("text", io.BytesIO(b"old text").read)
     sent = iter([b"new ", b"\xff"])
@@ -103,11 +103,11 @@ def test_a_reader_sees_the_old_text_or_the_new(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [".text.json", "text"]
 
 
-def test_a_name_that_is_taken_can_be_kept(tmp_path: Path) -> None:
+def test_an_existing_corpus_can_be_protected(tmp_path: Path) -> None:
     """only_new refuses to replace; the built-in text cannot be replaced or deleted at all."""
     corpora = Corpora(tmp_path, 1000)
     corpora.put("mine", io.BytesIO(b"ab").read, only_new=True)
-    with pytest.raises(CorpusConflict, match="is there already"):
+    with pytest.raises(CorpusConflict, match="exists already"):
         corpora.put("mine", io.BytesIO(b"cd").read, only_new=True)
     with pytest.raises(CorpusConflict, match="built in"):
         corpora.put("shakespeare", io.BytesIO(b"cd").read)
@@ -120,13 +120,15 @@ def test_a_name_that_is_taken_can_be_kept(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_put_there_by_hand_is_read_anew(tmp_path: Path) -> None:
-    """What is known of a text follows the file, not the note beside it."""
+def test_a_file_changed_by_hand_is_scanned_again(tmp_path: Path) -> None:
+    """The statistics follow the file, not the ones stored beside it."""
     corpora = Corpora(tmp_path, 1000)
     corpora.put("text", io.BytesIO(b"abc").read)
     (tmp_path / "text").write_bytes(b"abcdef")
     os.utime(tmp_path / "text", (1, 1))
-    assert corpora.get("text")["characters"] == 6
+    assert corpora.get("text").n_characters == 6
+    (tmp_path / ".text.json").write_text('{"bytes": 6, "characters": "abcdef", "of": [1, 6], "put": 1.0}')
+    assert corpora.get("text").n_characters == 6  # statistics in the layout of an older version
     (tmp_path / "text").write_bytes(b"\xff")
     with pytest.raises(ServiceError, match="not UTF-8"):
         corpora.get("text")

@@ -1,4 +1,4 @@
-"""python -m service in an empty folder: up at once, a first model live, and all of it gone at the end."""
+"""python -m service in an empty folder: up at once, the bootstrap model is trained live, and every process ends."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def test_a_first_model_is_trained_live(tmp_path: Path) -> None:
-    """Ready without a model, 503 with the job's link until the first look, then texts; the terminal tells of it.
+def test_a_bootstrap_model_is_trained_live(tmp_path: Path) -> None:
+    """Ready without a model, 503 with the job's link until the first validation, then texts; the terminal shows it.
 
     A second start serves at once; one with another text trains on that, and serves the old model meanwhile.
     """
@@ -100,9 +100,9 @@ def test_a_first_model_is_trained_live(tmp_path: Path) -> None:
     made = first.client.get(f"/jobs/{job['job_id']}").json()["result"]["checkpoint"]
     eventually(lambda: first.generate().json()["model"]["fingerprint"] == made["id"])
     eventually(lambda: any("train   finished, validation" in line for line in first.lines))
-    looks = [line for line in first.lines if "nats" in line and "#" in line]
-    assert len(looks) >= 2
-    assert any(line.startswith("        | ") for line in first.lines)  # what it writes
+    validations = [line for line in first.lines if "nats" in line and "#" in line]
+    assert len(validations) >= 2
+    assert any(line.startswith("        | ") for line in first.lines)  # a sample of the model
     first.stop(signal.SIGTERM)
 
     second = Launched(tmp_path, "--corpus", str(corpus))
@@ -119,39 +119,39 @@ def test_a_first_model_is_trained_live(tmp_path: Path) -> None:
     third.stop(signal.SIGTERM)
 
 
-def test_of_several_that_start_one_queues_the_first_training(redis_server: RedisServer) -> None:
-    """Eight at once: one job, and each is told which."""
+def test_of_several_processes_one_queues_the_bootstrap_job(redis_server: RedisServer) -> None:
+    """Eight at the same time: one job, and each call returns its id."""
     client = connect(redis_server.url)
     client.flushall()
-    told: list[tuple[str, bool]] = []
+    submitted: list[tuple[str, bool]] = []
     threads = [
-        threading.Thread(target=lambda: told.append(JobQueue(client, 8).submit_first({"corpus": "x"})))
+        threading.Thread(target=lambda: submitted.append(JobQueue(client, 8).submit_bootstrap({"corpus": "x"})))
         for _ in range(8)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({job_id for job_id, _ in told}) == 1
-    assert [is_new for _, is_new in told].count(True) == 1
+    assert len({job_id for job_id, _ in submitted}) == 1
+    assert [is_new for _, is_new in submitted].count(True) == 1
     client.flushall()
     client.close()
 
 
-def test_the_line_is_bounded_for_all_who_ask_at_once(redis_server: RedisServer) -> None:
-    """Sixteen at once for three places: three are taken."""
+def test_the_queue_is_bounded_for_concurrent_submissions(redis_server: RedisServer) -> None:
+    """Sixteen submissions at the same time to a queue of three: three are accepted."""
     client = connect(redis_server.url)
     client.flushall()
     refused: list[bool] = []
 
-    def ask() -> None:
+    def submit() -> None:
         try:
             JobQueue(client, 3).submit({"corpus": "x"})
             refused.append(False)
         except JobQueueFull:
             refused.append(True)
 
-    threads = [threading.Thread(target=ask) for _ in range(16)]
+    threads = [threading.Thread(target=submit) for _ in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:

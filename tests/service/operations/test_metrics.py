@@ -1,4 +1,4 @@
-"""Counting: the board's rows, an engine's numbers, and what is written out."""
+"""The shared table of counters, an engine's numbers, and the exposition."""
 
 from __future__ import annotations
 
@@ -14,70 +14,81 @@ from service.engine.engine import Engine
 from service.engine.observer import IterationStats
 from service.errors import Overloaded
 from service.operations import metrics
-from service.operations.metrics import BOUNDS, Board, Metrics
+from service.operations.metrics import BUCKETS_S, Metrics, SharedCounters
 from tests.scrape import scraped
 from tests.service.engine.requests import read, request
 
 
-def told(counted: Metrics) -> dict[str, float]:
+def exposed(collector: Metrics) -> dict[str, float]:
     registry = CollectorRegistry()
-    registry.register(counted)
+    registry.register(collector)
     return scraped(generate_latest(registry).decode())
 
 
 @pytest.fixture
-def board(monkeypatch: pytest.MonkeyPatch) -> Board:
-    monkeypatch.setattr(metrics, "_mine", [])
-    return Board(3)
+def counters(monkeypatch: pytest.MonkeyPatch) -> SharedCounters:
+    monkeypatch.setattr(metrics, "_process_row", [])
+    return SharedCounters(3)
 
 
-def test_a_scrape_is_the_sum_over_processes(board: Board) -> None:
-    """What forked processes counted is in the sum that this one tells; their gauges go when they are dead."""
-    rows = [board.take() for _ in range(3)]
+def test_a_scrape_is_the_sum_over_processes(counters: SharedCounters) -> None:
+    """What forked processes counted is in the sum; the gauges of an ended process are reset."""
+    rows = [counters.allocate_row() for _ in range(3)]
     for row in rows[1:]:
         pid = os.fork()
         if pid == 0:
-            metrics.use(board, row)
-            engine = Metrics().engine(n_slots=8)
+            metrics.use_row(counters, row)
+            engine = Metrics().engine_observer(n_slots=8)
             engine.on_iteration(
                 IterationStats(running=3, waiting=2, prompt_chars=10 * row, generated_chars=100, queue_times_s=[0.001])
             )
             os._exit(0)
         os.waitpid(pid, 0)
-    metrics.use(board, rows[0])
+    metrics.use_row(counters, rows[0])
     mine = Metrics()
-    mine.engine(n_slots=4).on_iteration(IterationStats(running=1, generated_chars=7, queue_times_s=[0.001, 1000.0]))
-    all_alive = told(mine)
+    observer = mine.engine_observer(n_slots=4)
+    observer.on_iteration(IterationStats(running=1, generated_chars=7, queue_times_s=[0.001, 1000.0]))
+    all_alive = exposed(mine)
     assert all_alive["longhand_prompt_tokens_total"] == 30
     assert all_alive["longhand_generation_tokens_total"] == 207
     assert (all_alive["longhand_slots"], all_alive["longhand_slots_in_use"]) == (20, 7)
     assert (all_alive["longhand_requests_running"], all_alive["longhand_requests_waiting"]) == (7, 4)
     assert all_alive["longhand_queue_time_seconds_count"] == 4
-    board.give_back(rows[1])
-    after = told(mine)
+    counters.release_row(rows[1])
+    after = exposed(mine)
     assert (after["longhand_slots"], after["longhand_requests_running"]) == (12, 4)
     assert after["longhand_generation_tokens_total"] == 207
-    assert board.take() == rows[1]
+    assert counters.allocate_row() == rows[1]
 
 
-def test_a_value_is_in_the_first_bucket_that_holds_it(board: Board) -> None:
+def test_a_value_is_in_the_first_bucket_that_holds_it(counters: SharedCounters) -> None:
     """Buckets count values up to and with their bound; the sum and the count are those of the values."""
-    counted = Metrics()
-    values = [random.Random(1).expovariate(1.0) for _ in range(50)] + [0.0, BOUNDS[0], BOUNDS[3], BOUNDS[-1], 1e6]
-    counted.engine(1).on_iteration(IterationStats(first_chunk_times_s=values))
-    found = told(counted)
+    collector = Metrics()
+    values = [random.Random(1).expovariate(1.0) for _ in range(50)] + [
+        0.0,
+        BUCKETS_S[0],
+        BUCKETS_S[3],
+        BUCKETS_S[-1],
+        1e6,
+    ]
+    collector.engine_observer(1).on_iteration(IterationStats(first_chunk_times_s=values))
+    found = exposed(collector)
     name = "longhand_time_to_first_token_seconds"
-    for bound in BOUNDS:
+    for bound in BUCKETS_S:
         assert found[f'{name}_bucket{{le="{bound!r}"}}'] == sum(v <= bound for v in values)
     assert found[f'{name}_bucket{{le="+Inf"}}'] == found[f"{name}_count"] == len(values)
     assert found[f"{name}_sum"] == pytest.approx(sum(values))
 
 
-def test_an_engine_counts_what_it_does(tiny: Checkpoint, board: Board) -> None:
-    """Characters read and written, texts by why they ended, times once each: exact; nothing runs at the end."""
-    counted = Metrics()
+def test_an_engine_counts_what_it_does(tiny: Checkpoint, counters: SharedCounters) -> None:
+    """Prompt and generated characters, finish reasons and times are exact; nothing runs at the end."""
+    collector = Metrics()
     engine = Engine(
-        ReferenceStepper(tiny.network(), 4), tiny.vocab, tiny.fingerprint, max_waiting=2, observer=counted.engine(4)
+        ReferenceStepper(tiny.network(), 4),
+        tiny.vocab,
+        tiny.fingerprint,
+        max_waiting=2,
+        observer=collector.engine_observer(4),
     )
     requests = [request("hello", 50, seed=i) for i in range(4)]
     requests += [request("a" * 20, 0), request("to", 200, stop=("e",))]
@@ -89,10 +100,10 @@ def test_an_engine_counts_what_it_does(tiny: Checkpoint, board: Board) -> None:
     written = sum(len(read(stream)[0]) for stream in streams)
     assert read(engine.submit(request("", 10**7, deadline=0.0)))[0] == ""  # its time is up in the queue
     engine.stop()
-    found = told(counted)
+    found = exposed(collector)
     assert found["longhand_prompt_tokens_total"] == 4 * 5 + 20 + 2
     assert found["longhand_generation_tokens_total"] == written
-    finished = {r: found[f'longhand_requests_finished_total{{finish_reason="{r}"}}'] for r in metrics.REASONS}
+    finished = {r: found[f'longhand_requests_finished_total{{finish_reason="{r}"}}'] for r in metrics.FINISH_REASONS}
     assert finished == {"length": 5, "stop": 1, "cancelled": 0, "timeout": 1, "failed": 0}
     assert found["longhand_requests_refused_total"] == 3
     assert found["longhand_queue_time_seconds_count"] == 6

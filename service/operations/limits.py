@@ -1,0 +1,56 @@
+"""Rate limits per client: a sliding window that all processes share through Redis, if one is configured."""
+
+from __future__ import annotations
+
+import time
+
+from limits import RateLimitItem, parse
+from limits.errors import StorageError
+from limits.storage import storage_from_string
+from limits.strategies import SlidingWindowCounterRateLimiter
+
+from service.errors import RateLimited
+
+
+class RateLimiter:
+    """Counts the requests of each client against one rate."""
+
+    def __init__(self, rate: str, redis_url: str = "") -> None:
+        """Set the rate.
+
+        Args:
+            rate: Such as "60/minute"; empty for no limit.
+            redis_url: Where the counts are shared; empty counts in this process.
+        """
+        self._rate: RateLimitItem | None = parse(rate) if rate else None
+        url = redis_url.replace("unix://", "redis+unix://", 1) if redis_url.startswith("unix://") else redis_url
+        storage = storage_from_string(url, wrap_exceptions=True) if rate and url else storage_from_string("memory://")
+        self._window = SlidingWindowCounterRateLimiter(storage)
+
+    def hit(self, client: str) -> None:
+        """Count a request. While Redis is unreachable no request is refused: the engine's queue is bounded anyway.
+
+        Raises:
+            RateLimited: The client's rate is used up.
+        """
+        if self._rate is None:
+            return
+        try:
+            if not self._window.hit(self._rate, client):
+                raise self._too_many(self._rate, client)
+        except StorageError:
+            return
+
+    def check(self, client: str) -> None:
+        """Count nothing.
+
+        Raises:
+            RateLimited: The client's rate is used up.
+        """
+        if self._rate is not None and not self._window.test(self._rate, client):
+            raise self._too_many(self._rate, client)
+
+    def _too_many(self, rate: RateLimitItem, client: str) -> RateLimited:
+        error = RateLimited(f"too many requests: at most {rate} are allowed")
+        error.retry_after_s = max(1, round(self._window.get_window_stats(rate, client).reset_time - time.time()))
+        return error

@@ -19,13 +19,14 @@ def test_a_request_is_complete_exactly_when_its_last_byte_is_here(
     """However it is cut, nothing is complete before the last byte, and nothing that follows is lost."""
     buffer, sent, i = RequestBuffer(1000), 0, 0
     data = request + rest
-    while buffer.progress is Progress.INCOMPLETE:
+    progress = Progress.INCOMPLETE
+    while progress is Progress.INCOMPLETE:
         size = sizes[i % len(sizes)]
         i += 1
         before = sent
-        buffer.feed(data[sent : sent + size])
+        progress = buffer.feed(data[sent : sent + size])
         sent = min(sent + size, len(data))
-        assert (buffer.progress is Progress.COMPLETE) == (sent >= len(request)), (before, sent)
+        assert (progress is Progress.COMPLETE) == (sent >= len(request)), (before, sent)
     assert buffer.take() == data[:sent]
 
 

@@ -104,7 +104,7 @@ class Client:
             session_id, position = await self._turn(story, ask, position + len(prompt))
         story.finished = True
         found = await self._insist("GET", f"/sessions/{session_id}")
-        story.unlocked = found["turn"] == "length" and found["position"] == position
+        story.unlocked = found["turn"]["status"] == "length" and found["position"] == position
 
     async def _turn(self, story: Story, ask: dict[str, Any], position: int) -> tuple[str, int]:
         key, session_id = str(uuid.uuid4()), ""

@@ -104,7 +104,7 @@ def swap(service: Service, folder: Path, args: argparse.Namespace) -> dict[str, 
     for _ in range(2):  # what is allocated once, at the first models, is not growth
         for path in paths[:4]:
             _promote(service, path)
-    eventually(lambda: _told(service)["retiring"] == 0)
+    eventually(lambda: _told(service)["retired_models"] == 0)
     before = _memory_mb(service)
     threads = [threading.Thread(target=stream, args=(i,)) for i in range(args.streams)] + [threading.Thread(target=ask)]
     for thread in threads:
@@ -113,12 +113,12 @@ def swap(service: Service, folder: Path, args: argparse.Namespace) -> dict[str, 
     seen_s, most_retiring = [], 0
     for path in [*paths[1:], paths[0]][: args.promotions]:
         seen_s.append(_promote(service, path))
-        most_retiring = max(most_retiring, _told(service)["retiring"])
+        most_retiring = max(most_retiring, _told(service)["retired_models"])
         time.sleep(0.5)
     done.set()
     for thread in threads:
         thread.join()
-    eventually(lambda: _told(service)["retiring"] == 0)
+    eventually(lambda: _told(service)["retired_models"] == 0)
     after = _memory_mb(service)
     return {
         "streams": args.streams,

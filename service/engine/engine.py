@@ -133,6 +133,7 @@ class Engine:
         self._flush_outbox()
         self._observer.on_iteration(self._stats)
         self._observer.on_stopped()
+        del self._stepper  # its memory is free again, whoever still refers to this engine
 
     def _wait_for_work(self) -> bool:
         """Move submitted sequences to the scheduler, waiting for one if there is nothing to do; False: stop."""

@@ -23,7 +23,7 @@ class Chunk:
     position: int  # of the session, after this text
     logprobs: list[float]  # one per character, natural, at temperature 1
     snapshot: HiddenState | None = None  # the state at exactly this position, if a snapshot was due
-    looks: list[dict[str, Any]] | None = None  # one per character, if requested; the engine makes none
+    token_logprobs: list[dict[str, Any]] | None = None  # one per character, if requested; the engine makes none
 
 
 @dataclass(frozen=True, slots=True)

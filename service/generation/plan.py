@@ -1,64 +1,215 @@
-"""What a request asks of a model, checked before any work is done."""
+"""The plan of a generation: everything that it does, decided before it starts, and never changed afterwards.
+
+A turn's text is a function of its record and of the session before it. So a turn can be generated for the first time,
+or again from its start or from any save on the way, and every character comes out as it was sent.
+"""
 
 from __future__ import annotations
 
-import secrets
+from dataclasses import dataclass, replace
+from enum import Enum
 
 import numpy as np
+from numpy.typing import NDArray
 
-from model.errors import UnknownCharacters
-from service.errors import BadRequest
-from service.models.manager import LoadedModel
-from service.schemas import GenerateRequest
-from service.store.sessions import LeasedSession, Session, TurnRecord, digest
+from model.errors import StateError
+from model.network.state import HiddenState
+from service.engine.sequence import SequenceRequest
+from service.errors import BadRequest, ModelChanged
+from service.models.loaded_model import LoadedModel
+from service.store.prefixes import PrefixStore, prefix_keys
+from service.store.sessions import Session, StoredTurn, TurnRecord
 
-
-def seed_of(request: GenerateRequest, session: Session | None, held: LeasedSession | None) -> int:
-    """The one asked for, else the session's, else one drawn here."""
-    if request.seed is not None:
-        return request.seed
-    if session is not None:
-        return session.seed
-    return held.last.record.seed if held is not None and held.last is not None else secrets.randbits(53)
+_NOTHING: NDArray[np.int32] = np.empty(0, dtype=np.int32)
 
 
-def checked(model: LoadedModel, request: GenerateRequest, max_chars: int) -> TurnRecord:
-    """The turn that is asked for, its start and seed still open. Raised: BadRequest."""
-    if request.max_chars > max_chars:
-        raise BadRequest("max_chars", request.max_chars, f"at most {max_chars}")
-    if request.position is not None and request.session_id is None:
-        raise BadRequest("position", request.position, "a session_id beside it", problem="belongs to a session")
-    prompt = encode(model, "prompt", request.prompt, request.on_unknown == "skip")
-    return TurnRecord(
-        start=0,
-        prompt=request.prompt if len(prompt) == len(request.prompt) else model.engine.vocab.decode(prompt),
-        max_chars=request.max_chars,
-        sampling=request.sampling,
-        stop=_spellable(model, request),
-        seed=0,
-        fingerprint=model.fingerprint,
-        numerics=model.engine.numerics,
-        request=digest(request.model_dump_json()),
+class Origin(Enum):
+    """Where a generation's turn comes from; it decides what is committed."""
+
+    NEW = "new"  # the turn begins
+    RESUMED = "resumed"  # the turn was interrupted, or is taken over while it runs
+    COMPLETE = "complete"  # the turn's text is whole and stored; it is only sent again
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GenerationPlan:
+    """One generation."""
+
+    origin: Origin
+    session_id: str | None  # None: the text will not be kept
+    is_new_session: bool  # whether the request named no session
+    record: TurnRecord
+    start: Session | None  # the session before the turn; None: the turn begins the session
+    stored: Session | None  # the newest save of a resumed turn; the session is never set back before it
+    sequence: SequenceRequest
+    recent_text: str  # the end of the session's text before the first character that the engine generates
+    received_position: int  # the client has the text up to here; what is generated before it is not sent again
+    top_logprobs: int | None  # alternatives for each character; None: no log-probabilities are sent
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """What a request and the server ask of any generation."""
+
+    top_logprobs: int | None
+    snapshot_every_s: float  # of a turn that is stored
+    deadline: float | None = None  # time.monotonic() at which the text ends
+
+
+def plan_turn(
+    model: LoadedModel,
+    record: TurnRecord,
+    session_id: str | None,
+    start: Session | None,
+    prefixes: PrefixStore,
+    options: PlanOptions,
+    *,
+    is_new_session: bool,
+) -> GenerationPlan:
+    """Plan a turn that begins."""
+    sequence = whole_turn(model, record, start)
+    if start is None:
+        sequence = _from_cached_prefix(sequence, model, prefixes)
+    return GenerationPlan(
+        origin=Origin.NEW,
+        session_id=session_id,
+        is_new_session=is_new_session,
+        record=record,
+        start=start,
+        stored=None,
+        sequence=_with_options(sequence, record, options, is_stored=session_id is not None),
+        recent_text=(start.recent_text if start else "") + record.prompt,
+        received_position=record.prompt_end,
+        top_logprobs=options.top_logprobs,
     )
 
 
-def encode(model: LoadedModel, name: str, text: str, skip: bool) -> np.ndarray:
+def plan_again(
+    model: LoadedModel,
+    session_id: str,
+    turn: StoredTurn,
+    session: Session | None,
+    after: int | None,
+    options: PlanOptions,
+) -> GenerationPlan:
+    """Plan to generate a stored turn again, from the character after position `after`; None: from its first one.
+
+    Raises:
+        BadRequest: The position is beyond the turn.
+        ModelChanged: The turn was generated by another model.
+    """
+    record = turn.record
+    origin, end = Origin.RESUMED, record.prompt_end + record.max_chars
+    if turn.is_complete and session is not None:
+        origin, end = Origin.COMPLETE, session.position
+    after = record.prompt_end if after is None else max(after, record.prompt_end)
+    if after > end:
+        raise BadRequest("Last-Event-ID", after, f"a position from {record.prompt_end} to {end}")
+    sequence, recent_text = from_nearest_save(model, turn, session, after)
+    return GenerationPlan(
+        origin=origin,
+        session_id=session_id,
+        is_new_session=False,
+        record=record,
+        start=turn.start,
+        stored=session,
+        sequence=_with_options(sequence, record, options, is_stored=origin is Origin.RESUMED),
+        recent_text=recent_text,
+        received_position=after,
+        top_logprobs=options.top_logprobs,
+    )
+
+
+def whole_turn(model: LoadedModel, record: TurnRecord, start: Session | None) -> SequenceRequest:
+    """Request a turn from its start. A session of another model is re-encoded: its recent text is read first."""
+    vocab = model.engine.vocab
+    prompt = vocab.encode(record.prompt)
+    if start is None:
+        return _sequence(record, vocab.start, prompt, 0, None, record.max_chars)
+    if model.wrote(start.state):
+        state = start.state
+        return _sequence(record, state.next_input, prompt, state.position, state.values, record.max_chars)
+    recent_text = vocab.encode(start.recent_text, "skip")
+    ids = np.concatenate([recent_text, prompt])
+    return _sequence(record, vocab.start, ids, start.position - len(recent_text), None, record.max_chars)
+
+
+def from_nearest_save(
+    model: LoadedModel, turn: StoredTurn, session: Session | None, position: int
+) -> tuple[SequenceRequest, str]:
+    """Request a turn from its newest save at or before `position`, or from its start.
+
+    Returns:
+        The request, and the end of the session's text before the first character that it generates.
+
+    Raises:
+        ModelChanged: The turn was generated by another model or arithmetic than this one's.
+    """
+    record = turn.record
+    if (record.fingerprint, record.numerics) != (model.fingerprint, model.engine.numerics):
+        raise ModelChanged("this turn was generated by another model, which is no longer served")
+    for save in (session, turn.previous_save):
+        if save is not None and record.prompt_end <= save.position <= position and model.wrote(save.state):
+            remaining = record.prompt_end + record.max_chars - save.position
+            state = save.state
+            sequence = _sequence(record, state.next_input, _NOTHING, state.position, state.values, remaining)
+            return sequence, save.recent_text
+    return whole_turn(model, record, turn.start), turn.text_before
+
+
+def _from_cached_prefix(request: SequenceRequest, model: LoadedModel, prefixes: PrefixStore) -> SequenceRequest:
+    """Begin a new text at the longest prefix of its prompt whose state is cached; capture the states of longer ones."""
+    keys = prefix_keys(model.fingerprint, model.engine.numerics, request.feed[1:])
+    if not keys:
+        return request
+    keys.reverse()  # the longest first
+    cached = prefixes.get_first([key for _, key in keys])
+    if cached is None:
+        return replace(request, captures=dict(keys))
+    index, data = cached
     try:
-        return model.engine.vocab.encode(text, "skip" if skip else "error")
-    except UnknownCharacters as e:
-        unknown = [{"position": i, "character": c} for i, c in e.unknown[:32]]
-        expected = "characters of the model's vocabulary, or on_unknown = 'skip'"
-        raise BadRequest(name, unknown, expected, problem=str(e)) from e
+        state = HiddenState.from_bytes(data)
+    except StateError:
+        return request
+    length, _ = keys[index]
+    return replace(
+        request,
+        feed=request.feed[length:],
+        start_position=length,
+        state=state.values,
+        captures=dict(keys[:index]),
+        reused_chars=length,
+    )
 
 
-def _spellable(model: LoadedModel, request: GenerateRequest) -> list[str]:
-    """The stop strings that the model could write at all."""
-    spellable = []
-    for i, stop in enumerate(request.stop):
-        try:
-            encode(model, f"stop.{i}", stop, skip=False)
-            spellable.append(stop)
-        except BadRequest:
-            if request.on_unknown == "error":
-                raise
-    return spellable
+def _with_options(
+    request: SequenceRequest, record: TurnRecord, options: PlanOptions, *, is_stored: bool
+) -> SequenceRequest:
+    captures = dict(request.captures)
+    if options.top_logprobs and request.start_position < record.prompt_end:
+        captures.setdefault(record.prompt_end, "")  # log-probabilities are read from here on; no key: not to be cached
+    return replace(
+        request,
+        snapshot_every_s=options.snapshot_every_s if is_stored else None,
+        deadline=options.deadline,
+        captures=captures,
+    )
+
+
+def _sequence(
+    record: TurnRecord,
+    next_input: int,
+    ids: NDArray[np.int32],
+    position: int,
+    state: NDArray[np.floating] | None,
+    max_chars: int,
+) -> SequenceRequest:
+    return SequenceRequest(
+        feed=np.concatenate([[next_input], ids]).astype(np.int32),
+        start_position=position,
+        max_chars=max_chars,
+        sampling=record.sampling,
+        seed=record.seed,
+        state=state,
+        stop=tuple(record.stop),
+    )

@@ -1,13 +1,16 @@
-"""Reads a text beside the engine, to look at it: what each character was drawn from, and how surprising it is.
+"""The log-probability of each character, and of the most probable alternatives, as the API shows them.
 
-Nothing that is written depends on it. The engine's stepper writes; this is the plain network in float32, on the thread
-of whoever asks, loaded from the checkpoint when first asked for: who never asks pays nothing.
+For each character:
+
+    logprob       its natural log-probability, at temperature 1 and without filters
+    probability   its probability in the distribution that was sampled from, with temperature and filters
+    top           [[character, logprob, probability], ...] of the most probable characters, in order
+
+Without alternatives there is only `logprob`.
 """
 
 from __future__ import annotations
 
-import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,119 +18,63 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.checkpoints import file_format
-from model.errors import CheckpointError
-from model.network.char_rnn import CharRNN
 from model.network.sampling import SamplingParams, as_batch, as_tensors, distribution
 from model.text.vocab import Vocabulary
-from service.errors import NoModel
+from service.inspection.scorer import Scorer, own_logprobs
+from service.models.on_demand_network import OnDemandNetwork
 
-_DIGITS = 5  # of what is told: enough to see by, and a stream of them is half as long
-
-
-class OnDemandNetwork:
-    """The network of one checkpoint, once somebody has asked for it."""
-
-    def __init__(self, path: Path | None = None, fingerprint: str = "") -> None:
-        self._path, self._fingerprint = path, fingerprint
-        self._lock = threading.Lock()
-        self._network: CharRNN | None = None
-
-    def open(self) -> CharRNN:
-        """The network, ready to evaluate. Raised: NoModel when its file is gone: another model has come."""
-        with self._lock:
-            if self._network is None:
-                self._network = self._load()
-            return self._network
-
-    def _load(self) -> CharRNN:
-        try:
-            if self._path is None:
-                raise CheckpointError("it was not loaded from a file")
-            loaded = file_format.load(self._path)
-            if loaded.fingerprint != self._fingerprint:
-                raise CheckpointError(f"{self._path.name} is another model by now")
-        except CheckpointError as e:
-            raise NoModel(f"the served model cannot be read again to look into it: {e}") from e
-        return loaded.network()
-
-
-class Scorer:
-    """One text as the network reads it, from a state on."""
-
-    def __init__(self, network: CharRNN, values: NDArray[np.floating] | None, next_input: int) -> None:
-        """values (S, L, H), None for a text not begun; `next_input` is the id that the state has not consumed."""
-        self._network = network
-        self._pending = next_input
-        dtype = network.head.weight.dtype
-        if values is None:
-            self._state = network.zero_state(1)
-        else:
-            self._state = tuple(torch.tensor(each, dtype=dtype)[:, None].contiguous() for each in values)
-
-    @torch.inference_mode()
-    def read(self, ids: NDArray[np.int32]) -> Tensor:
-        """Logits (T, V) float64 that each of ids (T,) is told by; then stands before what follows them."""
-        fed = np.concatenate([[self._pending], ids[:-1]])[: len(ids)].astype(np.int64)
-        if not len(fed):
-            return torch.zeros((0, self._network.config.vocab_size), dtype=torch.float64)
-        out, self._state = self._network(torch.from_numpy(fed)[None], self._state)
-        self._pending = int(ids[-1])
-        logits: Tensor = out[0].double()
-        return logits
+_DIGITS = 5
 
 
 class TokenLogprobs:
-    """What each character of one text was drawn from, as it is written.
+    """Computes them for one text, as it is generated."""
 
-    A look at a character is JSON: `logprob`, natural, at temperature 1 and without filters, as the stepper drew it; and
-    where any of the most probable ones are asked for, `probability`, its share of what it was drawn from (with the
-    temperature and the filters), and `top`: [character, logprob, probability] of the most probable, in order.
-    """
+    def __init__(self, network: OnDemandNetwork, vocab: Vocabulary, sampling: SamplingParams, top: int) -> None:
+        """Prepare; without alternatives (top 0) the network is not loaded."""
+        self._network = network
+        self._vocab = vocab
+        self._sampling = sampling
+        self._top = top
+        self._scorer: Scorer | None = None
 
-    def __init__(self, reader: OnDemandNetwork, vocab: Vocabulary, params: SamplingParams, top: int) -> None:
-        self._reader, self._vocab, self._params, self._top = reader, vocab, params, top
-        self._reading: Scorer | None = None
-
-    def stand(self, values: NDArray[np.floating] | None, next_input: int) -> None:
-        """Begin here: with the state before the first character that is looked at."""
+    def begin_at(self, state: NDArray[np.floating] | None, next_input: int) -> None:
+        """Set the state (S, L, H) before the first character that is computed."""
         if self._top:
-            self._reading = Scorer(self._reader.open(), values, next_input)
+            self._scorer = Scorer(self._network.get(), state, next_input)
 
-    def at(self, text: str, logprobs: list[float]) -> list[dict[str, Any]]:
-        """The looks at the next characters; to be called with all that is written, in order."""
+    def compute(self, text: str, logprobs: list[float]) -> list[dict[str, Any]]:
+        """Return the next characters' log-probabilities; must be called with all text, in order.
+
+        Args:
+            text: The characters.
+            logprobs: Their log-probabilities as the stepper computed them, which the answer shows to the bit.
+        """
         if not self._top:
-            return [{"logprob": round(each, _DIGITS)} for each in logprobs]
-        assert self._reading is not None, "the state that the text begins with has not come"
+            return [{"logprob": round(logprob, _DIGITS)} for logprob in logprobs]
+        assert self._scorer is not None, "begin_at comes before the first text"
         ids = self._vocab.encode(text)
-        found = looks(self._reading.read(ids), ids, self._vocab, self._params, self._top)
-        return [{**look, "logprob": round(each, _DIGITS)} for look, each in zip(found, logprobs, strict=True)]
-
-
-def logprobs_of(logits: Tensor, ids: NDArray[np.int32]) -> Tensor:
-    """The natural log-probability of each of ids (T,) by its logits (T, V): (T,)."""
-    drawn = torch.from_numpy(ids.astype(np.int64))[:, None]
-    return torch.log_softmax(logits, dim=-1).gather(-1, drawn)[:, 0]
+        computed = token_logprobs(self._scorer.read(ids), ids, self._vocab, self._sampling, self._top)
+        return [{**item, "logprob": round(own, _DIGITS)} for item, own in zip(computed, logprobs, strict=True)]
 
 
 @torch.inference_mode()
-def looks(
-    logits: Tensor, ids: NDArray[np.int32], vocab: Vocabulary, params: SamplingParams, top: int
+def token_logprobs(
+    logits: Tensor, ids: NDArray[np.int32], vocab: Vocabulary, sampling: SamplingParams, top: int
 ) -> list[dict[str, Any]]:
-    """TokenLogprobs at ids (T,) that were drawn by logits (T, V); see TokenLogprobs."""
-    logprobs = torch.log_softmax(logits, dim=-1)  # (T, V)
-    drawn = torch.from_numpy(ids.astype(np.int64))[:, None]
-    own = logprobs.gather(-1, drawn)[:, 0].tolist()
+    """Return the log-probabilities of ids (T,), whose logits are (T, V), and of `top` alternatives."""
+    own = own_logprobs(logits, ids).tolist()
     if not top:
-        return [{"logprob": round(each, _DIGITS)} for each in own]
-    probs = distribution(logits, as_tensors(as_batch([params] * len(ids))))  # (T, V)
-    order = logprobs.sort(dim=-1, descending=True, stable=True).indices[:, :top]  # (T, n)
+        return [{"logprob": round(logprob, _DIGITS)} for logprob in own]
+    logprobs = torch.log_softmax(logits, dim=-1)  # (T, V)
+    column = torch.from_numpy(ids.astype(np.int64))[:, None]
+    probabilities = distribution(logits, as_tensors(as_batch([sampling] * len(ids))))  # (T, V)
+    order = logprobs.sort(dim=-1, descending=True, stable=True).indices[:, :top]  # (T, top)
     rows = zip(
         own,
-        probs.gather(-1, drawn)[:, 0].tolist(),
+        probabilities.gather(-1, column)[:, 0].tolist(),
         order.tolist(),
         logprobs.gather(-1, order).tolist(),
-        probs.gather(-1, order).tolist(),
+        probabilities.gather(-1, order).tolist(),
         strict=True,
     )
     return [
@@ -135,9 +82,9 @@ def looks(
             "logprob": round(logprob, _DIGITS),
             "probability": round(probability, _DIGITS),
             "top": [
-                [vocab.characters[i], round(lp, _DIGITS), round(p, _DIGITS)]
-                for i, lp, p in zip(best, best_logprobs, best_probs, strict=True)
+                [vocab.characters[i], round(top_logprob, _DIGITS), round(top_probability, _DIGITS)]
+                for i, top_logprob, top_probability in zip(top_ids, top_logprobs, top_probabilities, strict=True)
             ],
         }
-        for logprob, probability, best, best_logprobs, best_probs in rows
+        for logprob, probability, top_ids, top_logprobs, top_probabilities in rows
     ]

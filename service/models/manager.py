@@ -1,129 +1,106 @@
-"""Which model answers: a checkpoint on its engine, and the place where the one that is served stands.
-
-A model that was replaced is freed when nobody holds it any more: each request holds the `LoadedModel` that it began with
-until it has been answered, so the object's own life is the count of its users, from the look at `current` on.
-"""
+"""The model that new requests use, and the replaced ones that still finish theirs."""
 
 from __future__ import annotations
 
-import gc
-import logging
-import weakref
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-from model.stepper import Stepper
-from service.engine.engine import Engine
 from service.errors import Draining, NoModel
-from service.inspection.token_logprobs import OnDemandNetwork
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
-class LoadedModel:
-    """A model that answers requests."""
-
-    engine: Engine
-    name: str  # the checkpoint's file name
-    stepper: Stepper | None = field(default=None, repr=False)  # to be closed when this is retired, if it can be
-    reader: OnDemandNetwork = field(default_factory=OnDemandNetwork, repr=False)
-
-    @property
-    def fingerprint(self) -> str:
-        return self.engine.fingerprint
-
-    def as_dict(self) -> dict[str, str]:
-        return {"fingerprint": self.fingerprint, "name": self.name}
-
-
-@dataclass(slots=True)
-class _Retired:
-    users: weakref.ref[LoadedModel]
-    engine: Engine
-    stepper: Stepper | None
-
-    @property
-    def is_idle(self) -> bool:
-        return self.users() is None and self.engine.in_flight == 0
-
-    def free(self) -> None:
-        self.engine.stop()
-        free(self.stepper)
-
-
-def free(stepper: Stepper | None) -> None:
-    """Give back what a stepper holds outside Python, if it does."""
-    close = getattr(stepper, "close", None)
-    if close is not None:
-        close()
+from service.models.loaded_model import LoadedModel, ModelLease
 
 
 class ModelManager:
-    """Holds the model that new requests go to; requests that began on another keep it until they end."""
+    """Holds the current model. A request that began with a model keeps it until it ends. Thread-safe."""
 
-    def __init__(self, while_empty: Callable[[], dict[str, Any]] = dict) -> None:
-        self._served: LoadedModel | None = None
-        self._retired: list[_Retired] = []
-        self._while_empty = while_empty  # what a refusal adds while there is no model: the job that makes one
-        self._closed = False
+    def __init__(self, describe_absence: Callable[[], dict[str, Any]] = dict) -> None:
+        """Start without a model.
 
-    def serve(self, served: LoadedModel) -> None:
-        """From now on new requests go to this one. Only one thread calls this and `free_retired`."""
-        before, self._served = self._served, served
-        if before is not None:
-            self._retired.append(_Retired(weakref.ref(before), before.engine, before.stepper))
+        Args:
+            describe_absence: Returns the details of the error NoModel, such as the job that trains the first model.
+        """
+        self._describe_absence = describe_absence
+        self._lock = threading.Lock()
+        self._current: LoadedModel | None = None
+        self._retired: set[LoadedModel] = set()
+        self._is_closed = False
+
+    def serve(self, model: LoadedModel) -> None:
+        """Use this model for new requests; the one before it is freed when its last request has ended."""
+        with self._lock:
+            replaced, self._current = self._current, model
+            if replaced is not None:
+                self._retired.add(replaced)
+        if replaced is not None:
+            replaced.retire(self._forget)
 
     @property
     def current(self) -> LoadedModel:
-        """Raised: NoModel before the first."""
-        served = self._served
-        if served is None:
-            raise NoModel("no model has been trained yet", **self._while_empty())
-        return served
+        """The current model, to look at. A request that uses it needs a lease.
 
-    def admit(self) -> LoadedModel:
-        """The model for a new text. Raised: Draining when no more are taken, NoModel before the first."""
-        if self._closed:
-            raise Draining("this worker is stopping; another takes the request")
-        return self.current
+        Raises:
+            NoModel: No model is served yet.
+        """
+        current = self._current
+        if current is None:
+            raise NoModel("no model has been trained yet", **self._describe_absence())
+        return current
+
+    def acquire(self) -> ModelLease:
+        """Return a lease of the current model.
+
+        Raises:
+            NoModel: No model is served yet.
+        """
+        with self._lock:
+            if self._current is not None:
+                return self._current.acquire()
+        raise NoModel("no model has been trained yet", **self._describe_absence())
+
+    def admit(self) -> ModelLease:
+        """Return a lease of the current model for a new generation.
+
+        Raises:
+            Draining: This worker is shutting down.
+            NoModel: No model is served yet.
+        """
+        if self._is_closed:
+            raise Draining("this worker is shutting down; send the request to another one")
+        return self.acquire()
+
+    def close(self) -> None:
+        """Admit no new generation; those that run continue."""
+        self._is_closed = True
 
     @property
     def is_closed(self) -> bool:
-        return self._closed
-
-    def close(self) -> None:
-        """Take no more texts; those that run go on."""
-        self._closed = True
-
-    @property
-    def in_flight(self) -> int:
-        """Texts that run or wait, those on replaced models too."""
-        return sum(engine.in_flight for engine in self._engines())
+        """Whether new generations are refused."""
+        return self._is_closed
 
     @property
     def is_empty(self) -> bool:
-        return self._served is None
+        """Whether no model is served yet."""
+        return self._current is None
+
+    @property
+    def in_flight(self) -> int:
+        """The number of sequences that run or wait, those of replaced models too."""
+        return sum(model.engine.in_flight for model in self._models())
 
     @property
     def n_retired(self) -> int:
-        """Models that were replaced and still finish texts."""
+        """The number of replaced models that are not freed yet."""
         return len(self._retired)
 
-    def free_retired(self) -> None:
-        """Stop the engines of replaced models that nobody uses any more, and give their memory back."""
-        if any(each.engine.in_flight == 0 and each.users() is not None for each in self._retired):
-            gc.collect(1)  # a request that ended in an error may be kept by its traceback
-        for each in [r for r in self._retired if r.is_idle]:
-            self._retired.remove(each)
-            each.free()
-            log.info("a replaced model was freed: %s", each.engine.fingerprint)
-
     def stop(self) -> None:
-        """End every text where it is. Idempotent."""
-        for engine in self._engines():
-            engine.stop()
+        """End every sequence where it is. Idempotent."""
+        for model in self._models():
+            model.engine.stop()
 
-    def _engines(self) -> list[Engine]:
-        return [r.engine for r in list(self._retired)] + ([self._served.engine] if self._served else [])
+    def _models(self) -> list[LoadedModel]:
+        with self._lock:
+            return [*self._retired, *([self._current] if self._current is not None else [])]
+
+    def _forget(self, model: LoadedModel) -> None:
+        with self._lock:
+            self._retired.discard(model)

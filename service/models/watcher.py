@@ -1,9 +1,8 @@
-"""Watches the promoted checkpoint and swaps the model under the running streams.
+"""Watches which checkpoint is promoted, and replaces the served model when that changes.
 
-One thread, which sleeps until word of a promotion comes or half a second has gone by, then looks at promoted.json. A
-new model is loaded, tested and warmed beside the old one, and only then served; texts that run finish on the model they
-began with, whose memory is then given back. A checkpoint that cannot be used is refused, with the reason: what was
-served before goes on being served.
+One thread waits for a notification or for POLL_INTERVAL_S, then reads promoted.json. A new model is loaded, tested and
+warmed up while the old one serves; then it is swapped in. A checkpoint that cannot be used is refused, with the
+reason, and the model that was served before stays.
 """
 
 from __future__ import annotations
@@ -18,63 +17,77 @@ from pathlib import Path
 from model.checkpoints import file_format, registry
 from model.checkpoints.registry import PROMOTED
 from model.errors import CheckpointError
-from service.models.manager import LoadedModel, ModelManager
+from service.models.loaded_model import LoadedModel
+from service.models.manager import ModelManager
 from service.operations.metrics import Metrics
 
 log = logging.getLogger(__name__)
-LOOK_S = 0.5
-_REMEMBERED = 20
-_Seen = tuple[tuple[int, ...], ...]
+POLL_INTERVAL_S = 0.5
+_MAX_FALLBACKS = 19
+_FileVersion = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class RefusedCheckpoint:
     """A promoted checkpoint that is not served, and why."""
 
     name: str
     reason: str
 
+    def as_dict(self) -> dict[str, str]:
+        """Return it as /readyz shows it."""
+        return {"name": self.name, "reason": self.reason}
+
 
 class CheckpointWatcher:
-    """Keeps `serving` at what `folder` says is promoted."""
+    """Keeps the served model equal to the promoted checkpoint."""
 
     def __init__(
         self,
-        serving: ModelManager,
+        models: ModelManager,
         folder: Path,
         load: Callable[[Path], LoadedModel],
         wait: Callable[[float], None],
-        counted: Metrics,
+        metrics: Metrics,
     ) -> None:
-        self._serving = serving
+        """Prepare; `start` loads the first model.
+
+        Args:
+            models: Where the model is served.
+            folder: The checkpoints and their promoted.json.
+            load: Makes a model of a checkpoint.
+            wait: Returns when a promotion is announced, or after so many seconds.
+            metrics: Counts swaps and refusals.
+        """
+        self._models = models
         self._folder = folder
         self._load = load
         self._wait = wait
-        self._counted = counted
-        self._seen: _Seen | None = None
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="reload", daemon=True)
-        self.refused: Refusal | None = None  # None when what is promoted is what is served
-        self.swaps_total = 0
-        self.refusals_total = 0
+        self._metrics = metrics
+        self._last_seen: tuple[_FileVersion, ...] | None = None
+        self._is_stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="checkpoint-watcher", daemon=True)
+        self.refused: RefusedCheckpoint | None = None  # None: the promoted checkpoint is the served one
+        self.n_swaps = 0
+        self.n_refused = 0
 
     def start(self) -> None:
-        """Serve what is promoted now, or the newest before it that can be used, then go on watching."""
-        self.look()
-        if self._serving.is_empty and self.refused is not None:
+        """Serve the promoted checkpoint, or the newest promoted before it that can be used; then keep watching."""
+        self.poll()
+        if self._models.is_empty and self.refused is not None:
             self._fall_back()
         self._thread.start()
 
     def stop(self) -> None:
-        """Idempotent; does not wait for a load that has begun."""
-        self._stopping.set()
+        """Stop watching. Idempotent; does not wait for a load in progress."""
+        self._is_stopping.set()
 
-    def look(self) -> None:
-        """Look once, and swap when something else is promoted than before."""
-        seen = self._what_is_there()
-        if seen == self._seen:
+    def poll(self) -> None:
+        """Swap the model if another checkpoint is promoted than at the last poll."""
+        seen = self._promotion_version()
+        if seen == self._last_seen:
             return
-        self._seen = seen
+        self._last_seen = seen
         try:
             path = registry.promoted_path(self._folder)
         except CheckpointError as e:
@@ -83,28 +96,27 @@ class CheckpointWatcher:
         if path is None:
             return
         try:
-            if not self._serves(path):
+            if not self._is_served(path):
                 self._swap(path)
             self.refused = None
-        except Exception as e:  # whatever is wrong with a new model, the old one goes on
+        except Exception as e:  # whatever is wrong with the new model, the old one goes on serving
             self._refuse(path.name, e)
 
     def _swap(self, path: Path) -> None:
-        served = self._load(path)
-        self._serving.serve(served)
-        self.swaps_total += 1
-        self._counted.count_model_swap()
+        self._models.serve(self._load(path))
+        self.n_swaps += 1
+        self._metrics.count_model_swap()
         log.info("serving %s", path.name)
 
-    def _serves(self, path: Path) -> bool:
-        """Whether this is the model that is served, in a file that was written again or promoted again."""
-        if self._serving.is_empty or self._serving.current.name != path.name:
+    def _is_served(self, path: Path) -> bool:
+        """Whether the file has the weights that are served: it may have been written or promoted again."""
+        if self._models.is_empty or self._models.current.name != path.name:
             return False
-        return file_format.read_info(path).fingerprint == self._serving.current.fingerprint
+        return file_format.read_info(path).fingerprint == self._models.current.fingerprint
 
     def _fall_back(self) -> None:
         try:
-            names = registry.promotion_history(self._folder)[1:_REMEMBERED]
+            names = registry.promotion_history(self._folder)[1 : 1 + _MAX_FALLBACKS]
         except CheckpointError:
             return
         for name in names:
@@ -115,39 +127,39 @@ class CheckpointWatcher:
                 log.warning("%s cannot be served either: %s", name, e)
 
     def _refuse(self, name: str, error: Exception) -> None:
-        self.refusals_total += 1
-        self._counted.count_refused_swap()
+        self.n_refused += 1
+        self._metrics.count_refused_swap()
         if isinstance(error, CheckpointError):
-            log.error("%s is refused: %s", name, error)
+            log.error("refused %s: %s", name, error)
         else:
-            log.exception("%s is refused", name)
-        self.refused = Refusal(name, str(error) or type(error).__name__)
+            log.exception("refused %s because of an internal error", name)
+        self.refused = RefusedCheckpoint(name, str(error) or type(error).__name__)
 
-    def _what_is_there(self) -> _Seen:
-        """What tells one promotion from another: promoted.json and the file that it names, as the disk knows them."""
+    def _promotion_version(self) -> tuple[_FileVersion, ...]:
+        """Identify the present contents of promoted.json and of the file that it names."""
         paths = [self._folder / PROMOTED]
         try:
             promoted = registry.promoted_path(self._folder)
             paths += [promoted] if promoted is not None else []
         except CheckpointError:
-            pass
-        return tuple(_identity(path) for path in paths)
+            pass  # poll() refuses it
+        return tuple(_file_version(path) for path in paths)
 
     def _loop(self) -> None:
-        while not self._stopping.is_set():
-            self._wait(LOOK_S)
-            if self._stopping.is_set():
+        while not self._is_stopping.is_set():
+            self._wait(POLL_INTERVAL_S)
+            if self._is_stopping.is_set():
                 return
             try:
-                self.look()
-                self._serving.free_retired()
+                self.poll()
             except Exception:
-                log.exception("a look at what is promoted failed")
+                log.exception("could not find out which checkpoint is promoted")
 
 
-def _identity(path: Path) -> tuple[int, ...]:
+def _file_version(path: Path) -> _FileVersion:
+    """Inode, time of modification and size; empty if there is no file."""
     try:
-        s = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return ()
-    return (s.st_ino, s.st_mtime_ns, s.st_size)
+    return (status.st_ino, status.st_mtime_ns, status.st_size)

@@ -52,8 +52,8 @@ export function setUp() {
   const map = $("#map");
   map.addEventListener("click", (event) => {
     if (!result) return;
-    const row = Math.floor((event.offsetY / map.clientHeight) * result.hidden);
-    chooseUnit(Math.max(0, Math.min(result.hidden - 1, row)));
+    const row = Math.floor((event.offsetY / map.clientHeight) * result.n_hidden);
+    chooseUnit(Math.max(0, Math.min(result.n_hidden - 1, row)));
   });
   $("#unit").addEventListener("change", (event) => chooseUnit(parseNumber(event.target.value)));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => result && draw());
@@ -96,7 +96,7 @@ async function inspect(onUnknown = "error") {
 const toColorRange = (quantity, values) => ("fio".includes(quantity) ? values.map((v) => 2 * v - 1) : values);
 
 function draw() {
-  const { layer, layers, hidden, characters, map, units } = result;
+  const { layer, n_layers: layers, n_hidden: hidden, characters, map, units } = result;
   const [name, meaning] = QUANTITIES[map.of];
   const read = `${formatCount(characters)} characters; layer ${layer} of ${layers} (0 is the lowest), ${hidden} units.`;
   setStatus($("#inspect-status"), read);
@@ -110,7 +110,7 @@ function draw() {
   $("#map").setAttribute("aria-label", `${name} of ${hidden} units (rows) by ${characters} characters (columns)`);
   $("#map-hint").textContent = `${name}: a row is a unit, a column a character. ${meaning}`;
   $("#strips").replaceChildren(...Object.keys(QUANTITIES).map((quantity) => strip(quantity, units[0])));
-  const correlations = Object.entries(result.telling);
+  const correlations = Object.entries(result.unit_correlations);
   $("#unit-correlations").replaceChildren(...correlations.map(([feature, { units: best }]) => ranking(feature, best)));
 }
 

@@ -106,12 +106,13 @@ export class Pane {
       const session = await requestJson("GET", `/sessions/${id}`);
       this.seed = session.seed;
       this.rewindFrom = session.rewindable.from;
-      const hasEnded = ["length", "stop"].includes(session.turn);
-      const isShort = session.began && session.position - session.began.position < MAX_REPLAY_CHARS;
-      const canReplay = hasEnded ? isShort : session.began && ["running", "interrupted"].includes(session.turn);
+      const lastTurn = session.turn;
+      const hasEnded = ["length", "stop"].includes(lastTurn?.status);
+      const isShort = lastTurn && session.position - lastTurn.start_position < MAX_REPLAY_CHARS;
+      const canReplay = hasEnded ? isShort : ["running", "interrupted"].includes(lastTurn?.status);
       if (canReplay) {
-        this.#setText(session.began.position, session.began.text);
-        const error = await this.#run({}, () => {}, { session: id, after: session.began.position });
+        this.#setText(lastTurn.start_position, lastTurn.text_before);
+        const error = await this.#run({}, () => {}, { session: id, after: lastTurn.start_position });
         if (error) this.#setText(session.position, session.recent_text); // e.g. of another model: show its end only
       } else {
         this.#setText(session.position, session.recent_text);

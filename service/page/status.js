@@ -37,7 +37,8 @@ async function poll() {
   const waiting = sum("requests_waiting") ?? Math.max(0, inFlight - slots);
   const generated = sum("generation_tokens_total");
   const model = ready.model?.name.replace(".safetensors", "") ?? "none yet";
-  const swaps = `model swaps since the start; ${formatCount(ready.refusals)} models were refused, ${formatCount(ready.retiring)} still finish their texts`;
+  const refused = ready.refused_checkpoint;
+  const swaps = `model swaps since the start; ${formatCount(ready.model_swaps_refused)} models were refused, ${formatCount(ready.retired_models)} still finish their texts`;
   box.replaceChildren(
     tile(
       "model",
@@ -54,12 +55,12 @@ async function poll() {
     tile("refused", formatCount(sum("requests_refused_total") ?? 0), "requests, because the queue was full"),
     tile(
       "session store",
-      ready.sessions,
-      ready.sessions === "ok" ? "sessions can be continued" : "texts are generated but not saved",
+      ready.session_store,
+      ready.session_store === "ok" ? "sessions can be continued" : "texts are generated but not saved",
     ),
     tile("stepper", ready.stepper ?? "–", "the implementation that computes the network"),
-    tile("model swaps", formatCount(ready.swaps), swaps),
-    ready.refused ? tile("refused model", ready.refused.name, ready.refused.reason, "wide") : "",
+    tile("model swaps", formatCount(ready.model_swaps), swaps),
+    refused ? tile("refused model", refused.name, refused.reason, "wide") : "",
   );
 }
 

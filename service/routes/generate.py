@@ -8,7 +8,7 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, request
 
 from service.errors import BadRequest
-from service.generation.generation import Generation
+from service.generation.service import GenerationService
 from service.routes.body import read_body
 from service.routes.generation_events import POLL_INTERVAL_S, GenerationEvents
 from service.routes.sse import client_disconnect_check, event_stream_response
@@ -19,7 +19,7 @@ _CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a response that nobody reads."""
 
 
-def blueprint(generation: Generation) -> Blueprint:
+def blueprint(generation: GenerationService) -> Blueprint:
     """Create the route."""
     routes = Blueprint("generate", __name__)
 
@@ -27,21 +27,21 @@ def blueprint(generation: Generation) -> Blueprint:
     def generate() -> Response:
         body, key = read_body(GenerateRequest), _idempotency_key()
         is_disconnected = client_disconnect_check()
-        turn = generation.open(body, key)
+        running = generation.generate(body, key)
         if body.stream:
-            return event_stream_response(GenerationEvents(turn, is_disconnected))
+            return event_stream_response(GenerationEvents(running, is_disconnected))
         try:
             text, logprobs = [], list[dict[str, Any]]()
-            for chunk in turn.pieces(POLL_INTERVAL_S):
+            for chunk in running.chunks(POLL_INTERVAL_S):
                 if is_disconnected():
                     return Response(status=_CLIENT_CLOSED_REQUEST)
                 if chunk is not None:
                     text.append(chunk.text)
-                    logprobs += chunk.looks or []
-            with_logprobs = {"logprobs": logprobs} if turn.looks is not None else {}
-            return jsonify({"text": "".join(text), **with_logprobs, **turn.finish().as_dict()})
+                    logprobs += chunk.token_logprobs or []
+            with_logprobs = {"logprobs": logprobs} if running.has_logprobs else {}
+            return jsonify({"text": "".join(text), **with_logprobs, **running.finish().as_dict()})
         finally:
-            turn.close()
+            running.close()
 
     return routes
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from service.errors import ServiceError
-from service.generation.turn import Turn
+from service.generation.stream import RunningGeneration
 from service.routes.sse import HEARTBEAT, Heartbeat, encode_event
 
 POLL_INTERVAL_S = 0.25
@@ -22,30 +22,30 @@ POLL_INTERVAL_S = 0.25
 class GenerationEvents:
     """Implements `EventSource`: the server calls `close` however the response ends, also if it never began."""
 
-    def __init__(self, turn: Turn, is_disconnected: Callable[[], bool]) -> None:
-        """Take over a turn; it is closed with this object."""
-        self._turn = turn
+    def __init__(self, running: RunningGeneration, is_disconnected: Callable[[], bool]) -> None:
+        """Take over a generation; it is closed with this object."""
+        self._running = running
         self._is_disconnected = is_disconnected
 
     def __iter__(self) -> Iterator[bytes]:
         """Return the encoded events; to be called once."""
-        turn, heartbeat = self._turn, Heartbeat()
-        yield encode_event(turn.opening(), name="start")
+        running, heartbeat = self._running, Heartbeat()
+        yield encode_event(running.start_info(), name="start")
         try:
-            for chunk in turn.pieces(POLL_INTERVAL_S):
+            for chunk in running.chunks(POLL_INTERVAL_S):
                 if self._is_disconnected():
                     return
                 if chunk is not None:
-                    logprobs = {"logprobs": chunk.looks} if chunk.looks is not None else {}
+                    logprobs = {"logprobs": chunk.token_logprobs} if chunk.token_logprobs is not None else {}
                     yield encode_event({"text": chunk.text, **logprobs}, id=chunk.position)
                     heartbeat.sent()
                 elif heartbeat.is_due():
                     yield HEARTBEAT
                     heartbeat.sent()
-            yield encode_event(turn.finish().as_dict(), name="done")
+            yield encode_event(running.finish().as_dict(), name="done")
         except ServiceError as e:
             yield encode_event({"error": e.as_dict()}, name="error")
 
     def close(self) -> None:
         """Stop generating, and keep the session at what was sent."""
-        self._turn.close()
+        self._running.close()

@@ -1,4 +1,4 @@
-"""GET /healthz: the process answers. GET /readyz: it can generate, and what it can do besides."""
+"""GET /healthz: the process answers. GET /readyz: it can generate, and the state of its parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from service.operations.drain import Drain
 from service.store.sessions import SessionStore
 
 
-def blueprint(serving: ModelManager, sessions: SessionStore, reloader: CheckpointWatcher, drain: Drain) -> Blueprint:
+def blueprint(models: ModelManager, sessions: SessionStore, watcher: CheckpointWatcher, drain: Drain) -> Blueprint:
+    """Create the routes."""
     routes = Blueprint("health", __name__)
 
     @routes.get("/healthz")
@@ -22,43 +23,42 @@ def blueprint(serving: ModelManager, sessions: SessionStore, reloader: Checkpoin
 
     @routes.get("/readyz")
     def readyz() -> Response:
-        """Ready with sessions away: what needs none is answered, and taking every worker out would end that too.
+        """Answer 200 if requests should be sent to this worker.
 
-        Ready too while the first model is being trained, for who asks to generate is told of the job; without a model
-        and without such a job it is not. A promoted checkpoint that was refused is told, with the reason.
-        A worker that is about to stop is not, before it refuses anything.
+        It is ready without its session store: requests without a session are answered, and if every worker were taken
+        out, those would fail too. It is ready while the first model is trained: the error of a request names the job.
+        It is not ready when it drains, before it refuses the first request.
         """
-        refused = reloader.refused
-        told: dict[str, Any] = {
-            "sessions": _sessions(sessions),
-            "refused": {"name": refused.name, "reason": refused.reason} if refused is not None else None,
-            "swaps": reloader.swaps_total,
-            "refusals": reloader.refusals_total,
-            "retiring": serving.n_retired,
+        state: dict[str, Any] = {
+            "session_store": _store_status(sessions),
+            "refused_checkpoint": watcher.refused.as_dict() if watcher.refused is not None else None,
+            "model_swaps": watcher.n_swaps,
+            "model_swaps_refused": watcher.n_refused,
+            "retired_models": models.n_retired,
         }
         if drain.is_draining:
-            raise Draining("this worker is stopping", **told)
+            raise Draining("this worker is shutting down", **state)
         try:
-            model = serving.current
+            model = models.current
         except NoModel as e:
             if "job" not in e.details:
-                raise NoModel(str(e), **told) from e
-            return jsonify(status="training", model=None, job=e.details["job"], **told)
+                raise NoModel(str(e), **state) from e
+            return jsonify(status="training", model=None, job=e.details["job"], **state)
         return jsonify(
             status="ready",
             model=model.as_dict(),
             stepper=model.engine.stepper_name,
             slots=model.engine.n_slots,
             in_flight=model.engine.in_flight,
-            **told,
+            **state,
         )
 
     return routes
 
 
-def _sessions(sessions: SessionStore) -> str:
+def _store_status(sessions: SessionStore) -> str:
     try:
         sessions.ping()
     except StoreUnavailable:
-        return "away"
+        return "unavailable"
     return "ok"

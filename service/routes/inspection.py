@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, jsonify
 
-from service.inspection.inspection import InspectionService
+from service.inspection.service import InspectionService
 from service.routes.body import read_body
 from service.schemas import InspectRequest, ScoreRequest
 

@@ -1,4 +1,4 @@
-"""GET /models, POST /models/{id}/promote, POST /models/rollback: which checkpoints there are, and which one serves."""
+"""GET /models, POST /models/{id}/promote, POST /models/rollback: the checkpoints, and which one is served."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from service.schemas import EmptyBody
 from service.store.promotions import Promotions
 
 
-def blueprint(folder: Path, serving: ModelManager, promotions: Promotions) -> Blueprint:
+def blueprint(folder: Path, manager: ModelManager, promotions: Promotions) -> Blueprint:
+    """Create the routes."""
     routes = Blueprint("models", __name__, url_prefix="/models")
 
     @routes.get("")
     def listing() -> Response:
         try:
-            found = registry.list_checkpoints(folder)
+            checkpoints = registry.list_checkpoints(folder)
         except CheckpointError as e:
             raise ModelConflict(str(e)) from e
-        return jsonify(models=found, serving=_serving(serving))
+        return jsonify(models=checkpoints, serving=_current(manager))
 
     @routes.post("/<model_id:model_id>/promote")
     def promote(model_id: str) -> Response:
-        """Only what could be served is promoted: the file is read whole, and its self-test made."""
+        """Promote a checkpoint that could be served: the file is read and its self-test is run first."""
         read_body(EmptyBody)
         path = registry.find(folder, model_id)
         if path is None:
-            raise UnknownModel(f"{model_id}: no such model; GET /models lists them")
+            raise UnknownModel(f"{model_id}: no such model; GET /models lists all")
         try:
             self_test.verify_checkpoint(file_format.load(path))
             registry.promote(path)
@@ -54,8 +55,8 @@ def blueprint(folder: Path, serving: ModelManager, promotions: Promotions) -> Bl
     return routes
 
 
-def _serving(serving: ModelManager) -> dict[str, str] | None:
+def _current(manager: ModelManager) -> dict[str, str] | None:
     try:
-        return serving.current.as_dict()
+        return manager.current.as_dict()
     except NoModel:
         return None

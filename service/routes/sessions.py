@@ -1,4 +1,4 @@
-"""/sessions/{id}: what a session holds, its stream again, a fork of it, and how it is forgotten."""
+"""/sessions/{id}: what a session holds, its last turn as a stream, a fork of it, and its deletion."""
 
 from __future__ import annotations
 
@@ -8,67 +8,79 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, request
 
 from service.errors import BadRequest, UnknownSession
-from service.generation import replay
-from service.generation.generation import Generation
+from service.generation.rewind import last_chars, rewindable_range
+from service.generation.service import GenerationService
 from service.routes.body import read_body
 from service.routes.generation_events import GenerationEvents
 from service.routes.sse import client_disconnect_check, event_stream_response
 from service.schemas import MAX_TOP_LOGPROBS, ForkRequest
-from service.store.sessions import NO_SESSION, SessionStore
+from service.store.sessions import SessionStore, StoredTurn
 
 
-def blueprint(generation: Generation, sessions: SessionStore, recent_text_chars: int) -> Blueprint:
+def blueprint(generation: GenerationService, sessions: SessionStore, recent_text_chars: int) -> Blueprint:
+    """Create the routes."""
     routes = Blueprint("sessions", __name__, url_prefix="/sessions")
 
     @routes.get("/<session_id:session_id>")
     def get(session_id: str) -> Response:
-        session, last = sessions.load(session_id)
-        low, high = replay.reach(last, session)
-        found: dict[str, Any] = {"session_id": session_id, "rewindable": {"from": low, "to": high}, "turn": None}
-        if last is not None:
-            found["turn"] = last.finish_reason or ("running" if last.is_running else "interrupted")
-            found["began"] = {"position": last.record.first, "text": replay.text_before(last, recent_text_chars)}
+        session, turn = sessions.load(session_id)
+        low, high = rewindable_range(turn, session)
+        answer: dict[str, Any] = {
+            "session_id": session_id,
+            "rewindable": {"from": low, "to": high},
+            "turn": _turn(turn, recent_text_chars) if turn is not None else None,
+        }
         if session is not None:
-            found |= {"position": session.position, "seed": session.seed, "recent_text": session.recent_text}
-            return jsonify(**found, model=session.state.fingerprint)
-        if last is None:
-            raise UnknownSession(NO_SESSION)
-        return jsonify(**found, position=0, seed=last.record.seed, recent_text="", model=last.record.fingerprint)
+            answer |= {"position": session.position, "seed": session.seed, "recent_text": session.recent_text}
+            return jsonify(**answer, model=session.state.fingerprint)
+        if turn is None:
+            raise UnknownSession("the session does not exist or has expired")
+        return jsonify(**answer, position=0, seed=turn.record.seed, recent_text="", model=turn.record.fingerprint)
 
     @routes.get("/<session_id:session_id>/stream")
     def stream(session_id: str) -> Response:
-        turn = generation.resume(session_id, _after(), _logprobs())
-        return event_stream_response(GenerationEvents(turn, client_disconnect_check()))
+        after, top_logprobs, is_disconnected = _after(), _top_logprobs(), client_disconnect_check()
+        running = generation.resume(session_id, after, top_logprobs)
+        return event_stream_response(GenerationEvents(running, is_disconnected))
 
     @routes.post("/<session_id:session_id>/fork")
     def fork(session_id: str) -> tuple[Response, int]:
-        wanted = read_body(ForkRequest)
-        new_id, session = generation.fork(session_id, wanted.position, wanted.seed)
-        return jsonify(session_id=new_id, position=session.position, seed=session.seed), 201
+        body = read_body(ForkRequest)
+        fork_id, session = generation.fork(session_id, body.position, body.seed)
+        return jsonify(session_id=fork_id, position=session.position, seed=session.seed), 201
 
     @routes.delete("/<session_id:session_id>")
     def delete(session_id: str) -> Response:
         if not sessions.delete(session_id):
-            raise UnknownSession(NO_SESSION)
+            raise UnknownSession("the session does not exist or has expired")
         return Response(status=204)
 
     return routes
+
+
+def _turn(turn: StoredTurn, recent_text_chars: int) -> dict[str, Any]:
+    """The last turn: its status, and where its generated text begins, after which text."""
+    return {
+        "status": turn.status,
+        "start_position": turn.record.prompt_end,
+        "text_before": last_chars(turn.text_before, recent_text_chars),
+    }
 
 
 def _after() -> int | None:
     """The position after which the client wants the stream: Last-Event-ID, as browsers send it, or ?from=."""
     for field, value in (("Last-Event-ID", request.headers.get("Last-Event-ID")), ("from", request.args.get("from"))):
         if value:
-            if not re.fullmatch(r"\d{1,18}", value):
+            if not re.fullmatch(r"[0-9]{1,18}", value):
                 raise BadRequest(field, value, "a position: an integer from 0")
             return int(value)
     return None
 
 
-def _logprobs() -> int | None:
+def _top_logprobs() -> int | None:
     value = request.args.get("logprobs")
     if value is None:
         return None
-    if not re.fullmatch(r"\d{1,2}", value) or int(value) > MAX_TOP_LOGPROBS:
+    if not re.fullmatch(r"[0-9]{1,2}", value) or int(value) > MAX_TOP_LOGPROBS:
         raise BadRequest("logprobs", value, f"an integer from 0 to {MAX_TOP_LOGPROBS}")
     return int(value)

@@ -1,168 +1,173 @@
-"""Sessions in this process: for one worker, for tests, and the plain model that Redis is compared with."""
+"""Sessions in the memory of this process: for one worker, for tests, and as the model that Redis is compared with."""
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
+
+from cachetools import TTLCache
 
 from service.errors import SessionConflict, UnknownSession
 from service.store.sessions import (
-    BUSY,
-    KEYS_KEPT,
-    LOST,
-    NO_SESSION,
+    LEASE_HELD,
+    LEASE_LOST,
+    MAX_IDEMPOTENCY_KEYS,
     LeasedSession,
     Session,
     StoredTurn,
     TurnRecord,
+    decode_session,
+    decode_turn,
     digest,
-    turn_of,
 )
+
+_TurnFields = dict[str, Any]  # as in Redis: token, until, key, keys, and sessions.TURN_FIELDS
 
 
 class MemorySessions:
     """Implements `SessionStore`. It keeps bytes, as Redis does, so that nothing is shared with the caller."""
 
-    def __init__(self, ttl_s: float, turn_ttl_s: float = 900.0) -> None:
-        self._ttl_s = ttl_s
-        self._turn_ttl_s = turn_ttl_s
+    def __init__(self, ttl_s: float, turn_ttl_s: float = 900.0, clock: Callable[[], float] = time.monotonic) -> None:
+        """Create an empty store.
+
+        Args:
+            ttl_s: A session expires this long after its last use.
+            turn_ttl_s: A turn expires this long after its last write.
+            clock: The time in seconds.
+        """
+        self._clock = clock
         self._lock = threading.Lock()
-        self._records = _Expiring()
-        self._turns = _Expiring()  # the fields of a turn: token, until, keys, and what turn_of reads
-        self._salts = _Expiring()
+        self._records: TTLCache[str, bytes] = TTLCache(math.inf, ttl_s, timer=clock)
+        self._turns: TTLCache[str, _TurnFields] = TTLCache(math.inf, turn_ttl_s, timer=clock)
+        self._salts: TTLCache[str, str] = TTLCache(math.inf, ttl_s, timer=clock)
 
     def load(self, session_id: str) -> tuple[Session | None, StoredTurn | None]:
-        key = digest(session_id)
+        """Implement SessionStore.load."""
+        name = digest(session_id)
         with self._lock:
-            data, turn = self._records.get(key), self._turns.get(key)
+            data, turn = self._records.get(name), self._turns.get(name, {})
             if data is not None:
-                self._records.put(key, data, self._ttl_s)
-        return Session.from_bytes(data) if data else None, turn_of(turn or {}, _now_ms())
+                self._records[name] = data
+            return decode_session(data), decode_turn(turn, self._now_ms())
 
     def acquire(
         self, session_id: str, *, lease_s: float, is_new: bool = False, force: bool = False, key: str = ""
     ) -> LeasedSession:
-        at, token = digest(session_id), secrets.token_hex(8)
+        """Implement SessionStore.acquire."""
+        name, token = digest(session_id), secrets.token_hex(8)
         with self._lock:
-            data, turn = self._records.get(at), self._turns.get(at) or {}
+            data, turn = self._records.get(name), self._turns.get(name, {})
             if data is None and not is_new and not turn.get("turn"):
-                raise UnknownSession(NO_SESSION)
-            same = bool(key) and turn.get("key") == key
-            if turn.get("until", 0) > _now_ms() and not force and not same:
-                raise SessionConflict(BUSY)
-            last = turn_of({**turn, "until": 0}, _now_ms())
-            knows = key in turn.get("keys", [])
-            self._turns.put(at, {**turn, "token": token, "until": _now_ms(lease_s)}, self._turn_ttl_s)
-        return LeasedSession(token, None if data is None else Session.from_bytes(data), last, knows)
+                raise UnknownSession("the session does not exist or has expired")
+            has_same_key = bool(key) and turn.get("key") == key
+            if turn.get("until", 0) > self._now_ms() and not force and not has_same_key:
+                raise SessionConflict(LEASE_HELD)
+            leased = LeasedSession(
+                token,
+                decode_session(data),
+                decode_turn({**turn, "until": 0}, self._now_ms()),
+                key in turn.get("keys", []),
+            )
+            self._turns[name] = {**turn, "token": token, "until": self._now_ms(lease_s)}
+        return leased
 
     def begin(self, session_id: str, token: str, turn: TurnRecord, start: Session | None, lease_s: float) -> bool:
-        new = {
-            "turn": turn.to_bytes(),
-            "start": start.to_bytes() if start else None,
-            "before": None,
-            "end": None,
-            "key": turn.key,
-        }
+        """Implement SessionStore.begin."""
+        name = digest(session_id)
+        start_bytes = start.to_bytes() if start else None
         with self._lock:
-            fields = self._held(digest(session_id), token)
+            fields = self._leased_fields(name, token)
             if fields is None:
                 return False
-            if new["start"] is None:
-                self._records.drop(digest(session_id))
+            if start_bytes is None:
+                self._records.pop(name, None)
             else:
-                self._records.put(digest(session_id), new["start"], self._ttl_s)
-            keys = [*fields.get("keys", []), turn.key][-KEYS_KEPT:] if turn.key else fields.get("keys", [])
-            fields.update(new, keys=keys, until=_now_ms(lease_s))
+                self._records[name] = start_bytes
+            if turn.key:
+                fields["keys"] = [*fields.get("keys", []), turn.key][-MAX_IDEMPOTENCY_KEYS:]
+            new = {"turn": turn.to_bytes(), "start": start_bytes, "before": None, "end": None, "key": turn.key}
+            fields.update(new, until=self._now_ms(lease_s))
             return True
 
     def renew(self, session_id: str, token: str, lease_s: float) -> bool:
+        """Implement SessionStore.renew."""
         with self._lock:
-            fields = self._held(digest(session_id), token)
+            fields = self._leased_fields(digest(session_id), token)
             if fields is not None:
-                fields["until"] = _now_ms(lease_s)
+                fields["until"] = self._now_ms(lease_s)
             return fields is not None
 
     def save(self, session_id: str, token: str, session: Session, lease_s: float) -> bool:
-        at = digest(session_id)
+        """Implement SessionStore.save."""
+        name = digest(session_id)
         with self._lock:
-            fields = self._held(at, token)
+            fields = self._leased_fields(name, token)
             if fields is None:
                 return False
-            fields.update(before=self._records.get(at), until=_now_ms(lease_s))
-            self._records.put(at, session.to_bytes(), self._ttl_s)
+            fields.update(before=self._records.get(name), until=self._now_ms(lease_s))
+            self._records[name] = session.to_bytes()
             return True
 
     def commit(self, session_id: str, token: str, session: Session, finish_reason: str) -> bool:
-        at = digest(session_id)
+        """Implement SessionStore.commit."""
+        name = digest(session_id)
         with self._lock:
-            fields = self._held(at, token)
+            fields = self._leased_fields(name, token)
             if fields is None:
                 return False
             fields.update(before=None, end=finish_reason.encode(), until=0)
-            self._records.put(at, session.to_bytes(), self._ttl_s)
+            self._records[name] = session.to_bytes()
             return True
 
     def abandon(self, session_id: str, token: str) -> None:
-        at = digest(session_id)
+        """Implement SessionStore.abandon."""
+        name = digest(session_id)
         with self._lock:
-            fields = self._turns.get(at)
+            fields = self._turns.get(name)
             if fields is not None and fields["token"] == token:
                 fields["until"] = 0
                 if not fields.get("turn"):
-                    self._turns.drop(at)
+                    self._turns.pop(name, None)
 
     def create(self, session_id: str, session: Session) -> None:
+        """Implement SessionStore.create."""
         with self._lock:
-            self._records.put(digest(session_id), session.to_bytes(), self._ttl_s)
+            self._records[digest(session_id)] = session.to_bytes()
 
     def delete(self, session_id: str) -> bool:
-        at = digest(session_id)
+        """Implement SessionStore.delete."""
+        name = digest(session_id)
         with self._lock:
-            existed = self._records.drop(at)
-            return self._turns.drop(at) or existed
+            deleted = [self._records.pop(name, None), self._turns.pop(name, None)]
+            return deleted != [None, None]
 
-    def salt_of(self, key: str) -> str:
+    def idempotency_salt(self, key: str) -> str:
+        """Implement SessionStore.idempotency_salt."""
         with self._lock:
             salt = self._salts.get(key) or secrets.token_hex(16)
-            self._salts.put(key, salt, self._ttl_s)
-            return str(salt)
+            self._salts[key] = salt
+            return salt
 
     def ping(self) -> None:
-        return None
+        """Implement SessionStore.ping: memory always answers."""
 
-    def _held(self, at: str, token: str) -> dict[str, Any] | None:
-        """The turn's fields if the token holds it, kept for longer; None if nothing is there."""
-        fields: dict[str, Any] | None = self._turns.get(at)
+    def _leased_fields(self, name: str, token: str) -> _TurnFields | None:
+        """The turn's fields, with a new time to live; None if there is none.
+
+        Raises:
+            SessionConflict: The token is no longer the session's.
+        """
+        fields = self._turns.get(name)
         if fields is None:
             return None
         if fields["token"] != token:
-            raise SessionConflict(LOST)
-        self._turns.put(at, fields, self._turn_ttl_s)
+            raise SessionConflict(LEASE_LOST)
+        self._turns[name] = fields
         return fields
 
-
-class _Expiring:
-    """Values that are forgotten some time after they were last put. Not thread-safe."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, tuple[Any, float]] = {}
-
-    def get(self, key: str) -> Any:
-        value, until = self._values.get(key, (None, 0.0))
-        return value if until > time.monotonic() else None
-
-    def put(self, key: str, value: Any, ttl_s: float) -> None:
-        now = time.monotonic()
-        self._values.pop(key, None)  # to the end: with one ttl, the order is that of expiry
-        self._values[key] = (value, now + ttl_s)
-        while self._values and next(iter(self._values.values()))[1] <= now:
-            del self._values[next(iter(self._values))]
-
-    def drop(self, key: str) -> bool:
-        return self.get(key) is not None and self._values.pop(key, None) is not None
-
-
-def _now_ms(plus_s: float = 0.0) -> int:
-    return round((time.monotonic() + plus_s) * 1000)
+    def _now_ms(self, plus_s: float = 0.0) -> int:
+        return round((self._clock() + plus_s) * 1000)

@@ -1,16 +1,16 @@
-"""Sessions in Redis: two keys a session at most, one round trip an operation, checked inside Redis by small scripts.
+"""Sessions in Redis: at most two keys for each, one round trip for an operation, which a Lua script checks in Redis.
 
-    lh:{digest}        the record, as Session.to_bytes; expires SESSION_TTL_S after its last use
-    lh:{digest}:turn   a hash: the turn that writes it, or wrote it last; expires TURN_TTL_S after its last write
-                         token, until   who may write, and until when (ms of Redis's clock)
-                         turn           TurnRecord: enough to write its text again
-                         start, before  records: before the turn, and the save before the newest
-                         end            its finish_reason, once it has ended
-                         key, keys      digests of its Idempotency-Key, and of those before
-    lh:salt:{digest}   what makes a session's id out of an Idempotency-Key
+    lh:{digest}        the session, as Session.to_bytes; expires SESSION_TTL_S after its last use
+    lh:{digest}:turn   a hash: the session's running or last turn; expires TURN_TTL_S after its last write
+                         token, until   who holds the lease, and until when (ms of Redis's clock)
+                         turn           TurnRecord.to_bytes
+                         start, before  Session.to_bytes: before the turn, and the save before the newest
+                         end            the finish reason, once the turn has ended
+                         key, keys      digests of the turn's Idempotency-Key, and of those of the turns before it
+    lh:salt:{digest}   the random value from which the id of a session is made of an Idempotency-Key
 
-The first two share a hash tag, so a cluster keeps them together. When Redis does not answer, every call raises
-StoreUnavailable, and for a second after that without asking again: threads must not pile up behind timeouts.
+The first two share a hash tag, so that a cluster keeps them on one node. If Redis does not answer, every call raises
+StoreUnavailable; for PAUSE_S after that, calls raise it at once, so that threads do not pile up behind timeouts.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from typing import Any
 
 import redis
 
-from service.errors import SessionConflict, StoreUnavailable, UnknownSession
+from service.errors import SessionConflict, StoreUnavailable, UnknownSession, UnreadableSession
 from service.store.sessions import (
-    BUSY,
-    KEYS_KEPT,
-    LOST,
-    NO_SESSION,
+    LEASE_HELD,
+    LEASE_LOST,
+    MAX_IDEMPOTENCY_KEYS,
+    TURN_FIELDS,
     LeasedSession,
     Session,
     StoredTurn,
     TurnRecord,
+    decode_session,
+    decode_turn,
     digest,
-    turn_of,
 )
 
-_PAUSE_S = 1.0
-_FIELDS = ("turn", "start", "before", "end", "until")
+PAUSE_S = 1.0
 
 _NOW = """
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 """
-_HELD = (
+_CHECK_LEASE = (
     _NOW
     + """
 local token = redis.call('HGET', KEYS[2], 'token')
@@ -62,33 +62,33 @@ return {record, now, redis.call('HMGET', KEYS[2], 'turn', 'start', 'before', 'en
 _ACQUIRE = (
     _NOW
     + """
-local token, lease, ttl, new, force, key = unpack(ARGV)
+local token, lease, ttl, is_new, force, key = unpack(ARGV)
 local turn = redis.call('HMGET', KEYS[2], 'turn', 'start', 'before', 'end', 'until', 'token', 'key', 'keys')
 local record = redis.call('GET', KEYS[1])
-if new == '0' and not record and not turn[1] then return {'unknown'} end
-local same = key ~= '' and turn[7] == key
-if turn[6] ~= token and tonumber(turn[5] or 0) > now and force == '0' and not same then return {'busy'} end
+if is_new == '0' and not record and not turn[1] then return {'unknown'} end
+local same_key = key ~= '' and turn[7] == key
+if turn[6] ~= token and tonumber(turn[5] or 0) > now and force == '0' and not same_key then return {'busy'} end
 redis.call('HSET', KEYS[2], 'token', token, 'until', now + lease)
 redis.call('PEXPIRE', KEYS[2], ttl)
-local knows = key ~= '' and turn[8] and string.find(turn[8], key, 1, true)
-return {'ok', record, {turn[1], turn[2], turn[3], turn[4], 0}, knows and 1 or 0}
+local has_key = key ~= '' and turn[8] and string.find(turn[8], key, 1, true)
+return {'ok', record, {turn[1], turn[2], turn[3], turn[4], 0}, has_key and 1 or 0}
 """
 )
 _BEGIN = (
-    _HELD
+    _CHECK_LEASE
     + """
-local lease, turn, start, key, kept = ARGV[3], ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7])
+local lease, turn, start, key, max_keys = ARGV[3], ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7])
 local keys = (redis.call('HGET', KEYS[2], 'keys') or '') .. key
 redis.call('HDEL', KEYS[2], 'before', 'end')
 if start ~= '' then redis.call('SET', KEYS[1], start, 'EX', ARGV[8]) else redis.call('DEL', KEYS[1]) end
 redis.call('HSET', KEYS[2], 'turn', turn, 'start', start, 'key', key, 'until', now + lease)
-if key ~= '' then redis.call('HSET', KEYS[2], 'keys', string.sub(keys, -kept * #key)) end
+if key ~= '' then redis.call('HSET', KEYS[2], 'keys', string.sub(keys, -max_keys * #key)) end
 return 1
 """
 )
-_RENEW = _HELD + "redis.call('HSET', KEYS[2], 'until', now + ARGV[3])\nreturn 1"
+_RENEW = _CHECK_LEASE + "redis.call('HSET', KEYS[2], 'until', now + ARGV[3])\nreturn 1"
 _SAVE = (
-    _HELD
+    _CHECK_LEASE
     + """
 local before = redis.call('GET', KEYS[1])
 if before then redis.call('HSET', KEYS[2], 'before', before) end
@@ -98,7 +98,7 @@ return 1
 """
 )
 _COMMIT = (
-    _HELD
+    _CHECK_LEASE
     + """
 redis.call('HDEL', KEYS[2], 'before')
 redis.call('HSET', KEYS[2], 'end', ARGV[5], 'until', 0)
@@ -118,85 +118,110 @@ class RedisSessions:
     """Implements `SessionStore`."""
 
     def __init__(self, client: Any, ttl_s: int, turn_ttl_s: int = 900) -> None:
+        """Use a client; nothing is sent yet.
+
+        Args:
+            client: As store.connect makes it.
+            ttl_s: A session expires this long after its last use.
+            turn_ttl_s: A turn expires this long after its last write.
+        """
         self._client = client
         self._ttl_s = ttl_s
         self._turn_ttl_ms = turn_ttl_s * 1000
-        self._away_until = 0.0
-        names = {"load": _LOAD, "acquire": _ACQUIRE, "begin": _BEGIN, "renew": _RENEW, "save": _SAVE}
-        names |= {"commit": _COMMIT, "abandon": _ABANDON}
-        self._scripts = {name: client.register_script(text) for name, text in names.items()}
+        self._paused_until = 0.0
+        sources = {"load": _LOAD, "acquire": _ACQUIRE, "begin": _BEGIN, "renew": _RENEW, "save": _SAVE}
+        sources |= {"commit": _COMMIT, "abandon": _ABANDON}
+        self._scripts = {name: client.register_script(source) for name, source in sources.items()}
 
     def load(self, session_id: str) -> tuple[Session | None, StoredTurn | None]:
+        """Implement SessionStore.load."""
         record, now_ms, fields = self._run("load", session_id, self._ttl_s)
-        return Session.from_bytes(record) if record else None, turn_of(dict(zip(_FIELDS, fields, strict=True)), now_ms)
+        return decode_session(record), decode_turn(dict(zip(TURN_FIELDS, fields, strict=True)), now_ms)
 
     def acquire(
         self, session_id: str, *, lease_s: float, is_new: bool = False, force: bool = False, key: str = ""
     ) -> LeasedSession:
+        """Implement SessionStore.acquire."""
         token = secrets.token_hex(8)
         args = (token, _ms(lease_s), self._turn_ttl_ms, int(is_new), int(force), key)
         reply = self._run("acquire", session_id, *args)
         if reply[0] == b"unknown":
-            raise UnknownSession(NO_SESSION)
+            raise UnknownSession("the session does not exist or has expired")
         if reply[0] == b"busy":
-            raise SessionConflict(BUSY)
-        _, record, fields, knows_key = reply
-        last = turn_of(dict(zip(_FIELDS, fields, strict=True)), 0)
-        return LeasedSession(token, Session.from_bytes(record) if record else None, last, bool(knows_key))
+            raise SessionConflict(LEASE_HELD)
+        _, record, fields, has_key = reply
+        try:
+            turn = decode_turn(dict(zip(TURN_FIELDS, fields, strict=True)), 0)
+            return LeasedSession(token, decode_session(record), turn, bool(has_key))
+        except UnreadableSession:
+            self.abandon(session_id, token)
+            raise
 
     def begin(self, session_id: str, token: str, turn: TurnRecord, start: Session | None, lease_s: float) -> bool:
+        """Implement SessionStore.begin."""
         record = start.to_bytes() if start else b""
-        args = (_ms(lease_s), turn.to_bytes(), record, turn.key, KEYS_KEPT, self._ttl_s)
+        args = (_ms(lease_s), turn.to_bytes(), record, turn.key, MAX_IDEMPOTENCY_KEYS, self._ttl_s)
         return self._write("begin", session_id, token, *args)
 
     def renew(self, session_id: str, token: str, lease_s: float) -> bool:
+        """Implement SessionStore.renew."""
         return self._write("renew", session_id, token, _ms(lease_s))
 
     def save(self, session_id: str, token: str, session: Session, lease_s: float) -> bool:
+        """Implement SessionStore.save."""
         return self._write("save", session_id, token, _ms(lease_s), session.to_bytes(), self._ttl_s)
 
     def commit(self, session_id: str, token: str, session: Session, finish_reason: str) -> bool:
+        """Implement SessionStore.commit."""
         return self._write("commit", session_id, token, session.to_bytes(), self._ttl_s, finish_reason)
 
     def abandon(self, session_id: str, token: str) -> None:
+        """Implement SessionStore.abandon."""
         self._run("abandon", session_id, token)
 
     def create(self, session_id: str, session: Session) -> None:
-        self._ask(lambda: self._client.set(_keys(session_id)[0], session.to_bytes(), ex=self._ttl_s))
+        """Implement SessionStore.create."""
+        self._call(lambda: self._client.set(_keys(session_id)[0], session.to_bytes(), ex=self._ttl_s))
 
     def delete(self, session_id: str) -> bool:
-        return bool(self._ask(lambda: self._client.delete(*_keys(session_id))))
+        """Implement SessionStore.delete."""
+        return bool(self._call(lambda: self._client.delete(*_keys(session_id))))
 
-    def salt_of(self, key: str) -> str:
+    def idempotency_salt(self, key: str) -> str:
+        """Implement SessionStore.idempotency_salt."""
         salt, name = secrets.token_hex(16), f"lh:salt:{key}"
-        found = self._ask(lambda: self._client.set(name, salt, nx=True, ex=self._ttl_s, get=False))
-        return salt if found else str(self._ask(lambda: self._client.getex(name, ex=self._ttl_s)).decode())
+        if self._call(lambda: self._client.set(name, salt, nx=True, ex=self._ttl_s)):
+            return salt
+        stored: bytes | None = self._call(lambda: self._client.getex(name, ex=self._ttl_s))
+        return stored.decode() if stored is not None else self.idempotency_salt(key)  # it expired in between
 
     def ping(self) -> None:
-        self._ask(self._client.ping)
+        """Implement SessionStore.ping."""
+        self._call(self._client.ping)
 
     def _write(self, script: str, session_id: str, token: str, *args: str | bytes | int) -> bool:
         reply = int(self._run(script, session_id, token, self._turn_ttl_ms, *args))
         if reply < 0:
-            raise SessionConflict(LOST)
+            raise SessionConflict(LEASE_LOST)
         return bool(reply)
 
     def _run(self, script: str, session_id: str, *args: str | bytes | int) -> Any:
-        return self._ask(lambda: self._scripts[script](keys=_keys(session_id), args=args))
+        return self._call(lambda: self._scripts[script](keys=_keys(session_id), args=args))
 
-    def _ask(self, command: Callable[[], Any]) -> Any:
-        if time.monotonic() < self._away_until:
+    def _call(self, command: Callable[[], Any]) -> Any:
+        if time.monotonic() < self._paused_until:
             raise StoreUnavailable("the session store did not answer a moment ago")
         try:
             return command()
         except (redis.ConnectionError, redis.TimeoutError) as e:
-            self._away_until = time.monotonic() + _PAUSE_S
+            self._paused_until = time.monotonic() + PAUSE_S
             raise StoreUnavailable("the session store does not answer") from e
         except redis.RedisError as e:
-            raise StoreUnavailable(f"the session store refused: {e}") from e
+            raise StoreUnavailable(f"the session store answered with an error: {e}") from e
 
 
 def _keys(session_id: str) -> list[str]:
+    """The keys of the session and of its turn."""
     record = f"lh:{{{digest(session_id)}}}"
     return [record, f"{record}:turn"]
 

@@ -1,8 +1,8 @@
-"""A stored session, the turn that is writing it, and what every store of them promises.
+"""What is stored of a session and of its last turn, in which bytes, and what every session store promises.
 
-A turn is one request that is being answered. Only one writes a session at a time: it holds a token, and every write is
-checked against it; who takes a turn over sets another token, and from then on the old one cannot write. A turn is
-remembered for a while after its end, so that a client that lost its stream can have it again from any character.
+A turn is one request that is being answered. Only one turn at a time writes a session: it has a token, and every write
+is checked against it. A request that takes a turn over sets another token, and from then on the old one cannot write.
+A turn stays stored for a while after its end, so that a client that lost its stream can resume it at any character.
 """
 
 from __future__ import annotations
@@ -11,18 +11,24 @@ import hashlib
 import json
 import secrets
 import struct
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from model.errors import StateError
 from model.network.sampling import SamplingParams
 from model.network.state import HiddenState
+from service.errors import UnreadableSession
 
-RECENT_TEXT_CHARS = 1024
 SESSION_ID = "[A-Za-z0-9_-]{22,64}"
+RECENT_TEXT_CHARS = 1024
+MAX_IDEMPOTENCY_KEYS = 32
+"""Of the turns of one session: so many are recognised when a request is sent again."""
 _LAYOUT = 2
 _HEAD = struct.Struct("<BQI")  # layout, seed, bytes of the state
+_TURN_LAYOUT = 2
+COMPLETE = ("length", "stop")
+"""Finish reasons of a turn whose text is whole. One that was cancelled or timed out could still go on."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,32 +37,37 @@ class Session:
 
     state: HiddenState
     seed: int
-    recent_text: str  # the last RECENT_TEXT_CHARS of its text, for a model that must read it anew
+    recent_text: str  # the end of the text, which another model re-encodes
 
     @property
     def position(self) -> int:
+        """The number of characters of the session's text, prompts included."""
         return self.state.position
 
     def to_bytes(self) -> bytes:
-        """Layout 2: layout, seed and the state's length, the state, the recent_text in UTF-8."""
+        """Encode in layout 2: layout, seed and the state's length, the state, the recent text in UTF-8."""
         state = self.state.to_bytes()
         return _HEAD.pack(_LAYOUT, self.seed, len(state)) + state + self.recent_text.encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Session:
-        """Raised: StateError when the bytes are not a whole session of a layout that is known."""
+        """Decode any layout that was ever written.
+
+        Raises:
+            StateError: The bytes are not a whole session of a known layout.
+        """
         try:
-            reader = _READERS[data[0]]
+            read = _READERS[data[0]]
         except LookupError as e:
             raise StateError(f"session: layout {data[:1].hex()!r}, expected one of {sorted(_READERS)}") from e
         try:
-            return reader(data)
+            return read(data)
         except (struct.error, ValueError, KeyError, TypeError) as e:
             raise StateError(f"session: {len(data)} bytes that are not a stored session ({e})") from e
 
 
 def _read_layout_1(data: bytes) -> Session:
-    """Layout byte, header length, a JSON header with seed and state_bytes, the state, the recent_text."""
+    """Layout byte, header length, a JSON header with seed and state_bytes, the state, the recent text."""
     (length,) = struct.unpack_from("<H", data, 1)
     header = json.loads(data[3 : 3 + length])
     end = 3 + length + int(header["state_bytes"])
@@ -74,130 +85,168 @@ _READERS: dict[int, Callable[[bytes], Session]] = {1: _read_layout_1, 2: _read_l
 
 @dataclass(frozen=True, slots=True)
 class TurnRecord:
-    """All that is needed to write a turn's text again, to the character: it is a function of this and of its start."""
+    """All that is needed to generate a turn's text again: it is a function of this and of the session's start."""
 
-    start: int  # the session's position before it
-    prompt: str  # as it was read: without what was skipped
+    start_position: int  # of the session, before the prompt
+    prompt: str  # as the model read it: without the characters that were skipped
     max_chars: int
     sampling: SamplingParams
     stop: list[str]
     seed: int
-    fingerprint: str  # of the model that writes it
-    numerics: str
-    reencoded: bool = False
-    key: str = ""  # a digest of its Idempotency-Key, if it has one
-    request: str = ""  # a digest of what was asked
+    fingerprint: str  # of the model that generates the text
+    numerics: str  # of its stepper
+    reencoded: bool = False  # whether the model read the session's recent text instead of continuing its state
+    key: str = ""  # a digest of the Idempotency-Key, if the request has one
+    request: str = ""  # a digest of the request
 
     @property
-    def first(self) -> int:
-        """The session's position at which its own text begins."""
-        return self.start + len(self.prompt)
+    def prompt_end(self) -> int:
+        """The session's position at which the generated text begins."""
+        return self.start_position + len(self.prompt)
 
     def to_bytes(self) -> bytes:
-        """Encode as JSON."""
-        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":")).encode()
+        """Encode in layout 2: JSON of the fields."""
+        fields = {"layout": _TURN_LAYOUT, **asdict(self)}
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> TurnRecord:
-        """Decode what `to_bytes` of this version or of the one before it wrote.
+        """Decode any layout that was ever written.
 
         Raises:
-            StateError: The bytes are not a stored turn, or a sampling parameter in it is not known to this version.
+            StateError: The bytes are not a turn of a known layout, or it has a sampling parameter that is not known.
         """
         try:
             fields = json.loads(data)
-            if "sampling" not in fields:  # until 0.1 the sampling parameters were fields of the record
-                fields["sampling"] = {name: fields.pop(name) for name in ("temperature", "top_k", "top_p", "min_p")}
-                fields["reencoded"] = fields.pop("reprimed")
+            layout = fields.pop("layout", 1)
+            if layout == 1:
+                fields = _from_turn_layout_1(fields)
+            elif layout != _TURN_LAYOUT:
+                raise ValueError(f"layout {layout!r}, expected 1 or {_TURN_LAYOUT}")
             return cls(**{**fields, "sampling": SamplingParams.from_dict(fields["sampling"])})
-        except (ValueError, TypeError, KeyError) as e:
+        except (ValueError, TypeError, KeyError, AttributeError) as e:
             raise StateError(f"turn: {len(data)} bytes that are not a stored turn ({e})") from e
+
+
+def _from_turn_layout_1(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling parameters were fields of the record; two fields had other names."""
+    renamed = {"start": "start_position", "reprimed": "reencoded"}
+    sampling = {name: fields[name] for name in ("temperature", "top_k", "top_p", "min_p")}
+    return {**{renamed.get(k, k): v for k, v in fields.items() if k not in sampling}, "sampling": sampling}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredTurn:
-    """The turn that a session remembers. Its states stand at the turn's start, and where it was last saved."""
+    """The last turn of a session, with the states from which it can be generated again."""
 
     record: TurnRecord
-    start: Session | None  # before it; None for a session that began with it
-    before: Session | None  # the save before the session's newest, while the turn runs
-    finish_reason: str  # empty while it runs, or for ever if its worker died
-    is_running: bool  # whether someone holds its lease
+    start: Session | None  # before the turn; None for a session that began with it
+    previous_save: Session | None  # the one before the session's newest, while the turn runs
+    finish_reason: str  # empty while it runs, and for ever if its worker died
+    is_running: bool  # whether its lease is held
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its text is whole."""
+        return self.finish_reason in COMPLETE
+
+    @property
+    def status(self) -> str:
+        """The finish reason; without one, "running" or "interrupted"."""
+        return self.finish_reason or ("running" if self.is_running else "interrupted")
+
+    @property
+    def text_before(self) -> str:
+        """The end of the session's text before the generated text: what was there, and the prompt."""
+        return (self.start.recent_text if self.start else "") + self.record.prompt
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LeasedSession:
-    """A session whose lease is ours."""
+    """A session that was loaded together with the right to write it."""
 
-    token: str
+    token: str  # goes with every write
     session: Session | None  # None: it is new
-    last: StoredTurn | None
-    knows_key: bool = field(default=False)  # whether the asked Idempotency-Key was used in this session before
+    turn: StoredTurn | None  # the last one
+    has_key: bool = False  # whether a turn of this session had the request's Idempotency-Key
 
 
 def new_session_id() -> str:
-    """A capability of 192 bits: who knows it may read and go on with the session."""
+    """Return a random id of 192 bits. It is a capability: who knows it can read and continue the session."""
     return secrets.token_urlsafe(24)
 
 
 def digest(*parts: str) -> str:
-    """What stands for a secret in the store: who can look into the store gets no session by it."""
+    """Return the 128 bits, in hex, that stand for a secret in the store: reading the store reveals no session id."""
     return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 class SessionStore(Protocol):
-    """Every method may raise StoreUnavailable; what else each raises is said there.
+    """Sessions and their last turns. Both expire after a time without use.
 
-    A write by a token that is no longer the session's raises SessionConflict; a write to a session that is not there
-    any more (deleted, or the store lost its memory) says so by returning False.
+    Every method may raise StoreUnavailable. A write with a token that is no longer the session's raises
+    SessionConflict; a write to a session that no longer exists (deleted, or the store lost its memory) returns False.
     """
 
     def load(self, session_id: str) -> tuple[Session | None, StoredTurn | None]:
-        """A session as it was last saved, and the turn that it remembers; its time to live starts anew.
+        """Return a session as it was last saved, and its last turn; the session's time to live starts anew.
 
-        A session whose first turn has not been saved yet is (None, turn); one that is not there (None, None).
+        A session whose first turn has not been saved yet is (None, turn), one that does not exist (None, None).
+
+        Raises:
+            UnreadableSession: It was stored in an unknown layout.
         """
         ...
 
     def acquire(
         self, session_id: str, *, lease_s: float, is_new: bool = False, force: bool = False, key: str = ""
     ) -> LeasedSession:
-        """Take the lease. `force`, or the key of the turn that holds it, takes it from a holder that still has it.
+        """Take the lease of a session, and load it.
 
-        Raised: UnknownSession, SessionConflict while another holds the lease.
+        Args:
+            session_id: The session.
+            lease_s: The lease ends after this time without a renewal.
+            is_new: Whether the session may be one that does not exist.
+            force: Take the lease from its holder.
+            key: The digest of an Idempotency-Key; the turn with this key gives its lease away.
+
+        Raises:
+            UnknownSession: It does not exist.
+            SessionConflict: Another request holds the lease.
+            UnreadableSession: It was stored in an unknown layout.
         """
         ...
 
     def begin(self, session_id: str, token: str, turn: TurnRecord, start: Session | None, lease_s: float) -> bool:
-        """Remember the turn that now begins, in place of the last one, and put the session where it starts."""
+        """Store the turn that begins, in place of the last one, and set the session to where it starts."""
         ...
 
     def renew(self, session_id: str, token: str, lease_s: float) -> bool:
-        """Keep a lease that takes longer."""
+        """Prolong the lease."""
         ...
 
     def save(self, session_id: str, token: str, session: Session, lease_s: float) -> bool:
-        """Store where the running turn is, and keep the lease."""
+        """Store a snapshot of the running turn, and prolong the lease."""
         ...
 
     def commit(self, session_id: str, token: str, session: Session, finish_reason: str) -> bool:
-        """Store where the turn ended, and give the lease back; again with the same token is the same."""
+        """Store the end of the turn, and release the lease. Repeating it with the same token changes nothing."""
         ...
 
     def abandon(self, session_id: str, token: str) -> None:
-        """Give the lease back with nothing stored; nothing happens when it was lost."""
+        """Release the lease without storing anything; no effect if the lease was lost."""
         ...
 
     def create(self, session_id: str, session: Session) -> None:
-        """Store a session that is nobody's turn: a fork."""
+        """Store a session without a turn, such as a fork."""
         ...
 
     def delete(self, session_id: str) -> bool:
-        """Forget all of a session, its turn included; whether there was one."""
+        """Delete a session and its turn; return whether it existed."""
         ...
 
-    def salt_of(self, key: str) -> str:
-        """The random value that goes with an Idempotency-Key; the first who asks makes it."""
+    def idempotency_salt(self, key: str) -> str:
+        """Return the random value that belongs to the digest of an Idempotency-Key; the first call creates it."""
         ...
 
     def ping(self) -> None:
@@ -205,21 +254,43 @@ class SessionStore(Protocol):
         ...
 
 
-NO_SESSION = "no such session: it never was, was deleted, or has expired"
-BUSY = "another request is writing this session; try again when it has ended, or take its stream over"
-LOST = "another request has taken this session over"
-KEYS_KEPT = 32  # Idempotency-Keys that a session remembers
+LEASE_HELD = "another request writes this session; send the request again when it has ended, or resume its stream"
+LEASE_LOST = "another request has taken this session over"
 
 
-def turn_of(fields: dict[str, Any], now_ms: int) -> StoredTurn | None:
-    """The stored fields of a turn -> what they say; None where there is only a lease."""
+def decode_session(data: bytes | None) -> Session | None:
+    """Decode a stored session; None and no bytes are none.
+
+    Raises:
+        UnreadableSession: The bytes have an unknown layout, or are damaged.
+    """
+    try:
+        return Session.from_bytes(data) if data else None
+    except StateError as e:
+        raise UnreadableSession(f"the stored session cannot be read: {e}") from e
+
+
+TURN_FIELDS = ("turn", "start", "before", "end", "until")
+"""The fields in which a store keeps a turn: TurnRecord, the sessions `start` and `previous_save`, the finish reason,
+and the end of the lease in milliseconds of the store's clock."""
+
+
+def decode_turn(fields: Mapping[str, Any], now_ms: int) -> StoredTurn | None:
+    """Decode the stored fields of a turn; None where there is only a lease.
+
+    Raises:
+        UnreadableSession: The bytes have an unknown layout, or are damaged.
+    """
     if not fields.get("turn"):
         return None
-    start, before = fields.get("start"), fields.get("before")
+    try:
+        record = TurnRecord.from_bytes(fields["turn"])
+    except StateError as e:
+        raise UnreadableSession(f"the session's last turn cannot be read: {e}") from e
     return StoredTurn(
-        record=TurnRecord.from_bytes(fields["turn"]),
-        start=Session.from_bytes(start) if start else None,
-        before=Session.from_bytes(before) if before else None,
+        record=record,
+        start=decode_session(fields.get("start")),
+        previous_save=decode_session(fields.get("before")),
         finish_reason=(fields.get("end") or b"").decode(),
         is_running=int(fields.get("until") or 0) > now_ms,
     )

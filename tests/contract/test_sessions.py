@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from model.errors import StateError
 from model.network.sampling import SamplingParams
 from model.network.state import HiddenState
-from service.errors import SessionConflict, UnknownSession
+from service.errors import SessionConflict, UnknownSession, UnreadableSession
 from service.settings import SettingsError
 from service.store.connect import connect
 from service.store.memory import MemorySessions
@@ -51,15 +52,34 @@ def _running(program: str) -> Iterator[dict[str, str]]:
 _STORES = ["memory", *(f"{server} {way}" for server in ("valkey", "redis") for way in ("one", "cluster", "sentinel"))]
 
 
+@dataclass
+class Kind:
+    """One kind of store."""
+
+    make: Callable[..., SessionStore]  # ttl_s, turn_ttl_s
+    pass_time: Callable[[float], None]  # so many seconds, on the store's clock
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
 @pytest.fixture(params=_STORES)
-def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., SessionStore]]:
+def kind(request: pytest.FixtureRequest) -> Iterator[Kind]:
     if request.param == "memory":
-        yield lambda ttl_s=60, turn_ttl_s=60: MemorySessions(ttl_s, turn_ttl_s)
+        clock = Clock()
+        yield Kind(lambda ttl_s=60, turn_ttl_s=60: MemorySessions(ttl_s, turn_ttl_s, lambda: clock.now), clock.advance)
         return
     server, way = request.param.split()
     client = connect(request.getfixturevalue(f"{server}_urls")[way])
     require_supported_version(client)
-    yield lambda ttl_s=60, turn_ttl_s=60: RedisSessions(client, ttl_s, turn_ttl_s)
+    yield Kind(lambda ttl_s=60, turn_ttl_s=60: RedisSessions(client, ttl_s, turn_ttl_s), time.sleep)
     client.close()
     if way == "sentinel":
         client.connection_pool.disconnect()
@@ -68,8 +88,8 @@ def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., SessionStore]
 
 
 @pytest.fixture
-def sessions(make: Callable[..., SessionStore]) -> SessionStore:
-    return make()
+def sessions(kind: Kind) -> SessionStore:
+    return kind.make()
 
 
 def session(position: int = 7, seed: int = 3, recent_text: str = "früh\n") -> Session:
@@ -81,7 +101,7 @@ def session(position: int = 7, seed: int = 3, recent_text: str = "früh\n") -> S
 
 def record(start: int = 0, **more: Any) -> TurnRecord:
     sampling = SamplingParams(0.9, top_k=3)
-    made = {"start": start, "prompt": "é", "max_chars": 9, "sampling": sampling, "stop": ["ü"], "seed": 3}
+    made = {"start_position": start, "prompt": "é", "max_chars": 9, "sampling": sampling, "stop": ["ü"], "seed": 3}
     made |= {"fingerprint": "f" * 16, "numerics": "n"}
     return TurnRecord(**{**made, **more})
 
@@ -107,8 +127,8 @@ def test_a_session_comes_back_with_the_bits_it_had(sessions: SessionStore) -> No
     for found in (loaded(sessions, id), held.session):
         assert found is not None
         assert found.to_bytes() == session().to_bytes()
-    assert held.last is not None
-    assert (held.last.record, held.last.start, held.last.finish_reason) == (record(), None, "length")
+    assert held.turn is not None
+    assert (held.turn.record, held.turn.start, held.turn.finish_reason) == (record(), None, "length")
 
 
 def test_what_is_not_there_is_said(sessions: SessionStore) -> None:
@@ -143,12 +163,14 @@ def test_of_two_writers_one_wins(sessions: SessionStore) -> None:
 
 
 @pytest.mark.parametrize("how", ["its lease ran out", "by force", "by the turn's own key"])
-def test_who_was_taken_over_cannot_write(sessions: SessionStore, how: str) -> None:
+def test_who_was_taken_over_cannot_write(kind: Kind, how: str) -> None:
     """The old one is told at its next write of any kind, and what the new one stores stays."""
+    sessions = kind.make()
     id = saved(sessions, session())
-    old = sessions.acquire(id, lease_s=0.05 if how == "its lease ran out" else 10).token
+    old = sessions.acquire(id, lease_s=10).token
     sessions.begin(id, old, record(7, key="k" * 32), session(), 0.05 if how == "its lease ran out" else 10)
-    time.sleep(0.1)
+    if how == "its lease ran out":
+        kind.pass_time(0.1)
     new = sessions.acquire(id, lease_s=10, force=how == "by force", key="k" * 32 if "key" in how else "").token
     writes: list[Callable[[], object]] = [
         lambda: sessions.commit(id, old, session(100), "length"),
@@ -164,33 +186,38 @@ def test_who_was_taken_over_cannot_write(sessions: SessionStore, how: str) -> No
     assert loaded(sessions, id).position == 8
 
 
-def test_a_renewed_lease_lasts(sessions: SessionStore) -> None:
-    """A turn that takes longer than its lease keeps it by asking, and by saving."""
+def test_a_renewed_lease_lasts(kind: Kind) -> None:
+    """A turn that takes longer than its lease keeps it by renewing it, and by saving."""
+    sessions, lease_s = kind.make(), 2.0
     id = saved(sessions, session())
-    token = sessions.acquire(id, lease_s=0.3).token
-    for keep in (sessions.renew, lambda *a: sessions.save(id, token, session(8), 0.3), sessions.renew):
-        time.sleep(0.2)
-        assert keep(id, token, 0.3)
+    token = sessions.acquire(id, lease_s=lease_s).token
+    for keep in (sessions.renew, lambda *a: sessions.save(id, token, session(8), lease_s), sessions.renew):
+        kind.pass_time(lease_s * 0.4)
+        assert keep(id, token, lease_s)
         with pytest.raises(SessionConflict):
             sessions.acquire(id, lease_s=1)
 
 
-def test_a_running_turn_leaves_what_it_needs_to_be_gone_on_with(sessions: SessionStore) -> None:
+def test_an_interrupted_turn_leaves_what_resuming_it_needs(kind: Kind) -> None:
     """After two saves and a death: its record, the state before it, the last save and the one before."""
+    sessions = kind.make()
     id = saved(sessions, session(7))
-    token = sessions.acquire(id, lease_s=0.2).token
-    sessions.begin(id, token, record(7), session(7), 0.2)
-    for position in (20, 30):
-        assert sessions.save(id, token, session(position), 0.2)
-    _, last = sessions.load(id)
-    assert last is not None
-    assert last.is_running
-    time.sleep(0.3)
+    token = sessions.acquire(id, lease_s=10).token
+    sessions.begin(id, token, record(7), session(7), 10)
+    assert sessions.save(id, token, session(20), 10)
+    _, turn = sessions.load(id)
+    assert turn is not None
+    assert (turn.is_running, turn.status) == (True, "running")
+    assert sessions.save(id, token, session(30), 0.05)
+    kind.pass_time(0.1)
+    _, turn = sessions.load(id)
+    assert turn is not None
+    assert (turn.is_running, turn.status) == (False, "interrupted")
     held = sessions.acquire(id, lease_s=10)
-    assert held.last is not None
-    assert held.last.record == record(7)
-    assert held.last.finish_reason == ""
-    positions = [s.position if s else None for s in (held.last.start, held.last.before, held.session)]
+    assert held.turn is not None
+    assert held.turn.record == record(7)
+    assert held.turn.finish_reason == ""
+    positions = [s.position if s else None for s in (held.turn.start, held.turn.previous_save, held.session)]
     assert positions == [7, 20, 30]
 
 
@@ -215,15 +242,15 @@ def test_an_abandoned_lease_leaves_all_as_it_was(sessions: SessionStore) -> None
     held = sessions.acquire(id, lease_s=10)
     assert held.session is not None
     assert held.session.to_bytes() == session().to_bytes()
-    assert held.last is not None
-    assert held.last.record == record()
+    assert held.turn is not None
+    assert held.turn.record == record()
 
 
 def test_a_new_session_that_was_abandoned_never_was(sessions: SessionStore) -> None:
     """Nothing is stored before the turn begins."""
     id = new_session_id()
     held = sessions.acquire(id, is_new=True, lease_s=10)
-    assert (held.session, held.last) == (None, None)
+    assert (held.session, held.turn) == (None, None)
     sessions.abandon(id, held.token)
     assert sessions.load(id)[0] is None
     with pytest.raises(UnknownSession):
@@ -257,27 +284,27 @@ def test_keys_of_earlier_turns_are_known(sessions: SessionStore) -> None:
     a, b, c = "a" * 32, "b" * 32, "c" * 32
     id = saved(sessions, session(), key=a)
     held = sessions.acquire(id, lease_s=10, key=a)
-    assert held.last is not None
-    assert (held.last.record.key, held.knows_key) == (a, True)
+    assert held.turn is not None
+    assert (held.turn.record.key, held.has_key) == (a, True)
     sessions.begin(id, held.token, record(7, key=b), session(), 10)
     sessions.commit(id, held.token, session(8), "length")
     held = sessions.acquire(id, lease_s=10, key=a)
-    assert held.last is not None
-    assert (held.last.record.key, held.knows_key) == (b, True)
+    assert held.turn is not None
+    assert (held.turn.record.key, held.has_key) == (b, True)
     sessions.abandon(id, held.token)
-    assert sessions.acquire(id, lease_s=10, key=c).knows_key is False
+    assert sessions.acquire(id, lease_s=10, key=c).has_key is False
 
 
 def test_a_salt_is_made_once(sessions: SessionStore) -> None:
     """Whoever asks first makes it, twenty at once: all get the same; another key has another."""
     key, salts = digest(new_session_id()), []
-    threads = [threading.Thread(target=lambda: salts.append(sessions.salt_of(key))) for _ in range(20)]
+    threads = [threading.Thread(target=lambda: salts.append(sessions.idempotency_salt(key))) for _ in range(20)]
     for t in threads:
         t.start()
     for t in threads:
         t.join()
     assert len(set(salts)) == 1
-    assert sessions.salt_of(digest(new_session_id())) != salts[0]
+    assert sessions.idempotency_salt(digest(new_session_id())) != salts[0]
 
 
 def test_a_fork_is_a_session(sessions: SessionStore) -> None:
@@ -285,15 +312,15 @@ def test_a_fork_is_a_session(sessions: SessionStore) -> None:
     id = new_session_id()
     sessions.create(id, session(12))
     assert loaded(sessions, id).position == 12
-    assert sessions.acquire(id, lease_s=10).last is None
+    assert sessions.acquire(id, lease_s=10).turn is None
 
 
-def test_sessions_and_turns_expire(make: Callable[..., SessionStore]) -> None:
+def test_sessions_and_turns_expire(kind: Kind) -> None:
     """What nobody uses for its time to live is forgotten; use starts a session's time anew, not its turn's."""
-    store = make(ttl_s=2, turn_ttl_s=1)
+    store = kind.make(ttl_s=2, turn_ttl_s=1)
     used, unused = saved(store, session()), saved(store, session())
     for _ in range(5):
-        time.sleep(0.5)
+        kind.pass_time(0.5)
         loaded(store, used)
     assert store.load(used)[1] is None
     assert store.load(unused) == (None, None)
@@ -339,3 +366,17 @@ def test_damaged_records_are_refused(cut: int) -> None:
         Session.from_bytes(session().to_bytes()[:cut])
     with pytest.raises(StateError):
         TurnRecord.from_bytes(record().to_bytes()[:cut])
+
+
+def test_an_unreadable_session_is_refused_and_can_be_deleted(redis_server: RedisServer) -> None:
+    """A layout of a later version: 409, by every operation that reads; no lease is left, and deleting works."""
+    client = connect(redis_server.url)
+    sessions = RedisSessions(client, ttl_s=60)
+    id = saved(sessions, session())
+    client.set(f"lh:{{{digest(id)}}}", b"\x63" + session().to_bytes()[1:])
+    for read in (lambda: sessions.load(id), lambda: sessions.acquire(id, lease_s=10)):
+        with pytest.raises(UnreadableSession, match="layout '63', expected one of"):
+            read()
+    assert client.hget(f"lh:{{{digest(id)}}}:turn", "until") == b"0"
+    assert sessions.delete(id)
+    client.close()

@@ -113,7 +113,7 @@ def test_an_interrupted_turn_wants_to_be_resumed_or_placed(
     dying.start()
     client = Cut(dying, 1000)
     dying.kill()
-    eventually(lambda: other.client.get(f"/sessions/{client.session_id}").json()["turn"] == "interrupted")
+    eventually(lambda: other.client.get(f"/sessions/{client.session_id}").json()["turn"]["status"] == "interrupted")
     refused = other.post(session_id=client.session_id, max_chars=10)
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "turn_interrupted")
     on = other.generate(session_id=client.session_id, position=client.at, max_chars=100, temperature=0.9)
@@ -131,7 +131,7 @@ def test_a_stopped_process_that_wakes_up_writes_nothing(
             id = json.loads(next(chunks).split("data: ")[1].split("\n")[0])["session_id"]
             next(chunks)
             sleeping.send_signal(signal.SIGSTOP)
-            eventually(lambda: other.client.get(f"/sessions/{id}").json().get("turn") == "interrupted")
+            eventually(lambda: other.client.get(f"/sessions/{id}").json()["turn"]["status"] == "interrupted")
             placed = other.generate(session_id=id, position=5, max_chars=50, temperature=0.9)
             sleeping.send_signal(signal.SIGCONT)
             rest = "".join(chunks)
@@ -310,7 +310,7 @@ def test_a_new_model_reads_the_end_of_the_text(tmp_path: Path, redis_server: Red
 
 
 def test_no_text_need_be_kept(tmp_path: Path, redis_server: RedisServer, tiny: Checkpoint) -> None:
-    """With SESSION_RECENT_TEXT_CHARS=0 sessions go on as ever, no text of them is stored, and a new model is a conflict."""
+    """SESSION_RECENT_TEXT_CHARS=0: sessions continue, no text of them is stored, and a new model is a conflict."""
     registry.promote(tiny.save(tmp_path))
     service = Service(CHECKPOINT_DIR=str(tmp_path), REDIS_URL=redis_server.url, SESSION_RECENT_TEXT_CHARS="0")
     with service:

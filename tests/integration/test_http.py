@@ -214,9 +214,9 @@ def test_without_redis_what_needs_none_goes_on(store: Path) -> None:
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "store_unavailable"
         assert int(refused.headers["Retry-After"]) >= 1
-    assert service.client.get("/readyz").json()["sessions"] == "away"
+    assert service.client.get("/readyz").json()["session_store"] == "unavailable"
     redis.start()
-    eventually(lambda: service.client.get("/readyz").json()["sessions"] == "ok")
+    eventually(lambda: service.client.get("/readyz").json()["session_store"] == "ok")
     assert service.generate(session_id=begun["session_id"], max_chars=5)["position"] == 30
     assert service.generate(**ASKED, max_chars=20)["saved"] is True
     service.stop()

@@ -45,7 +45,7 @@ def folder(begun: tuple[Service, Path], tiny: Checkpoint) -> Path:
         if path.name != tiny.file_name:
             path.unlink()
     registry.promote(folder / tiny.file_name)
-    eventually(lambda: serving(service) == tiny.fingerprint and told(service)["refused"] is None)
+    eventually(lambda: serving(service) == tiny.fingerprint and told(service)["refused_checkpoint"] is None)
     return folder
 
 
@@ -71,7 +71,7 @@ def alone(model: Checkpoint, seed: int) -> str:
 def test_streams_finish_on_the_model_they_began_with(folder: Path, swapped: Service) -> None:
     """Streams run through several promotions: none breaks or changes a character, no request is refused, and the
     replaced models are freed."""
-    before = told(swapped)["swaps"]
+    before = told(swapped)["model_swaps"]
     models = [random_checkpoint(n_hidden=HIDDEN, seed=i + 1) for i in range(PROMOTIONS + 1)]
     by_name = {m.fingerprint: m for m in models}
     paths = [m.save(folder) for m in models]
@@ -113,8 +113,8 @@ def test_streams_finish_on_the_model_they_began_with(folder: Path, swapped: Serv
     assert len({fingerprint for fingerprint, _ in texts.values()}) > 2
     for seed, (fingerprint, text) in texts.items():
         assert text == alone(by_name[fingerprint], seed)
-    eventually(lambda: told(swapped)["retiring"] == 0)
-    assert told(swapped)["swaps"] == before + PROMOTIONS + 1
+    eventually(lambda: told(swapped)["retired_models"] == 0)
+    assert told(swapped)["model_swaps"] == before + PROMOTIONS + 1
 
 
 def broken(folder: Path, kind: str) -> tuple[Path, str]:
@@ -149,32 +149,32 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_conflict")
         assert says in refused.json()["error"]["message"]
     registry.promote(path)
-    eventually(lambda: told(swapped)["refused"] is not None)
+    eventually(lambda: told(swapped)["refused_checkpoint"] is not None)
     shown = told(swapped)
-    assert shown["refused"]["name"] == path.name
-    assert says in shown["refused"]["reason"]
+    assert shown["refused_checkpoint"]["name"] == path.name
+    assert says in shown["refused_checkpoint"]["reason"]
     assert shown["model"]["fingerprint"] == tiny.fingerprint
     assert swapped.generate(max_chars=5)["model"]["fingerprint"] == tiny.fingerprint
     if kind == "nan":
         swapped.stop()
         swapped.start()
         assert serving(swapped) == tiny.fingerprint
-        assert says in told(swapped)["refused"]["reason"]
+        assert says in told(swapped)["refused_checkpoint"]["reason"]
     good = self_test.record(random_checkpoint(seed=4))
     registry.promote(good.save(folder))
     eventually(lambda: serving(swapped) == good.fingerprint)
-    assert told(swapped)["refused"] is None
+    assert told(swapped)["refused_checkpoint"] is None
 
 
 def test_a_broken_promotion_is_refused_too(folder: Path, swapped: Service, tiny: Checkpoint) -> None:
     """promoted.json that says nothing, or names a file elsewhere."""
     for text in ("{", json.dumps({"checkpoint": "../../etc/passwd", "before": []})):
         (folder / "promoted.json").write_text(text)
-        eventually(lambda: (told(swapped)["refused"] or {}).get("name") == "promoted.json")
+        eventually(lambda: (told(swapped)["refused_checkpoint"] or {}).get("name") == "promoted.json")
         assert swapped.generate(max_chars=5)["model"]["fingerprint"] == tiny.fingerprint
         assert swapped.client.get("/models").status_code == 409
         checkpoint_again(folder, tiny)
-        eventually(lambda: told(swapped)["refused"] is None)
+        eventually(lambda: told(swapped)["refused_checkpoint"] is None)
 
 
 def checkpoint_again(folder: Path, model: Checkpoint) -> None:

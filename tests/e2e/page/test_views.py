@@ -111,7 +111,7 @@ def test_score_shows_the_losses_of_a_text(visit: Visiting, service: Service) -> 
         "all => all.map(e => e.className.match(/s(\\d)/)[1])"
     )
     steps = [0.5, 1, 2, 3, 4.5, 6, 8]
-    assert [int(s) for s in shades] == [sum(b >= step for step in steps) for b in scored["surprise"]]
+    assert [int(s) for s in shades] == [sum(b >= step for step in steps) for b in scored["surprisal"]]
 
 
 def test_score_continues_the_session_in_generate(visit: Visiting, service: Service) -> None:

@@ -8,28 +8,25 @@ import time
 import pytest
 
 from model.checkpoints.file_format import Checkpoint
-from model.stepper.reference import ReferenceStepper
-from service.engine.engine import Engine
 from service.engine.stream import Chunk, End, Failed, Stream
 from service.errors import Draining
-from service.models.manager import LoadedModel, ModelManager
+from service.models.manager import ModelManager
 from service.operations.drain import Drain
-from tests.conftest import ALPHABET
 from tests.servers import eventually
 from tests.service.engine.requests import request
+from tests.service.models.loaded import load
 
 
 @pytest.fixture
 def models(tiny: Checkpoint) -> ModelManager:
-    engine = Engine(ReferenceStepper(tiny.network(), 4), ALPHABET, "f", max_waiting=4)
-    engine.start()
     models = ModelManager()
-    models.serve(LoadedModel(engine, "tiny"))
+    models.serve(load(tiny))
     return models
 
 
 def submit(models: ModelManager, n: int) -> Stream:
-    return models.admit().engine.submit(request(max_chars=n))
+    with models.admit() as lease:
+        return lease.model.engine.submit(request(max_chars=n))
 
 
 def last_item(stream: Stream) -> End | Failed:

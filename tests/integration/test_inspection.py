@@ -1,4 +1,4 @@
-"""InspectionService at a text: its surprise, the gates as it is read, and what each character that is written was drawn from."""
+"""/score, /inspect and log-probabilities: surprisal, gates, and what each character was sampled from."""
 
 from __future__ import annotations
 
@@ -133,10 +133,10 @@ def test_score_is_the_loss_of_model_evaluate(service: Service, tiny: Checkpoint)
     ids = np.array([ALPHABET.start, *ALPHABET.encode(text)])
     assert scored["nats_per_character"] == pytest.approx(protocols.loss(tiny.network(), ids), abs=1e-5)
     assert scored["bits_per_character"] == pytest.approx(scored["nats_per_character"] / math.log(2))
-    assert scored["characters"] == len(scored["surprise"]) == len(text)
+    assert scored["characters"] == len(scored["surprisal"]) == len(text)
     logprobs = torch.log_softmax(rows(tiny, text), dim=-1)
     expected = -logprobs.gather(-1, torch.from_numpy(ids[1:, None]))[:, 0] / math.log(2)
-    assert scored["surprise"] == pytest.approx(expected.tolist(), abs=3e-4)
+    assert scored["surprisal"] == pytest.approx(expected.tolist(), abs=3e-4)
     assert "logprobs" not in scored
 
 
@@ -163,7 +163,7 @@ def test_score_goes_on_from_a_session_and_leaves_it(service: Service) -> None:
     whole = service.client.post("/score", json={"text": text + TEXT, "logprobs": 2}).json()
     after = service.client.post("/score", json={"text": TEXT, "session_id": begun["session_id"], "logprobs": 2}).json()
     assert after["position"] == len(text)
-    assert after["surprise"] == pytest.approx(whole["surprise"][len(text) :], abs=1e-3)
+    assert after["surprisal"] == pytest.approx(whole["surprisal"][len(text) :], abs=1e-3)
     assert [x["top"][0][0] for x in after["logprobs"]] == [x["top"][0][0] for x in whole["logprobs"][len(text) :]]
     assert service.client.get(f"/sessions/{begun['session_id']}").json()["position"] == len(text)
 
@@ -172,9 +172,9 @@ def test_score_skips_what_the_model_does_not_know(service: Service) -> None:
     """Skipped characters are null in their places; the others are as if they had not been there."""
     scored = service.client.post("/score", json={"text": "hÉllo", "on_unknown": "skip", "logprobs": 1}).json()
     plain = service.client.post("/score", json={"text": "hllo"}).json()
-    assert scored["surprise"][1] is None
+    assert scored["surprisal"][1] is None
     assert scored["logprobs"][1] is None
-    assert [s for s in scored["surprise"] if s is not None] == plain["surprise"]
+    assert [s for s in scored["surprisal"] if s is not None] == plain["surprisal"]
     assert scored["characters"] == 4
 
 
@@ -191,12 +191,12 @@ def test_inspect_is_model_gates(service: Service, tiny: Checkpoint, layer: int, 
     values = getattr(oracle, of)[1:]
     shown = np.tanh(values) if of == "c" else values
     assert np.array(found["map"]["values"]) == pytest.approx(shown.T, abs=1e-3)
-    assert (found["layers"], found["hidden"], found["characters"]) == (2, 24, len(TEXT))
+    assert (found["n_layers"], found["n_hidden"], found["characters"]) == (2, 24, len(TEXT))
 
 
 def test_inspect_ranks_units_by_what_they_tell(service: Service, tiny: Checkpoint) -> None:
     """The correlations that it tells are numpy's, of tanh(c) with the feature; what does not vary is not ranked."""
-    found = service.client.post("/inspect", json={"text": TEXT}).json()["telling"]
+    found = service.client.post("/inspect", json={"text": TEXT}).json()["unit_correlations"]
     layers = gate_activations(tiny.network(), [ALPHABET.start, *ALPHABET.encode(TEXT)])
     in_line = [len(TEXT[: i + 1].rpartition("\n")[2]) for i in range(len(TEXT))]
     best = found["position_in_line"]["units"]

@@ -1,6 +1,6 @@
 """Random operations on sessions against a plain oracle: a session is nothing but its text, its seed and its model.
 
-`pytest tests/service/test_sessions_stateful.py --hypothesis-profile=many` runs 10,000 sequences instead of 60.
+`pytest tests/service/generation/test_sessions_stateful.py --hypothesis-profile=many` runs 10,000 sequences, not 60.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ from model.stepper.choose import choose
 from model.stepper.generate import write
 from service.engine.engine import Engine
 from service.errors import NoTurn, SessionConflict, TurnInterrupted, UnknownSession
-from service.generation.generation import Generation, Policy
-from service.generation.turn import Turn
-from service.models.manager import LoadedModel, ModelManager
+from service.generation.service import GenerationOptions, GenerationService
+from service.generation.stream import RunningGeneration
+from service.models.loaded_model import LoadedModel
+from service.models.manager import ModelManager
 from service.schemas import GenerateRequest
 from service.store.memory import MemorySessions
 from service.store.prefixes import MemoryPrefixes
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.servers import eventually
+from tests.service.models.loaded import with_engine
 
 MODELS = [random_checkpoint(n_layers=1, n_hidden=6, seed=s) for s in (1, 2)]
-TAIL = 40
+RECENT_TEXT_CHARS = 40
 
 
-def engine_of(checkpoint: Checkpoint) -> Engine:
+def start_engine(checkpoint: Checkpoint) -> Engine:
     stepper, _ = choose(checkpoint.network(), n_slots=4)
     engine = Engine(stepper, checkpoint.vocab, checkpoint.fingerprint, max_waiting=20, block_s=0.002)
     # Blocks of a fixed length: what has been saved when a worker dies must not depend on the clock.
@@ -43,8 +45,17 @@ def engine_of(checkpoint: Checkpoint) -> Engine:
 
 @cache
 def engines() -> list[list[Engine]]:
-    """[worker][model]"""
-    return [[engine_of(checkpoint) for checkpoint in MODELS] for _ in range(2)]
+    """[worker][model]; they are kept for all sequences of operations."""
+    return [[start_engine(checkpoint) for checkpoint in MODELS] for _ in range(2)]
+
+
+class Model(LoadedModel):
+    """A model whose engine is used again after it has been freed."""
+
+    def _free(self) -> None:
+        assert self.n_leases == 0
+        assert self._on_freed is not None
+        self._on_freed(self)
 
 
 ALONE = [choose(checkpoint.network(), n_slots=1)[0] for checkpoint in MODELS]
@@ -70,7 +81,7 @@ class Plain:
         """What must come after `prompt`; begins the oracle's turn."""
         self.before = (self.read, self.read_from, self.model)
         if model != self.model:
-            self.read = self.text[-TAIL:]
+            self.read = self.text[-RECENT_TEXT_CHARS:]
             self.read_from = len(self.text) - len(self.read)
             self.model = model
         self.turn_start, self.prompt = len(self.text), prompt
@@ -106,10 +117,9 @@ class Sessions(RuleBasedStateMachine):
         super().__init__()
         self.store = self.make_store()
         self.model = 0
-        self.serving = [ModelManager(), ModelManager()]
-        self.workers = [
-            Generation(serving, self.store, MemoryPrefixes(), Policy(1000, 60.0, 0.0, TAIL)) for serving in self.serving
-        ]
+        self.managers = [ModelManager(), ModelManager()]
+        options = GenerationOptions(1000, 60.0, 0.0, RECENT_TEXT_CHARS)
+        self.workers = [GenerationService(manager, self.store, MemoryPrefixes(), options) for manager in self.managers]
         self.swap(0)
 
     def make_store(self) -> Any:
@@ -117,29 +127,35 @@ class Sessions(RuleBasedStateMachine):
 
     def swap(self, model: int) -> None:
         self.model = model
-        for worker, serving in enumerate(self.serving):
-            serving.serve(LoadedModel(engines()[worker][model], f"model {model}"))
+        for worker, manager in enumerate(self.managers):
+            manager.serve(with_engine(engines()[worker][model], kind=Model))
 
     def ask(self, prompt: str, n: int, p: SamplingParams, **more: Any) -> GenerateRequest:
         return GenerateRequest.model_validate({"prompt": prompt, "max_chars": n, **p.as_dict(), **more})
 
-    def read(self, turn: Turn, at_least: int | None = None) -> str:
-        """A turn's text, to its end and committed, or the pieces until so much is there."""
+    def read(self, running: RunningGeneration, at_least: int | None = None) -> str:
+        """A turn's text, to its end and committed, or the chunks until so much is there."""
         text = ""
-        for piece in turn.pieces(5.0):
-            text += piece.text if piece else ""
+        for chunk in running.chunks(5.0):
+            text += chunk.text if chunk else ""
             if at_least is not None and len(text) >= at_least:
                 return text
         if at_least is None:
-            assert turn.finish().saved
+            assert running.finish().saved
+            running.close()
         return text
+
+    def kill(self, running: RunningGeneration) -> None:
+        """What is left of a generation when its process is killed: nothing more is stored."""
+        running._is_over = True
+        running.close()
 
     @rule(target=sessions, worker=st.integers(0, 1), prompt=TEXT, n=LENGTH, params=PARAMS, seed=st.integers(0, 5))
     def begin(self, worker: int, prompt: str, n: int, params: SamplingParams, seed: int) -> Plain:
-        turn = self.workers[worker].open(self.ask(prompt, n, params, seed=seed))
-        plain = Plain(turn.opening()["session_id"], seed, self.model)
+        running = self.workers[worker].generate(self.ask(prompt, n, params, seed=seed))
+        plain = Plain(running.start_info()["session_id"], seed, self.model)
         expected = plain.next(self.model, prompt, n, params)
-        assert self.read(turn) == expected
+        assert self.read(running) == expected
         plain.shown(prompt + expected)
         return plain
 
@@ -148,12 +164,12 @@ class Sessions(RuleBasedStateMachine):
         request = self.ask(prompt, n, params, session_id=plain.id)
         if plain.interrupted:
             with pytest.raises(TurnInterrupted):
-                self.workers[worker].open(request)
+                self.workers[worker].generate(request)
             return
         expected = plain.next(self.model, prompt, n, params)
-        turn = self.workers[worker].open(request)
-        assert turn.opening()["position"] == len(plain.text) + len(prompt)
-        assert self.read(turn) == expected
+        running = self.workers[worker].generate(request)
+        assert running.start_info()["position"] == len(plain.text) + len(prompt)
+        assert self.read(running) == expected
         plain.shown(prompt + expected)
 
     @rule(
@@ -169,12 +185,12 @@ class Sessions(RuleBasedStateMachine):
         if plain.interrupted:
             return
         expected = plain.next(self.model, "", n, params)
-        turn = self.workers[worker].open(self.ask("", n, params, session_id=plain.id))
-        seen = self.read(turn, at_least=min(at, n))
+        running = self.workers[worker].generate(self.ask("", n, params, session_id=plain.id))
+        seen = self.read(running, at_least=min(at, n))
         if dies:
-            turn.cancel()  # nothing of it will be heard of again
+            self.kill(running)
         else:
-            turn.close()
+            running.close()
         rest = self.read(self.workers[1 - worker].resume(plain.id, len(plain.text) + len(seen)))
         assert seen + rest == expected
         plain.shown(expected)
@@ -185,11 +201,10 @@ class Sessions(RuleBasedStateMachine):
         if plain.interrupted:
             return
         expected = plain.next(self.model, "", n, params)
-        turn = self.workers[worker].open(self.ask("", n, params, session_id=plain.id))
-        seen = self.read(turn, at_least=min(at, n - 1))
-        turn.cancel()
-        turn.lease.renew_at = float("inf")  # type: ignore[union-attr]
-        self.store.abandon(plain.id, turn.lease.token)  # type: ignore[union-attr]  # as if its lease had run out
+        running = self.workers[worker].generate(self.ask("", n, params, session_id=plain.id))
+        seen = self.read(running, at_least=min(at, n - 1))
+        self.kill(running)
+        running._policy.abandon()  # as if its lease had run out
         assert expected.startswith(seen)
         plain.shown(seen)
         plain.interrupted = True
@@ -202,22 +217,22 @@ class Sessions(RuleBasedStateMachine):
         first = plain.turn_start + len(plain.prompt)
         after = max(first, len(plain.text) - back)
         try:
-            turn = self.workers[worker].resume(plain.id, after)
+            running = self.workers[worker].resume(plain.id, after)
         except NoTurn:
             return  # a fork's
         expected = plain.text[after:]
         if leaves:
-            assert expected.startswith(self.read(turn, at_least=0))
-            turn.close()
+            assert expected.startswith(self.read(running, at_least=0))
+            running.close()
         else:
-            assert self.read(turn) == expected
+            assert self.read(running) == expected
 
     @rule(plain=sessions, worker=st.integers(0, 1), back=st.integers(0, 40), n=LENGTH, params=PARAMS)
     def rewind(self, plain: Plain, worker: int, back: int, n: int, params: SamplingParams) -> None:
         position = len(plain.text) - back
         request = self.ask("", n, params, session_id=plain.id, position=max(position, 0))
         try:
-            turn = self.workers[worker].open(request)
+            running = self.workers[worker].generate(request)
         except SessionConflict:
             # Only where the turn did not reach, or was written by a model that could not write it again.
             assert position < plain.turn_start or (plain.model != self.model and position > plain.turn_start)
@@ -226,7 +241,7 @@ class Sessions(RuleBasedStateMachine):
         plain.back_to(max(position, 0))
         plain.interrupted = False
         expected = plain.next(self.model, "", n, params)
-        assert self.read(turn) == expected
+        assert self.read(running) == expected
         plain.shown(expected)
 
     @rule(target=sessions, plain=sessions, worker=st.integers(0, 1))
@@ -247,7 +262,7 @@ class Sessions(RuleBasedStateMachine):
     def delete(self, plain: Plain, worker: int) -> None:
         assert self.store.delete(plain.id)
         with pytest.raises(UnknownSession):
-            self.workers[worker].open(self.ask("", 1, SamplingParams(), session_id=plain.id))
+            self.workers[worker].generate(self.ask("", 1, SamplingParams(), session_id=plain.id))
         with pytest.raises(UnknownSession):
             self.workers[worker].resume(plain.id, None)
 
@@ -256,8 +271,10 @@ class Sessions(RuleBasedStateMachine):
         self.swap(1 - self.model)
 
     def teardown(self) -> None:
-        """Whatever was cut off, no text is left running."""
-        eventually(lambda: all(e.in_flight == 0 for worker in engines() for e in worker))
+        """However generations ended: no text is left running, no model is kept, every replaced one is freed."""
+        for manager in self.managers:
+            assert (manager.n_retired, manager.current.n_leases) == (0, 0)
+        eventually(lambda: all(engine.in_flight == 0 for worker in engines() for engine in worker))
 
 
 TestSessions = Sessions.TestCase

@@ -1,0 +1,44 @@
+"""Validate a GenerateRequest against the loaded model and the server's limits, before any work is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.errors import BadRequest
+from service.models.loaded_model import LoadedModel
+from service.schemas import GenerateRequest
+
+
+@dataclass(frozen=True, slots=True)
+class ValidatedRequest:
+    """A request that the model can answer."""
+
+    request: GenerateRequest
+    prompt: str  # as the model reads it: without the characters that were skipped
+    stop: list[str]  # the stop strings that the model can generate
+
+
+def validate(request: GenerateRequest, model: LoadedModel, max_chars: int) -> ValidatedRequest:
+    """Check what the schema cannot know: the server's limits and the model's vocabulary.
+
+    Raises:
+        BadRequest: A value cannot be used.
+    """
+    if request.max_chars > max_chars:
+        raise BadRequest("max_chars", request.max_chars, f"at most {max_chars}")
+    if request.position is not None and request.session_id is None:
+        raise BadRequest("position", request.position, "a session_id beside it", problem="belongs to a session")
+    ids = model.encode("prompt", request.prompt, request.on_unknown)
+    is_whole = len(ids) == len(request.prompt)
+    prompt = request.prompt if is_whole else model.engine.vocab.decode(ids)
+    return ValidatedRequest(request, prompt, _stop_strings(model, request))
+
+
+def _stop_strings(model: LoadedModel, request: GenerateRequest) -> list[str]:
+    """The stop strings without those that can never occur because the vocabulary lacks one of their characters."""
+    possible = []
+    for i, stop in enumerate(request.stop):
+        ids = model.encode(f"stop.{i}", stop, request.on_unknown)
+        if len(ids) == len(stop):
+            possible.append(stop)
+    return possible

@@ -1,0 +1,79 @@
+"""Score a text: how probable each of its characters is to the model, after the ones before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.evaluation import protocols
+from model.network.sampling import SamplingParams
+from service.errors import ModelChanged, UnknownSession
+from service.inspection.scorer import Scorer, own_logprobs
+from service.inspection.token_logprobs import token_logprobs
+from service.models.loaded_model import LoadedModel
+from service.store.sessions import SessionStore
+
+_CHUNK = 1024  # characters read at once
+_DIGITS = 5
+
+
+def score_text(
+    model: LoadedModel, scorer: Scorer, text: str, ids: NDArray[np.int32], top_logprobs: int | None
+) -> dict[str, Any]:
+    """Return the losses of a text under the stateful protocol, and the surprisal of each character.
+
+    Args:
+        model: Whose vocabulary the ids are of.
+        scorer: Stands before the text.
+        text: As it was sent.
+        ids: The characters of the text that the vocabulary has, (n,).
+        top_logprobs: Alternatives for each character; None: no log-probabilities.
+    """
+    nats: list[float] = []
+    details: list[dict[str, Any]] = []
+    for start in range(0, len(ids), _CHUNK):
+        part = ids[start : start + _CHUNK]
+        logits = scorer.read(part)
+        nats += (-own_logprobs(logits, part)).tolist()
+        if top_logprobs is not None:
+            details += token_logprobs(logits, part, model.engine.vocab, SamplingParams(), top_logprobs)
+    loss = float(np.mean(nats))
+    is_known = [character in model.engine.vocab.characters for character in text]
+    answer: dict[str, Any] = {
+        "bits_per_character": protocols.bits(loss),
+        "nats_per_character": loss,
+        "characters": len(ids),
+        "surprisal": _aligned([round(protocols.bits(loss), _DIGITS) for loss in nats], is_known),
+    }
+    if top_logprobs is not None:
+        answer["logprobs"] = _aligned(details, is_known)
+    return answer
+
+
+def scorer_at(model: LoadedModel, sessions: SessionStore, session_id: str | None) -> tuple[Scorer, int]:
+    """Return a scorer at the end of a session, or of a new text, and its position.
+
+    Raises:
+        UnknownSession: The session does not exist, or has not been saved yet.
+        ModelChanged: The session was written by another model.
+        StoreUnavailable: The store does not answer.
+        NoModel: The model's file cannot be read.
+    """
+    network = model.network.get()
+    if session_id is None:
+        return Scorer(network, None, model.engine.vocab.start), 0
+    session, turn = sessions.load(session_id)
+    if session is None:
+        unsaved = "the session has not been saved yet; score the text when its first turn has ended"
+        raise UnknownSession(unsaved if turn is not None else "the session does not exist or has expired")
+    if not model.wrote(session.state):
+        raise ModelChanged("the session was written by another model", position=session.position)
+    return Scorer(network, session.state.values, session.state.next_input), session.position
+
+
+def _aligned(values: list[Any], is_known: list[bool]) -> list[Any]:
+    """One value for each character that was sent; None for those that were skipped."""
+    remaining = iter(values)
+    return [next(remaining) if known else None for known in is_known]

@@ -1,0 +1,101 @@
+"""The use cases of looking at a given text: score it, inspect the network while it reads it. This module knows no HTTP.
+
+They run on the request's thread, beside the engine, and only a few at a time, so that generation stays fast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import BadRequest, Overloaded
+from service.inspection.gates import check_inspectable, inspect_text
+from service.inspection.score import score_text, scorer_at
+from service.models.loaded_model import LoadedModel
+from service.models.manager import ModelManager
+from service.schemas import InspectRequest, OnUnknown, ScoreRequest
+from service.store.sessions import SessionStore
+
+MAX_CONCURRENT = 2
+"""Requests that are answered at the same time, in one process."""
+MAX_TOP_LOGPROBS_CHARS = 10_000
+"""Characters of a text that is scored with alternatives: each takes about 250 bytes of the answer."""
+MAX_INSPECTED_CHARS = 1000
+"""The gates are computed one character at a time."""
+MAX_MAP_VALUES = 512_000
+"""Numbers in a map: units x characters."""
+
+
+class InspectionService:
+    """Answers POST /score and POST /inspect."""
+
+    def __init__(self, models: ModelManager, sessions: SessionStore, max_chars: int) -> None:
+        """Connect the service to what it uses; `max_chars` is the longest text that is scored."""
+        self._models = models
+        self._sessions = sessions
+        self._max_chars = max_chars
+        self._capacity = threading.BoundedSemaphore(MAX_CONCURRENT)
+
+    def score(self, request: ScoreRequest) -> dict[str, Any]:
+        """Score a text as a new one, or as the continuation of a session.
+
+        Raises:
+            BadRequest: A value cannot be used.
+            UnknownSession: The session does not exist.
+            ModelChanged: The session was written by another model.
+            StoreUnavailable: The store does not answer.
+            Overloaded: As many requests as allowed are being answered.
+            NoModel: No model is served, or its file cannot be read.
+        """
+        limit = min(self._max_chars, MAX_TOP_LOGPROBS_CHARS) if request.logprobs else self._max_chars
+        with self._models.acquire() as lease:
+            model = lease.model
+            ids = _encode(model, request.text, limit, request.on_unknown)
+            scorer, position = scorer_at(model, self._sessions, request.session_id)
+            with self._one_of_few():
+                scored = score_text(model, scorer, request.text, ids, request.logprobs)
+            return {**scored, "position": position, "model": model.as_dict()}
+
+    def inspect(self, request: InspectRequest) -> dict[str, Any]:
+        """Return the gates of some units, a map of all, and which units correlate with features of the text.
+
+        Raises:
+            BadRequest: A value cannot be used.
+            UnsupportedCell: The served network is not an LSTM.
+            Overloaded: As many requests as allowed are being answered.
+            NoModel: No model is served, or its file cannot be read.
+        """
+        with self._models.acquire() as lease:
+            model = lease.model
+            check_inspectable(model, request)
+            limit = MAX_INSPECTED_CHARS
+            if request.map is not None:
+                limit = min(limit, MAX_MAP_VALUES // model.network.get().config.n_hidden)
+            ids = _encode(model, request.text, limit, request.on_unknown)
+            with self._one_of_few():
+                inspected = inspect_text(model, request, ids)
+            return {**inspected, "model": model.as_dict()}
+
+    @contextlib.contextmanager
+    def _one_of_few(self) -> Iterator[None]:
+        if not self._capacity.acquire(blocking=False):
+            raise Overloaded(f"{MAX_CONCURRENT} texts are being scored or inspected; try again")
+        try:
+            yield
+        finally:
+            self._capacity.release()
+
+
+def _encode(model: LoadedModel, text: str, max_chars: int, on_unknown: OnUnknown) -> NDArray[np.int32]:
+    """Encode the text of a request; at least one of its characters must be in the vocabulary."""
+    if len(text) > max_chars:
+        raise BadRequest("text", text, f"at most {max_chars} characters", problem=f"got {len(text)} characters")
+    ids = model.encode("text", text, on_unknown)
+    if not len(ids):
+        raise BadRequest("text", text, "some characters of the model's vocabulary", problem="contains none")
+    return ids

@@ -1,0 +1,160 @@
+"""A model that answers requests, and the leases that keep it loaded.
+
+Each request holds a lease of the model that it began with, and releases it when it is closed, however it ended. A model
+that was replaced is freed when its last lease is released. So its lifetime is counted; the garbage collector decides
+nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import UnknownCharacters
+from model.network.state import HiddenState
+from model.stepper import Stepper
+from service.engine.engine import Engine
+from service.errors import BadRequest
+from service.models.on_demand_network import OnDemandNetwork
+from service.schemas import OnUnknown
+
+log = logging.getLogger(__name__)
+_MAX_LISTED = 32
+
+
+class LoadedModel:
+    """A checkpoint on its engine."""
+
+    def __init__(self, name: str, engine: Engine, stepper: Stepper | None, network: OnDemandNetwork) -> None:
+        """Take over the parts of a model; they are freed with it.
+
+        Args:
+            name: The checkpoint's file name.
+            engine: Generates text; started.
+            stepper: The engine's, if it is to be closed.
+            network: Reads text beside the engine.
+        """
+        self.name = name
+        self.engine = engine
+        self.network = network
+        self._stepper = stepper
+        self._lock = threading.Lock()
+        self._n_leases = 0
+        self._on_freed: Callable[[LoadedModel], None] | None = None  # set when the model is replaced
+
+    @property
+    def fingerprint(self) -> str:
+        """The identity of the weights."""
+        return self.engine.fingerprint
+
+    @property
+    def n_leases(self) -> int:
+        """The number of requests that use this model."""
+        return self._n_leases
+
+    def as_dict(self) -> dict[str, str]:
+        """Return the model as the API shows it."""
+        return {"fingerprint": self.fingerprint, "name": self.name}
+
+    def wrote(self, state: HiddenState) -> bool:
+        """Whether these weights, in this arithmetic, computed the state. A state is never continued by others."""
+        return state.fits(self.fingerprint, self.engine.numerics)
+
+    def encode(self, field: str, text: str, on_unknown: OnUnknown) -> NDArray[np.int32]:
+        """Encode a text that a client sent, to ids (n,).
+
+        Raises:
+            BadRequest: The text has characters that are not in the vocabulary, and they are not to be skipped.
+        """
+        try:
+            return self.engine.vocab.encode(text, on_unknown)
+        except UnknownCharacters as e:
+            unknown = [{"position": i, "character": c} for i, c in e.unknown[:_MAX_LISTED]]
+            expected = "characters of the model's vocabulary, or on_unknown = 'skip'"
+            raise BadRequest(field, unknown, expected, problem=str(e)) from e
+
+    def acquire(self) -> ModelLease:
+        """Return a lease. Only the manager calls this, while the model is the current one."""
+        with self._lock:
+            self._n_leases += 1
+        return ModelLease(self, self._release)
+
+    def retire(self, on_freed: Callable[[LoadedModel], None]) -> None:
+        """Free the model as soon as no lease of it is left; new leases are no longer given."""
+        with self._lock:
+            self._on_freed = on_freed
+            is_unused = self._n_leases == 0
+        if is_unused:
+            self._free()
+
+    def _release(self) -> None:
+        with self._lock:
+            self._n_leases -= 1
+            is_unused = self._n_leases == 0 and self._on_freed is not None
+        if is_unused:
+            self._free()
+
+    def _free(self) -> None:
+        """Give back threads, slots and memory, also if something still refers to this object."""
+        on_freed = self._on_freed
+        assert on_freed is not None
+        try:
+            self.engine.stop()
+            stepper, self._stepper = self._stepper, None
+            free_stepper(stepper)
+            self.network.free()
+            log.info("freed the replaced model %s", self.name)
+        except Exception:
+            log.exception("the replaced model %s could not be freed", self.name)
+        finally:
+            on_freed(self)
+
+
+class ModelLease:
+    """The right to use a model until `release`; also a context manager."""
+
+    def __init__(self, model: LoadedModel, release: Callable[[], None]) -> None:
+        """Create a lease; see LoadedModel.acquire."""
+        self.model = model
+        self._lock = threading.Lock()
+        self._release: Callable[[], None] | None = release
+
+    def release(self) -> None:
+        """Give the model back. Idempotent."""
+        with self._lock:
+            release, self._release = self._release, None
+        if release is not None:
+            release()
+
+    def __enter__(self) -> ModelLease:
+        """Return the lease, to be released at the end of the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Release the lease."""
+        self.release()
+
+    def __del__(self) -> None:
+        """Report a lease that was never released, as Python does for files, and release it."""
+        release = getattr(self, "_release", None)
+        if release is not None:
+            warnings.warn(f"a lease of the model {self.model.name} was not released", ResourceWarning, stacklevel=1)
+            with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
+                # On a thread of its own: this one may hold a lock, or be the engine's, which freeing waits for.
+                threading.Thread(target=release, name="release-model").start()
+
+
+def free_stepper(stepper: Stepper | None) -> None:
+    """Free what a stepper holds outside Python's memory, if anything."""
+    close = getattr(stepper, "close", None)
+    if close is not None:
+        close()

@@ -1,0 +1,56 @@
+"""From a checkpoint file to a model that answers requests."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from model.checkpoints import file_format, self_test
+from model.stepper.choose import choose
+from service.engine.engine import Engine
+from service.engine.observer import Observer
+from service.models.loaded_model import LoadedModel, free_stepper
+from service.models.on_demand_network import OnDemandNetwork
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoader:
+    """Loads checkpoints with the operator's choices."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["fp32", "int8"]
+    slots: int
+    max_waiting: int
+    block_s: float
+    make_observer: Callable[[int], Observer]  # from the number of slots
+
+    def __call__(self, path: Path) -> LoadedModel:
+        """Load, test and warm up a checkpoint, and start its engine.
+
+        Raises:
+            CheckpointError: The file cannot be used, or the model does not pass its self-test.
+        """
+        checkpoint = file_format.load(path)
+        self_test.verify_checkpoint(checkpoint)
+        stepper, reason = choose(checkpoint.network(), self.slots, self.device, self.precision)
+        log.info("stepper: %s", reason)
+        try:
+            self_test.verify_stepper(stepper, checkpoint)
+            engine = Engine(
+                stepper,
+                checkpoint.vocab,
+                checkpoint.fingerprint,
+                max_waiting=self.max_waiting,
+                block_s=self.block_s,
+                observer=self.make_observer(stepper.n_slots),
+            )
+        except BaseException:
+            free_stepper(stepper)
+            raise
+        engine.start()
+        return LoadedModel(path.name, engine, stepper, OnDemandNetwork(path, checkpoint.fingerprint))

@@ -54,8 +54,8 @@ class RedisServer:
         self._process.wait()
         (self._folder / "redis.sock").unlink(missing_ok=True)
         if lose_data:
-            for file in self._folder.iterdir():
-                file.unlink()
+            shutil.rmtree(self._folder)
+            self._folder.mkdir()
 
     def remove(self) -> None:
         self.stop()

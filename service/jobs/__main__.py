@@ -9,9 +9,13 @@ import argparse
 import subprocess
 import sys
 
+from model.errors import ModelError
+from service.errors import ServiceError
+from service.jobs.queue import JobQueue
 from service.jobs.worker import RetrainWorker, device_lock, worker_alive
 from service.settings import Settings, SettingsError, read_settings
 from service.store.connect import connect
+from service.store.corpora import Corpora
 
 
 def main() -> int:
@@ -41,7 +45,7 @@ def main() -> int:
         return _bootstrap(settings, args.minutes)
     if args.bootstrap:  # in a process of its own: it loads torch, and a worker that forks must not
         command = [sys.executable, "-m", "service.jobs", "--bootstrap-only", "--minutes", str(args.minutes)]
-        if subprocess.run(command).returncode:
+        if subprocess.run(command, check=False).returncode:
             return 1
     with device_lock(settings.device, settings.runs_dir):
         RetrainWorker(connect(url)).work(logging_level="WARNING")
@@ -49,11 +53,7 @@ def main() -> int:
 
 
 def _bootstrap(settings: Settings, minutes: float) -> int:
-    from model.errors import ModelError
-    from service.errors import ServiceError
-    from service.jobs.bootstrap import needs_bootstrap, submit_bootstrap
-    from service.jobs.queue import JobQueue
-    from service.store.corpora import Corpora
+    from service.jobs.bootstrap import needs_bootstrap, submit_bootstrap  # loads torch, which the worker must not
 
     try:
         is_needed, reason = needs_bootstrap(settings.checkpoint_dir, None)

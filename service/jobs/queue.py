@@ -58,6 +58,7 @@ class JobQueue:
     """
 
     def __init__(self, client: redis.Redis, max_queued: int) -> None:
+        """Use this Redis, and let at most so many jobs wait."""
         self._client = client
         self._max_queued = max_queued
         self._queue = rq.Queue(QUEUE, connection=client, serializer=JSONSerializer, job_class=RetrainJob)

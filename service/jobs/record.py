@@ -189,6 +189,7 @@ class JobRecord:
     """
 
     def __init__(self, client: redis.Redis, job_id: str) -> None:
+        """Name the record; it need not exist."""
         self._client = client
         self.job_id = job_id
         self._key = record_key(job_id)

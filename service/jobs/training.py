@@ -22,7 +22,7 @@ from model.evaluation.advice import TrainingSetup, advise_on_final_loss, advise_
 from model.evaluation.validation import Validation
 from model.text.corpus import Corpus
 from model.training.loop import fit
-from model.training.run_folder import Progress, RunFolder, validation_of
+from model.training.run_folder import Progress, RunFolder
 from service.jobs import promotion_policy
 from service.jobs.record import MAX_SAMPLES, MAX_VALIDATIONS, Decision, JobResult, JsonObject
 from service.jobs.request import JobRequest
@@ -161,8 +161,7 @@ class Training:
         if (folder / "run.json").exists():
             try:
                 self.log.note("resuming from the last resume state")
-                logged = [validation_of(line) for line in RunFolder(folder).metrics()]
-                self._validations = [v for v in logged if v is not None]
+                self._validations = RunFolder(folder).validations()
                 return fit_run(resume=True)
             except (ConfigError, CheckpointError, StorageError) as e:
                 self.log.note(f"cannot resume, starting again from step 0: {e}")

@@ -39,6 +39,7 @@ class RetrainWorker(Worker):
     job_class = RetrainJob
 
     def __init__(self, client: redis.Redis) -> None:
+        """Work on the job queue of this Redis."""
         queue = Queue(QUEUE, connection=client, serializer=JSONSerializer, job_class=RetrainJob)
         super().__init__(
             [queue],

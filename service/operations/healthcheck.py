@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import sys
+from http import HTTPStatus
 
 from service.settings import SettingsError, read_settings
 
@@ -19,7 +20,7 @@ def main() -> int:
         connection.request("GET", "/readyz")
         response = connection.getresponse()
         print(response.status, response.read().decode().strip())
-        return 0 if response.status == 200 else 1
+        return 0 if response.status == HTTPStatus.OK else 1
     except (SettingsError, OSError, http.client.HTTPException) as e:
         print(f"no response: {e}")
         return 1

@@ -100,6 +100,7 @@ class SharedCounters:
     """
 
     def __init__(self, rows: int = 1) -> None:
+        """Map the memory of so many rows."""
         # cell 0: how many rows were ever allocated, which is how many are summed
         self._cells = memoryview(mmap.mmap(-1, (1 + rows * _ROW_WIDTH) * 8)).cast("d")
         self._free_rows = list(range(rows - 1, -1, -1))
@@ -149,6 +150,7 @@ class Metrics(Collector):
     """The metrics of this process, and the collector for all processes. Thread-safe."""
 
     def __init__(self) -> None:
+        """Count in this process's row of the shared table or, outside gunicorn, in a table of its own."""
         if _process_row:
             self._counters, row = _process_row[0]
         else:
@@ -230,6 +232,7 @@ class EngineMetrics:
     """An Observer that counts the steps of one engine."""
 
     def __init__(self, metrics: Metrics, n_slots: int) -> None:
+        """Add the engine's slots to the metrics."""
         self._metrics = metrics
         self._n_slots = n_slots
         self._before = (0, 0)

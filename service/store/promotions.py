@@ -30,6 +30,7 @@ class MemoryPromotions:
     """Notifications within one process."""
 
     def __init__(self) -> None:
+        """Begin without a notification."""
         self._announced = threading.Event()
 
     def announce(self) -> None:

@@ -1,4 +1,4 @@
-"""What stands in the files of deploy/, read as the tests need it."""
+"""Readers of the files in deploy/."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ OURS = ("api", "trainer", "sweep")  # the services that run Longhand's image
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with Compose's own tags, which say how an overlay is merged; the value stands as it is."""
+    """YAML with Compose's tag !reset, which removes a value when overlays are merged."""
 
 
 _Loader.add_constructor("!reset", lambda loader, node: None)
 
 
 def compose(path: Path) -> dict[str, Any]:
-    read: dict[str, Any] = yaml.load(path.read_text(), _Loader)
-    return read
+    document: dict[str, Any] = yaml.load(path.read_text(), _Loader)
+    return document
 
 
 def environment(service: dict[str, Any]) -> dict[str, str]:
-    found: dict[str, str] = service.get("environment") or {}
-    return found
+    variables: dict[str, str] = service.get("environment") or {}
+    return variables
 
 
 def example() -> dict[str, tuple[str, str]]:
@@ -49,13 +49,13 @@ def example() -> dict[str, tuple[str, str]]:
 
 
 def rendered(folder: Path) -> list[dict[str, Any]]:
-    """What kubectl would send of a kustomization."""
+    """Return the objects of a kustomization, as kubectl would send them."""
     kubectl = Path(sys.executable).with_name("kubectl")
     done = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return [each for each in yaml.safe_load_all(done.stdout) if each]
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
 
 
 def containers(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    pods = [each["spec"]["template"]["spec"] for each in objects if each["kind"] in ("Deployment", "Job")]
+    pods = [o["spec"]["template"]["spec"] for o in objects if o["kind"] in ("Deployment", "Job")]
     return [container for pod in pods for container in pod["containers"]]

@@ -19,7 +19,7 @@ def tool(name: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("path", COMPOSE, ids=lambda p: p.name)
-def test_it_is_what_compose_reads(path: Path, tmp_path: Path) -> None:
+def test_the_files_match_compose_s_schema(path: Path, tmp_path: Path) -> None:
     """Against Compose's own schema. Its tag !reset is no part of that: the value it removes is left out."""
     plain = tmp_path / path.name
     plain.write_text("".join(line for line in path.read_text().splitlines(True) if "!reset" not in line))
@@ -28,7 +28,7 @@ def test_it_is_what_compose_reads(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_wrong_key_would_be_seen(tmp_path: Path) -> None:
-    """The schema is a strict one: the test above can fail."""
+    """The schema is strict: the test above can fail."""
     wrong = tmp_path / "docker-compose.yml"
     wrong.write_text((ROOT / "docker-compose.yml").read_text().replace("read_only:", "readonly:"))
     assert tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", wrong).returncode == 1
@@ -40,8 +40,8 @@ def services() -> list[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize(("name", "service"), services(), ids=[name for name, _ in services()])
-def test_every_container_is_kept_small(name: str, service: dict[str, Any]) -> None:
-    """Bounded memory, no new privileges; ours: a read-only root, no capability, and a Redis that is well."""
+def test_every_container_is_restricted(name: str, service: dict[str, Any]) -> None:
+    """Limited memory, no new privileges; ours: a read-only root, no capabilities, and a healthy Redis first."""
     assert "mem_limit" in service
     assert "no-new-privileges:true" in service["security_opt"]
     assert "privileged" not in service
@@ -52,8 +52,8 @@ def test_every_container_is_kept_small(name: str, service: dict[str, Any]) -> No
         assert service["depends_on"]["redis"]["condition"] == "service_healthy"
 
 
-def test_ports_are_this_machine_s_own() -> None:
-    """Nothing is published beyond loopback unless BIND says so, and Redis not at all."""
+def test_ports_are_published_on_loopback() -> None:
+    """Ports are published on loopback unless BIND is set, and Redis's not at all."""
     for path in COMPOSE:
         for name, service in compose(path)["services"].items():
             for port in service.get("ports") or []:
@@ -62,7 +62,7 @@ def test_ports_are_this_machine_s_own() -> None:
 
 
 def test_files_that_are_mounted_exist() -> None:
-    """A path that is not there would become an empty folder in the container."""
+    """A path that does not exist would become an empty folder in the container."""
     mounted = [v for path in COMPOSE for s in compose(path)["services"].values() for v in s.get("volumes") or []]
     files = [v.split(":")[0] for v in mounted if v.startswith("./")]
     assert files

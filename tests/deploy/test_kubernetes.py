@@ -17,7 +17,7 @@ JOB = ROOT / "deploy/kubernetes/gpu/train-job.yaml"
 
 
 def every() -> list[tuple[str, dict[str, Any]]]:
-    """All objects: of each kustomization, and the job that is applied by hand."""
+    """Return all objects: those of each kustomization, and the job that is applied by hand."""
     found = [(folder.name, each) for folder in KUSTOMIZATIONS for each in rendered(folder)]
     found += [("job", each) for each in yaml.safe_load_all(JOB.read_text())]
     return found
@@ -29,7 +29,7 @@ def objects() -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_every_object_is_valid(objects: list[tuple[str, dict[str, Any]]]) -> None:
-    """Strictly: a field that the API does not know is an error."""
+    """Validation is strict: a field that the API does not know is an error."""
     assert {name for name, _ in objects} == {"base", "gpu", "autoscaling", "job"}
     for name, each in objects:
         assert kubernetes_validate.validate(each, VERSION, strict=True) == VERSION, name
@@ -43,7 +43,7 @@ def test_a_wrong_field_would_be_seen(objects: list[tuple[str, dict[str, Any]]]) 
 
 
 def test_names_that_are_referred_to_exist(objects: list[tuple[str, dict[str, Any]]]) -> None:
-    """Selectors find pods, budgets and policies too; claims and targets are there. The schema knows nothing of it."""
+    """Selectors match pods; volume claims and scale targets exist. The schema does not check that."""
     for folder in KUSTOMIZATIONS:
         ours = [each for name, each in objects if name == folder.name]
         pods = [each["spec"]["template"] for each in ours if each["kind"] == "Deployment"]
@@ -64,8 +64,8 @@ def test_names_that_are_referred_to_exist(objects: list[tuple[str, dict[str, Any
                 assert volume.get("persistentVolumeClaim", {}).get("claimName") in {None, *claims}
 
 
-def test_every_container_is_kept_small(objects: list[tuple[str, dict[str, Any]]]) -> None:
-    """No root, no capability, nothing to write to but its volumes, bounded memory, no key to the cluster."""
+def test_every_container_is_restricted(objects: list[tuple[str, dict[str, Any]]]) -> None:
+    """No root user, no capabilities, a read-only root, limited memory, no token of the cluster."""
     everything = [each for _, each in objects]
     assert len(containers(everything)) == 7
     for container in containers(everything):
@@ -80,8 +80,8 @@ def test_every_container_is_kept_small(objects: list[tuple[str, dict[str, Any]]]
             assert pod["automountServiceAccountToken"] is False
 
 
-def test_an_autoscaler_has_the_last_word(objects: list[tuple[str, dict[str, Any]]]) -> None:
-    """Its overlay says no number of api pods, and its metrics are those that the adapter's rule offers."""
+def test_the_autoscaler_sets_the_replicas(objects: list[tuple[str, dict[str, Any]]]) -> None:
+    """Its overlay sets no number of api pods, and its metrics are those of the adapter's rule."""
     ours = [each for name, each in objects if name == "autoscaling"]
     api = next(e for e in ours if e["kind"] == "Deployment" and e["metadata"]["name"] == "longhand-api")
     assert "replicas" not in api["spec"]

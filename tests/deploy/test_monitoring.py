@@ -1,4 +1,4 @@
-"""What Prometheus and Grafana are given: that they read it, and that every query names what the service tells.
+"""The files of Prometheus and Grafana are valid, and every query names metrics that the service exposes.
 
 The first two tests need nothing. The others need Prometheus and its promtool: `make test` unpacks Debian's where there
 is apt; elsewhere they are looked for on the PATH, and where there are none these tests are skipped.
@@ -26,7 +26,7 @@ from tests.servers import ROOT, Service, eventually
 
 FOLDER = ROOT / "deploy/monitoring"
 UNPACKED = Path(sys.prefix) / "prometheus/usr/bin"
-FROM_PROMETHEUS = {"up"}  # what it makes itself
+FROM_PROMETHEUS = {"up"}  # made by Prometheus itself
 
 
 def alerts() -> list[tuple[str, str]]:
@@ -42,7 +42,7 @@ def panels() -> list[tuple[str, str]]:
 
 
 def selectors(node: Any) -> Iterator[tuple[str, set[str]]]:
-    """Every series that a query asks for: its name, and the labels that it is asked by."""
+    """Yield every series of a query: its name and the labels that it is selected by."""
     if isinstance(node, promql_parser.VectorSelector):
         yield node.name or "", {matcher.name for matcher in node.matchers.matchers}
     elif isinstance(node, promql_parser.MatrixSelector):
@@ -55,24 +55,24 @@ def selectors(node: Any) -> Iterator[tuple[str, set[str]]]:
 
 
 @pytest.fixture(scope="module")
-def told(service: Service) -> set[str]:
-    """The names of the samples that a real service tells."""
+def exposed(service: Service) -> set[str]:
+    """The names of the samples that a real service exposes."""
     lines = service.client.get("/metrics").text.splitlines()
     return {re.split(r"[{ ]", line)[0] for line in lines if line and not line.startswith("#")}
 
 
 @pytest.mark.parametrize(("name", "query"), alerts() + panels())
-def test_a_query_names_what_there_is(told: set[str], name: str, query: str) -> None:
+def test_a_query_names_exposed_metrics(exposed: set[str], name: str, query: str) -> None:
     """Each metric in an alert rule or a panel is one that /metrics has."""
-    asked = {metric for metric, _ in selectors(promql_parser.parse(query))}
-    assert asked, query
-    assert asked <= told | FROM_PROMETHEUS
+    metrics = {metric for metric, _ in selectors(promql_parser.parse(query))}
+    assert metrics, query
+    assert metrics <= exposed | FROM_PROMETHEUS
 
 
-def test_what_the_service_tells_is_shown(told: set[str]) -> None:
-    """No metric is told for nothing: each is in a panel."""
+def test_every_metric_is_in_a_panel(exposed: set[str]) -> None:
+    """No metric is exposed without a use: each is in a panel of the dashboard."""
     shown = {metric for _, query in panels() for metric, _ in selectors(promql_parser.parse(query))}
-    families = {name for name in told if name.startswith("longhand_") and not name.endswith(("_sum", "_count"))}
+    families = {name for name in exposed if name.startswith("longhand_") and not name.endswith(("_sum", "_count"))}
     assert families <= shown
 
 
@@ -84,14 +84,14 @@ def tool(name: str) -> str:
 
 
 @pytest.mark.parametrize("file", ["prometheus.yml", "alerts.yml"])
-def test_promtool_finds_nothing_wrong(file: str) -> None:
+def test_promtool_accepts_the_files(file: str) -> None:
     kind = ("check", "config") if file == "prometheus.yml" else ("check", "rules")
     done = subprocess.run([tool("promtool"), *kind, FOLDER / file], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_an_alert_fires_when_it_should() -> None:
-    """promtool plays series through the rules: what must fire does, and only that."""
+    """promtool evaluates the rules on series: the expected alerts fire, and no others."""
     done = subprocess.run(
         [tool("promtool"), "test", "rules", ROOT / "tests/deploy/alerts.yml"], capture_output=True, text=True
     )
@@ -100,7 +100,7 @@ def test_an_alert_fires_when_it_should() -> None:
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory, service: Service) -> Iterator[str]:
-    """A real Prometheus with our configuration, but for the name that only a container engine resolves."""
+    """A real Prometheus with our configuration, except for the DNS name that only a container engine resolves."""
     binary = tool("prometheus")
     folder = tmp_path_factory.mktemp("prometheus")
     config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
@@ -133,7 +133,7 @@ def ask(url: str, query: str) -> list[dict[str, Any]]:
 
 
 def test_prometheus_scrapes_the_service(prometheus: str, service: Service) -> None:
-    """Texts are written, and the queries of the dashboard have numbers; the rules are loaded and quiet."""
+    """After some requests every query of the dashboard has a value; the rules are loaded and no alert fires."""
     eventually(lambda: bool(ask(prometheus, 'up{job="longhand"} == 1')))
     before = service.generate(max_chars=100)
 

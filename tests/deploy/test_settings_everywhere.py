@@ -1,4 +1,4 @@
-"""The settings are the same everywhere: in service/settings.py, .env.example, compose, the image and the manifests."""
+"""The settings are the same in service/settings.py, .env.example, compose, the image and the manifests."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def shown(default: Any) -> str:
     return "" if default in ("", ()) else str(default)
 
 
-def test_the_example_has_every_setting_with_its_default_and_reason() -> None:
-    """Word for word as `python -m service --help` says them."""
+def test_the_example_has_every_setting_with_its_default_and_description() -> None:
+    """The descriptions are those of `python -m service --help`."""
     found = example()
     for name, field in SETTINGS.items():
         assert found[name] == (shown(field.default), field.description)
 
 
-def test_compose_passes_every_setting_on() -> None:
-    """One by one, so that none is lost: from .env, empty being the default, or as containers need it."""
+def test_compose_passes_every_setting() -> None:
+    """Each is passed from .env, where empty means the default, or fixed to the value that containers need."""
     passed = compose(ROOT / "docker-compose.yml")["x-settings"]
     assert set(passed) == set(SETTINGS)
     for name, value in passed.items():
@@ -40,8 +40,8 @@ def test_compose_passes_every_setting_on() -> None:
 
 
 @pytest.mark.parametrize("path", COMPOSE, ids=lambda p: p.name)
-def test_compose_reads_nothing_that_is_not_in_the_example(path: Path) -> None:
-    """Every variable stands in .env.example, and what containers of ours get is a setting."""
+def test_compose_reads_only_variables_of_the_example(path: Path) -> None:
+    """Every variable is in .env.example, and the environment of our containers consists of settings."""
     read = set(re.findall(r"\$\{([A-Z_]+)", path.read_text()))
     assert read <= set(example())
     for name, service in compose(path)["services"].items():
@@ -49,14 +49,14 @@ def test_compose_reads_nothing_that_is_not_in_the_example(path: Path) -> None:
             assert set(environment(service)) <= set(SETTINGS)
 
 
-def test_the_example_has_nothing_that_nobody_reads() -> None:
-    """What is no setting is read by a compose file."""
+def test_every_variable_of_the_example_is_read() -> None:
+    """Those that are no settings are read by a compose file."""
     read = {name for path in COMPOSE for name in re.findall(r"\$\{([A-Z_]+)", path.read_text())}
     assert set(example()) - set(SETTINGS) <= read
 
 
-def test_the_image_sets_what_exists() -> None:
-    """The image's environment is Python's and ours, and ours can be used."""
+def test_the_image_sets_known_settings() -> None:
+    """Apart from Python's variables the image's environment consists of valid settings."""
     lines = (ROOT / "deploy/Dockerfile").read_text().replace("\\\n", " ").splitlines()
     final = lines[max(i for i, line in enumerate(lines) if line.startswith("FROM ")) :]
     found = dict(pair.split("=", 1) for line in final if line.startswith("ENV ") for pair in line.split()[1:])
@@ -67,8 +67,8 @@ def test_the_image_sets_what_exists() -> None:
 
 
 @pytest.mark.parametrize("folder", KUSTOMIZATIONS, ids=lambda p: p.name)
-def test_the_manifests_set_what_exists(folder: Path) -> None:
-    """ConfigMap, variables and the keys of the Secret are settings, and their values can be used."""
+def test_the_manifests_set_known_settings(folder: Path) -> None:
+    """ConfigMap, variables and the keys of the Secret are valid settings."""
     objects = rendered(folder)
     maps = {each["metadata"]["name"]: each["data"] for each in objects if each["kind"] == "ConfigMap"}
     assert maps
@@ -83,8 +83,8 @@ def test_the_manifests_set_what_exists(folder: Path) -> None:
             assert variable["valueFrom"]["secretKeyRef"]["key"] == variable["name"]  # a secret is never in a manifest
 
 
-def test_who_is_stopped_has_time_to_leave() -> None:
-    """Compose, Kubernetes and gunicorn all wait longer than the drain takes; the proxy sees it before requests end."""
+def test_a_stopped_container_has_time_to_drain() -> None:
+    """Compose, Kubernetes and gunicorn wait longer than the drain; the proxy notices it before requests are refused."""
     api = compose(ROOT / "docker-compose.yml")["services"]["api"]
     scaled = compose(ROOT / "deploy/compose.scale.yml")["services"]["api"]["environment"]
     notice = float(re.fullmatch(r"\$\{DRAIN_NOTICE_S:-(\d+)\}", scaled["DRAIN_NOTICE_S"])[1])  # type: ignore[index]

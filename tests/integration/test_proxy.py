@@ -169,7 +169,7 @@ def test_the_proxy_s_own_responses(tmp_path: Path, proxy: Proxy, store: Path, re
 
 
 def test_a_client_is_known_by_its_own_address(tmp_path: Path, store: Path, redis_server: RedisServer) -> None:
-    """RATE_LIMIT counts the client that the proxy saw, not the proxy, and ignores an address that the client invented."""
+    """RATE_LIMIT counts the client that the proxy saw, not the proxy, and ignores an address that a client invented."""
     limited = Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, **SETTINGS, RATE_LIMIT="2/day")
     with limited, Proxy(tmp_path, [limited]) as proxy:
         sent = [

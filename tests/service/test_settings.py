@@ -1,4 +1,4 @@
-"""The environment, read once."""
+"""Settings from the environment."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.servers import ROOT
         ("WORKERS", "2", "more than one needs REDIS_URL"),
     ],
 )
-def test_a_bad_value_stops_the_start(monkeypatch: pytest.MonkeyPatch, key: str, value: str, says: str) -> None:
-    """The error names key, value and what was expected."""
+def test_a_bad_value_is_refused(monkeypatch: pytest.MonkeyPatch, key: str, value: str, says: str) -> None:
+    """The error names the variable, its value and what was expected."""
     monkeypatch.setenv(key, value)
     with pytest.raises(SettingsError) as e:
         read_settings()
@@ -32,8 +32,8 @@ def test_a_bad_value_stops_the_start(monkeypatch: pytest.MonkeyPatch, key: str, 
     assert says in str(e.value)
 
 
-def test_a_cluster_holds_no_line_of_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RQ cannot use one: the line is where JOBS_REDIS_URL says, else where the sessions are, else nowhere."""
+def test_the_job_queue_is_never_in_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RQ cannot use a cluster: the queue is in JOBS_REDIS_URL, else in a single REDIS_URL, else there is none."""
     monkeypatch.setenv("REDIS_URL", "redis://one")
     assert read_settings().queue_url == "redis://one"
     monkeypatch.setenv("REDIS_URL", "redis+cluster://many")
@@ -48,8 +48,8 @@ def test_a_cluster_holds_no_line_of_trainings(monkeypatch: pytest.MonkeyPatch) -
     assert "of-mine" not in str(e.value)
 
 
-def test_the_start_says_it_in_a_line() -> None:
-    """python -m service with a bad value: one line, exit 1, nothing started."""
+def test_a_bad_value_stops_the_start() -> None:
+    """python -m service with a bad value prints one line, exits with 1 and starts nothing."""
     done = subprocess.run(
         [sys.executable, "-m", "service"], cwd=ROOT, env={**os.environ, "PORT": "x"}, capture_output=True, text=True
     )
@@ -60,7 +60,7 @@ def test_the_start_says_it_in_a_line() -> None:
 
 
 def test_an_empty_value_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PORT= in a compose file is as if it were not there; every setting is described."""
+    """PORT= in a compose file means the default; every setting has a description."""
     monkeypatch.setenv("PORT", "")
     assert read_settings().port == 8000
     assert all(name.upper() in describe() for name in type(read_settings()).model_fields)

@@ -124,7 +124,7 @@ def resume(
     waits: dict[int, list[float]] = {length: [] for length in (0, *histories)}
     kept = httpx.Client(base_url=service.url, timeout=60)
     for turn in range(requests + 20):  # the first ones warm it up
-        for length in waits:
+        for length, seen in waits.items():
             body: dict[str, Any] = {"max_chars": 1}
             if length:
                 body["session_id"] = new_session_id()
@@ -135,7 +135,7 @@ def resume(
             assert response.status_code == 200, response.text
             assert response.json()["position"] == length + 1
             if turn >= 20:
-                waits[length].append(took * 1e3)
+                seen.append(took * 1e3)
     rows = []
     new = float(np.median(waits[0]))
     for length, ms in waits.items():

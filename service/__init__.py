@@ -1,3 +1,4 @@
 """How the model is offered: HTTP, streams, sessions, jobs.
 
-Imports go routes -> generation -> engine, store -> model."""
+Imports go routes -> generation -> engine, store -> model.
+"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,23 +25,59 @@ def imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_one_way(path: Path) -> None:
-    """routes -> generation -> engine, store -> model; flask and redis only where they are named."""
+def test_a_library_is_used_where_it_is_named(path: Path) -> None:
+    """Flask and Redis are used only by the modules that are named here; the engine holds no tensor."""
     name = str(path.relative_to(ROOT))
     found = imports(path)
     roots = {f.split(".")[0] for f in found}
     if name.startswith("model/"):
-        assert not roots & {"service", "flask", "redis", "gunicorn", "pydantic"}
+        assert not roots & {"flask", "redis", "gunicorn", "pydantic"}
         assert "threading" not in roots or name.startswith("model/stepper/cpu/")  # a lock around native code
     if name.startswith("service/engine/"):
-        assert not {f for f in found if f.startswith(("service.routes", "service.store", "service.generation"))}
         assert "torch" not in roots
-    if name.startswith("service/store/"):
-        assert not {f for f in found if f.startswith(("service.routes", "service.engine", "service.generation"))}
     if not (name in FLASK or name.startswith("service/routes/")):
         assert "flask" not in roots
     if not name.startswith(REDIS):
         assert not roots & {"redis", "rq"}
+
+
+LINT_IMPORTS = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
+
+
+def test_imports_go_one_way() -> None:
+    """The contracts of .importlinter hold, through any chain of imports."""
+    done = subprocess.run([*LINT_IMPORTS, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("model/text/vocab.py", "import service.settings"),
+        ("model/network/state.py", "from model.stepper import generate"),
+        ("service/engine/scheduler.py", "from service.routes import sse"),
+        ("service/store/redis.py", "import service.generation.plan"),
+    ],
+)
+def test_an_import_that_breaks_a_contract_is_found(tmp_path: Path, module: str, line: str) -> None:
+    """The contracts can fail: each of these imports, added to a copy, breaks one."""
+    for folder in ("model", "service"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.so", "page", "__pycache__"))
+    shutil.copy(ROOT / ".importlinter", tmp_path)
+    with (tmp_path / module).open("a") as file:
+        file.write(f"\n{line}\n")
+    done = subprocess.run([*LINT_IMPORTS, "--no-cache"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert module.removesuffix(".py").replace("/", ".") in done.stdout
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in MODULES}), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_folder_can_be_read_at_a_glance(folder: Path) -> None:
+    """At most nine files beside __init__, but for the routes: a newcomer chooses among few."""
+    files = [
+        path for path in folder.iterdir() if path.suffix in {".py", ".c", ".h", ".cu"} and path.name != "__init__.py"
+    ]
+    assert len(files) <= 9 or folder == ROOT / "service/routes"
 
 
 def test_nothing_starts_at_import() -> None:

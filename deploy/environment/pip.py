@@ -18,6 +18,7 @@ class Pip:
     """
 
     def __init__(self, python: Path) -> None:
+        """Use the pip of this interpreter."""
         self.python = python
 
     def install(self, *arguments: str) -> None:

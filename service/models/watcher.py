@@ -13,13 +13,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from model.checkpoints import file_format, registry
 from model.checkpoints.registry import PROMOTED
 from model.errors import CheckpointError
 from service.models.loaded_model import LoadedModel
 from service.models.manager import ModelManager
-from service.operations.metrics import Metrics
 
 log = logging.getLogger(__name__)
 POLL_INTERVAL_S = 0.5
@@ -39,6 +39,16 @@ class RefusedCheckpoint:
         return {"name": self.name, "reason": self.reason}
 
 
+class SwapObserver(Protocol):
+    """Counts what the watcher does. service.operations.metrics implements it, one level above."""
+
+    def count_model_swap(self) -> None:
+        """Count a new model that is served."""
+
+    def count_refused_swap(self) -> None:
+        """Count a promoted checkpoint that cannot be served."""
+
+
 class CheckpointWatcher:
     """Keeps the served model equal to the promoted checkpoint."""
 
@@ -48,7 +58,7 @@ class CheckpointWatcher:
         folder: Path,
         load: Callable[[Path], LoadedModel],
         wait: Callable[[float], None],
-        metrics: Metrics,
+        metrics: SwapObserver,
     ) -> None:
         """Prepare; `start` loads the first model.
 

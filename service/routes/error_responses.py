@@ -52,6 +52,6 @@ def _http_error_response(error: HTTPException) -> Response:
     return response
 
 
-def _internal_error_response(error: Exception) -> Response:
+def _internal_error_response(_error: Exception) -> Response:
     log.exception("internal error while answering a request")
     return error_response(ServiceError("internal error; the log of the service has the details"))

@@ -69,8 +69,7 @@ def alone(model: Checkpoint, seed: int) -> str:
 
 
 def test_streams_finish_on_the_model_they_began_with(folder: Path, swapped: Service) -> None:
-    """Streams run through several promotions: none breaks or changes a character, no request is refused, and the
-    replaced models are freed."""
+    """Streams run through promotions: no character changes, no request is refused, and replaced models are freed."""
     before = told(swapped)["model_swaps"]
     models = [random_checkpoint(n_hidden=HIDDEN, seed=i + 1) for i in range(PROMOTIONS + 1)]
     by_name = {m.fingerprint: m for m in models}

@@ -26,8 +26,7 @@ ADMIN = "the-operators-key"
 
 
 def test_a_visit_during_the_bootstrap_job(visit: Visiting, tmp_path: Path) -> None:
-    """Before there is a model, the page says that one is being trained, a text that is requested starts as soon as it
-    is ready, and the view Train shows the curve and samples."""
+    """Before there is a model, the page says that one is being trained; a requested text starts once it is ready."""
     corpus = tmp_path / "words.txt"
     corpus.write_text(words(20000))
     launched = Launched(tmp_path, "--corpus", str(corpus), "--minutes", "0.5")

@@ -15,10 +15,12 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model import data_folder
 from model.config import Device, WeightPrecision
+from service.store.redis_url import check_url, redacted
 
 _MIN_KEY_CHARS = 16
 _FOLDERS = {"checkpoint": "checkpoints", "corpora": "corpora", "runs": "runs"}
-_SECRETS = ("admin_key", "api_keys", "redis_url", "jobs_redis_url")  # a URL may contain a password
+_SECRETS = ("admin_key", "api_keys")
+_URLS = ("redis_url", "jobs_redis_url")  # they may contain a password
 
 
 class SettingsError(Exception):
@@ -141,6 +143,18 @@ class Settings(BaseSettings):
         home = Path(values.get("longhand_home") or data_folder.DEFAULT)
         return {**{f"{name}_dir": home / folder for name, folder in _FOLDERS.items()}, **values}
 
+    @field_validator("host")
+    @classmethod
+    def _without_brackets(cls, value: str) -> str:
+        return value[1:-1] if value.startswith("[") and value.endswith("]") else value
+
+    @field_validator("redis_url", "jobs_redis_url")
+    @classmethod
+    def _usable_url(cls, value: str) -> str:
+        if value:
+            check_url(value)
+        return value
+
     @field_validator("jobs_redis_url")
     @classmethod
     def _not_a_cluster(cls, value: str) -> str:
@@ -171,8 +185,11 @@ class Settings(BaseSettings):
         return value
 
 
-def read_settings() -> Settings:
+def read_settings(*, embeds_redis: bool = False) -> Settings:
     """Read the environment.
+
+    Args:
+        embeds_redis: Whether the caller starts a Redis server of its own where REDIS_URL is empty.
 
     Raises:
         SettingsError: Some variables have values that cannot be used.
@@ -182,7 +199,7 @@ def read_settings() -> Settings:
     except ValidationError as e:
         problems = [_problem(str(x["loc"][0]), x["input"], x["msg"]) for x in e.errors()]
         raise SettingsError("; ".join(problems)) from e
-    if settings.workers > 1 and not settings.redis_url:
+    if settings.workers > 1 and not settings.redis_url and not embeds_redis:
         raise SettingsError(
             f"WORKERS={settings.workers!r}: more than one needs REDIS_URL, because sessions must be shared"
         )
@@ -190,7 +207,7 @@ def read_settings() -> Settings:
 
 
 def _problem(name: str, value: Any, message: str) -> str:
-    shown = "..." if name in _SECRETS else repr(value)
+    shown = redacted(str(value)) if name in _URLS else "..." if name in _SECRETS else repr(value)
     return f"{name.upper()}={shown}: {message.removeprefix('Value error, ')}"
 
 

@@ -23,6 +23,8 @@ from model.text.vocab import Vocabulary
 
 Ids = NDArray[np.integer]
 
+MIN_EVALUATION_CHARS = 2
+"""The shortest validation or test part: a character, and the one that it predicts."""
 _NO_IDS: Ids = np.zeros(0, dtype=np.uint8)
 
 
@@ -58,7 +60,7 @@ class Corpus:
             TextTooShort: The text is too short for its split.
         """
         check_lengths([len(ids)], config)
-        n_val, n_test = _evaluation_sizes(len(ids), config)
+        n_val, n_test = evaluation_sizes(len(ids), config)
         n_train = len(ids) - n_val - n_test
         parts = ids[:n_train], ids[n_train : n_train + n_val], ids[n_train + n_val :]
         return cls(vocab, parts[0], parts[1], sha256, tuple(notes), parts[2])
@@ -67,16 +69,17 @@ class Corpus:
     def from_texts(cls, texts: Sequence[str], config: TrainConfig, notes: Sequence[str] = ()) -> Corpus:
         """Join several texts. Each of them is split, so that the end of each is in the validation part.
 
+        A text of a few characters has no validation part of its own; all of it is in the training part.
+
         Raises:
-            TextError: A text is too short to be split, all together are too short to be trained on, or they have too
-                many distinct characters.
+            TextError: All together are too short for their split, or have too many distinct characters.
         """
         vocab = Vocabulary.of("".join(texts), config.max_vocab)
         check_lengths([len(text) for text in texts], config)
         parts: list[list[Ids]] = [[], [], []]
         for text in texts:
             ids: Ids = vocab.encode(text).astype(id_type(vocab))
-            n_val, n_test = _evaluation_sizes(len(ids), config)
+            n_val, n_test = evaluation_sizes(len(ids), config)
             cuts = np.split(ids, [len(ids) - n_val - n_test, len(ids) - n_test])
             for part, cut in zip(parts, cuts, strict=True):
                 part.append(cut)
@@ -114,30 +117,27 @@ def check_lengths(lengths: Sequence[int], config: TrainConfig) -> None:
     Raises:
         TextTooShort: They cannot; the error says how many characters would be enough.
     """
-    sizes = [_evaluation_sizes(n, config) for n in lengths]
-    n, n_train = sum(lengths), sum(lengths) - sum(map(sum, sizes))
-    n_val, n_test = (min(part) for part in zip(*sizes, strict=True))  # of the shortest text
+    n_val, n_test = (sum(part) for part in zip(*(evaluation_sizes(n, config) for n in lengths), strict=True))
+    n, n_train = sum(lengths), sum(lengths) - n_val - n_test
     needed_to_train = config.batch_size * (config.seq_length + 1)
-    if n_train >= needed_to_train and n_val >= 2 and (n_test >= 2 or not config.test_fraction):
+    can_evaluate = n_val >= MIN_EVALUATION_CHARS and (n_test >= MIN_EVALUATION_CHARS or not config.test_fraction)
+    if n_train >= needed_to_train and can_evaluate:
         return
-    needed_each = max(
-        int(2 / fraction) + 1 if fraction else 0 for fraction in (config.val_fraction, config.test_fraction)
-    )
+    fractions = [fraction for fraction in (config.val_fraction, config.test_fraction) if fraction]
+    needed_to_evaluate = max(int(MIN_EVALUATION_CHARS / fraction) + 1 for fraction in fractions)
     train_fraction = 1 - config.val_fraction - config.test_fraction
-    needed = max(int(needed_to_train / train_fraction) + 1, needed_each)
-    several = len(lengths) > 1
-    subject = f"the {len(lengths)} texts (the shortest of {min(lengths)}) have" if several else "the text has"
-    each = f", and {needed_each} in each text" if several else ""
-    fits = f"; a batch_size of 1 and a seq_length of {n_train - 1} would fit" if n_train >= 2 and n_val >= 2 else ""
+    needed = max(int(needed_to_train / train_fraction) + 1, needed_to_evaluate)
+    subject = f"the {len(lengths)} texts have" if len(lengths) > 1 else "the text has"
+    fits = f"; a batch_size of 1 and a seq_length of {n_train - 1} would fit" if n_train >= 2 and can_evaluate else ""
     raise TextTooShort(
         f"{subject} {n} characters, {n_train} of them in the training part",
         needed=needed,
-        expected=f"at least {needed}{each} (batch_size {config.batch_size} x seq_length {config.seq_length}, "
+        expected=f"at least {needed} (batch_size {config.batch_size} x seq_length {config.seq_length}, "
         f"val_fraction {config.val_fraction}): use more text, or a smaller batch_size or seq_length{fits}",
     )
 
 
-def _evaluation_sizes(n_characters: int, config: TrainConfig) -> tuple[int, int]:
+def evaluation_sizes(n_characters: int, config: TrainConfig) -> tuple[int, int]:
     """Return the lengths of the validation and test parts of a text."""
     return int(n_characters * config.val_fraction), int(n_characters * config.test_fraction)
 

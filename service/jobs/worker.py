@@ -26,6 +26,7 @@ from rq.serializers import JSONSerializer
 
 from service.jobs.queue import QUEUE, RetrainJob
 from service.jobs.record import JobRecord, suppress_redis_errors
+from service.operations.parent_death import signal_on_parent_death
 
 HEARTBEAT_S = 2
 DEAD_AFTER_S = 10  # without a heartbeat for so long, a worker counts as dead and its job goes to another worker
@@ -60,6 +61,11 @@ class RetrainWorker(Worker):
         """Send a heartbeat. An unreachable Redis costs this heartbeat, not the training."""
         with suppress_redis_errors():
             super().maintain_heartbeats(job, execution)
+
+    def main_work_horse(self, job: Job, queue: Queue) -> None:
+        """Run a job in the forked process, which ends with this worker: nobody else would know of it any more."""
+        signal_on_parent_death(signal.SIGKILL, self.pid or os.getppid())
+        super().main_work_horse(job, queue)
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """Stop at once on SIGTERM or SIGINT: the running job returns to the front of the queue."""

@@ -6,11 +6,13 @@ import signal
 from typing import Any
 
 from service.operations import metrics
+from service.operations.address import host_and_port
+from service.operations.parent_death import signal_on_parent_death
 from service.settings import read_settings
 
 _settings = read_settings()
 
-bind = f"{_settings.host}:{_settings.port}"
+bind = host_and_port(_settings.host, _settings.port)
 workers = _settings.workers
 worker_class = "service.server.worker.BufferedThreadWorker"
 # A stream holds a thread, and so does a request that waits for a slot; 16 more serve refusals, sessions, health checks.
@@ -44,7 +46,8 @@ def pre_fork(server: Any, worker: Any) -> None:
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Let the worker, which is this process now, count in its row."""
+    """Let the worker, which is this process now, count in its row, and exit at once when its master is gone."""
+    signal_on_parent_death(signal.SIGQUIT, worker.ppid)
     metrics.use_row(_counters, worker.metrics_row)
 
 

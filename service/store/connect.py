@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
@@ -11,7 +10,7 @@ from redis.cluster import RedisCluster
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-_SENTINEL_PORT = 26379
+from service.store.redis_url import sentinel_parts
 
 
 def connect(url: str) -> Any:
@@ -33,13 +32,9 @@ def connect(url: str) -> Any:
 
 
 def _connect_by_sentinel(url: str) -> Any:
-    parts = urlsplit(url)
-    hosts = parts.netloc.rpartition("@")[2].split(",")
-    sentinels = [(host.partition(":")[0], int(host.partition(":")[2] or _SENTINEL_PORT)) for host in hosts]
-    service, _, db = parts.path.strip("/").partition("/")
+    sentinels, service, options = sentinel_parts(url)
     sentinel: Any = Sentinel(sentinels, socket_timeout=1.0)  # type: ignore[no-untyped-call]
-    login = {"username": parts.username or None, "password": parts.password}
-    return sentinel.master_for(service, db=int(db or 0), **login, **_options())
+    return sentinel.master_for(service, **options, **_options())
 
 
 def _options() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The Redis server: the program for a machine without a REDIS_URL, and the oldest version that is supported."""
+"""The Redis server: its program for a machine without a REDIS_URL, the oldest supported version, whether it answers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import redis
 
 from service.settings import SettingsError
+from service.store.connect import connect
 
 MINIMUM_VERSION = (6, 2)  # GETEX
 _PROGRAMS = ("valkey-server", "redis-server")
@@ -58,3 +59,24 @@ def require_supported_version(client: Any) -> None:
     if numbers < MINIMUM_VERSION:
         expected = ".".join(map(str, MINIMUM_VERSION))
         raise SettingsError(f"REDIS_URL: the server is Redis {version}; expected {expected} or newer, or any Valkey")
+
+
+def why_unusable(url: str) -> str | None:
+    """Send a PING.
+
+    Returns:
+        None when the server answers it, else the reason.
+
+    Raises:
+        SettingsError: The server is older than MINIMUM_VERSION.
+    """
+    try:
+        client = connect(url)
+        try:
+            client.ping()
+            require_supported_version(client)
+        finally:
+            client.close()
+    except (redis.RedisError, OSError) as error:
+        return f"the server cannot be used ({error})"
+    return None

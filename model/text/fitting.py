@@ -1,0 +1,120 @@
+"""Training settings that fit a text: what nobody set is adapted to a small text or a large alphabet.
+
+Every door to training uses this: the command line, the launcher, the page and POST /retrain. A setting that was set
+explicitly is never changed. When it cannot work with the text, the error names it and what would work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from model.config import TrainConfig
+from model.errors import ConfigError, TextTooShort
+from model.text.corpus import MIN_EVALUATION_CHARS, evaluation_sizes
+
+_MAX_VAL_FRACTION = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class FittedConfig:
+    """Settings that fit a text.
+
+    Attributes:
+        config: The settings.
+        notes: A sentence for each setting that was changed.
+    """
+
+    config: TrainConfig
+    notes: tuple[str, ...]
+
+
+def fit_to_text(
+    config: TrainConfig,
+    lengths: Sequence[int],
+    n_distinct: int,
+    *,
+    explicit: Collection[str] = (),
+    n_processes: int = 1,
+) -> FittedConfig:
+    """Adapt the settings that nobody set to the sizes of a text.
+
+    In this order, and only as far as needed: `max_vocab` grows to the alphabet, `val_fraction` grows until the
+    validation part has two characters, `batch_size` shrinks until all rows of a batch fit into the training part, and
+    then `seq_length`.
+
+    Args:
+        config: The settings.
+        lengths: The length of each text in characters.
+        n_distinct: How many distinct characters all of them have.
+        explicit: The names of the settings that must not be changed.
+        n_processes: How many processes share a batch; each needs the same number of rows.
+
+    Raises:
+        ConfigError: An explicit setting cannot work with this text.
+        TextTooShort: No setting could make it work.
+    """
+    notes: list[str] = []
+
+    def change(name: str, value: float, reason: str) -> None:
+        nonlocal config
+        notes.append(f"{name} is {value:,} instead of {getattr(config, name):,}: {reason}")
+        changed: dict[str, Any] = {name: value}
+        config = replace(config, **changed)
+
+    if n_distinct > config.max_vocab and "max_vocab" not in explicit:
+        change("max_vocab", n_distinct, f"the text has {n_distinct:,} distinct characters")
+
+    n_val, n_test = _total_evaluation_sizes(lengths, config)
+    if n_val < MIN_EVALUATION_CHARS:
+        fraction = _smallest_fraction(max(lengths))
+        _check(config, "val_fraction", explicit, f"at least {fraction:g} for a text of {max(lengths):,} characters")
+        if fraction > _MAX_VAL_FRACTION:
+            raise _too_short(lengths, needed=2 * MIN_EVALUATION_CHARS)
+        change("val_fraction", fraction, f"the text has only {max(lengths):,} characters")
+    if config.test_fraction and n_test < MIN_EVALUATION_CHARS:
+        fraction = _smallest_fraction(max(lengths))
+        _check(config, "test_fraction", ["test_fraction"], f"at least {fraction:g} or 0, for this text")
+
+    n_train = sum(lengths) - sum(_total_evaluation_sizes(lengths, config))
+    multiple = n_processes * max(1, config.workers)  # of rows: each process and each of its threads takes as many
+    if config.batch_size * (config.seq_length + 1) <= n_train:
+        return FittedConfig(config, tuple(notes))
+    reason = f"the training part has {n_train:,} characters"
+    if n_train < 2 * multiple:
+        raise _too_short(lengths, needed=math.ceil(2 * multiple / (1 - config.val_fraction - config.test_fraction)) + 1)
+    if "batch_size" not in explicit:
+        rows = max(multiple, n_train // (config.seq_length + 1) // multiple * multiple)
+        if rows < config.batch_size:
+            change("batch_size", rows, reason)
+    longest = n_train // config.batch_size - 1
+    if config.seq_length > longest:
+        if longest < 1:
+            _check(config, "batch_size", ["batch_size"], f"at most {n_train // 2} ({reason})")
+        rows_given = f" and batch_size is {config.batch_size}" if "batch_size" in explicit else ""
+        _check(config, "seq_length", explicit, f"at most {longest} ({reason}{rows_given})")
+        change("seq_length", longest, reason)
+    return FittedConfig(config, tuple(notes))
+
+
+def _total_evaluation_sizes(lengths: Sequence[int], config: TrainConfig) -> tuple[int, int]:
+    """Return the lengths of the validation and the test part of all texts together."""
+    sizes = [evaluation_sizes(n, config) for n in lengths]
+    return sum(n_val for n_val, _ in sizes), sum(n_test for _, n_test in sizes)
+
+
+def _smallest_fraction(length: int) -> float:
+    """Return the smallest fraction, in thousandths, that cuts enough characters for an evaluation from a text."""
+    return float(math.ceil(1000 * MIN_EVALUATION_CHARS / max(1, length)) / 1000)
+
+
+def _check(config: TrainConfig, name: str, explicit: Collection[str], expected: str) -> None:
+    """Raise a ConfigError about a setting, if it was set explicitly."""
+    if name in explicit:
+        raise ConfigError(field=name, value=getattr(config, name), expected=expected)
+
+
+def _too_short(lengths: Sequence[int], needed: int) -> TextTooShort:
+    return TextTooShort(f"the text has {sum(lengths)} characters", needed=needed, expected=f"at least {needed}")

@@ -1,0 +1,60 @@
+"""python -m service.launcher.bootstrap: have a first model trained where it is needed, and show how that goes.
+
+A process of its own: it loads torch to read checkpoints, which the launcher has no use for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from model.errors import ModelError
+from service.errors import ServiceError
+from service.jobs.bootstrap import DEFAULT_MINUTES, needs_bootstrap, submit_bootstrap
+from service.jobs.queue import JobQueue
+from service.launcher.terminal import say
+from service.operations.address import service_url
+from service.operations.console import follow_job
+from service.settings import Settings, SettingsError, read_settings
+from service.store.connect import connect
+from service.store.corpora import Corpora
+
+
+def main() -> int:
+    """Queue the training, print its progress until it ends, and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m service.launcher.bootstrap", description=__doc__)
+    parser.add_argument("corpus", type=Path, nargs="*", help="text files to train on; none: the default text")
+    parser.add_argument("--minutes", type=float, default=DEFAULT_MINUTES, help="how long to train")
+    args = parser.parse_args()
+    try:
+        settings = read_settings()
+        queue = JobQueue(connect(settings.require_queue()), settings.max_queued_jobs)
+        job_id = _queue_training(settings, queue, args.corpus, args.minutes)
+    except (SettingsError, ModelError, ServiceError) as error:
+        print(f"error   {error}", file=sys.stderr)
+        return 1
+    try:
+        for line in follow_job(queue, job_id) if job_id else ():
+            print(line, flush=True)
+    except ServiceError as error:
+        say("train", f"can no longer be followed from here: {error}")
+    return 0
+
+
+def _queue_training(settings: Settings, queue: JobQueue, corpus_files: list[Path], minutes: float) -> str | None:
+    """Queue the training of a first model if one is needed; its job, if it is live."""
+    needed, why = needs_bootstrap(settings.checkpoint_dir, corpus_files[0] if corpus_files else None)
+    say("model", why)
+    if not needed:
+        return None
+    corpora = Corpora(settings.corpora_dir, settings.max_corpus_bytes)
+    job_id, is_new = submit_bootstrap(queue, corpora, corpus_files[0] if corpus_files else None, minutes)
+    what = ", ".join(map(str, corpus_files)) or "the works of Shakespeare"
+    how = f"on {what}, for about {minutes:g} min" if is_new else "queued already"
+    say("train", f"{how}: {service_url(settings.host, settings.port)}/jobs/{job_id}")
+    return job_id
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The embedded Redis: a real server of our own on a Unix socket, which ends with the launcher and keeps its data."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from service.launcher.supervisor import Child, ChildEnded, Supervisor
+from service.settings import SettingsError
+from service.store.redis_server import find_server_program, why_unusable
+
+_START_S = 120.0  # it may have much to read
+_FAILED = "REDIS_URL='': the embedded Redis did not start"
+
+
+@contextmanager
+def embedded_redis(supervisor: Supervisor, folder: Path) -> Iterator[tuple[str, Child]]:
+    """Run a Redis server that keeps its data in a folder.
+
+    Args:
+        supervisor: It starts and stops the process.
+        folder: The folder for the data; it is created when it is missing.
+
+    Yields:
+        The URL of the server, and its process.
+
+    Raises:
+        SettingsError: The server does not start.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sockets = Path(tempfile.gettempdir()) / f"longhand-{secrets.token_hex(8)}"  # short: a socket's path has a limit
+    supervisor.remove_at_end(sockets)
+    sockets.mkdir(mode=0o700)
+    server = Child("redis", _command(folder.resolve(), sockets / "redis.sock"))
+    url = f"unix://{sockets}/redis.sock"
+    supervisor.start(server)
+    try:
+        try:
+            is_up = supervisor.wait_until(lambda: why_unusable(url) is None, _START_S, server)
+        except ChildEnded as error:
+            raise SettingsError(f"{_FAILED} ({error}); {_advice(folder)}") from error
+        if not is_up:
+            raise SettingsError(f"{_FAILED} (no answer for {_START_S:g} s); {_advice(folder)}")
+        yield url, server
+    finally:
+        supervisor.stop([server])
+
+
+def _command(folder: Path, socket: Path) -> list[str]:
+    options = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "700",
+        "dir": str(folder),
+        "appendonly": "yes",
+        "loglevel": "warning",
+        "logfile": "redis.log",
+        "maxmemory": "1gb",
+        "maxmemory-policy": "volatile-ttl",
+    }
+    return [find_server_program(), *(part for name, value in options.items() for part in (f"--{name}", value))]
+
+
+def _advice(folder: Path) -> str:
+    return f"read {folder / 'redis.log'}, or set REDIS_URL to use another server"

@@ -1,0 +1,203 @@
+"""Child processes: start them, wait for what happens, stop them all.
+
+Signals and ended children arrive through one queue and are handled where the launcher waits, never between two lines of
+other code. Each child leads a session of its own, so that Ctrl-C reaches the launcher alone, which stops the children
+in the right order. Whatever way the launcher ends, the reaper ends the rest (service/launcher/reaper.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import FrameType
+from typing import IO, Self
+
+from service.launcher import reaper
+from service.launcher.child import command_line
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_POLL_S = 0.02
+
+
+class StopRequested(Exception):
+    """Raised where the launcher waits, after a signal that asks it to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class ChildEnded(Exception):
+    """Raised where the launcher waits for something of a child that has ended instead."""
+
+
+@dataclass(slots=True, eq=False)
+class Child:
+    """A child process.
+
+    Attributes:
+        name: What the terminal calls it.
+        command: The program and its arguments.
+        quick_signal: The signal that ends it without delay; SIGTERM ends it after its work.
+    """
+
+    name: str
+    command: Sequence[str]
+    quick_signal: signal.Signals = signal.SIGTERM
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.poll() is None
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, unless the child has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+    def kill_group(self) -> None:
+        """Kill the child and the processes of its group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+class Supervisor:
+    """Starts children and waits for them; a context manager that leaves no child running."""
+
+    def __init__(self, data_folder: Path) -> None:
+        """Prepare; nothing is started yet.
+
+        Args:
+            data_folder: The folder whose lock all children share.
+        """
+        self._data_folder = data_folder
+        self._signals: SimpleQueue[int] = SimpleQueue()  # its put may interrupt itself, unlike a threading.Event's set
+        self._children: list[Child] = []
+        self._lock: int | None = None
+
+    def __enter__(self) -> Self:
+        """Install the signal handlers and start the reaper."""
+        for number in _STOP_SIGNALS:
+            # nohup ignores SIGHUP on purpose; a shell that starts a job in the background ignores SIGINT by custom.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGCHLD, self._on_signal)
+        command = [sys.executable, "-m", "service.launcher.reaper", str(self._data_folder)]
+        self._reaper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        assert self._reaper.stdin is not None
+        self._pipe: IO[bytes] = self._reaper.stdin
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Stop all children, then wait until the reaper has ended what they left."""
+        self.stop(self._children)
+        with contextlib.suppress(BrokenPipeError):
+            self._pipe.close()
+        self._reaper.wait()
+
+    def share_lock(self, descriptor: int) -> None:
+        """Have every child inherit the lock of the data folder from now on."""
+        self._lock = descriptor
+
+    def remove_at_end(self, folder: Path) -> None:
+        """Have a temporary folder removed after the last child has ended, however this process ends."""
+        self._tell_reaper(reaper.temporary_folder(folder))
+
+    def start(self, child: Child) -> Child:
+        """Start a child, or start it again after it has ended."""
+        assert self._lock is not None
+        if child in self._children:
+            self._tell_reaper(reaper.deregistration(child.process.pid))
+        else:
+            self._children.append(child)
+        pipe = self._pipe.fileno()
+        command = command_line(child.command, parent=os.getpid(), pipe=pipe, stop_signal=child.quick_signal)
+        child.process = subprocess.Popen(command, pass_fds=(pipe, self._lock), start_new_session=True)
+        return child
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Wait for a signal or the end of a child, or until the timeout.
+
+        Raises:
+            StopRequested: A signal asks to stop.
+        """
+        number = self._next_signal(timeout_s)
+        if number is not None and number != signal.SIGCHLD:
+            raise StopRequested(number)
+
+    def wait_until(self, condition: Callable[[], bool], limit_s: float, child: Child | None = None) -> bool:
+        """Wait until a condition holds.
+
+        Args:
+            condition: What is waited for; it is called often.
+            limit_s: The longest time to wait.
+            child: The child that makes it true.
+
+        Returns:
+            False when it still does not hold after `limit_s`.
+
+        Raises:
+            StopRequested: A signal asks to stop.
+            ChildEnded: The child has ended, so that the condition cannot become true.
+        """
+        deadline = time.monotonic() + limit_s
+        while not condition():
+            if child is not None and not child.is_running:
+                raise ChildEnded(f"{child.name} ended with status {child.process.returncode}")
+            if time.monotonic() > deadline:
+                return False
+            self.wait(_POLL_S)
+        return True
+
+    def pause(self, seconds: float) -> None:
+        """Wait for some time.
+
+        Raises:
+            StopRequested: A signal asks to stop.
+        """
+        self.wait_until(lambda: False, seconds)
+
+    def stop(self, children: Sequence[Child]) -> None:
+        """End some children and wait until they have.
+
+        They end after their work. A further signal to this process is less patient: the second ends them without
+        delay, the third kills them.
+        """
+        running = [child for child in children if child.is_running]
+        for child in running:
+            child.send(signal.SIGTERM)
+        impatience = 0
+        while any(child.is_running for child in running):
+            number = self._next_signal(None)
+            if number is None or number == signal.SIGCHLD:
+                continue
+            impatience += 1
+            for child in running:
+                child.send(child.quick_signal) if impatience == 1 else child.kill_group()
+        for child in children:
+            self._tell_reaper(reaper.deregistration(child.process.pid))
+            if child in self._children:
+                self._children.remove(child)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals.put(number)
+
+    def _next_signal(self, timeout_s: float | None) -> int | None:
+        try:
+            return self._signals.get(timeout=timeout_s)
+        except Empty:
+            return None
+
+    def _tell_reaper(self, line: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._pipe.write(line)
+            self._pipe.flush()

@@ -1,0 +1,53 @@
+"""The URLs that REDIS_URL and JOBS_REDIS_URL may hold: checked without a connection, and shown without a password."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+
+SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel")
+_SENTINEL_PORT = 26379
+
+
+def check_url(url: str) -> None:
+    """Check that a client can be made from a URL; no connection is opened.
+
+    Raises:
+        ValueError: The message says what was expected.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in SCHEMES:
+        schemes = ", ".join(f"{name}://" for name in SCHEMES)
+        raise ValueError(f"expected a URL like redis://localhost:6379; it may begin with {schemes}")
+    try:
+        if scheme == "redis+sentinel":
+            sentinel_parts(url)
+            return
+        client = redis.Redis.from_url(f"{scheme.removesuffix('+cluster')}://{rest}")
+        connection: Any = client.connection_pool.make_connection()
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"expected a URL like redis://localhost:6379/0: {error}") from error
+    if scheme == "unix" and not connection.path:
+        raise ValueError("expected a URL like unix:///run/redis.sock: it has no path")
+
+
+def sentinel_parts(url: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]]:
+    """Split a sentinel URL into the sentinels' addresses, the name of the service, and the client's options.
+
+    Raises:
+        ValueError: A port or the number of the database is not a number, or there is no service.
+    """
+    parts = urlsplit(url)
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    sentinels = [(host.partition(":")[0], int(host.partition(":")[2] or _SENTINEL_PORT)) for host in hosts]
+    service, _, db = parts.path.strip("/").partition("/")
+    if not service:
+        raise ValueError("the name of the service is missing, as in redis+sentinel://localhost:26379/mymaster")
+    return sentinels, service, {"db": int(db or 0), "username": parts.username or None, "password": parts.password}
+
+
+def redacted(url: str) -> str:
+    """Return a URL as it may be printed: not at all where a user, a password or an option might be in it."""
+    return "..." if "@" in url or "?" in url else repr(url)

@@ -1,0 +1,247 @@
+"""python -m service, and what becomes of its processes, locks and sockets however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.integration.launched import Launched, free_port
+from tests.integration.test_jobs import words
+from tests.servers import ROOT, Service, eventually
+
+NO_KERNEL_SIGNAL = "import service.operations.parent_death as p; p.request_kernel_signal = lambda number: False\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder to start in, with a text."""
+    (tmp_path / "words.txt").write_text(words(20_000))
+    return tmp_path
+
+
+@pytest.fixture
+def serving(tmp_path: Path, store: Path) -> Iterator[Launched]:
+    """A launcher that serves a model that is there already."""
+    launched = Launched(tmp_path, CHECKPOINT_DIR=str(store))
+    eventually(launched.is_ready, within_s=60)
+    yield launched
+    if launched.process.poll() is None:
+        launched.stop(signal.SIGTERM)
+
+
+def training(folder: Path, **environment: str) -> Launched:
+    """A launcher whose trainer trains and whose server has answered."""
+    launched = Launched(folder, "--corpus", "words.txt", "--minutes", "60", **environment)
+    eventually(lambda: launched.is_ready() and launched.horse() is not None, within_s=60)
+    names = " ".join(launched.processes().values())
+    assert all(name in names for name in ("valkey-server", "service.jobs", "gunicorn", "service.launcher.reaper"))
+    return launched
+
+
+def test_every_signal_ends_everything(folder: Path) -> None:
+    """SIGINT, SIGTERM, SIGHUP, SIGQUIT and kill -9: no process, lock or socket is left, and the next start works."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGKILL):
+        launched = training(folder)
+        expected = -number if number == signal.SIGKILL else 128 + number
+        assert launched.stop(number) == expected
+        assert "Traceback" not in (errors := "\n".join(launched.errors)), errors
+
+
+def test_kill_9_without_the_kernels_help(folder: Path) -> None:
+    """Where there is no PR_SET_PDEATHSIG, the reaper ends everything."""
+    (folder / "sitecustomize.py").write_text(NO_KERNEL_SIGNAL)
+    training(folder, PYTHONPATH=str(folder)).stop(signal.SIGKILL)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's signal is Linux's")
+def test_kill_9_of_the_launcher_and_its_reaper(folder: Path) -> None:
+    """Where the reaper is killed, too, the kernel's signal ends everything; the socket's folder alone stays."""
+    launched = training(folder)
+    os.kill(launched.pid_of("service.launcher.reaper"), signal.SIGKILL)
+    launched.process.kill()
+    launched.process.wait()
+    eventually(lambda: not launched.processes())
+
+
+def test_the_trainer_is_killed_and_takes_its_training_along(folder: Path) -> None:
+    """kill -9 of the trainer: the process that it forked ends with it, and another trainer is started."""
+    launched = training(folder)
+    trainer, horse = launched.pid_of("service.jobs"), launched.horse()
+    os.kill(trainer, signal.SIGKILL)
+    eventually(lambda: horse not in launched.processes())
+    eventually(lambda: any("trainer" in line and "started again" in line for line in launched.lines))
+    eventually(lambda: any("service.jobs" in command for command in launched.processes().values()))
+    launched.stop(signal.SIGTERM)
+
+
+def test_the_embedded_redis_is_killed_and_keeps_its_sessions(serving: Launched) -> None:
+    """kill -9 of Redis: it is started again, and a session goes on."""
+    session = serving.post("/generate", max_chars=20, seed=1).json()["session_id"]
+    os.kill(serving.pid_of("valkey-server"), signal.SIGKILL)
+    eventually(lambda: any(line.startswith("redis") and "started again" in line for line in serving.lines))
+
+    def goes_on() -> bool:
+        answer = serving.post("/generate", max_chars=20, session_id=session)
+        return answer.status_code == 200 and bool(answer.json()["saved"])
+
+    eventually(goes_on)
+    assert serving.get(f"/sessions/{session}").json()["position"] >= 40  # type: ignore[union-attr]
+
+
+def test_a_second_start_is_refused(serving: Launched) -> None:
+    """In the same folder, on another port: one line with the first one's process id and address; it goes on."""
+    second = Launched(serving.folder, PORT=str(free_port()))
+    assert second.process.wait(timeout=30) == 1
+    assert second.processes().keys() <= serving.processes().keys()
+    (line,) = second.errors
+    assert line.startswith("error   already running on the data folder ")
+    assert f"process {serving.process.pid}, http://127.0.0.1:{serving.port};" in line
+    assert second.lines == []
+    assert serving.generate().status_code == 200
+
+
+def test_two_that_start_at_once_are_one(tmp_path: Path, store: Path) -> None:
+    """Of four starts in one folder at the same moment, one serves and three are refused."""
+    started = [Launched(tmp_path, CHECKPOINT_DIR=str(store)) for _ in range(4)]
+    eventually(lambda: sum(each.process.poll() is None for each in started) == 1, within_s=60)
+    (running,) = [each for each in started if each.process.poll() is None]
+    eventually(running.is_ready, within_s=60)
+    assert [each.process.returncode for each in started if each is not running] == [1, 1, 1]
+    running.stop(signal.SIGTERM)
+
+
+def refused(folder: Path, **environment: str) -> str:
+    """The one line of a start that is refused; it leaves nothing."""
+    launched = Launched(folder, **environment)
+    assert launched.wait() == 1
+    (line,) = launched.errors
+    assert line.startswith("error   ")
+    return line
+
+
+def test_a_port_in_use_is_a_line_with_port(tmp_path: Path) -> None:
+    """Somebody else listens there."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        line = refused(tmp_path, PORT=str(port))
+    assert f"PORT={port}: another program listens on it" in line
+
+
+@pytest.mark.parametrize("host", ["x86_64-conda-linux-gnu", "192.0.2.1", "2001:db8::1"])
+def test_a_host_that_cannot_be_listened_on_is_a_line_with_host(tmp_path: Path, host: str) -> None:
+    """As some shells export one; and addresses of other machines (RFC 5737, RFC 3849)."""
+    line = refused(tmp_path, HOST=host)
+    assert f"HOST='{host}': cannot be listened on (" in line
+    assert "unset it" in line
+
+
+def test_a_redis_that_cannot_be_used_is_a_line_with_redis_url(tmp_path: Path) -> None:
+    """A URL without a scheme, and one where nobody answers; a password is never printed."""
+    line = refused(tmp_path, REDIS_URL="localhost:6379")
+    assert "REDIS_URL='localhost:6379': expected a URL like redis://localhost:6379" in line
+    line = refused(tmp_path, REDIS_URL=f"redis://:secret@127.0.0.1:{free_port()}")
+    assert "REDIS_URL=...: the server cannot be used (" in line
+    assert "secret" not in line
+
+
+@pytest.mark.parametrize("host", ["::1", "::", "[::1]", "0.0.0.0", "localhost"])
+def test_every_address_of_this_machine_can_be_listened_on(tmp_path: Path, store: Path, host: str) -> None:
+    """The service answers there, the printed URL leads there, and the health check finds it."""
+    launched = Launched(tmp_path, HOST=host, CHECKPOINT_DIR=str(store))
+    launched.url = f"http://{'[::1]' if ':' in host else '127.0.0.1'}:{launched.port}"
+    eventually(launched.is_ready, within_s=60)
+    eventually(lambda: any(line.startswith("serve ") for line in launched.lines))
+    printed = next(line for line in launched.lines if line.startswith("serve ")).split()[1]
+    assert printed == (launched.url if host != "localhost" else f"http://localhost:{launched.port}")
+    assert httpx.get(f"{printed}/healthz").status_code == 200
+    check = [sys.executable, "-m", "service.operations.healthcheck"]
+    environment = {**os.environ, "HOST": host, "PORT": str(launched.port)}
+    assert subprocess.run(check, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL).returncode == 0
+    launched.stop(signal.SIGTERM)
+
+
+def test_two_workers_share_the_embedded_redis(tmp_path: Path, store: Path) -> None:
+    """WORKERS=2: one session's requests are answered by both processes."""
+    launched = Launched(tmp_path, WORKERS="2", CHECKPOINT_DIR=str(store))
+    eventually(launched.is_ready, within_s=60)
+    master = launched.pid_of("gunicorn")
+    workers = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    assert len(workers) == 2
+    session = launched.generate().json()["session_id"]
+    for worker, other in (workers, workers[::-1]):  # with one of them stopped, the other answers
+        os.kill(int(other), signal.SIGSTOP)
+        answer = launched.post("/generate", session_id=session, max_chars=20)
+        os.kill(int(other), signal.SIGCONT)
+        assert answer.status_code == 200, (worker, answer.text)
+    assert launched.get(f"/sessions/{session}").json()["position"] == 60  # type: ignore[union-attr]
+    launched.stop(signal.SIGTERM)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_running_texts(tmp_path: Path, store: Path) -> None:
+    """The first lets a text go on; the second ends it where it is, with an error that says so."""
+    launched = Launched(tmp_path, CHECKPOINT_DIR=str(store), DRAIN_TIMEOUT_S="600", MAX_CHARS="100000000")
+    eventually(launched.is_ready, within_s=60)
+    body = {"max_chars": 10**8, "stream": True}
+    with httpx.stream("POST", f"{launched.url}/generate", json=body, timeout=60) as response:
+        chunks = response.iter_text()
+        next(chunks)
+        launched.process.send_signal(signal.SIGINT)
+        eventually(lambda: (answer := launched.get("/readyz")) is not None and answer.status_code == 503)  # draining
+        for _ in range(5):  # the text goes on
+            next(chunks)
+        launched.process.send_signal(signal.SIGINT)
+        assert '"draining"' in "".join(chunks)
+    assert launched.wait() == 128 + signal.SIGINT
+
+
+def test_nohup_is_respected(tmp_path: Path, store: Path) -> None:
+    """A launcher that is started with SIGHUP ignored goes on when its terminal is gone."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        launched = Launched(tmp_path, CHECKPOINT_DIR=str(store))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    eventually(launched.is_ready, within_s=60)
+    launched.process.send_signal(signal.SIGHUP)
+    launched.process.send_signal(signal.SIGTERM)
+    assert launched.wait() == 128 + signal.SIGTERM
+
+
+def test_the_launcher_loads_no_torch() -> None:
+    """It starts in a moment and is small: what needs torch has processes of its own."""
+    program = "import sys, service.__main__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_a_worker_of_a_killed_gunicorn_ends(service: Service) -> None:
+    """The kernel tells it; see tests/integration/test_drain.py for a worker that is told to stop."""
+    own = Service(CHECKPOINT_DIR=service._environment["CHECKPOINT_DIR"])
+    own.start()
+    (worker,) = own.workers()
+    own.terminate(signal.SIGKILL)
+    own.wait(10)
+    eventually(lambda: not Path(f"/proc/{worker}").exists() or "Z" in state(worker))
+    own.client.close()
+
+
+def state(pid: int) -> str:
+    """The state letter of a process: Z is one that has ended and was not reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "gone"
+
+
+def test_the_lock_file_says_who_holds_it(serving: Launched) -> None:
+    """data/launcher.json, for people and scripts."""
+    known = json.loads((serving.folder / "data" / "launcher.json").read_text())
+    assert known == {"pid": serving.process.pid, "url": f"http://127.0.0.1:{serving.port}"}

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.errors import TextError
 from service.launcher.folder_lock import AlreadyRunning
 from service.launcher.launcher import run
 from service.settings import SettingsError, describe
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return run(args.corpus, args.minutes)
-    except (SettingsError, AlreadyRunning) as error:
+    except (SettingsError, AlreadyRunning, TextError) as error:
         print(f"error   {error}", file=sys.stderr)
         return 1
 

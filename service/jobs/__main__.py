@@ -53,16 +53,15 @@ def main() -> int:
 
 
 def _bootstrap(settings: Settings, minutes: float) -> int:
-    from service.jobs.bootstrap import needs_bootstrap, submit_bootstrap  # loads torch, which the worker must not
+    from service.jobs.bootstrap import ensure_bootstrap  # loads torch, which the worker must not
 
     try:
-        is_needed, reason = needs_bootstrap(settings.checkpoint_dir, None)
-        print(f"model   {reason}", flush=True)
-        if is_needed:
-            queue = JobQueue(connect(settings.require_queue()), settings.max_queued_jobs)
-            corpora = Corpora(settings.corpora_dir, settings.max_corpus_bytes)
-            job_id, is_new = submit_bootstrap(queue, corpora, None, minutes)
-            print(f"train   {'queued' if is_new else 'queued already'}: /jobs/{job_id}", flush=True)
+        queue = JobQueue(connect(settings.require_queue()), settings.max_queued_jobs)
+        corpora = Corpora(settings.corpora_dir, settings.max_corpus_bytes)
+        bootstrap = ensure_bootstrap(queue, corpora, settings.checkpoint_dir, [], minutes)
+        print(f"model   {bootstrap.model}", flush=True)
+        if bootstrap.job_id is not None:
+            print(f"train   {'queued' if bootstrap.is_new else 'queued already'}: /jobs/{bootstrap.job_id}", flush=True)
     except (SettingsError, ModelError, ServiceError) as e:
         print(f"error   {e}", file=sys.stderr)
         return 1

@@ -92,13 +92,16 @@ class JobQueue:
             return job_id, True
 
     def bootstrap_job_id(self) -> str | None:
-        """Return the id of the bootstrap job if it is queued or running."""
+        """Return the id of the bootstrap job if it is queued or running and not being cancelled."""
         with _redis_errors_as_unavailable():
             for key in (_BOOTSTRAP_KEY, _OLD_BOOTSTRAP_KEY):
                 stored: Any = self._client.get(key)
                 with contextlib.suppress(UnknownJob):
-                    if stored is not None and self.get(stored.decode()).is_live:
-                        return str(stored.decode())
+                    if stored is None:
+                        continue
+                    job = self.get(stored.decode())
+                    if job.is_live and not job.record.cancel_requested:
+                        return job.job_id
         return None
 
     def get(self, job_id: str) -> Job:

@@ -7,9 +7,9 @@ from typing import Any, Self
 
 from model.config import PRESETS, ModelConfig, TrainConfig
 from model.errors import ConfigError, TextError
-from model.text.corpus import check_lengths
+from model.text.fitting import FittedConfig, fit_to_text
 from model.text.vocab import Vocabulary
-from service.errors import BadRequest, UnknownCorpus
+from service.errors import BadRequest
 from service.jobs.record import JsonObject
 from service.schemas import RetrainRequest
 from service.store.corpora import Corpora
@@ -45,6 +45,21 @@ class JobRequest:
             ConfigError: A setting is out of range.
         """
         return TrainConfig(**self._settings_in(_TRAINING_SETTINGS))
+
+    def fitted_config(self, corpora: Corpora) -> FittedConfig:
+        """Return the trainer's settings as they fit the corpora: only those that the request does not set may change.
+
+        Raises:
+            UnknownCorpus: A corpus does not exist any more.
+            ConfigError: A setting of the request cannot work with the corpora.
+            TextError: The corpora cannot be trained on.
+        """
+        infos = [corpora.get(name) for name in self.corpora]
+        alphabet = "".join(sorted(set[str]().union(*(info.alphabet for info in infos))))
+        lengths = [info.n_characters for info in infos]
+        fitted = fit_to_text(self.train_config(), lengths, len(alphabet), explicit=self.settings)
+        Vocabulary.of(alphabet, fitted.config.max_vocab)
+        return fitted
 
     def _settings_in(self, names: set[str]) -> dict[str, Any]:
         return {name: value for name, value in {**PRESETS[self.preset], **self.settings}.items() if name in names}
@@ -85,26 +100,22 @@ def validate(request: RetrainRequest, corpora: Corpora) -> JobRequest:
             raise BadRequest(name, value, f"one of the fields {known}", problem="no such field")
     job_request = JobRequest(request.corpus, request.preset, request.promote, request.warm_start, request.settings)
     try:
-        config = job_request.train_config()
+        job_request.train_config()
         ModelConfig(vocab_size=2, **job_request.network_settings())
     except ConfigError as e:
         raise BadRequest(e.field, e.value, e.expected, problem=e.problem) from e
-    _check_corpora(job_request, config, corpora)
+    _check_corpora(job_request, corpora)
     return job_request
 
 
-def _check_corpora(request: JobRequest, config: TrainConfig, corpora: Corpora) -> None:
-    lengths, characters = [], set[str]()
+def _check_corpora(request: JobRequest, corpora: Corpora) -> None:
+    known = corpora.names()
     for name in request.corpora:
-        try:
-            info = corpora.get(name)
-        except UnknownCorpus as e:
-            known = ", ".join(corpora.names())
-            raise BadRequest("corpus", name, f"one of {known}; PUT /corpora/NAME adds one") from e
-        lengths.append(info.n_characters)
-        characters |= set(info.alphabet)
+        if name not in known:
+            raise BadRequest("corpus", name, f"one of {', '.join(known)}; PUT /corpora/NAME adds one")
     try:
-        Vocabulary.of("".join(sorted(characters)), config.max_vocab)
-        check_lengths(lengths, config)
+        request.fitted_config(corpora)
+    except ConfigError as e:
+        raise BadRequest(e.field, e.value, e.expected, problem=e.problem) from e
     except TextError as e:
         raise BadRequest("corpus", request.corpus, e.expected, problem=e.problem) from e

@@ -110,12 +110,15 @@ class Training:
 
     def _prepare(self) -> tuple[TrainConfig, Corpus, ModelConfig, Checkpoint | None]:
         """Read the corpora and settle the network's shape and the weights to begin with."""
-        config, network = self.request.train_config(), self.request.network_settings()
+        fitted, network = self.request.fitted_config(self.environment.corpora), self.request.network_settings()
+        config = fitted.config
         texts = [self.environment.corpora.text(name) for name in self.request.corpora]
         corpus = Corpus.from_texts([text for text, _ in texts], config)
         for name, (_, notes) in zip(self.request.corpora, texts, strict=True):
             for note in notes:
                 self.log.note(f"{name}: {note}")
+        for note in fitted.notes:
+            self.log.note(note)
         source = self._warm_start_source()
         if source is not None:  # its shape; if the request has another one, the trainer reports that it does not fit
             shape = {k: v for k, v in asdict(source.config).items() if k != "vocab_size"}

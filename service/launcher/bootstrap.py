@@ -11,7 +11,7 @@ from pathlib import Path
 
 from model.errors import ModelError
 from service.errors import ServiceError
-from service.jobs.bootstrap import DEFAULT_MINUTES, needs_bootstrap, submit_bootstrap
+from service.jobs.bootstrap import DEFAULT_MINUTES, ensure_bootstrap
 from service.jobs.queue import JobQueue
 from service.launcher.terminal import say
 from service.operations.address import service_url
@@ -43,17 +43,18 @@ def main() -> int:
 
 
 def _queue_training(settings: Settings, queue: JobQueue, corpus_files: list[Path], minutes: float) -> str | None:
-    """Queue the training of a first model if one is needed; its job, if it is live."""
-    needed, why = needs_bootstrap(settings.checkpoint_dir, corpus_files[0] if corpus_files else None)
-    say("model", why)
-    if not needed:
-        return None
+    """Queue the training of a first model if one is needed. Return the job to follow, if there is one."""
     corpora = Corpora(settings.corpora_dir, settings.max_corpus_bytes)
-    job_id, is_new = submit_bootstrap(queue, corpora, corpus_files[0] if corpus_files else None, minutes)
-    what = ", ".join(map(str, corpus_files)) or "the works of Shakespeare"
-    how = f"on {what}, for about {minutes:g} min" if is_new else "queued already"
-    say("train", f"{how}: {service_url(settings.host, settings.port)}/jobs/{job_id}")
-    return job_id
+    bootstrap = ensure_bootstrap(queue, corpora, settings.checkpoint_dir, corpus_files, minutes)
+    say("model", bootstrap.model)
+    jobs_url = f"{service_url(settings.host, settings.port)}/jobs"
+    if bootstrap.cancelled_job_id is not None:
+        say("train", f"cancelled the job that trains on another text: {jobs_url}/{bootstrap.cancelled_job_id}")
+    if bootstrap.job_id is not None:
+        what = ", ".join(map(str, corpus_files)) or "the works of Shakespeare"
+        how = f"on {what}, for about {minutes:g} min" if bootstrap.is_new else "continues a job that is queued already"
+        say("train", f"{how}: {jobs_url}/{bootstrap.job_id}")
+    return bootstrap.job_id
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGKILL, SIGQUIT
 
+from model.errors import TextError
 from service.launcher import reaper
 from service.launcher.embedded_redis import embedded_redis
 from service.launcher.folder_lock import launcher_lock, processes_lock
@@ -46,7 +47,10 @@ def run(corpus_files: Sequence[Path], minutes: float) -> int:
     Raises:
         SettingsError: A setting cannot be used here.
         AlreadyRunning: Another launcher uses the data folder.
+        TextError: A text cannot be read.
     """
+    for file in corpus_files:
+        _check_readable(file)
     settings = read_settings(embeds_redis=True)
     data_folder = settings.longhand_home
     data_folder.mkdir(parents=True, exist_ok=True)
@@ -59,6 +63,15 @@ def run(corpus_files: Sequence[Path], minutes: float) -> int:
                     return _serve(supervisor, settings, restarted, corpus_files, minutes)
         except StopRequested as stop:
             return 128 + stop.number
+
+
+def _check_readable(file: Path) -> None:
+    """Find out before anything is started; what is in the text is checked later, in another process."""
+    try:
+        with open(file, "rb"):
+            pass
+    except OSError as e:
+        raise TextError(f"cannot be read ({e.strerror})", field=f"corpus {file}", expected="a text file") from e
 
 
 def _wait_for_previous(supervisor: Supervisor, is_free: Callable[[], bool]) -> bool:

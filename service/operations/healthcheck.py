@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import sys
-from http import HTTPStatus
 
 from service.operations.address import reachable_host
 from service.settings import SettingsError, read_settings

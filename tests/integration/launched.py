@@ -34,7 +34,7 @@ class Launched:
     Every process that comes of it inherits a mark in its environment, by which it is found whoever its parent is.
     """
 
-    def __init__(self, folder: Path, *args: str, **environment: str) -> None:
+    def __init__(self, folder: Path, *args: str, address: str = "127.0.0.1", **environment: str) -> None:
         self.folder = folder
         self.mark = uuid.uuid4().hex
         self.port = int(environment.get("PORT", free_port()))
@@ -51,7 +51,8 @@ class Launched:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{address}:{self.port}"
+        self.client = httpx.Client(base_url=self.url, timeout=60)
         self.lines: list[str] = []
         self.errors: list[str] = []
         self._readers = [
@@ -69,13 +70,13 @@ class Launched:
     def get(self, path: str) -> httpx.Response | None:
         """An answer of the service, or None while it is not up."""
         try:
-            return httpx.get(self.url + path, timeout=30)
+            return self.client.get(path)
         except httpx.TransportError:
             return None
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         """An answer of the service."""
-        return httpx.post(self.url + path, json=body, timeout=60)
+        return self.client.post(path, json=body)
 
     def generate(self) -> httpx.Response:
         """A short text."""
@@ -123,6 +124,7 @@ class Launched:
     def wait(self) -> int:
         """Wait for its end, see that no process, lock or socket is left, and return the exit status."""
         status = self.process.wait(timeout=90)
+        self.client.close()
         eventually(lambda: not self.processes())
         for reader in self._readers:
             reader.join()

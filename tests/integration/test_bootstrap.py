@@ -2,78 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 from pathlib import Path
-from typing import Any
-
-import httpx
 
 from service.errors import JobQueueFull
 from service.jobs.queue import JobQueue
 from service.store.connect import connect
+from tests.integration.launched import Launched
 from tests.integration.test_jobs import words
-from tests.servers import ROOT, RedisServer, eventually
-
-
-class Launched:
-    """The launcher in a folder of its own."""
-
-    def __init__(self, folder: Path, *args: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        if not (folder / "deploy").exists():
-            (folder / "deploy").symlink_to(ROOT / "deploy")
-        environment = {**os.environ, "PORT": str(port), "PYTHONPATH": str(ROOT), "SLOTS": "4", "OMP_NUM_THREADS": "1"}
-        environment.pop("HOST", None)
-        command = [sys.executable, "-m", "service", *args]
-        self.process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout:
-            for line in self.process.stdout:
-                self.lines.append(line.rstrip())
-
-    def ready(self) -> dict[str, Any] | None:
-        assert self.process.poll() is None, self.lines
-        try:
-            answer = self.client.get("/readyz")
-        except httpx.TransportError:
-            return None
-        shown: dict[str, Any] = answer.json()
-        return shown if answer.status_code == 200 else None
-
-    def generate(self) -> httpx.Response:
-        return self.client.post("/generate", json={"max_chars": 20})
-
-    def stop(self, how: signal.Signals) -> None:
-        """End it as a user would, and see that it takes all that it started with it."""
-        family = descendants(self.process.pid)
-        self.process.send_signal(how)
-        self.process.wait(timeout=60)
-        self.client.close()
-        self._reader.join()
-        assert len(family) >= 4  # redis, the worker, gunicorn and its own worker
-        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
-
-
-def descendants(pid: int) -> list[int]:
-    found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found += [int(child), *descendants(int(child))]
-    return found
+from tests.servers import RedisServer, eventually
 
 
 def test_a_bootstrap_model_is_trained_live(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from model.checkpoints.file_format import Checkpoint
 from model.network.gates import gate_activations
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.e2e.page.conftest import Visit
-from tests.integration.test_bootstrap import Launched
+from tests.integration.launched import Launched
 from tests.integration.test_jobs import words
 from tests.servers import RedisServer, Service, Worker, eventually
 

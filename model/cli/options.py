@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from collections.abc import Collection, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,30 @@ from model.checkpoints import registry
 from model.cli import console
 from model.config import DEVICES, PRESETS, ModelConfig, TrainConfig
 from model.data_folder import data_folder
-from model.errors import CheckpointError
+from model.errors import CheckpointError, TextError
 from model.text.corpus import Corpus
+from model.text.decoding import read_text
 from model.text.default_text import default_text
-from model.text.memory_map import read_corpus
+from model.text.fitting import MAX_VOCABULARY, fit_to_text
+from model.text.memory_map import is_large, read_corpus
 from model.training.run_folder import RunFolder
 
 CHECKPOINT_FOLDER = data_folder() / "checkpoints"
 
 
 def add_corpus(command: argparse.ArgumentParser) -> None:
-    """Add the text to train on or to score."""
+    """Add the text to score."""
     command.add_argument("corpus", type=Path, nargs="?", help="a UTF-8 text file (default: the works of Shakespeare)")
+
+
+def add_corpora(command: argparse.ArgumentParser) -> None:
+    """Add the texts to train on."""
+    command.add_argument(
+        "corpus",
+        type=Path,
+        nargs="*",
+        help="UTF-8 text files; the end of each validates (default: Shakespeare's works)",
+    )
 
 
 def add_checkpoint(command: argparse.ArgumentParser) -> None:
@@ -44,7 +57,7 @@ def add_training(command: argparse.ArgumentParser, minutes_help: str = "") -> No
         command: The command's parser.
         minutes_help: What --minutes means for this command, where that differs from training.
     """
-    add_corpus(command)
+    add_corpora(command)
     command.add_argument("--out", type=Path, help=f"folder of checkpoints (default {CHECKPOINT_FOLDER})")
     presets = "; ".join(f"{name}: {' '.join(f'{k} {v}' for k, v in p.items())}" for name, p in PRESETS.items())
     command.add_argument(
@@ -86,12 +99,45 @@ def check_model_settings(settings: dict[str, Any]) -> None:
     ModelConfig(vocab_size=2, **fields_of(ModelConfig, settings))
 
 
-def load_corpus(source: Path | None, config: TrainConfig, folder: Path) -> Corpus:
-    """Read and encode the text, the default one when `source` is None; a large one is encoded in `folder`/texts."""
-    if source is None:
-        return Corpus.from_text(default_text(), config)
-    with console.encoding() as on_progress:
-        return read_corpus(source, config, folder / "texts", on_progress)
+def load_corpus(
+    files: Sequence[Path], config: TrainConfig, folder: Path, explicit: Collection[str], n_processes: int = 1
+) -> tuple[Corpus, TrainConfig]:
+    """Read and encode the texts, and adapt the settings that nobody set to them.
+
+    Args:
+        files: The text files; none means the default text.
+        config: The settings.
+        folder: A single text that is too large for memory is encoded in `folder`/texts.
+        explicit: The names of the settings that must not be changed.
+        n_processes: How many processes share a batch.
+
+    Returns:
+        The corpus, whose notes say what was changed, and the settings that fit it.
+
+    Raises:
+        TextError: A text cannot be used.
+        ConfigError: An explicit setting cannot work with the texts.
+    """
+    if len(files) == 1 and is_large(files[0]):
+        any_vocabulary = config if "max_vocab" in explicit else replace(config, max_vocab=MAX_VOCABULARY)
+        with console.encoding() as on_progress:
+            corpus = read_corpus(files[0], any_vocabulary, folder / "texts", on_progress)
+        fitted = fit_to_text(
+            config, [corpus.n_characters], len(corpus.vocab), explicit=explicit, n_processes=n_processes
+        )
+        return replace(corpus, notes=(*corpus.notes, *fitted.notes)), fitted.config
+    texts, notes = [default_text()] if not files else [], []
+    for file in files:
+        text, decoding_notes = read_text(file)
+        texts.append(text)
+        notes += [note if len(files) == 1 else f"{file}: {note}" for note in decoding_notes]
+    n_distinct = len(set().union(*texts))
+    fitted = fit_to_text(config, [len(t) for t in texts], n_distinct, explicit=explicit, n_processes=n_processes)
+    try:
+        return Corpus.from_texts(texts, fitted.config, [*notes, *fitted.notes]), fitted.config
+    except TextError as error:
+        error.field = f"corpus {', '.join(map(str, files))}".strip()
+        raise
 
 
 def chosen_checkpoint(args: argparse.Namespace) -> Path:

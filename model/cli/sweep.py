@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     config = TrainConfig.from_dict({**options.fields_of(TrainConfig, settings), "minutes": minutes})
     store = args.out or options.CHECKPOINT_FOLDER
     options.check_model_settings(settings)
-    corpus = options.load_corpus(args.corpus, config, store)
+    corpus, config = options.load_corpus(args.corpus, config, store, options.explicit_settings(args))
     model = ModelConfig(vocab_size=len(corpus.vocab), **options.fields_of(ModelConfig, settings))
     sweep = Sweep(
         corpus, model, config, store, study=args.study, storage=args.storage, device=resolve_device(args.device)

@@ -35,11 +35,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace, distributed: Distributed, device: str) -> None:
-    source, folder = _locations(args)
+    files, folder = _locations(args)
     settings = options.all_settings(args)
     config = TrainConfig.from_dict(options.fields_of(TrainConfig, settings))
     options.check_model_settings(settings)
-    corpus = options.load_corpus(source, config, folder)
+    explicit = settings if args.resume else options.explicit_settings(args)  # a resumed run keeps what it was
+    corpus, config = options.load_corpus(files, config, folder, explicit, distributed.world_size)
     warm_start = file_format.load(args.warm_start) if args.warm_start else None
     shape = options.fields_of(ModelConfig, settings)
     if warm_start is not None:  # its shape overrides the preset's, an explicit option overrides both
@@ -55,7 +56,7 @@ def _train(args: argparse.Namespace, distributed: Distributed, device: str) -> N
         "sample_chars": _SAMPLE_CHARS,
         "distributed": distributed,
         "metadata": {
-            "corpus": str(source.resolve()) if source else None,
+            "corpus": [str(file.resolve()) for file in files],
             "checkpoint_folder": str(folder.resolve()),
         },
     }
@@ -82,8 +83,9 @@ def _train(args: argparse.Namespace, distributed: Distributed, device: str) -> N
         console.print_scores("test", len(corpus.test) - 1, {"stateful": loss})
 
 
-def _locations(args: argparse.Namespace) -> tuple[Path | None, Path]:
-    """Return the text's path, None for the default text, and the checkpoint folder; a resumed run knows both."""
+def _locations(args: argparse.Namespace) -> tuple[list[Path], Path]:
+    """Return the text files, none for the default text, and the checkpoint folder; a resumed run knows both."""
     saved = RunFolder(args.resume).settings()["metadata"] if args.resume else {}
-    source = args.corpus or (Path(saved["corpus"]) if saved.get("corpus") else None)
-    return source, args.out or Path(saved.get("checkpoint_folder", options.CHECKPOINT_FOLDER))
+    corpus = saved.get("corpus") or []  # in older run folders one path, or None
+    files = args.corpus or [Path(file) for file in ([corpus] if isinstance(corpus, str) else corpus)]
+    return files, args.out or Path(saved.get("checkpoint_folder", options.CHECKPOINT_FOLDER))

@@ -16,7 +16,7 @@ from model.errors import ConfigError, TextTooShort
 from model.text.corpus import MIN_EVALUATION_CHARS, evaluation_sizes
 
 _MAX_VAL_FRACTION = 0.5
-_MAX_VOCABULARY = 65536  # an id has 16 bits
+MAX_VOCABULARY = 65536  # an id has 16 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def fit_to_text(
         changed: dict[str, Any] = {name: value}
         config = replace(config, **changed)
 
-    if config.max_vocab < n_distinct <= _MAX_VOCABULARY:
+    if config.max_vocab < n_distinct <= MAX_VOCABULARY:
         reason = f"the text has {n_distinct:,} distinct characters"
         _check(config, "max_vocab", explicit, f"at least {n_distinct} ({reason})")
         change("max_vocab", n_distinct, reason)

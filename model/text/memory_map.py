@@ -42,11 +42,15 @@ def read_corpus(
         TextError: The text cannot be used.
         StorageError: The cache cannot be written.
     """
+    return _load_mapped(path, config, cache, on_progress) if is_large(path) else Corpus.from_file(path, config)
+
+
+def is_large(path: Path) -> bool:
+    """Whether a text file is memory-mapped; one that cannot be read is not, and the error comes from reading it."""
     try:
-        is_large = path.stat().st_size >= LARGE_BYTES
+        return path.stat().st_size >= LARGE_BYTES
     except OSError:
-        is_large = False  # from_file raises the error
-    return _load_mapped(path, config, cache, on_progress) if is_large else Corpus.from_file(path, config)
+        return False
 
 
 def _load_mapped(path: Path, config: TrainConfig, cache: Path, on_progress: OnProgress) -> Corpus:

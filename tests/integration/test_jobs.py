@@ -318,7 +318,7 @@ def test_a_training_that_cannot_work_fails_at_the_first_attempt(stack: Stack) ->
 
 BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"corpus": "nope"}, "corpus", "one of shakespeare"),
-    ({"corpus": "../words"}, "name", "expected [a-z0-9]"),
+    ({"corpus": "../words"}, "corpus", "one of shakespeare"),
     ({"corpus": ["words", "words"]}, "corpus", "each once"),
     ({"corpus": []}, "corpus", "1 to 64 names"),
     ({"corpus": "words", "preset": "huge"}, "preset", "one of quick"),
@@ -334,8 +334,8 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         "no such field, expected one of the fields corpus, preset",
     ),
     ({"corpus": "words", "promote": "maybe"}, "promote", "'if_better', 'always' or 'never'"),
-    ({"corpus": "words", "batch_size": 4000}, "corpus", "the text has"),
-    ({"corpus": "words", "max_vocab": 2}, "corpus", "expected at most max_vocab = 2"),
+    ({"corpus": "words", "batch_size": 4000, "seq_length": 24}, "seq_length", "expected at most 2 (the training part"),
+    ({"corpus": "words", "max_vocab": 2}, "max_vocab", "expected at least 16 (the text has 16 distinct characters)"),
 ]
 
 
@@ -350,6 +350,21 @@ def test_a_bad_request_is_refused_before_it_is_queued(
     assert response.json()["error"]["field"] == field
     assert says in response.json()["error"]["message"]
     assert len(stack.service.client.get("/jobs").json()["jobs"]) == before
+
+
+def test_small_texts_and_large_alphabets_fit(stack: Stack) -> None:
+    """Two texts, of 300 characters and of 4,500 distinct ones: what the request does not set is adapted, and noted."""
+    texts = {"small": words(300)[:300], "alphabet": "".join(chr(0x4E00 + i % 4500) for i in range(9000))}
+    for name, text in texts.items():
+        assert stack.service.client.put(f"/corpora/{name}", content=text.encode()).status_code == 201
+    small = {k: v for k, v in SMALL.items() if k not in ("batch_size", "seq_length")}
+    alone = stack.ended(stack.submit(**{**small, "corpus": "small", "promote": "never"}))
+    assert alone["state"] == "finished", alone["error"]
+    assert "batch_size is 10 instead of 16: the training part has 270 characters" in alone["notes"]
+    both = stack.ended(stack.submit(**{**small, "corpus": ["small", "alphabet"], "promote": "never"}))
+    assert both["state"] == "finished", both["error"]
+    distinct = len(set("".join(texts.values())))
+    assert f"max_vocab is {distinct:,} instead of 4,096: the text has {distinct:,} distinct characters" in both["notes"]
 
 
 def test_only_the_training_function_can_be_run(stack: Stack) -> None:

@@ -68,6 +68,27 @@ def test_a_run_leaves_metrics_and_curves(tmp_path: Path, text: Path, capsys: pyt
     assert "expected a file that ends in .svg or .png" in capsys.readouterr().err
 
 
+def test_several_texts_small_texts_and_large_alphabets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Any texts can be trained on with settings that fit them: the output says which, and a resumed run keeps them."""
+    out = tmp_path / "models"
+    small, alphabet = tmp_path / "small.txt", tmp_path / "alphabet.txt"
+    small.write_text("To be, or not to be. " * 15)
+    alphabet.write_text("".join(chr(0x4E00 + i % 4500) for i in range(9000)))
+    quick = ["--out", str(out), "--n-hidden", "16", "--steps", "4"]
+    assert main(["train", str(small), *quick]) == 0
+    note = "note: batch_size is 11 instead of 16: the training part has 284 characters"
+    assert note in capsys.readouterr().out
+    assert main(["train", str(small), str(alphabet), *quick]) == 0
+    output = capsys.readouterr().out
+    assert "9,315 characters, 4510 distinct" in output
+    assert "note: max_vocab is 4,510 instead of 4,096: the text has 4,510 distinct characters" in output
+    run = max((out / "runs").iterdir())
+    assert main(["train", "--resume", str(run), "--out", str(out)]) == 0
+    assert "9,315 characters" in capsys.readouterr().out
+    assert main(["sweep", str(small), "--out", str(out), "--runs", "1", "--minutes", "0.05"]) == 0
+    assert "batch_size" not in capsys.readouterr().err
+
+
 def test_ctrl_c_prints_how_to_resume(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An interrupt saves the run and prints the command to resume it; that command alone finishes the run."""
     out, before = tmp_path / "models", signal.getsignal(signal.SIGINT)

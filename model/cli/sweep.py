@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> None:
     store = args.out or options.CHECKPOINT_FOLDER
     options.check_model_settings(settings)
     corpus, config = options.load_corpus(args.corpus, config, store, options.explicit_settings(args))
+    training_console.print_notes(corpus)
     model = ModelConfig(vocab_size=len(corpus.vocab), **options.fields_of(ModelConfig, settings))
     sweep = Sweep(
         corpus, model, config, store, study=args.study, storage=args.storage, device=resolve_device(args.device)

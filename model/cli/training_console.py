@@ -51,9 +51,14 @@ def progress(corpus: Corpus, model: ModelConfig, config: TrainConfig) -> Iterato
     _print_advice(advice.advise_on_losses(setup, validations))
 
 
-def _print_setup(corpus: Corpus, model: ModelConfig, setup: TrainingSetup) -> None:
+def print_notes(corpus: Corpus) -> None:
+    """Print what was changed while the text was decoded, and which settings were adapted to it."""
     for note in corpus.notes:
         console.print(f"corpus  note: {note}")
+
+
+def _print_setup(corpus: Corpus, model: ModelConfig, setup: TrainingSetup) -> None:
+    print_notes(corpus)
     test = f", {len(corpus.test):,} more are the test part" if len(corpus.test) else ""
     console.print(
         f"corpus  {corpus.n_characters:,} characters, {len(corpus.vocab)} distinct; "

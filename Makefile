@@ -7,13 +7,15 @@ CORPUS ?=
 MINUTES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser stack check check-page docs lock clean
+.PHONY: help serve test test-browser launcher-kills stack check check-page docs lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-serve: .venv/.ready .venv/.kernel ## serve on HOST:PORT, and train a first model meanwhile if there is none (CORPUS=file, MINUTES=3)
-	@$(BIN)/python -m service $(if $(CORPUS),--corpus "$(CORPUS)") --minutes $(MINUTES)
+# A file's name with spaces is one file; anything else is a list. exec: a signal to make's child reaches the launcher.
+serve: .venv/.ready .venv/.kernel ## serve on HOST:PORT, and train a first model meanwhile if there is none (CORPUS="a.txt b.txt", MINUTES=3)
+	@if [ -f "$(CORPUS)" ]; then set -- --corpus "$(CORPUS)"; elif [ -n "$(CORPUS)" ]; then set -- --corpus $(CORPUS); else set --; fi; \
+	exec $(BIN)/python -m service "$$@" --minutes $(MINUTES)
 
 test: .venv/.ready-test .venv/.kernel .venv/.prometheus ## every test
 	$(BIN)/python -m pytest
@@ -22,6 +24,9 @@ test-browser: .venv/.ready-test .venv/.kernel ## the page in a real headless Chr
 	@$(PYTHON) -m deploy.environment --browser || echo "browser its packages could not be installed"
 	@$(BIN)/python -m tests.e2e.page.browser
 	$(BIN)/python -m pytest tests/e2e/page
+
+launcher-kills: .venv/.ready-test .venv/.kernel ## kill -9 of the launcher 20 times in its first 10 seconds: the next start works each time
+	LAUNCHER_KILLS=20 $(BIN)/python -m pytest -q -s tests/integration/test_launcher_kills.py
 
 stack: .venv/.ready-test ## docker compose up from a clean clone, on a container engine: build, scale, kill, tear down
 	STACK=1 $(BIN)/python -m pytest -s tests/e2e/test_stack.py

@@ -134,11 +134,11 @@ def _supervise(
             say("serve", service_url(settings.host, settings.port) + _reach(settings.host))
         if bootstrap.process.poll():  # it has said why
             return 1
-        for child in restarted:
-            if not child.is_running:
-                say(child.name, f"ended with status {child.process.returncode}; it is started again")
-                supervisor.pause(_RESTART_S)
-                supervisor.start(child)
+        if ended := [child for child in restarted if not child.is_running]:
+            say(ended[0].name, f"ended with status {ended[0].process.returncode}; it is started again")
+            supervisor.pause(_RESTART_S)
+            supervisor.start(ended[0])
+            continue  # others may have ended meanwhile
         supervisor.wait(None if is_ready else _PROBE_S)
     status = server.process.returncode
     say("server", f"ended with status {status}")

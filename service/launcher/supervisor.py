@@ -1,14 +1,18 @@
 """Child processes: start them, wait for what happens, stop them all.
 
-Signals and ended children arrive through one queue and are handled where the launcher waits, never between two lines of
-other code. Each child leads a session of its own, so that Ctrl-C reaches the launcher alone, which stops the children
-in the right order. Whatever way the launcher ends, the reaper ends the rest (service/launcher/reaper.py).
+Signals, also those of ended children, are read from a pipe where the launcher waits, never handled between two lines of
+other code. The kernel's signal handler writes that pipe itself (`signal.set_wakeup_fd`), so that a signal just before a
+blocking call is not lost, as it would be with a handler that Python runs after the call.
+
+Each child leads a session of its own, so that Ctrl-C reaches the launcher alone, which stops the children in the right
+order. Whatever way the launcher ends, the reaper ends the rest (service/launcher/reaper.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -16,7 +20,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import IO, Self
 
@@ -80,17 +83,19 @@ class Supervisor:
             data_folder: The folder whose lock all children share.
         """
         self._data_folder = data_folder
-        self._signals: SimpleQueue[int] = SimpleQueue()  # its put may interrupt itself, unlike a threading.Event's set
         self._children: list[Child] = []
         self._lock: int | None = None
 
     def __enter__(self) -> Self:
-        """Install the signal handlers and start the reaper."""
+        """Catch the signals and start the reaper."""
+        self._signals, written = os.pipe()
+        os.set_blocking(written, False)
+        signal.set_wakeup_fd(written, warn_on_full_buffer=False)
         for number in _STOP_SIGNALS:
             # nohup ignores SIGHUP on purpose; a shell that starts a job in the background ignores SIGINT by custom.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._on_signal)
-        signal.signal(signal.SIGCHLD, self._on_signal)
+                signal.signal(number, _ignore)
+        signal.signal(signal.SIGCHLD, _ignore)
         command = [sys.executable, "-m", "service.launcher.reaper", str(self._data_folder)]
         self._reaper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         assert self._reaper.stdin is not None
@@ -183,21 +188,21 @@ class Supervisor:
             impatience += 1
             for child in running:
                 child.send(child.quick_signal) if impatience == 1 else child.kill_group()
-        for child in children:
+        for child in list(children):
             self._tell_reaper(reaper.deregistration(child.process.pid))
             if child in self._children:
                 self._children.remove(child)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals.put(number)
-
     def _next_signal(self, timeout_s: float | None) -> int | None:
-        try:
-            return self._signals.get(timeout=timeout_s)
-        except Empty:
-            return None
+        """Wait for a signal and return its number, or None after the timeout."""
+        is_readable, _, _ = select.select([self._signals], [], [], timeout_s)
+        return os.read(self._signals, 1)[0] if is_readable else None
 
     def _tell_reaper(self, line: bytes) -> None:
         with contextlib.suppress(BrokenPipeError):
             self._pipe.write(line)
             self._pipe.flush()
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing: the number is in the pipe already. Unlike SIG_IGN this is not inherited by children."""

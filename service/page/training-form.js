@@ -1,4 +1,4 @@
-// The form for a new training: a file is uploaded as a corpus, then a training job is queued.
+// The form for a new training: files are uploaded as corpora, then a training job on all of them is queued.
 
 import { requestJson, ServiceError } from "./api.js";
 import { $, formatCount, h, onSubmit, setStatus } from "./dom.js";
@@ -6,7 +6,7 @@ import { clearFieldErrors, readFields, showFieldError } from "./fields.js";
 
 const MAX_NAME_CHARS = 64;
 const DEFAULT_CORPUS = "shakespeare";
-let file = null;
+let files = [];
 
 /** Set up the form; onQueued(job id) is called when a training has been queued. */
 export function setUp(onQueued) {
@@ -22,20 +22,20 @@ export function setUp(onQueued) {
   for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
   drop.addEventListener("drop", (event) => {
     event.preventDefault();
-    if (event.dataTransfer.files.length) chooseFile(event.dataTransfer.files[0]);
+    if (event.dataTransfer.files.length) chooseFiles(event.dataTransfer.files);
   });
   // A file that is dropped beside the field must not replace the page.
   for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());
-  input.addEventListener("change", () => input.files.length && chooseFile(input.files[0]));
+  input.addEventListener("change", () => input.files.length && chooseFiles(input.files));
   onSubmit(form, () => train(form, onQueued));
   form.elements.corpus.addEventListener("change", () => toggleName(form));
 }
 
-function chooseFile(chosen) {
+function chooseFiles(chosen) {
   const form = $("#retrain");
-  file = chosen;
-  $("#drop-hint").textContent = `${chosen.name}, ${formatCount(chosen.size)} bytes`;
-  form.elements.name.value = corpusName(chosen.name);
+  files = [...chosen];
+  $("#drop-hint").textContent = files.map(({ name, size }) => `${name}, ${formatCount(size)} bytes`).join("; ");
+  form.elements.name.value = corpusNames(files)[0];
   form.elements.corpus.value = "";
   toggleName(form);
 }
@@ -47,9 +47,21 @@ function corpusName(fileName) {
   return name.slice(0, MAX_NAME_CHARS) || "text";
 }
 
-/** A new file needs a name; a stored corpus has one. */
+/** A name for each file, no two of them the same. */
+function corpusNames(files) {
+  const names = [];
+  for (const file of files) {
+    const stem = corpusName(file.name);
+    let name = stem;
+    for (let n = 2; names.includes(name); n++) name = `${stem.slice(0, MAX_NAME_CHARS - 1 - String(n).length)}-${n}`;
+    names.push(name);
+  }
+  return names;
+}
+
+/** A new file needs a name; several have their own, and so has a stored corpus. */
 function toggleName(form) {
-  form.elements.name.closest(".field").hidden = form.elements.corpus.value !== "";
+  form.elements.name.closest(".field").hidden = form.elements.corpus.value !== "" || files.length > 1;
 }
 
 /** Load the list of stored corpora into the select box. @throws {ServiceError} */
@@ -61,8 +73,8 @@ export async function refreshCorpora() {
   const options = corpora.map(({ name, characters }) =>
     h("option", { value: name }, `${name} (${formatCount(characters ?? 0)} characters)`),
   );
-  select.replaceChildren(h("option", { value: "" }, "the file above"), ...options);
-  if (file && previous === "") select.value = "";
+  select.replaceChildren(h("option", { value: "" }, "the files above"), ...options);
+  if (files.length && previous === "") select.value = "";
   else select.value = corpora.some(({ name }) => name === previous) ? previous : DEFAULT_CORPUS;
   toggleName(form);
 }
@@ -73,14 +85,12 @@ async function train(form, onQueued) {
   setStatus(status, "");
   const { name = "text", corpus, ...settings } = readFields(form);
   try {
-    if (corpus === undefined) {
-      setStatus(status, "Uploading the text…");
-      await requestJson("PUT", `/corpora/${encodeURIComponent(name)}`, { body: file ?? new Blob([]) });
-    }
-    const job = await requestJson("POST", "/retrain", { body: { ...settings, corpus: corpus ?? name } });
+    const names = corpus === undefined ? await upload(name, status) : [corpus];
+    const body = { ...settings, corpus: names.length > 1 ? names : names[0] };
+    const job = await requestJson("POST", "/retrain", { body });
     setStatus(status, job.position ? `Queued behind ${job.position} other trainings.` : "Queued; it starts now.");
     await refreshCorpora();
-    form.elements.corpus.value = corpus ?? name;
+    form.elements.corpus.value = names.length > 1 ? "" : names[0];
     toggleName(form);
     onQueued(job.job_id);
   } catch (error) {
@@ -89,4 +99,14 @@ async function train(form, onQueued) {
     const field = error.field === "body" ? "file" : error.field; // the body of PUT /corpora is the file
     if (!showFieldError(form, { field, message: error.message })) setStatus(status, error.message, true);
   }
+}
+
+/** Upload the chosen files, the only one under this name, and return the names. @throws {ServiceError} */
+async function upload(name, status) {
+  const names = files.length > 1 ? corpusNames(files) : [name];
+  for (const [i, each] of names.entries()) {
+    setStatus(status, names.length > 1 ? `Uploading text ${i + 1} of ${names.length}…` : "Uploading the text…");
+    await requestJson("PUT", `/corpora/${encodeURIComponent(each)}`, { body: files[i] ?? new Blob([]) });
+  }
+  return names;
 }

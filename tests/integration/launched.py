@@ -11,7 +11,7 @@ import sys
 import threading
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 
@@ -32,7 +32,10 @@ class Launched:
     """`python -m service` in a folder; keyword arguments are its environment.
 
     Every process that comes of it inherits a mark in its environment, by which it is found whoever its parent is.
+    `running` has those that no test has stopped.
     """
+
+    running: ClassVar[list[Launched]] = []
 
     def __init__(self, folder: Path, *args: str, address: str = "127.0.0.1", **environment: str) -> None:
         self.folder = folder
@@ -51,6 +54,7 @@ class Launched:
             stderr=subprocess.PIPE,
             text=True,
         )
+        Launched.running.append(self)
         self.url = f"http://{address}:{self.port}"
         self.client = httpx.Client(base_url=self.url, timeout=60)
         self.lines: list[str] = []
@@ -124,6 +128,7 @@ class Launched:
     def wait(self) -> int:
         """Wait for its end, see that no process, lock or socket is left, and return the exit status."""
         status = self.process.wait(timeout=90)
+        Launched.running.remove(self)
         self.client.close()
         eventually(lambda: not self.processes())
         for reader in self._readers:

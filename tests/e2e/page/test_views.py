@@ -158,12 +158,12 @@ def training_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servi
         redis.remove()
 
 
-def drop(v: Visit, name: str, content: bytes) -> None:
-    """Drop a file onto the field, as from a file manager."""
+def drop(v: Visit, *files: tuple[str, bytes]) -> None:
+    """Drop files onto the field, as from a file manager."""
     data = v.page.evaluate_handle(
-        "([name, bytes]) => { const d = new DataTransfer(); d.items.add(new File([new Uint8Array(bytes)], name));"
-        " return d; }",
-        [name, list(content)],
+        "files => { const d = new DataTransfer();"
+        " for (const [name, bytes] of files) d.items.add(new File([new Uint8Array(bytes)], name)); return d; }",
+        [[name, list(content)] for name, content in files],
     )
     v.page.dispatch_event("#drop", "drop", {"dataTransfer": data})
 
@@ -201,12 +201,12 @@ def test_a_wrong_key_is_reported_and_a_right_one_accepted(visit: Visiting, train
 
 
 def test_a_dropped_file_is_trained_on(visit: Visiting, training_service: Service) -> None:
-    """Upload, train, follow, promote, roll back, compare; a second training is cancelled."""
+    """Upload, train, follow, promote, roll back, compare; a second training is cancelled; a third is of two texts."""
     v = visit(training_service)
     v.allowed.append("401")
     v.open("train")
     unlock(v)
-    drop(v, "My Words.txt", words(20000).encode())
+    drop(v, ("My Words.txt", words(20000).encode()))
     assert v.page.input_value("#retrain-name") == "my-words"
     v.page.fill("#retrain-minutes", "0.1")
     v.page.select_option("#retrain-promote", "always")
@@ -240,6 +240,20 @@ def test_a_dropped_file_is_trained_on(visit: Visiting, training_service: Service
     v.page.wait_for_function(
         "() => /^cancelled/.test(document.querySelector('#job-state').textContent)", timeout=60_000
     )
+
+    drop(
+        v,
+        ("Notes.txt", b"To be, or not to be. " * 15),
+        ("notes.text", "".join(map(chr, range(0x4E00, 0x5F94))).encode()),
+    )
+    assert v.page.locator("#retrain-name").is_hidden()
+    v.page.fill("#retrain-minutes", "0.05")
+    v.page.get_by_role("button", name="Train", exact=True).click()
+    v.page.wait_for_function("() => /^notes \\+ notes-2, quick/.test(document.querySelector('#job-title').textContent)")
+    v.page.wait_for_function(
+        "() => /^finished/.test(document.querySelector('#job-state').textContent)", timeout=120_000
+    )
+    assert "max_vocab is 4,510 instead of 4,096" in v.page.inner_text("#notes")
 
 
 INVALID = [
@@ -300,13 +314,13 @@ def test_invalid_fields_of_the_other_views(visit: Visiting, service: Service, tr
     w.allowed += ["401", "422"]
     w.open("train")
     unlock(w)
-    drop(w, "bytes.txt", b"caf\xe9 au lait")
+    drop(w, ("bytes.txt", b"caf\xe9 au lait"))
     w.page.get_by_role("button", name="Train", exact=True).click()
     assert "not UTF-8, byte 3 is 0xe9" in text_of(w, "#retrain-file-error")
-    drop(w, "short.txt", b"too short")
+    drop(w, ("short.txt", b"abc"))
     w.page.get_by_role("button", name="Train", exact=True).click()
     assert "corpus: " in text_of(w, "#retrain-corpus-error")
-    drop(w, "good.txt", words(20000).encode())
+    drop(w, ("good.txt", words(20000).encode()))
     w.page.fill("#retrain-name", "No Such Name!")
     w.page.get_by_role("button", name="Train", exact=True).click()
     assert "name: got 'No Such Name!'" in text_of(w, "#retrain-name-error")

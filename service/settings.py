@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model import data_folder
 from model.config import Device, WeightPrecision
-from service.store.redis_url import check_url, redacted
+from service.redis_url import check_url, redacted
 
 _MIN_KEY_CHARS = 16
 _FOLDERS = {"checkpoint": "checkpoints", "corpora": "corpora", "runs": "runs"}

@@ -26,7 +26,7 @@ from rq.serializers import JSONSerializer
 
 from service.jobs.queue import QUEUE, RetrainJob
 from service.jobs.record import JobRecord, suppress_redis_errors
-from service.operations.parent_death import signal_on_parent_death
+from service.parent_death import signal_on_parent_death
 
 HEARTBEAT_S = 2
 DEAD_AFTER_S = 10  # without a heartbeat for so long, a worker counts as dead and its job goes to another worker

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from service.launcher.reaper import registration
-from service.operations.parent_death import request_kernel_signal
+from service.parent_death import request_kernel_signal
 
 
 def command_line(command: Sequence[str], *, parent: int, pipe: int, stop_signal: signal.Signals) -> list[str]:
@@ -47,7 +47,7 @@ def main() -> None:
     request_kernel_signal(stop_signal)
     if os.getppid() != args.parent:
         sys.exit(1)  # the launcher ended before the request
-    os.execvp(args.command[0], args.command)
+    os.execvp(args.command[0], args.command)  # noqa: S606 - becomes the command, without a shell
 
 
 if __name__ == "__main__":

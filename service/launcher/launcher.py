@@ -24,9 +24,9 @@ from service.launcher.supervisor import Child, StopRequested, Supervisor
 from service.launcher.terminal import say
 from service.operations.address import check_can_listen, reachable_host, service_url
 from service.operations.healthcheck import is_alive
+from service.redis_url import redacted
 from service.settings import Settings, SettingsError, read_settings
 from service.store.redis_server import why_unusable
-from service.store.redis_url import redacted
 
 _RESTART_S = 2.0
 _PROBE_S = 0.1

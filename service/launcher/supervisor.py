@@ -34,6 +34,7 @@ class StopRequested(Exception):
     """Raised where the launcher waits, after a signal that asks it to stop."""
 
     def __init__(self, number: int) -> None:
+        """Keep the number of the signal."""
         super().__init__(signal.Signals(number).name)
         self.number = number
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from service.operations import metrics
 from service.operations.address import host_and_port
-from service.operations.parent_death import signal_on_parent_death
+from service.parent_death import signal_on_parent_death
 from service.settings import read_settings
 
 _settings = read_settings()

@@ -10,7 +10,7 @@ from redis.cluster import RedisCluster
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from service.store.redis_url import sentinel_parts
+from service.redis_url import sentinel_parts
 
 
 def connect(url: str) -> Any:

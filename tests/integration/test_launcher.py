@@ -19,7 +19,7 @@ from tests.integration.launched import Launched, free_port
 from tests.integration.test_jobs import words
 from tests.servers import ROOT, Service, eventually
 
-NO_KERNEL_SIGNAL = "import service.operations.parent_death as p; p.request_kernel_signal = lambda number: False\n"
+NO_KERNEL_SIGNAL = "import service.parent_death as p; p.request_kernel_signal = lambda number: False\n"
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from service.settings import SettingsError
 from service.store.redis_server import find_server_program, why_unusable
 
 _START_S = 120.0  # it may have much to read
+_STOP_S = 10.0  # it has to write the end of its log
 _FAILED = "REDIS_URL='': the embedded Redis did not start"
 
 
@@ -46,7 +47,7 @@ def embedded_redis(supervisor: Supervisor, folder: Path) -> Iterator[tuple[str, 
             raise SettingsError(f"{_FAILED} (no answer for {_START_S:g} s); {_advice(folder)}")
         yield url, server
     finally:
-        supervisor.stop([server])
+        supervisor.stop([server], _STOP_S)
 
 
 def _command(folder: Path, socket: Path) -> list[str]:
@@ -56,6 +57,7 @@ def _command(folder: Path, socket: Path) -> list[str]:
         "unixsocketperm": "700",
         "dir": str(folder),
         "appendonly": "yes",
+        "save": "",  # the log of commands is enough; a snapshot that cannot be written would prevent the shutdown
         "loglevel": "warning",
         "logfile": "redis.log",
         "maxmemory": "1gb",

@@ -11,6 +11,7 @@ order. Whatever way the launcher ends, the reaper ends the rest (service/launche
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -172,23 +173,28 @@ class Supervisor:
         """
         self.wait_until(lambda: False, seconds)
 
-    def stop(self, children: Sequence[Child]) -> None:
+    def stop(self, children: Sequence[Child], limit_s: float = math.inf) -> None:
         """End some children and wait until they have.
 
         They end after their work. A further signal to this process is less patient: the second ends them without
         delay, the third kills them.
+
+        Args:
+            children: The children; one that has ended already is left out.
+            limit_s: After so long they are killed. Without a limit, they have limits of their own.
         """
         running = [child for child in children if child.is_running]
         for child in running:
             child.send(signal.SIGTERM)
-        impatience = 0
+        signals, deadline = 0, time.monotonic() + limit_s
         while any(child.is_running for child in running):
-            number = self._next_signal(None)
-            if number is None or number == signal.SIGCHLD:
+            left_s = deadline - time.monotonic()
+            number = self._next_signal(max(0.0, left_s) if left_s < math.inf else None)
+            if number == signal.SIGCHLD:
                 continue
-            impatience += 1
+            signals += 1
             for child in running:
-                child.send(child.quick_signal) if impatience == 1 else child.kill_group()
+                child.send(child.quick_signal) if number is not None and signals == 1 else child.kill_group()
         for child in list(children):
             self._tell_reaper(reaper.deregistration(child.process.pid))
             if child in self._children:

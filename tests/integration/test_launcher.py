@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -99,6 +100,12 @@ def test_the_embedded_redis_is_killed_and_keeps_its_sessions(serving: Launched) 
     assert serving.get(f"/sessions/{session}").json()["position"] >= 40  # type: ignore[union-attr]
 
 
+def test_a_data_folder_that_was_deleted_does_not_prevent_the_end(serving: Launched) -> None:
+    """Redis cannot write any more, and ends all the same."""
+    shutil.rmtree(serving.folder / "data" / "redis")
+    assert serving.stop(signal.SIGTERM) == 128 + signal.SIGTERM
+
+
 def test_a_second_start_is_refused(serving: Launched) -> None:
     """In the same folder, on another port: one line with the first one's process id and address; it goes on."""
     second = Launched(serving.folder, PORT=str(free_port()))
@@ -180,7 +187,8 @@ def test_two_workers_share_the_embedded_redis(tmp_path: Path, store: Path) -> No
     session = launched.generate().json()["session_id"]
     for worker, other in (workers, workers[::-1]):  # with one of them stopped, the other answers
         os.kill(int(other), signal.SIGSTOP)
-        answer = launched.post("/generate", session_id=session, max_chars=20)
+        body = {"session_id": session, "max_chars": 20}
+        answer = httpx.post(f"{launched.url}/generate", json=body, timeout=60)  # not on a connection to the other
         os.kill(int(other), signal.SIGCONT)
         assert answer.status_code == 200, (worker, answer.text)
     assert launched.get(f"/sessions/{session}").json()["position"] == 60  # type: ignore[union-attr]

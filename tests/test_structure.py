@@ -15,7 +15,7 @@ from tests.servers import ROOT
 MODULES = sorted([*ROOT.glob("model/**/*.py"), *ROOT.glob("service/**/*.py")])
 FLASK = {"service/app.py"}
 PROGRAMS = ("__main__", "gunicorn_config")  # run, and not imported: a server's configuration reads the settings
-REDIS = ("service/app.py", "service/store/", "service/jobs/")
+REDIS = ("service/app.py", "service/redis_url.py", "service/store/", "service/jobs/")
 
 
 def imports(path: Path) -> set[str]:

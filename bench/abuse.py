@@ -67,13 +67,13 @@ class Hostile:
 
 
 SORTS = {
-    "half a head": Hostile(b"POST /generate HTTP/1.1\r\nHost: x\r\n", slowly=b"X-A: " + b"a" * 1000),
+    "half a head": Hostile(b"POST /generate HTTP/1.1\r\nHost: localhost\r\n", slowly=b"X-A: " + b"a" * 1000),
     "half a body": Hostile(JSON_HEAD + b"Content-Length: 1000\r\n\r\n", slowly=b"{" + b" " * 900),
     "unread stream": Hostile(generate(max_chars=100_000, stream=True, logprobs=3), reads=False),
     "unread answer": Hostile(generate(max_chars=20_000, logprobs=3), reads=False),
     "reset": Hostile(generate(max_chars=50_000, stream=True), resets_after=2000),
-    "large head": Hostile(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 40_000),
-    "garbage": Hostile(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" + bytes(range(256)) * 8),
+    "large head": Hostile(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-A: " + b"a" * 40_000),
+    "garbage": Hostile(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" + bytes(range(256)) * 8),
     "half-closed": Hostile(generate(max_chars=50), half_closes=True),
     "flood": Hostile(generate(max_chars=500, stream=True)),
 }

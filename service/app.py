@@ -58,7 +58,13 @@ def create_app(settings: Settings | None = None) -> Flask:
     generation = GenerationService(manager, stores.sessions, stores.prefixes, options)
     inspector = InspectionService(manager, stores.sessions, s.max_chars)
     drain = Drain(manager, s.drain_notice_s, s.drain_timeout_s)
-    authenticator = Authenticator(s.admin_key, s.api_keys, loopback_only=loopback_only(s))
+    authenticator = Authenticator(
+        s.admin_key,
+        s.api_keys,
+        loopback_only=loopback_only(s),
+        allowed_hosts=s.allowed_hosts,
+        behind_proxy=s.trusted_proxies > 0,
+    )
     limiter = RateLimiter(s.rate_limit, s.redis_url)
 
     app = Flask(__name__, static_folder=None)
@@ -68,6 +74,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=s.trusted_proxies, x_proto=0)  # type: ignore[method-assign]
     error_responses.register(app)
     converters.register(app)
+    access.for_everyone(app, authenticator)
     for blueprint in (
         generate.blueprint(generation),
         sessions.blueprint(generation, stores.sessions, s.session_recent_text_chars),

@@ -104,10 +104,17 @@ class Settings(BaseSettings):
         0, ge=0, le=10, description="number of reverse proxies in front, whose entries in X-Forwarded-For are trusted"
     )
     admin_key: str = Field(
-        "", description="key for /retrain, /jobs, /corpora and /models; empty allows them on loopback only"
+        "",
+        description="key for /retrain, /jobs, /corpora and /models; empty allows them on this machine only, "
+        "not through a proxy",
     )
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="comma-separated keys for generation; empty allows it without a key"
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="comma-separated host names, besides localhost, that requests may name when HOST is loopback and "
+        "API_KEYS is empty",
     )
     rate_limit: str = Field(
         "", description="generation requests allowed per key or client address, such as 60/minute; empty: no limit"
@@ -176,6 +183,15 @@ class Settings(BaseSettings):
         for key in keys:
             cls._long_enough(key or " ")
         return keys
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _host_names(cls, value: str | tuple[str, ...]) -> tuple[str, ...]:
+        hosts = tuple(host.strip() for host in value.split(",")) if isinstance(value, str) else value
+        for host in hosts:
+            if not re.fullmatch(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:]+", host):
+                raise ValueError("expected comma-separated host names without scheme and port, such as box.example")
+        return hosts
 
     @field_validator("rate_limit")
     @classmethod

@@ -15,9 +15,8 @@ from tests.servers import Service
 def wave(service: Service, clients: int, chars: int = 1_000_000) -> float:
     """So many streams begin, each gets some text, all hang up: seconds until no slot and no place is taken."""
     body = json.dumps({"max_chars": chars, "stream": True})
-    head = (
-        f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
+    head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
     live = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(clients)]
     for connection in live:
         connection.sendall((head + body).encode())

@@ -1,20 +1,28 @@
-"""Who may use which routes: a check before each request of a blueprint."""
+"""Who may use which routes: checks before a request is handled."""
 
 from __future__ import annotations
 
-from flask import Blueprint, request
+from flask import Blueprint, Flask, g, request
 
-from service.operations.auth import Authenticator
+from service.operations.auth import Authenticator, RequestSource
 from service.operations.limits import RateLimiter
+
+_FORWARDING_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP", "Via")
+
+
+def for_everyone(app: Flask, authenticator: Authenticator) -> None:
+    """Refuse web pages of other sites on every route, also on addresses that do not exist."""
+    app.before_request(lambda: authenticator.check_source(_source()))
 
 
 def for_clients(routes: Blueprint, authenticator: Authenticator, limiter: RateLimiter) -> Blueprint:
     """Require an API key, if any are set, and count requests against the rate limit."""
 
     def check() -> None:
-        authorization, address = request.headers.get("Authorization"), request.remote_addr or ""
-        authenticator.check_api(authorization, address)
-        limiter.hit(authenticator.client_id(authorization, address))
+        source = _source()
+        authenticator.check_api(source)
+        g.key_id, g.client_id = authenticator.key_id(source), authenticator.client_id(source)
+        limiter.hit(g.client_id)
 
     routes.before_request(check)
     return routes
@@ -22,9 +30,15 @@ def for_clients(routes: Blueprint, authenticator: Authenticator, limiter: RateLi
 
 def for_operators(routes: Blueprint, authenticator: Authenticator) -> Blueprint:
     """Require the admin key, or, without one, a client on this machine."""
-
-    def check() -> None:
-        authenticator.check_admin(request.headers.get("Authorization"), request.host, request.remote_addr or "")
-
-    routes.before_request(check)
+    routes.before_request(lambda: authenticator.check_admin(_source()))
     return routes
+
+
+def _source() -> RequestSource:
+    return RequestSource(
+        authorization=request.headers.get("Authorization"),
+        host=request.host,
+        origin=request.headers.get("Origin"),
+        address=request.remote_addr or "",
+        is_forwarded=any(name in request.headers for name in _FORWARDING_HEADERS),
+    )

@@ -24,7 +24,7 @@ from service.errors import BadRequest, Draining, Overloaded, ServiceError, Store
 from service.jobs.queue import JobQueue
 from service.jobs.request import validate
 from service.routes.body import read_body
-from service.routes.sse import HEARTBEAT, Heartbeat, encode_event, event_stream_response
+from service.routes.sse import HEARTBEAT, Heartbeat, encode_event, event_stream_head, event_stream_response
 from service.schemas import RetrainRequest
 from service.store.corpora import Corpora
 
@@ -76,6 +76,8 @@ def blueprint(queue: JobQueue | None, corpora: Corpora, is_draining: Callable[[]
         job = job_queue().get(job_id)
         if after is not None and not job.is_live and not job_queue().events(job_id, after, wait_ms=1):
             return Response(status=204)  # nothing is left to send; on 204 an EventSource does not reconnect
+        if request.method == "HEAD":  # no body is sent, so nothing would release a follower
+            return event_stream_head()
         if not followers.acquire(blocking=False):
             raise Overloaded(f"too many job event streams are open ({MAX_FOLLOWERS}); poll GET /jobs/{job_id} instead")
         return event_stream_response(_EventStream(job_queue(), job_id, after or "0", followers.release, is_draining))

@@ -7,12 +7,12 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
-from service.errors import BadRequest, UnknownSession
+from service.errors import BadRequest, NoTurn, UnknownSession
 from service.generation.rewind import last_chars, rewindable_range
 from service.generation.service import GenerationService
 from service.routes.body import read_body
 from service.routes.generation_events import GenerationEvents
-from service.routes.sse import client_disconnect_check, event_stream_response
+from service.routes.sse import client_disconnect_check, event_stream_head, event_stream_response
 from service.schemas import MAX_TOP_LOGPROBS, ForkRequest
 from service.store.sessions import SessionStore, StoredTurn
 
@@ -40,6 +40,13 @@ def blueprint(generation: GenerationService, sessions: SessionStore, recent_text
     @routes.get("/<session_id:session_id>/stream")
     def stream(session_id: str) -> Response:
         after, top_logprobs, is_disconnected = _after(), _top_logprobs(), client_disconnect_check()
+        if request.method == "HEAD":  # to resume would take the session over from the client that reads its stream
+            session, turn = sessions.load(session_id)
+            if session is None and turn is None:
+                raise UnknownSession("the session does not exist or has expired")
+            if turn is None:
+                raise NoTurn("the session has no turn that could be resumed")
+            return event_stream_head()
         running = generation.resume(session_id, after, top_logprobs)
         return event_stream_response(GenerationEvents(running, is_disconnected))
 

@@ -41,6 +41,11 @@ def encode_event(data: Mapping[str, Any], *, name: str | None = None, id: int | 
     return f"{id_line}{name_line}data: {_encode_json(data)}\n\n".encode()
 
 
+def event_stream_head() -> Response:
+    """Return the response to HEAD: the headers of a stream, which is not started. HEAD must change nothing."""
+    return Response(mimetype="text/event-stream", headers=_HEADERS)
+
+
 def event_stream_response(events: EventSource) -> Response:
     """Return the response that streams the events; if it cannot be made, the events are closed."""
     try:

@@ -92,6 +92,42 @@ def test_without_a_key_operating_is_for_loopback(service: Service) -> None:
     assert form.status_code == 415
 
 
+def test_without_a_key_other_sites_read_nothing(store: Path) -> None:
+    """A page whose name resolves to loopback, or whose script sends here, is refused on every route; ALLOWED_HOSTS."""
+    with Service(CHECKPOINT_DIR=str(store), ALLOWED_HOSTS="box.example") as local:
+        foreign = [{"Host": "evil.example"}, {"Host": f"evil.example:{local.port}"}, {"Origin": "https://evil.example"}]
+        for headers in foreign:
+            for method, path in [*ADMIN_ROUTES, ("POST", "/generate"), ("POST", "/score"), ("POST", "/inspect")]:
+                refused = local.client.request(method, path, headers=headers, json={"text": "a"})
+                assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+            for path in ("/", "/readyz", "/metrics", f"/sessions/{'x' * 32}", "/page/main.js", "/nowhere"):
+                assert local.client.get(path, headers=headers).status_code == 403
+        for allowed in ({"Host": "box.example"}, {"Origin": f"http://127.0.0.1:{local.port}"}):
+            assert local.client.post("/generate", json={"max_chars": 1}, headers=allowed).status_code == 200
+
+
+def test_without_a_key_nobody_operates_through_a_proxy(store: Path, tmp_path: Path) -> None:
+    """A proxy connects over loopback for clients anywhere: with trusted proxies, or with a header of any, 403."""
+    with Service(CHECKPOINT_DIR=str(store), CORPORA_DIR=str(tmp_path), TRUSTED_PROXIES="1") as proxied:
+        for headers in ({"X-Forwarded-For": "192.0.2.1", "Host": "localhost"}, {"Host": "localhost"}):
+            assert proxied.client.put("/corpora/mine", content="a text", headers=headers).status_code == 403
+    with Service(CHECKPOINT_DIR=str(store), CORPORA_DIR=str(tmp_path)) as direct:
+        for name in ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via"):
+            assert direct.client.put("/corpora/mine", content="a text", headers={name: "x"}).status_code == 403
+        assert direct.client.put("/corpora/mine", content="a text").status_code == 201
+
+
+def test_one_key_has_one_rate_however_it_is_written(store: Path) -> None:
+    """The case of the scheme and the spaces make no other client."""
+    with Service(CHECKPOINT_DIR=str(store), API_KEYS=API, RATE_LIMIT="2/hour") as limited:
+        headers = [f"Bearer {API}", f"bearer {API}", f"BEARER {API}", f"Bearer   {API}"]
+        sent = [
+            limited.client.post("/generate", json={"max_chars": 1}, headers={"Authorization": header})
+            for header in headers
+        ]
+    assert [answer.status_code for answer in sent] == [200, 200, 429, 429]
+
+
 def test_without_a_key_an_open_network_cannot_operate(store: Path) -> None:
     """HOST=0.0.0.0 and no ADMIN_KEY: every operator's route answers 403, and generation works."""
     service = Service(CHECKPOINT_DIR=str(store))
@@ -172,7 +208,7 @@ def test_a_gigabyte_is_refused_before_it_is_read(guarded: tuple[Service, Path], 
 def test_an_interrupted_upload_leaves_nothing(guarded: tuple[Service, Path], length: str) -> None:
     """Half a body, then a closed connection: no part of it is stored under any name."""
     service, corpora = guarded
-    head = f"PUT /corpora/half HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ADMIN}\r\n{length}\r\n\r\n"
+    head = f"PUT /corpora/half HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {ADMIN}\r\n{length}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", service.port)) as s:
         s.sendall(head.encode() + (b"1f4\r\n" if "chunked" in length else b"") + b"a" * 500)
         s.shutdown(socket.SHUT_WR)

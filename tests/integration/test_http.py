@@ -14,7 +14,7 @@ from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
 from model.stepper.generate import write
 from tests.conftest import ALPHABET
-from tests.servers import RedisServer, Service, eventually
+from tests.servers import RedisServer, Service, eventually, parse_events
 
 ASKED = {"prompt": "hello", "seed": 7, "temperature": 0.9, "top_p": 0.95}
 
@@ -112,6 +112,22 @@ def test_of_two_requests_on_one_session_one_wins(service: Service) -> None:
     assert service.generate(session_id=id, max_chars=5)["position"] == 15 + 100_005
 
 
+def test_head_changes_nothing(service: Service) -> None:
+    """HEAD on a running stream has the headers of a stream, and the stream's reader gets its whole text."""
+    body = {"max_chars": 20_000, "seed": 5, "stream": True}
+    with service.client.stream("POST", "/generate", json=body) as response:
+        parts = response.iter_text()
+        start = next(parts)
+        session_id = parse_events(start)[0].data["session_id"]
+        for _ in range(3):
+            head = httpx.head(f"{service.url}/sessions/{session_id}/stream")
+            assert (head.status_code, head.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
+        events = parse_events(start + "".join(parts))
+    assert [event.name for event in events if event.name != "message"] == ["start", "done"]
+    assert sum(len(event.data["text"]) for event in events if event.name == "message") == 20_000
+    assert httpx.head(f"{service.url}/sessions/{'x' * 32}/stream").status_code == 404
+
+
 def test_sessions_can_be_looked_at_and_forgotten(service: Service) -> None:
     """GET tells position, seed and tail; after DELETE there is nothing, and it cannot be gone on with."""
     made = service.generate(**ASKED, max_chars=20)
@@ -153,9 +169,8 @@ def test_readers_that_leave_free_their_slots(store: Path) -> None:
         for _ in range(4):
             body = f'{{"max_chars": 100000, "stream": {stream}}}'.encode()
             s = socket.create_connection(("127.0.0.1", service.port))
-            head = (
-                f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-            )
+            head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            head += f"Content-Length: {len(body)}"
             s.sendall(head.encode() + b"\r\n\r\n" + body)
             leavers.append(s)
         eventually(lambda: service.client.get("/readyz").json()["in_flight"] == 4)

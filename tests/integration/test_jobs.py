@@ -14,6 +14,7 @@ import pytest
 
 from model.checkpoints import registry
 from model.checkpoints.file_format import load
+from service.routes.jobs import MAX_FOLLOWERS
 from tests.servers import RedisServer, Service, Worker, eventually, parse_events
 
 SMALL = {"corpus": "words", "steps": 60, "batch_size": 4, "seq_length": 16, "n_hidden": 16, "n_embed": 8, "lr": 0.01}
@@ -119,6 +120,8 @@ def test_a_job_from_request_to_result(stack: Stack) -> None:
     assert load(stack.checkpoints / new["name"]).fingerprint == new["id"]
     eventually(lambda: stack.service.client.get("/readyz").json()["model"]["fingerprint"] == new["id"])
 
+    for _ in range(MAX_FOLLOWERS + 1):  # HEAD starts no stream, and so uses up none of the streams that are allowed
+        assert stack.service.client.head(f"/jobs/{id}/events").status_code == 200
     events = parse_events(stack.service.client.get(f"/jobs/{id}/events").text)
     assert {"note", "progress", "validation", "sample", "done"} <= {e.name for e in events}
     assert events[-1].data == job

@@ -168,6 +168,33 @@ def test_the_proxy_s_own_responses(tmp_path: Path, proxy: Proxy, store: Path, re
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/metrics",
+        "/metrics?x=1",
+        "/metrics/",
+        "//metrics",
+        "///metrics",
+        "/%6detrics",
+        "/%6D%65%74%72%69%63%73",
+        "/%2fmetrics",
+        "/./metrics",
+        "/x/../metrics",
+        "/metrics#x",
+        "http://localhost/metrics",
+        "http://localhost//%6detrics",
+    ],
+)
+def test_no_way_of_writing_the_address_gets_metrics(proxy: Proxy, target: str) -> None:
+    """The path is compared as the api reads it: decoded, with merged slashes."""
+    with socket.create_connection(("127.0.0.1", proxy.port)) as connection:
+        connection.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert int(answer.split()[1]) in {400, 404}
+    assert b"longhand_" not in answer
+
+
 def test_a_client_is_known_by_its_own_address(tmp_path: Path, store: Path, redis_server: RedisServer) -> None:
     """RATE_LIMIT counts the client that the proxy saw, not the proxy, and ignores an address that a client invented."""
     limited = Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, **SETTINGS, RATE_LIMIT="2/day")

@@ -15,7 +15,7 @@ import pytest
 from service.server.worker import BODY_S, HEAD_S
 from tests.servers import RedisServer, Service, eventually, parse_events
 
-POST = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+POST = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 THREADS = 8 + 8 + 16  # SLOTS, MAX_WAITING and what service/server/gunicorn_config.py adds
 
 
@@ -41,7 +41,7 @@ def generate(body: Mapping[str, object]) -> bytes:
     """Return the bytes of a POST /generate."""
     data = json.dumps(body).encode()
     return (
-        b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
         % len(data)
     ) + data
 
@@ -68,7 +68,7 @@ def is_quick(service: Service) -> None:
     "data",
     [
         b"",
-        b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-",
+        b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-",
         POST + b"Content-Length: 1000\r\n\r\n{",
         b"PUT /corpora/slow HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabc",
     ],
@@ -99,7 +99,7 @@ def test_half_a_request_ends_with_a_408(crowded: Service) -> None:
     """A head or a body that does not arrive is answered in the API's form, and the connection closes."""
     slow = [
         connect(crowded, b"GET /healthz HTTP/1.1\r\nHos"),
-        connect(crowded, b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"),
+        connect(crowded, b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"),
     ]
     for connection, what in zip(slow, ("head", "body"), strict=True):
         with connection:
@@ -132,7 +132,7 @@ def test_a_slow_reader_gets_every_character(crowded: Service) -> None:
 def test_a_byte_at_a_time_is_still_a_request(crowded: Service) -> None:
     """Requests behind each other on one connection are answered in order, however they are cut."""
     data = generate({"max_chars": 3, "seed": 1}) + generate({"max_chars": 4, "seed": 1})
-    last = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    last = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     with connect(crowded, b"") as connection:
         for byte in data + last:
             connection.sendall(bytes([byte]))
@@ -148,9 +148,9 @@ def test_a_byte_at_a_time_is_still_a_request(crowded: Service) -> None:
         (POST + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n", 400),
         (b"garbage\r\n\r\n", 400),
         (b"GET / HTTP/9.9\r\n\r\n", 400),
-        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", 400),
-        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 40_000 + b"\r\n\r\n", 431),
-        (b"GET /" + b"a" * 6000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-A: " + b"a" * 40_000 + b"\r\n\r\n", 431),
+        (b"GET /" + b"a" * 6000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 414),
     ],
     ids=["chunk size", "garbage", "version", "two lengths", "head", "address"],
 )  # fmt: skip

@@ -72,6 +72,26 @@ def folder_lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether another process, or another part of this one, holds the lock of a folder.
+
+    Raises:
+        StorageError: The folder cannot be opened.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        problem = f"cannot be opened ({error.strerror})"
+        raise StorageError(problem, field=str(folder), expected="a folder") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _sync_folder(folder: Path) -> None:
     """Write a folder's entries to disk, so that a rename survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)

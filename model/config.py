@@ -7,8 +7,7 @@ and model/ needs no further library for it.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, Self, get_args
 
 from model.errors import ConfigError
@@ -203,20 +202,29 @@ def validate(config: ModelConfig | TrainConfig) -> None:
         ConfigError: The first field that is wrong.
     """
     for f in fields(config):
-        value = getattr(config, f.name)
-        if "choices" in f.metadata:
-            if value not in f.metadata["choices"]:
-                raise ConfigError(field=f.name, value=value, expected=f"one of {', '.join(f.metadata['choices'])}")
-            continue
-        is_integer = f.type == "int"
-        minimum, maximum, exclusive = (f.metadata[k] for k in ("minimum", "maximum", "exclusive_minimum"))
-        has_type = isinstance(value, int if is_integer else int | float) and not isinstance(value, bool)
-        in_range = has_type and math.isfinite(value) and minimum <= value <= maximum
-        if not in_range or (exclusive and value == minimum):
-            kind = "a whole number" if is_integer else "a number"
-            low = f"above {minimum:g}, at most" if exclusive else f"from {minimum:g} to"
-            expected = f"{kind} {low} {maximum:g}"
-            raise ConfigError(field=f.name, value=value, expected=expected)
+        check_value(f, getattr(config, f.name))
+
+
+def check_value(f: Field[Any], value: object) -> None:
+    """Check the type and range of a value for one field of a configuration.
+
+    Raises:
+        ConfigError: It is not accepted.
+    """
+    if "choices" in f.metadata:
+        if value not in f.metadata["choices"]:
+            raise ConfigError(field=f.name, value=value, expected=f"one of {', '.join(f.metadata['choices'])}")
+        return
+    is_integer = f.type == "int"
+    minimum, maximum, exclusive = (f.metadata[k] for k in ("minimum", "maximum", "exclusive_minimum"))
+    is_number = isinstance(value, int if is_integer else int | float) and not isinstance(value, bool)
+    # Compared, never converted: an integer may be too large for a float. NaN is in no range.
+    if not (isinstance(value, int | float) and is_number and minimum <= value <= maximum) or (
+        exclusive and value == minimum
+    ):
+        kind = "a whole number" if is_integer else "a number"
+        low = f"above {minimum:g}, at most" if exclusive else f"from {minimum:g} to"
+        raise ConfigError(field=f.name, value=value, expected=f"{kind} {low} {maximum:g}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -39,9 +39,18 @@ class ModelError(Exception):
 
     def __str__(self) -> str:
         """Return the message."""
-        problem = self.problem or f"got {self.value!r}"
+        problem = self.problem or f"got {shown(self.value)}"
         expected = f", expected {self.expected}" if self.expected else ""
         return f"{self.field}: {problem}{expected}" if self.field else f"{problem}{expected}"
+
+
+def shown(value: object, most: int = 200) -> str:
+    """Return a value as an error shows it: its `repr`, shortened where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no integer of more than 4,300 digits
+        return "a number with thousands of digits"
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 class ConfigError(ModelError, ValueError):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from model.errors import ModelError
+from model.arguments import USAGE_ERROR, ArgumentParser
+from model.errors import ConfigError, ModelError
 
 COMMANDS = {
     "train": "train a model on a text and promote the checkpoint with the best validation loss",
@@ -29,14 +30,18 @@ def main(argv: list[str] | None = None, prog: str = "python -m model") -> int:
         prog: The program's name in help and usage texts.
 
     Returns:
-        0 on success, 1 after an error (printed in one line), 130 after Ctrl-C.
+        0 on success, 130 after Ctrl-C; after an error, which is printed in one line, 2 where a setting cannot be used
+        and 1 for everything else.
+
+    Raises:
+        SystemExit: The parser refused an argument (exit code 2), or printed the help.
     """
-    args = parser(prog).parse_args(argv)
     try:
+        args = parser(prog).parse_args(argv)
         return int(args.run(args) or 0)
     except ModelError as e:
         print(f"error: {e}", file=sys.stderr)
-        return 1
+        return USAGE_ERROR if isinstance(e, ConfigError) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -44,12 +49,12 @@ def main(argv: list[str] | None = None, prog: str = "python -m model") -> int:
 
 def parser(prog: str = "python -m model") -> argparse.ArgumentParser:
     """Return the parser of all commands; `args.run(args)` runs the one that was parsed."""
-    result = argparse.ArgumentParser(prog=prog, description="Train, sample and measure character-level LSTMs.")
+    result = ArgumentParser(prog=prog, description="Train, sample and measure character-level LSTMs.")
     add_commands(result.add_subparsers(required=True, metavar=" | ".join(COMMANDS)))
     return result
 
 
-def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_commands(subparsers: argparse._SubParsersAction[ArgumentParser]) -> None:
     """Add every command to another program's subparsers."""
     from model.cli import info, plot, sample, score, sweep, train  # torch takes a second to load
 

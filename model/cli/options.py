@@ -6,13 +6,15 @@ import argparse
 from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from model import arguments
 from model.checkpoints import registry
 from model.cli import console
 from model.config import DEVICES, PRESETS, ModelConfig, TrainConfig
 from model.data_folder import data_folder
-from model.errors import CheckpointError, TextError
+from model.errors import CheckpointError, ConfigError, TextError
+from model.network.device import resolve_device
 from model.text.corpus import Corpus
 from model.text.decoding import read_text
 from model.text.default_text import default_text
@@ -61,17 +63,22 @@ def add_training(command: argparse.ArgumentParser, minutes_help: str = "") -> No
     command.add_argument("--out", type=Path, help=f"folder of checkpoints (default {CHECKPOINT_FOLDER})")
     presets = "; ".join(f"{name}: {' '.join(f'{k} {v}' for k, v in p.items())}" for name, p in PRESETS.items())
     command.add_argument(
-        "--preset", choices=PRESETS, help=f"named settings; other options override them (default quick). {presets}"
+        "--preset",
+        type=arguments.one_of(tuple(PRESETS)),
+        help=f"named settings; other options override them (default quick). {presets}",
     )
-    command.add_argument("--device", choices=DEVICES, default="cpu", help="auto: a GPU if there is one (default cpu)")
+    command.add_argument(
+        "--device",
+        type=arguments.one_of(DEVICES),
+        help="cpu, cuda, or auto: a GPU if there is one (default cpu; that of the run which is resumed)",
+    )
     for config in (ModelConfig, TrainConfig):
         for f in fields(config):
             if f.name != "vocab_size":
-                kind = {"int": int, "float": float}.get(str(f.type), str)
                 help = f"{f.metadata['help']} (default {f.default})"
                 if minutes_help and f.name == "minutes":
                     help = minutes_help
-                command.add_argument("--" + f.name.replace("_", "-"), dest=f.name, type=kind, help=help)
+                command.add_argument("--" + f.name.replace("_", "-"), dest=f.name, type=arguments.setting(f), help=help)
 
 
 def explicit_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -92,6 +99,23 @@ def all_settings(args: argparse.Namespace) -> dict[str, Any]:
 def fields_of(config: type, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that are fields of this configuration, less `vocab_size`, which the text decides."""
     return {f.name: settings[f.name] for f in fields(config) if f.name in settings and f.name != "vocab_size"}
+
+
+def chosen_device(args: argparse.Namespace) -> Literal["cpu", "cuda"]:
+    """Return the device that was named; else that of the resumed run, and of a new one the CPU.
+
+    Raises:
+        ConfigError: It is a GPU, and this machine has none.
+    """
+    saved = RunFolder(args.resume).settings() if getattr(args, "resume", None) else {}
+    try:
+        return resolve_device(args.device or saved.get("device", "cpu"))
+    except ConfigError as e:
+        if args.device or not saved:
+            raise
+        problem = f"was started on {saved['device']}, which this machine has not"
+        hint = RunFolder(args.resume).warm_start_hint()
+        raise ConfigError(f"{problem}; {hint}", field=f"run {args.resume}") from e
 
 
 def check_model_settings(settings: dict[str, Any]) -> None:

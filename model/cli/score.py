@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from model import arguments
 from model.checkpoints import file_format
 from model.cli import console, options
 from model.config import WEIGHT_PRECISIONS, TrainConfig
@@ -15,22 +16,30 @@ from model.text.corpus import Corpus, Ids
 from model.text.decoding import read_text
 from model.text.default_text import default_text
 
+_PARTS = ("val", "test", "all")
+
 
 def configure(command: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     options.add_corpus(command)
     options.add_checkpoint(command)
     command.add_argument(
-        "--part", choices=("val", "test", "all"), default="val", help="of the text, as the model's run split it"
+        "--part",
+        type=arguments.one_of(_PARTS),
+        default="val",
+        help="val, test or all of the text, as the model's run split it (default val)",
     )
     command.add_argument(
         "--protocols",
+        type=arguments.checked(parse_protocols),
         help="names or their letters a, b, c, separated by commas; windowed: crops of 256 characters; "
         "stateful: one pass with the state carried; dynamic: the same by a model that continues to learn, slow "
         "(default windowed,stateful; with --precision, stateful)",
     )
     command.add_argument(
-        "--precision", choices=WEIGHT_PRECISIONS, help="measure the native stepper with these weights: stateful only"
+        "--precision",
+        type=arguments.one_of(WEIGHT_PRECISIONS),
+        help="measure the native stepper with these weights, fp32 or int8: stateful only",
     )
 
 

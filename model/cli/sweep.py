@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import argparse
 
+from model import arguments
 from model.checkpoints import file_format, registry
 from model.cli import console, options, training_console
 from model.config import ModelConfig, TrainConfig
-from model.errors import ConfigError
-from model.network.device import resolve_device
+from model.training.learner import choose_workers
 
 _MINUTES = 10.0
+_MAX_RUNS = 10**6
 
 
 def configure(command: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     options.add_training(command, minutes_help=f"the budget of the whole sweep (default {_MINUTES:g})")
-    command.add_argument("--runs", type=int, default=10, help="how many runs share the budget (default 10)")
     command.add_argument(
-        "--study", default="sweep", help="the study's name; an existing one is continued (default sweep)"
+        "--runs",
+        type=arguments.number(int, 1, _MAX_RUNS),
+        default=10,
+        help="how many runs share the budget (default 10)",
+    )
+    command.add_argument(
+        "--study",
+        type=arguments.checked(_check_study),
+        default="sweep",
+        help="the study's name; an existing one is continued (default sweep)",
     )
     command.add_argument(
         "--storage",
+        type=arguments.checked(_check_storage),
         default="",
-        help="a file or a Redis URL that several processes may share (default: a file in --out)",
+        help="what several processes may share: the path of a file, sqlite:///FILE, or a Redis URL with redis://, "
+        "rediss:// or unix:// (default: a file in --out)",
     )
 
 
@@ -31,20 +42,33 @@ def run(args: argparse.Namespace) -> None:
     """Run the sweep, promote its best checkpoint and print the leaderboard."""
     from model.training.sweep import Sweep  # Optuna takes a second to load
 
-    if args.runs < 1:
-        raise ConfigError(field="runs", value=args.runs, expected="a whole number from 1")
+    device = options.chosen_device(args)
     settings = options.all_settings(args)
     minutes = args.minutes or _MINUTES
     config = TrainConfig.from_dict({**options.fields_of(TrainConfig, settings), "minutes": minutes})
     store = args.out or options.CHECKPOINT_FOLDER
     options.check_model_settings(settings)
+    choose_workers(config, device, world_size=1)  # an error comes before a large text is read
     corpus, config = options.load_corpus(args.corpus, config, store, options.explicit_settings(args))
     training_console.print_notes(corpus)
     model = ModelConfig(vocab_size=len(corpus.vocab), **options.fields_of(ModelConfig, settings))
-    sweep = Sweep(
-        corpus, model, config, store, study=args.study, storage=args.storage, device=resolve_device(args.device)
-    )
-    path = sweep.run(args.runs, minutes, training_console.print_sweep_run)
+    sweep = Sweep(corpus, model, config, store, study=args.study, storage=args.storage, device=device)
+    with training_console.GracefulInterrupt() as interrupt:
+        path = sweep.run(args.runs, minutes, training_console.print_sweep_run, lambda: interrupt.requested)
+    if interrupt.requested:
+        training_console.print_sweep_interrupted()
     registry.promote(path)
     training_console.print_leaderboard(sweep.leaderboard())
     console.print_checkpoint(file_format.load(path), path)
+
+
+def _check_study(name: str) -> None:
+    from model.training.sweep import check_study_name
+
+    check_study_name(name)
+
+
+def _check_storage(storage: str) -> None:
+    from model.training.sweep import check_storage
+
+    check_storage(storage)

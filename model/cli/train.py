@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import signal
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from model.checkpoints import file_format, registry
 from model.cli import console, options, training_console
 from model.config import ModelConfig, TrainConfig
 from model.evaluation import protocols
-from model.network.device import resolve_device
 from model.training.distributed import Distributed, process_group
+from model.training.learner import choose_workers
 from model.training.loop import fit
 from model.training.run_folder import RunFolder, new_run_folder
+from model.training.warm_start import check_shape
 
 _SAMPLE_CHARS = 120
 
@@ -30,7 +32,7 @@ def configure(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train; under torchrun, as one of its processes."""
-    with process_group(resolve_device(args.device)) as (distributed, device):
+    with process_group(options.chosen_device(args)) as (distributed, device):
         _train(args, distributed, device)
 
 
@@ -39,13 +41,16 @@ def _train(args: argparse.Namespace, distributed: Distributed, device: str) -> N
     settings = options.all_settings(args)
     config = TrainConfig.from_dict(options.fields_of(TrainConfig, settings))
     options.check_model_settings(settings)
-    explicit = settings if args.resume else options.explicit_settings(args)  # a resumed run keeps what it was
-    corpus, config = options.load_corpus(files, config, folder, explicit, distributed.world_size)
+    if not args.resume:
+        choose_workers(config, device, distributed.world_size)  # an error comes before a large text is read
     warm_start = file_format.load(args.warm_start) if args.warm_start else None
     shape = options.fields_of(ModelConfig, settings)
     if warm_start is not None:  # its shape overrides the preset's, an explicit option overrides both
         shape |= {f.name: getattr(warm_start.config, f.name) for f in fields(ModelConfig)}
         shape |= options.fields_of(ModelConfig, options.explicit_settings(args))
+        check_shape(warm_start.config, ModelConfig(**shape))
+    explicit = settings if args.resume else options.explicit_settings(args)  # a resumed run keeps what it was
+    corpus, config = options.load_corpus(files, config, folder, explicit, distributed.world_size)
     model = ModelConfig(**{**shape, "vocab_size": len(corpus.vocab)})
     run: Path | None = args.resume or (new_run_folder(folder / "runs") if distributed.is_main else None)
     fit_options: dict[str, Any] = {
@@ -66,13 +71,13 @@ def _train(args: argparse.Namespace, distributed: Distributed, device: str) -> N
     assert run is not None
     with (
         training_console.progress(corpus, model, config) as print_progress,
-        training_console.GracefulInterrupt(print_progress) as interruptible,
+        training_console.GracefulInterrupt(print_progress, _signals(distributed)) as interruptible,
     ):
         try:
             path = fit(corpus, model, config, folder, on_progress=interruptible, **fit_options)
         finally:
             if interruptible.requested:
-                training_console.print_interrupted(run)
+                training_console.print_interrupted(run, _resume_options(args, device))
     checkpoint = file_format.load(path)
     if not args.no_promote:
         registry.promote(path)
@@ -81,6 +86,17 @@ def _train(args: argparse.Namespace, distributed: Distributed, device: str) -> N
     if len(corpus.test) and not interruptible.requested:
         loss = protocols.loss(checkpoint.network(), corpus.test)
         console.print_scores("test", len(corpus.test) - 1, {"stateful": loss})
+
+
+def _signals(distributed: Distributed) -> list[signal.Signals]:
+    """Return the signals after which a run is saved. torchrun sends SIGTERM when another of its processes failed."""
+    return [signal.SIGINT] if distributed.world_size > 1 else [signal.SIGINT, signal.SIGTERM]
+
+
+def _resume_options(args: argparse.Namespace, device: str) -> list[str]:
+    """Return the arguments that a resumed run needs, beside its folder, to be what this one would have been."""
+    options = [] if device == "cpu" else ["--device", device.partition(":")[0]]
+    return [*options, "--no-promote"] if args.no_promote else options
 
 
 def _locations(args: argparse.Namespace) -> tuple[list[Path], Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -94,28 +95,34 @@ def _print_advice(items: Sequence[Advice]) -> None:
 
 
 class GracefulInterrupt:
-    """A progress callback that turns Ctrl-C into KeyboardInterrupt at the end of a step.
+    """A progress callback that turns Ctrl-C, or SIGTERM, into KeyboardInterrupt at the end of a step.
 
-    So what is saved is whole. A second Ctrl-C interrupts at once.
+    So what is saved is whole. A second Ctrl-C kills the process.
     """
 
-    def __init__(self, on_progress: ProgressCallback) -> None:
-        """Wrap a callback."""
-        self._on_progress = on_progress
+    def __init__(
+        self,
+        on_progress: ProgressCallback = lambda _report: None,
+        signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
+    ) -> None:
+        """Wrap a callback; `signals` are those that interrupt."""
+        self._on_progress, self._signals = on_progress, signals
         self.requested = False
 
     def __enter__(self) -> Self:
         """Install the signal handler."""
-        self._previous_handler = signal.signal(signal.SIGINT, self._on_signal)
+        self._previous_handlers = {s: signal.signal(s, self._on_signal) for s in self._signals}
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Restore the signal handler of before."""
-        signal.signal(signal.SIGINT, self._previous_handler)
+        """Restore the signal handlers of before."""
+        for signum, handler in self._previous_handlers.items():
+            signal.signal(signum, handler)
 
     def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
         self.requested = True
-        signal.signal(signal.SIGINT, self._previous_handler)
+        for signum in self._signals:
+            signal.signal(signum, signal.SIG_DFL)
 
     def __call__(self, report: Progress) -> None:
         """Pass the report on, then interrupt where Ctrl-C was pressed."""
@@ -124,9 +131,20 @@ class GracefulInterrupt:
             raise KeyboardInterrupt
 
 
-def print_interrupted(run: Path) -> None:
-    """Print how to resume an interrupted run."""
-    console.print(f"stopped and saved; to resume: python -m model train --resume {run}", markup=False)
+def print_interrupted(run: Path, options: Sequence[str]) -> None:
+    """Print the command that resumes an interrupted run.
+
+    Args:
+        run: The run's folder.
+        options: Further arguments of the command, those that the run's folder does not know.
+    """
+    command = shlex.join(["python", "-m", "model", "train", "--resume", str(run), *options])
+    console.print(f"stopped and saved; to resume: {command}", markup=False)
+
+
+def print_sweep_interrupted() -> None:
+    """Print that a sweep was ended early, and what the same command does."""
+    console.print("stopped; the same command continues the study, and tries the interrupted settings again")
 
 
 def print_result(checkpoint: Checkpoint, path: Path, *, run: Path, best_val_loss: float, promoted: bool) -> None:
@@ -151,7 +169,7 @@ def print_result(checkpoint: Checkpoint, path: Path, *, run: Path, best_val_loss
 
 def print_sweep_run(run: SweepRun) -> None:
     """Print one run of a sweep: its loss and settings."""
-    end = "" if run.finished else " (pruned)"
+    end = "" if run.finished else " (pruned)" if run.checkpoint is None else " (interrupted)"
     console.print(f"run {run.number:>3}  {run.val_loss:.4f} nats{end}  {_as_words(run.settings)}", markup=False)
 
 

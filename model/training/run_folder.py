@@ -12,6 +12,7 @@ too. A run that was started before a field was renamed is still read: see `_OLD_
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -148,8 +149,23 @@ class RunFolder:
                 pairs = [(key, before, now)]
             differences += [f"{name} is {old!r} in the run, {new!r} now" for name, old, new in pairs if old != new]
         if differences:
-            problem = f"cannot be resumed with other settings: {'; '.join(differences)}"
+            problem = f"cannot be resumed with other settings: {'; '.join(differences)}; {self.warm_start_hint()}"
             raise ConfigError(problem, field=f"run {self.path}")
+
+    def warm_start_hint(self) -> str:
+        """Return the command that trains on from the run's best checkpoint, for errors about a run that cannot go on.
+
+        Raises:
+            CheckpointError: The folder has no run, or a damaged one.
+        """
+        metadata = self.settings()["metadata"]
+        resume_state = self.read_resume_state()
+        name = resume_state[1].get("best_checkpoint") if resume_state is not None else None
+        checkpoint = Path(metadata.get("checkpoint_folder") or ".") / name if name else "CHECKPOINT"
+        corpus = metadata.get("corpus") or []  # in older run folders one path, or None
+        corpus = [corpus] if isinstance(corpus, str) else corpus
+        command = shlex.join(["python", "-m", "model", "train", *corpus, "--warm-start", str(checkpoint)])
+        return f"to train on with other settings, begin a new run with its weights: {command}"
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Append a line to the metrics.

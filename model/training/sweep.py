@@ -3,11 +3,17 @@
 Optuna suggests the settings, prunes bad runs and stores the study in a file or in Redis, so a sweep can be interrupted
 and continued, and several processes can share one. Two processes that ask at the same moment may get the same settings:
 the later one gives its trial up and asks again.
+
+A trial whose process was killed stays "running" in the study. Every process looks for such trials before it asks for a
+new one, and puts their settings back into the queue. It recognizes them by the lock of the run's folder, which the
+operating system releases with the process, or, on another machine, by a heartbeat that is too old.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import re
 import shutil
 import time
 import warnings
@@ -17,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalRedisBackend, JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from model.atomic_files import folder_lock, is_locked
 from model.checkpoints import file_format
 from model.config import ModelConfig, TrainConfig
 from model.errors import ConfigError, ModelError, TrainingError
@@ -28,11 +36,19 @@ from model.text.corpus import Corpus
 from model.training.loop import fit
 from model.training.run_folder import Progress
 
+STUDY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""Names of studies. Each names a folder, too."""
+
 _REDIS = ("redis://", "rediss://", "unix://")
+_STORAGES = "the path of a file, sqlite:///FILE, or a Redis URL: redis://, rediss:// or unix://"
+_SQLITE = "sqlite:///"
+_SQLITE_TIMEOUT_S = 60  # to wait for another process that writes to the study
 _HIDDEN, _MAX_LAYERS, _LEARNING_RATES = (128, 192, 256, 320, 384, 448, 512), 2, (1e-3, 1e-2)
 _MIN_RUNS_TO_PRUNE = 3  # a median of fewer runs means little
 _MIN_VALIDATIONS_TO_PRUNE = 2
 _MIN_RUN_S = 1.0
+_HEARTBEAT_S = 10.0
+_ABANDONED_S = 300.0  # without a heartbeat: longer than the last validation of a run takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +57,9 @@ class SweepRun:
 
     number: int
     val_loss: float  # nats per character, stateful protocol; of a pruned run, on a sample of the validation part
-    finished: bool  # not pruned
+    finished: bool  # neither pruned nor interrupted
     settings: dict[str, Any]
+    checkpoint: Path | None = None  # a pruned run has none
 
 
 class Sweep:
@@ -67,21 +84,22 @@ class Sweep:
             config: The settings of the training; the study varies some of them.
             folder: The folder of checkpoints; runs are in its folder sweeps.
             study: The name; an existing study of this name is continued.
-            storage: The path of a file or a Redis URL; empty: a file in the study's folder.
+            storage: The path of a file, sqlite:///FILE or a Redis URL; empty: a file in the study's folder.
             device: "cpu" or "cuda".
 
         Raises:
-            ConfigError: The storage cannot be used, or the study is about another text.
+            ConfigError: The storage is of another kind or cannot be used, or the study is about another text.
         """
+        check_study_name(study)
+        check_storage(storage)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._corpus, self._model, self._config, self._device = corpus, model, config, device
         self._checkpoint_folder = folder
         self._folder = folder / "sweeps" / study
         try:
-            backend = _backend(storage or str(self._folder / "study.log"))
             self._study = optuna.create_study(
                 study_name=study,
-                storage=JournalStorage(backend),
+                storage=_open_storage(storage or str(self._folder / "study.log")),
                 sampler=optuna.samplers.TPESampler(constant_liar=True),
                 pruner=optuna.pruners.MedianPruner(_MIN_RUNS_TO_PRUNE, n_warmup_steps=_MIN_VALIDATIONS_TO_PRUNE),
                 load_if_exists=True,
@@ -96,52 +114,89 @@ class Sweep:
         except ModelError:
             raise
         except Exception as e:  # whatever the storage's library raises for a server or a disk that is unavailable
-            raise ConfigError(f"got {storage!r}, which cannot be used ({e})", field="storage", value=storage) from e
+            shown = without_password(storage)
+            problem = f"got {shown!r}, which cannot be used ({without_password(str(e))})"
+            raise ConfigError(problem, field="storage", value=shown) from e
 
-    def run(self, n_runs: int, minutes: float, on_run: Callable[[SweepRun], None] = lambda _run: None) -> Path:
+    def run(
+        self,
+        n_runs: int,
+        minutes: float,
+        on_run: Callable[[SweepRun], None] = lambda _run: None,
+        is_interrupted: Callable[[], bool] = lambda: False,
+    ) -> Path:
         """Add up to `n_runs` runs within so many minutes; an interrupt ends the sweep early.
 
         Args:
             n_runs: Runs that share the time equally.
             minutes: The budget of all of them.
             on_run: Called after each run.
+            is_interrupted: Called between steps and between runs: whether the sweep is to end now. The checkpoint of
+                the interrupted run counts, and its settings are tried again when the study is continued.
 
         Returns:
             The best checkpoint of the whole study, in the folder of checkpoints.
 
         Raises:
-            TrainingError: The study has no finished run.
+            TrainingError: The study has no run with a checkpoint.
         """
         end = time.monotonic() + minutes * 60
         try:
             for n_done in range(n_runs):
                 remaining_s = end - time.monotonic()
                 run_s = remaining_s / (n_runs - n_done)
-                if remaining_s <= 0 or run_s < _MIN_RUN_S:
+                if remaining_s <= 0 or run_s < _MIN_RUN_S or is_interrupted():
                     break
-                self._run_trial(run_s / 60, on_run)
+                self._requeue_abandoned()
+                self._run_trial(run_s / 60, on_run, is_interrupted)
         except KeyboardInterrupt:
             pass
         return self._save_best()
 
     def leaderboard(self) -> list[SweepRun]:
-        """Return the runs that have ended, the best first, finished ones before pruned ones."""
+        """Return the runs that have ended, the best first, those with a checkpoint before pruned ones."""
         runs = []
         for t in self._study.get_trials(deepcopy=False):
-            finished = t.state == TrialState.COMPLETE
-            value = t.value if finished else min(t.intermediate_values.values(), default=math.inf)
-            if finished or (t.state == TrialState.PRUNED and math.isfinite(value or math.inf)):
-                runs.append(SweepRun(t.number, float(value or math.inf), finished, dict(t.params)))
-        return sorted(runs, key=lambda run: (not run.finished, run.val_loss))
+            finished, checkpoint = t.state == TrialState.COMPLETE, t.user_attrs.get("checkpoint")
+            if checkpoint and t.state in (TrialState.COMPLETE, TrialState.PRUNED):
+                loss = t.value if finished else t.user_attrs["val_loss"]
+            elif t.state == TrialState.PRUNED:
+                loss = min(t.intermediate_values.values(), default=math.inf)
+            else:
+                continue
+            if loss is not None and math.isfinite(loss):
+                path = Path(checkpoint) if checkpoint else None
+                runs.append(SweepRun(t.number, float(loss), finished, dict(t.params), path))
+        return sorted(runs, key=lambda run: (run.checkpoint is None, run.val_loss))
 
-    def _run_trial(self, minutes: float, on_run: Callable[[SweepRun], None]) -> None:
+    def _run_trial(
+        self, minutes: float, on_run: Callable[[SweepRun], None], is_interrupted: Callable[[], bool]
+    ) -> None:
         trial = self._new_trial()
-        model, config = self._settings(trial, minutes)
         folder = self._folder / f"{trial.number:04d}"
-        n_validations = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        with folder_lock(folder):
+            trial.set_user_attr("host", os.uname().nodename)  # from now on the lock says whether this process lives
+            self._train(trial, folder, minutes, is_interrupted)
+        ended = next((run for run in self.leaderboard() if run.number == trial.number), None)
+        if ended is not None:
+            on_run(ended)
+        if is_interrupted():
+            raise KeyboardInterrupt
 
-        def report(progress: Progress) -> None:
-            nonlocal n_validations
+    def _train(self, trial: Trial, folder: Path, minutes: float, is_interrupted: Callable[[], bool]) -> None:
+        """Train with the settings of a trial, and write its result into the study."""
+        model, config = self._settings(trial, minutes)
+        n_validations, interrupted, heartbeat_at = 0, False, -math.inf
+
+        def on_progress(progress: Progress) -> None:
+            nonlocal n_validations, interrupted, heartbeat_at
+            if time.monotonic() - heartbeat_at > _HEARTBEAT_S:
+                heartbeat_at = time.monotonic()
+                trial.set_user_attr("heartbeat", time.time())
+            if is_interrupted():
+                interrupted = True
+                raise KeyboardInterrupt
             if progress.val_loss is not None:
                 n_validations += 1
                 trial.report(progress.val_loss, n_validations)
@@ -149,19 +204,41 @@ class Sweep:
                     raise optuna.TrialPruned
 
         try:
-            path = fit(self._corpus, model, config, folder, device=self._device, on_progress=report)
+            path = fit(self._corpus, model, config, folder, device=self._device, on_progress=on_progress)
             loss = file_format.load(path).val_loss
             trial.set_user_attr("checkpoint", str(path))
-            self._study.tell(trial, loss)
+            if interrupted:
+                trial.set_user_attr("val_loss", loss)
+                self._end(trial, TrialState.PRUNED)
+                self._study.enqueue_trial(trial.params)
+            else:
+                self._end(trial, TrialState.COMPLETE, loss)
+        except UpdateFinishedTrialError:
+            pass  # this process was silent for so long that another one has put the settings back into the queue
         except (optuna.TrialPruned, TrainingError):
-            self._study.tell(trial, state=TrialState.PRUNED)
+            self._end(trial, TrialState.PRUNED)
             shutil.rmtree(folder, ignore_errors=True)
         except BaseException:
-            self._study.tell(trial, state=TrialState.FAIL)
+            self._end(trial, TrialState.FAIL)
+            self._study.enqueue_trial(trial.params)
+            shutil.rmtree(folder, ignore_errors=True)
             raise
-        ended = next((run for run in self.leaderboard() if run.number == trial.number), None)
-        if ended is not None:
-            on_run(ended)
+
+    def _end(self, trial: Trial, state: TrialState, loss: float | None = None) -> None:
+        self._study.tell(trial, loss, state=state, skip_if_finished=True)
+
+    def _requeue_abandoned(self) -> None:
+        """Mark the trials of processes that were killed as failed, and put their settings back into the queue."""
+        for t in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            folder = self._folder / f"{t.number:04d}"
+            if not _is_abandoned(t, folder):
+                continue
+            try:
+                self._study.tell(t.number, state=TrialState.FAIL)
+            except (UpdateFinishedTrialError, ValueError):
+                continue  # another process was faster
+            self._study.enqueue_trial(t.params)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _new_trial(self) -> Trial:
         """Ask for settings that no other process has: of two equal trials the one with the lower number stays."""
@@ -183,11 +260,38 @@ class Sweep:
         return replace(self._model, **model), replace(self._config, **train, minutes=minutes)
 
     def _save_best(self) -> Path:
-        best = next((run for run in self.leaderboard() if run.finished), None)
-        if best is None:
+        best = next((run for run in self.leaderboard() if run.checkpoint is not None), None)
+        if best is None or best.checkpoint is None:
             raise TrainingError("the sweep has no finished run yet: give it more minutes, or fewer runs")
-        (trial,) = (t for t in self._study.get_trials(deepcopy=False) if t.number == best.number)
-        return file_format.load(Path(trial.user_attrs["checkpoint"])).save(self._checkpoint_folder)
+        return file_format.load(best.checkpoint).save(self._checkpoint_folder)
+
+
+def check_study_name(study: str) -> None:
+    """Check the name of a study.
+
+    Raises:
+        ConfigError: It cannot be the name of a folder.
+    """
+    if not re.fullmatch(STUDY_NAME, study):
+        expected = "letters, digits, '.', '_' and '-', at most 64 and a letter or digit first"
+        raise ConfigError(field="study", value=study, expected=expected)
+
+
+def check_storage(storage: str) -> None:
+    """Check that the storage of a study is of a kind that is supported; it is not opened.
+
+    Raises:
+        ConfigError: It is a URL of another kind.
+    """
+    is_url = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", storage) is not None
+    is_sqlite = storage.startswith(_SQLITE) and len(storage) > len(_SQLITE)
+    if is_url and not is_sqlite and not storage.startswith(_REDIS):
+        raise ConfigError(field="storage", value=without_password(storage), expected=_STORAGES)
+
+
+def without_password(text: str) -> str:
+    """Return a text in which the user names and passwords of URLs are replaced by dots."""
+    return re.sub(r"://[^@/\s]*@", "://...@", text)
 
 
 def _initial_settings(model: ModelConfig, config: TrainConfig) -> dict[str, Any]:
@@ -211,14 +315,31 @@ def _suggest(trial: Trial) -> None:
 
 
 def _has_settings_of(trial: Trial, other: FrozenTrial) -> bool:
-    return other.state != TrialState.FAIL and other.params == trial.params
+    was_interrupted = other.state == TrialState.PRUNED and "checkpoint" in other.user_attrs
+    return other.state != TrialState.FAIL and not was_interrupted and other.params == trial.params
 
 
-def _backend(storage: str) -> JournalFileBackend | JournalRedisBackend:
+def _is_abandoned(trial: FrozenTrial, folder: Path) -> bool:
+    """Whether the process of a running trial has ended.
+
+    Args:
+        trial: The trial.
+        folder: The folder of its run, which exists on the machine that runs it.
+    """
+    if trial.user_attrs.get("host") == os.uname().nodename and folder.is_dir():
+        return not is_locked(folder)
+    started = trial.datetime_start.timestamp() if trial.datetime_start is not None else math.inf
+    last_sign = max(started, float(trial.user_attrs.get("heartbeat", 0.0)))
+    return time.time() - last_sign > _ABANDONED_S
+
+
+def _open_storage(storage: str) -> BaseStorage:
     if storage.startswith(_REDIS):
         with warnings.catch_warnings():  # "experimental" since 2023; two processes on it are tested here
             warnings.simplefilter("ignore", ExperimentalWarning)
-            return JournalRedisBackend(storage)
-    path = Path(storage)
+            return JournalStorage(JournalRedisBackend(storage))
+    path = Path(storage.removeprefix(_SQLITE))
     path.parent.mkdir(parents=True, exist_ok=True)
-    return JournalFileBackend(str(path))
+    if storage.startswith(_SQLITE):
+        return RDBStorage(storage, engine_kwargs={"connect_args": {"timeout": _SQLITE_TIMEOUT_S}})
+    return JournalStorage(JournalFileBackend(str(path)))

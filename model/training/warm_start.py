@@ -7,11 +7,33 @@ from dataclasses import asdict
 import torch
 
 from model.checkpoints.file_format import Checkpoint
+from model.config import ModelConfig
 from model.errors import ConfigError
 from model.text.vocab import Vocabulary
 from model.training.learner import Learner
 
 _ROW_PER_CHARACTER = ("embedding.weight", "head.weight", "head.bias")
+
+
+def check_shape(source: ModelConfig, model: ModelConfig) -> None:
+    """Check that a network can begin with the weights of another one.
+
+    Args:
+        source: The shape of the checkpoint's network.
+        model: The shape of the network that is to be trained.
+
+    Raises:
+        ConfigError: The two differ in more than the size of the vocabulary.
+    """
+    theirs, ours = asdict(source), asdict(model)
+    differences = [name for name in theirs if name != "vocab_size" and theirs[name] != ours[name]]
+    if differences:
+        listed = "; ".join(
+            f"{name} is {theirs[name]!r} in the checkpoint, {ours[name]!r} in this run" for name in differences
+        )
+        problem = f"a warm start needs a network of the same shape: {listed}"
+        name = differences[0]
+        raise ConfigError(problem, field=name, value=ours[name], expected=repr(theirs[name]))
 
 
 def load_matching_weights(source: Checkpoint, learner: Learner, vocab: Vocabulary) -> None:
@@ -25,14 +47,7 @@ def load_matching_weights(source: Checkpoint, learner: Learner, vocab: Vocabular
     Raises:
         ConfigError: The two networks differ in more than the size of the vocabulary.
     """
-    theirs, ours = asdict(source.config), asdict(learner.network.config)
-    differences = [
-        f"{name} is {value!r} in the checkpoint, {ours[name]!r} in this run"
-        for name, value in theirs.items()
-        if name != "vocab_size" and value != ours[name]
-    ]
-    if differences:
-        raise ConfigError(f"the network has another shape: {'; '.join(differences)}", field="warm start")
+    check_shape(source.config, learner.network.config)
     shared = "".join(c for c in vocab.characters if c in set(source.vocab.characters))
     our_rows = torch.from_numpy(vocab.encode(shared).astype("int64"))
     their_rows = torch.from_numpy(source.vocab.encode(shared).astype("int64"))

@@ -34,5 +34,5 @@ def test_shared_characters_keep_their_rows(tmp_path: Path) -> None:
             assert torch.allclose(warm.weights[name][here], source.weights[name][there], atol=1e-6)
     assert torch.allclose(warm.weights["rnn.weight_hh_l0"], source.weights["rnn.weight_hh_l0"], atol=1e-6)
     assert not torch.allclose(source.weights["rnn.weight_hh_l0"], CharRNN(model).rnn.weight_hh_l0, atol=1e-2)
-    with pytest.raises(ConfigError, match=r"warm start: .*n_hidden is 16 in the checkpoint, 24 in this run"):
+    with pytest.raises(ConfigError, match=r"warm start .*n_hidden is 16 in the checkpoint, 24 in this run"):
         fit(new, replace(wider, n_hidden=24), barely, tmp_path / "no", warm_start=source)

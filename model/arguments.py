@@ -10,14 +10,17 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import Field
+from dataclasses import Field, fields
 from typing import Any, NoReturn
 
-from model.config import check_value
+from model.config import TrainConfig, check_value
 from model.errors import ConfigError
 
 USAGE_ERROR = 2
 """The exit code after a value that cannot be used."""
+
+MINUTES = next(f for f in fields(TrainConfig) if f.name == "minutes")
+"""The setting that --minutes of the service's programs stands for."""
 
 _SHOWN_CHARACTERS = 80
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.arguments import MINUTES, ArgumentParser, setting
 from model.errors import TextError
 from service.launcher.folder_lock import AlreadyRunning
 from service.launcher.launcher import run
@@ -19,13 +20,23 @@ from service.settings import SettingsError, describe
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the launcher and return its exit status."""
-    parser = argparse.ArgumentParser(
+    args = parser().parse_args(argv)
+    try:
+        return run(args.corpus, args.minutes)
+    except (SettingsError, AlreadyRunning, TextError) as error:
+        print(f"error   {error}", file=sys.stderr)
+        return 1
+
+
+def parser() -> ArgumentParser:
+    """Return the parser of the command line."""
+    result = ArgumentParser(
         prog="python -m service",
         description=__doc__,
         epilog=f"settings, from the environment:\n{describe()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    result.add_argument(
         "--corpus",
         type=Path,
         nargs="+",
@@ -34,13 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="text files to train a first model on (default: the works of Shakespeare)",
     )
-    parser.add_argument("--minutes", type=float, default=3.0, help="how long to train a first model (default 3)")
-    args = parser.parse_args(argv)
-    try:
-        return run(args.corpus, args.minutes)
-    except (SettingsError, AlreadyRunning, TextError) as error:
-        print(f"error   {error}", file=sys.stderr)
-        return 1
+    result.add_argument(
+        "--minutes", type=setting(MINUTES), default=3.0, help="how long to train a first model (default 3)"
+    )
+    return result
 
 
 if __name__ == "__main__":

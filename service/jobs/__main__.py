@@ -5,10 +5,10 @@ It needs a Redis and takes its other settings from the service's environment var
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 
+from model.arguments import MINUTES, ArgumentParser, setting
 from model.errors import ModelError
 from service.errors import ServiceError
 from service.jobs.queue import JobQueue
@@ -20,19 +20,7 @@ from service.store.corpora import Corpora
 
 def main() -> int:
     """Parse the command line and run the worker; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m service.jobs", description=__doc__)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--bootstrap", action="store_true", help="first queue a bootstrap job if no model is promoted, then work"
-    )
-    what.add_argument(
-        "--bootstrap-only", action="store_true", help="queue a bootstrap job if no model is promoted, and exit"
-    )
-    what.add_argument(
-        "--healthcheck", action="store_true", help="exit 0 if a worker of this machine sent a heartbeat lately, else 1"
-    )
-    parser.add_argument("--minutes", type=float, default=3.0, help="how long a bootstrap job trains (default 3)")
-    args = parser.parse_args()
+    args = parser().parse_args()
     try:
         settings = read_settings()
         url = settings.require_queue()
@@ -50,6 +38,25 @@ def main() -> int:
     with device_lock(settings.device, settings.runs_dir):
         RetrainWorker(connect(url)).work(logging_level="WARNING")
     return 0
+
+
+def parser() -> ArgumentParser:
+    """Return the parser of the command line."""
+    result = ArgumentParser(prog="python -m service.jobs", description=__doc__)
+    what = result.add_mutually_exclusive_group()
+    what.add_argument(
+        "--bootstrap", action="store_true", help="first queue a bootstrap job if no model is promoted, then work"
+    )
+    what.add_argument(
+        "--bootstrap-only", action="store_true", help="queue a bootstrap job if no model is promoted, and exit"
+    )
+    what.add_argument(
+        "--healthcheck", action="store_true", help="exit 0 if a worker of this machine sent a heartbeat lately, else 1"
+    )
+    result.add_argument(
+        "--minutes", type=setting(MINUTES), default=3.0, help="how long a bootstrap job trains (default 3)"
+    )
+    return result
 
 
 def _bootstrap(settings: Settings, minutes: float) -> int:

@@ -183,12 +183,12 @@ def test_a_wrong_key_is_reported_and_a_right_one_accepted(visit: Visiting, train
     v.page.fill("#key-field", "not-the-operators-key")
     v.page.keyboard.press("Enter")
     v.page.wait_for_function(
-        "() => document.querySelector('#key-error').textContent === 'this key is not one of those that are known'"
+        "() => document.querySelector('#key-error').textContent === 'the key in the Authorization header is not valid'"
     )
     assert v.page.get_attribute("#key-field", "aria-invalid") is not None
     v.page.get_by_role("button", name="Cancel", exact=True).click()
     v.page.wait_for_function(
-        "() => /not one of those|a key is needed/.test(document.querySelector('#train-locked-reason').textContent)"
+        "() => /is not valid|a key is required/.test(document.querySelector('#train-locked-reason').textContent)"
     )
     v.page.get_by_role("button", name="Try again").click()
     unlock(v)

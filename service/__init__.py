@@ -1,4 +1,4 @@
-"""How the model is offered: HTTP, streams, sessions, jobs.
+"""How the model is offered: HTTP, streams, sessions, training jobs.
 
-Imports go routes -> generation -> engine, store -> model.
+Networks, training and the arithmetic belong to model/. .importlinter says which package may import which.
 """

@@ -134,7 +134,7 @@ class NotSaved:
 
 
 class AlreadySaved(NotSaved):
-    """A complete turn that is sent again: whoever reads it, and leaves, the session stays as it is."""
+    """A complete turn that is sent again: the session does not change, also if the client leaves."""
 
     def __init__(self, session_id: str) -> None:
         """Name the session."""

@@ -118,7 +118,7 @@ class GenerationService:
             return generation
 
     def fork(self, session_id: str, position: int | None, seed: int | None) -> tuple[str, Session]:
-        """Create a session that holds what this one holds, or held at a position.
+        """Create a copy of a session, as it is or as it was at a position.
 
         Args:
             session_id: The session to copy.
@@ -166,7 +166,7 @@ class GenerationService:
             return new_id, self._sessions.acquire(new_id, lease_s=lease_s, is_new=True, key=key)
         except StoreUnavailable:
             if key:
-                raise  # nobody can say whether the turn of this key has begun already
+                raise  # without the store, it is unknown whether the turn of this key has begun
             return None, None
 
     def _session_lease(

@@ -36,7 +36,7 @@ class ModelManager:
 
     @property
     def current(self) -> LoadedModel:
-        """The current model, to look at. A request that uses it needs a lease.
+        """The current model, to read its attributes. A request that generates with it needs a lease.
 
         Raises:
             NoModel: No model is served yet.

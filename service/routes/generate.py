@@ -16,7 +16,7 @@ from service.schemas import GenerateRequest
 
 _IDEMPOTENCY_KEY = r"[\x21-\x7e]{16,128}"
 _CLIENT_CLOSED_REQUEST = 499
-"""nginx's status for a response that nobody reads."""
+"""nginx's status for a request whose client has left."""
 
 
 def blueprint(generation: GenerationService) -> Blueprint:

@@ -1,4 +1,4 @@
-"""GET /: the page, whose files lie in service/page. It talks to the same addresses as every other client."""
+"""GET /: the page, whose files are in service/page. It uses the same API as every other client."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from werkzeug.exceptions import NotFound
 FOLDER = Path(__file__).parent.parent / "page"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _HEADERS = {
-    # Nothing from elsewhere is loaded, nothing is sent elsewhere, no text can become code, nobody frames it.
+    # The page loads from this origin only, sends to it only, runs no inline code, and cannot be put in a frame.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-cache",  # kept, but asked for again by its ETag: a new version shows at once
+    "Cache-Control": "no-cache",  # cached, but revalidated by ETag, so that a new version shows at once
 }
 
 
 def blueprint() -> Blueprint:
-    """The files are read once, here: what is not one of them has no address."""
+    """Create the routes. The files are read once, here; no other file has an address."""
     routes = Blueprint("page", __name__)
     files = {path.name: path.read_bytes() for path in FOLDER.iterdir() if path.suffix in _TYPES}
 
     def answer(name: str) -> Response:
         data = files.get(name)
         if data is None:
-            raise NotFound(f"no file of this name belongs to the page: {name[:80]}")
+            raise NotFound(f"the page has no file of this name: {name[:80]}")
         response = Response(data, mimetype=_TYPES[Path(name).suffix], headers=_HEADERS)
         response.set_etag(hashlib.sha256(data).hexdigest()[:32])
         response.make_conditional(request)

@@ -1,1 +1,4 @@
-"""Where sessions live: one Protocol (sessions), two homes (redis, memory), one contract suite over both."""
+"""What is stored: sessions, prefix states, promotions, corpora. Each is a Protocol, in Redis and in memory.
+
+Which state belongs to which text (generation) and HTTP (routes) do not belong here.
+"""

@@ -143,7 +143,7 @@ class StoredTurn:
     start: Session | None  # before the turn; None for a session that began with it
     previous_save: Session | None  # the one before the session's newest, while the turn runs
     finish_reason: str  # empty while it runs, and for ever if its worker died
-    is_running: bool  # whether its lease is held
+    is_running: bool  # whether a request has its lease
 
     @property
     def is_complete(self) -> bool:

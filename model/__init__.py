@@ -13,3 +13,6 @@ The alphabet of shapes, in docstrings and in comments at the ends of lines:
     K  steps of a block of the stepper
     S  tensors of a state: 2 for an lstm (h and c), 1 for gru and rnn
 """
+
+__version__ = "0.1.0"
+"""The version of the whole project: the packages model and service, the image, the changelog."""

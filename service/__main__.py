@@ -18,9 +18,9 @@ from service.launcher.launcher import run
 from service.settings import SettingsError, describe
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m service") -> int:
     """Run the launcher and return its exit status."""
-    args = parser().parse_args(argv)
+    args = parser(prog).parse_args(argv)
     try:
         return run(args.corpus, args.minutes)
     except (SettingsError, AlreadyRunning, TextError) as error:
@@ -28,10 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def parser() -> ArgumentParser:
+def parser(prog: str = "python -m service") -> ArgumentParser:
     """Return the parser of the command line."""
     result = ArgumentParser(
-        prog="python -m service",
+        prog=prog,
         description=__doc__,
         epilog=f"settings, from the environment:\n{describe()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

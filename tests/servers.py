@@ -85,8 +85,7 @@ class Service:
 
     def start(self) -> None:
         self.client = httpx.Client(base_url=self.url, timeout=60)
-        command = [sys.executable, "-m", "gunicorn", "-c", "python:service.server.gunicorn_config"]
-        command.append("service.app:create_app()")
+        command = [sys.executable, "-m", "service.server"]
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=self._environment, stderr=subprocess.DEVNULL, start_new_session=True
         )

@@ -45,6 +45,11 @@ def default_text() -> str:
     return download(_folders()[-1])
 
 
+def is_here() -> bool:
+    """Return whether the text is on this machine, so that `default_text` needs no download."""
+    return any(_read(folder / _FILE) is not None for folder in _folders())
+
+
 def download(folder: Path) -> str:
     """Download the text, check it, write it into a folder and return it.
 
@@ -134,7 +139,8 @@ def _digest(content: bytes) -> str:
 
 
 def _unavailable(reason: str) -> TextError:
-    return TextError(f"it is not on this machine, and could not be downloaded ({reason})", field="default text")
+    problem = f"it is not on this machine, and could not be downloaded ({reason})"
+    return TextError(f"{problem}; name a text file to train on instead", field="default text")
 
 
 def main() -> int:
@@ -144,7 +150,7 @@ def main() -> int:
     try:
         download(environment_folder())
     except ModelError as error:
-        print(f"setup   {error}; to train without it, name a text file", file=sys.stderr)
+        print(f"setup   {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -31,7 +31,6 @@ from service.store.redis_server import why_unusable
 _RESTART_S = 2.0
 _PROBE_S = 0.1
 _PYTHON = (sys.executable, "-m")
-_GUNICORN = ("gunicorn", "-c", "python:service.server.gunicorn_config", "service.app:create_app()")
 
 
 def run(corpus_files: Sequence[Path], minutes: float) -> int:
@@ -112,7 +111,7 @@ def _serve(
     files = [str(path) for path in corpus_files]
     # When the launcher was killed, Redis ends at the same moment: there is nothing that the trainer could still write.
     trainer = Child("trainer", [*_PYTHON, "service.jobs"], quick_signal=SIGKILL)
-    server = Child("server", [*_PYTHON, *_GUNICORN], quick_signal=SIGQUIT)
+    server = Child("server", [*_PYTHON, "service.server"], quick_signal=SIGQUIT)
     bootstrap = Child("bootstrap", [*_PYTHON, "service.launcher.bootstrap", "--minutes", str(minutes), *files])
     started: list[Child] = []
     try:

@@ -41,6 +41,20 @@ def find_server_program() -> str:
     )
 
 
+def describe_server(client: Any) -> str:
+    """Return the server's kind and version, like "Valkey 9.1.2".
+
+    Raises:
+        SettingsError: The server cannot be reached, or is older than MINIMUM_VERSION.
+    """
+    try:
+        info = client.info("server")
+    except redis.RedisError as error:
+        raise SettingsError(f"REDIS_URL: the server cannot be reached ({error})") from error
+    require_supported_version(client)
+    return f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info.get('redis_version')}"
+
+
 def require_supported_version(client: Any) -> None:
     """Check that the server is new enough. A server that cannot be reached now is not an error here.
 

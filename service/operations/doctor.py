@@ -1,0 +1,180 @@
+"""longhand doctor: what this machine and this installation are, how fast they are, and what is wrong with them.
+
+It connects to the Redis that is configured, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import model
+from model.checkpoints import file_format, registry
+from model.config import PRESETS, ModelConfig
+from model.errors import ModelError
+from model.network.char_rnn import CharRNN
+from model.network.sampling import SamplingParams, as_batch
+from model.stepper import SAMPLE, Block, Stepper
+from model.stepper.choose import choose
+from model.text import default_text
+from service.settings import Settings, SettingsError, read_settings
+from service.store.connect import connect
+from service.store.redis_server import describe_server, find_server_program
+
+_ROWS, _STEPS, _SECONDS = 64, 32, 2.0
+_VOCABULARY = 96  # of the network that is measured when no model is promoted
+_FREE_GB = 1.0
+_MEMORY_GB = 1.0
+
+
+class Problem(Exception):
+    """Raised by a check when something is wrong; the message says what, and what to do."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print one line for each check, then the problems; return 1 if there are any."""
+    parser = argparse.ArgumentParser(prog="longhand doctor", description=(__doc__ or "").split("\n")[0])
+    parser.parse_args(argv)
+    problems = 0
+    for name, check in _checks():
+        try:
+            line = check()
+        except (Problem, SettingsError, ModelError) as error:
+            problems += 1
+            line = f"PROBLEM: {error}"
+        print(f"{name:<10}{line}", flush=True)
+    print(f"{'result':<10}{f'{problems} problem{chr(115) * (problems != 1)}' if problems else 'nothing is wrong'}")
+    return 1 if problems else 0
+
+
+def _checks() -> Iterator[tuple[str, Callable[[], str]]]:
+    """Yield every check with its name; each returns a line or raises."""
+    yield "longhand", lambda: f"{model.__version__} in {Path(model.__file__).parent.parent}"
+    yield "machine", _machine
+    yield "python", _python
+    yield "torch", _torch
+    settings: list[Settings] = []
+
+    def read() -> str:
+        settings.append(read_settings())
+        return "can be read from the environment"
+
+    yield "settings", read
+    usable = settings[0] if settings else Settings.model_construct()
+    yield "data", lambda: _data(usable)
+    yield "redis", lambda: _redis(usable)
+    yield "model", lambda: _model(usable)
+    yield "text", _text
+    stepper: list[Stepper] = []
+    yield "stepper", lambda: _stepper(usable, stepper)
+    if stepper:
+        yield "speed", lambda: _speed(stepper[0])
+
+
+def _machine() -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    if memory < _MEMORY_GB:
+        raise Problem(f"{memory:.1f} GB of memory, expected at least {_MEMORY_GB:g} GB")
+    return f"{platform.system()} {platform.release()}, {platform.machine()}, {cores} cores, {memory:.0f} GB of memory"
+
+
+def _python() -> str:
+    return f"{platform.python_version()}, {sys.executable}"
+
+
+def _torch() -> str:
+    version = str(torch.__version__)
+    if torch.version.cuda is None:
+        return f"{version}, the build without CUDA"
+    if torch.cuda.is_available():
+        return f"{version}, CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}"
+    return f"{version}, the build with CUDA {torch.version.cuda}, but no GPU can be used: the CPU build would do"
+
+
+def _data(settings: Settings) -> str:
+    folder = settings.longhand_home.resolve()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise Problem(f"{existing} cannot be written to; set LONGHAND_HOME to another folder")
+    free = shutil.disk_usage(existing).free / 1e9
+    if free < _FREE_GB:
+        raise Problem(f"{folder}: {free:.1f} GB of disk are free, expected at least {_FREE_GB:g} GB")
+    return f"{folder}{'' if folder.exists() else ', not there yet'}; {free:.0f} GB of disk are free"
+
+
+def _redis(settings: Settings) -> str:
+    if settings.redis_url:
+        return f"{describe_server(connect(settings.redis_url))}, the server that REDIS_URL names"
+    program = find_server_program()
+    done = subprocess.run([program, "--version"], capture_output=True, text=True)
+    if done.returncode:
+        raise Problem(f"{program} does not run: {done.stderr.strip()}")
+    version = re.search(r"^(\w+) .*?v=([\d.]+)", done.stdout)
+    return f"embedded, {' '.join(version.groups()) if version else program}; it keeps its data in the data folder"
+
+
+def _model(settings: Settings) -> str:
+    path = registry.promoted_path(settings.checkpoint_dir)
+    if path is None:
+        return "none is promoted yet: longhand serve trains one, longhand train as well"
+    config = file_format.load(path).config
+    return f"{path.name}, {config.cell} of {config.n_layers} x {config.n_hidden}"
+
+
+def _text() -> str:
+    if default_text.is_here():
+        return "the default text is here"
+    return "the default text is not here: the first start downloads it, or trains on a file that you name"
+
+
+def _stepper(settings: Settings, chosen: list[Stepper]) -> str:
+    path = registry.promoted_path(settings.checkpoint_dir)
+    if path is not None:
+        network = file_format.load(path).network()
+    else:
+        shape = {name: value for name, value in PRESETS["quick"].items() if name in ModelConfig.__dataclass_fields__}
+        network = CharRNN(ModelConfig(vocab_size=_VOCABULARY, **shape))
+    stepper, reason = choose(network, _ROWS, settings.device, settings.precision)
+    chosen.append(stepper)
+    if reason.startswith("reference"):
+        advice = "where there is a C compiler, python -m model.native.build compiles the native code"
+        raise Problem(f"{reason}; texts take several times as long. {advice}")
+    return reason
+
+
+def _speed(stepper: Stepper) -> str:
+    """Generate for two seconds: half of the time one text, half of it as many as there are slots."""
+    one, many = (_characters_per_second(stepper, rows) for rows in (1, stepper.n_slots))
+    return f"{one:,.0f} characters per second in one text, {many:,.0f} in {stepper.n_slots} texts together"
+
+
+def _characters_per_second(stepper: Stepper, rows: int) -> float:
+    forced = np.full((_STEPS, rows), SAMPLE, np.int32)
+    forced[0] = 0
+    for slot in range(rows):
+        stepper.write(slot, None)
+    block = Block(
+        slots=np.arange(rows, dtype=np.int32),
+        steps=np.full(rows, _STEPS, np.int32),
+        forced_ids=forced,
+        random_values=np.random.default_rng(0).random((_STEPS, rows)),
+        sampling=as_batch([SamplingParams()] * rows),
+    )
+    stepper.run(block)  # the first block is slower
+    blocks, start = 0, time.monotonic()
+    while time.monotonic() - start < _SECONDS / 2:
+        stepper.run(block)
+        blocks += 1
+    return blocks * _STEPS * rows / (time.monotonic() - start)

@@ -1,0 +1,79 @@
+"""longhand doctor: a line for each check, the problems by name, and the exit status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.operations import doctor
+
+NAMES = ["longhand", "machine", "python", "torch", "settings", "data", "redis", "model", "text", "stepper", "speed"]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Measure the speed for a moment only, in an empty data folder."""
+    monkeypatch.setattr(doctor, "_SECONDS", 0.02)
+    monkeypatch.setenv("LONGHAND_HOME", str(tmp_path / "data"))
+
+
+def examined(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, str]]:
+    """Run the command, and return its exit status and its lines by name."""
+    status = doctor.main([])
+    lines = capsys.readouterr().out.splitlines()
+    return status, {line[:10].strip(): line[10:] for line in lines}
+
+
+@pytest.mark.usefixtures("native_code")
+def test_a_machine_with_which_nothing_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Exit 0, every check has its line, and nothing is created."""
+    status, lines = examined(capsys)
+    assert (status, lines["result"]) == (0, "nothing is wrong")
+    assert list(lines) == [*NAMES, "result"]
+    assert lines["stepper"] == "native, fp32"
+    assert "Valkey" in lines["redis"]
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line", "words"),
+    [
+        ("PORT", "x", "settings", "PORT='x'"),
+        ("REDIS_URL", "redis://127.0.0.1:1", "redis", "REDIS_URL: the server cannot be reached"),
+        ("LONGHAND_HOME", "/proc/longhand", "data", "/proc"),
+        ("CHECKPOINT_DIR", "damaged", "model", "damaged"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+    value: str,
+    line: str,
+    words: str,
+) -> None:
+    """The problem stands in its line, the other checks are made, and the exit status is 1."""
+    if value == "damaged":
+        value = str(tmp_path / value)
+        Path(value).mkdir()
+        (Path(value) / "promoted.json").write_text("{")
+    monkeypatch.setenv(name, value)
+    status, lines = examined(capsys)
+    assert status == 1
+    assert lines[line].startswith("PROBLEM: ")
+    assert words in lines[line]
+    assert lines["result"].endswith(("problem", "problems"))
+
+
+def test_a_machine_without_the_native_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The reference stepper is a problem: it is named, with the reason and the remedy, and its speed is measured."""
+    monkeypatch.setattr("model.stepper.cpu.library_path", lambda: tmp_path / "not-built.so")
+    status, lines = examined(capsys)
+    assert status == 1
+    assert lines["stepper"].startswith("PROBLEM: reference, because ")
+    assert "python -m model.native.build" in lines["stepper"]
+    assert "characters per second" in lines["speed"]

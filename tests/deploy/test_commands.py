@@ -51,7 +51,7 @@ def in_documents() -> Iterator[tuple[str, list[str]]]:
             if "|" not in command and "..." not in command:
                 plain_command = re.sub(r"\$\(if .*?\)|\$\$@|[;&>\\].*|#.*", "", command)
                 words = shlex.split(plain_command.replace("$(MINUTES)", "3").rstrip(" \\"))
-                yield f"{path.name}", [PLACEHOLDERS.get(word, word) for word in words]
+                yield f"{path.name}", [PLACEHOLDERS.get(word, word) for word in words if word]
 
 
 def program_of(command: list[str]) -> tuple[str, list[str]] | None:

@@ -24,6 +24,7 @@ from model.atomic_files import atomic_write
 from model.config import ModelConfig, protocol_name
 from model.errors import CheckpointError, ModelError
 from model.network.char_rnn import CharRNN
+from model.text.normalization import normalization_of
 from model.text.vocab import Vocabulary
 
 FORMAT = "longhand-1"
@@ -92,6 +93,7 @@ class Checkpoint:
                     "step": self.step,
                     "corpus_sha256": self.corpus_sha256,
                     "options": dict(self.options),
+                    "normalization": self.vocab.normalization,
                     "self_test": self.self_test,
                     "created": stamped.created,
                 }
@@ -198,10 +200,10 @@ def load(path: Path) -> Checkpoint:
     """
     with open_safetensors(path, FORMAT) as (file, metadata):
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is not a mapping
-        run = json.loads(metadata["run"])
+        run, characters = json.loads(metadata["run"]), json.loads(metadata["vocab"])
         checkpoint = Checkpoint(
             config=ModelConfig(**json.loads(metadata["config"])),
-            vocab=Vocabulary(json.loads(metadata["vocab"])),
+            vocab=Vocabulary(characters, normalization_of(characters, run.get("normalization"))),
             weights=weights,
             val_loss=float(run["val_loss"]),
             val_characters=int(run["val_characters"]),

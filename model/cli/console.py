@@ -48,6 +48,7 @@ def print_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "fingerprint": checkpoint.fingerprint,
         "network": f"{c.cell}, {c.n_layers} x {c.n_hidden}, embedding {c.n_embed}, {c.n_parameters:,} parameters",
         "vocabulary": f"{len(checkpoint.vocab)} characters: {checkpoint.vocab.characters[:100]!r}",
+        "text": f"normalization {checkpoint.vocab.normalization}; prompts are normalized in the same way",
         "validation": f"{checkpoint.val_loss:.4f} nats = {bits(checkpoint.val_loss):.4f} bits per character, "
         f"stateful protocol on {checkpoint.val_characters:,} characters",
         "training": f"{checkpoint.train_loss:.4f} nats at step {checkpoint.step:,}",

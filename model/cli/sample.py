@@ -48,8 +48,9 @@ def run(args: argparse.Namespace) -> None:
     loaded = file_format.load(options.chosen_checkpoint(args))
     params = SamplingParams.from_attributes(args)
     stepper, _ = choose(loaded.network(), n_slots=1, device="cpu", precision=args.precision)
-    loaded.vocab.encode(args.prompt)  # an error comes before the first character
-    print(args.prompt, end="")
-    for text in write(stepper, loaded.vocab, args.prompt, args.max_chars, params, args.seed):
+    prompt = loaded.vocab.normalize(args.prompt)
+    loaded.vocab.encode(prompt)  # an error comes before the first character
+    print(prompt, end="")
+    for text in write(stepper, loaded.vocab, prompt, args.max_chars, params, args.seed):
         print(text, end="", flush=True)
     print()

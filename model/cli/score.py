@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _part_of_text(args: argparse.Namespace, loaded: file_format.Checkpoint) -> Ids:
     """Return the ids of the chosen part of the text, split by the fractions that the model was trained with."""
-    text = read_text(args.corpus)[0] if args.corpus else default_text()
+    how = loaded.vocab.normalization
+    text = read_text(args.corpus, how)[0] if args.corpus else loaded.vocab.normalize(default_text())
     ids = loaded.vocab.encode(text)
     fractions = {name: loaded.options[name] for name in ("val_fraction", "test_fraction") if name in loaded.options}
     config = TrainConfig.from_dict({**fractions, "batch_size": 1, "seq_length": 1})

@@ -18,6 +18,7 @@ from torch import Tensor
 from model.config import TrainConfig
 from model.errors import TextError, TextTooShort
 from model.text.decoding import read_text
+from model.text.normalization import normalize
 from model.text.text_statistics import text_sha256
 from model.text.vocab import Vocabulary
 
@@ -41,11 +42,12 @@ class Corpus:
 
     @classmethod
     def from_text(cls, text: str, config: TrainConfig, notes: Sequence[str] = ()) -> Corpus:
-        """Encode and split a text.
+        """Normalize, encode and split a text.
 
         Raises:
             TextError: The text is too short for its split, or has too many distinct characters.
         """
+        text = normalize(text)
         vocab = Vocabulary.of(text, config.max_vocab)
         ids: Ids = vocab.encode(text).astype(id_type(vocab))
         return cls.from_ids(vocab, ids, text_sha256(text), config, notes)
@@ -74,6 +76,7 @@ class Corpus:
         Raises:
             TextError: All together are too short for their split, or have too many distinct characters.
         """
+        texts = [normalize(text) for text in texts]
         vocab = Vocabulary.of("".join(texts), config.max_vocab)
         check_lengths([len(text) for text in texts], config)
         parts: list[list[Ids]] = [[], [], []]

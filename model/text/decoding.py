@@ -1,7 +1,8 @@
 """The one decoder of text: files on the command line, uploads and training jobs are all decoded by it.
 
-It accepts UTF-8, drops a byte order mark, and turns CR LF and CR into LF. The work is done by the standard library's
-incremental decoders; this class adds the position of an error and notes on what was changed.
+It accepts UTF-8, drops a byte order mark, turns CR LF and CR into LF, and composes to Unicode NFC (see
+model.text.normalization, which does the same to prompts). The work is done by the standard library's incremental
+decoders; this class adds the position of an error and notes on what was changed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from model.errors import TextError
+from model.text.normalization import NORMALIZATION, IncrementalComposer, Normalization
 
 _FOREIGN_BOMS = (  # UTF-32 before UTF-16: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "UTF-32"),
@@ -26,8 +28,13 @@ _CHUNK_BYTES = 1 << 20
 class TextDecoder:
     """Decode one text, given in chunks that may be cut anywhere."""
 
-    def __init__(self, name: str) -> None:
-        """Begin a text; `name` says what it is in the messages of errors."""
+    def __init__(self, name: str, normalization: Normalization = NORMALIZATION) -> None:
+        """Begin a text.
+
+        Args:
+            name: What it is, in the messages of errors.
+            normalization: Without "nfc" the characters are not composed. Line ends are always changed.
+        """
         self.name = name
         self.n_bytes = 0  # received
         self.n_characters = 0  # returned
@@ -35,6 +42,7 @@ class TextDecoder:
         self._newlines = io.IncrementalNewlineDecoder(None, translate=True)
         self._start: bytes | None = b""  # the first bytes, until there are enough to see a byte order mark
         self._had_bom = False
+        self._composer = IncrementalComposer() if normalization == "nfc" else None
         self._decoded = 0  # bytes handed to the UTF-8 decoder, plus the byte order mark
         self._n_cr = self._n_lf = self._n_lines = 0  # received CR, received LF, returned LF
 
@@ -47,7 +55,7 @@ class TextDecoder:
 
         Returns:
             Characters of the text. Some may be returned only by a later call, when a chunk ends within a character or
-            between a CR and its LF.
+            between a CR and its LF, or where a combining character may follow.
 
         Raises:
             TextError: The bytes are not UTF-8, or the text is empty.
@@ -68,6 +76,8 @@ class TextDecoder:
         self._n_cr += raw.count("\r")
         self._n_lf += raw.count("\n")
         self._n_lines += text.count("\n")
+        if self._composer is not None:
+            text = self._composer.compose(text, final=final)
         self.n_characters += len(text)
         if final and not self.n_characters:
             raise TextError("is empty", field=self.name, expected="text")
@@ -80,6 +90,9 @@ class TextDecoder:
         if self._n_cr:
             n_crlf = self._n_cr + self._n_lf - self._n_lines  # each CR LF became one LF
             notes.append(f"line ends became \\n ({n_crlf} CR LF, {self._n_cr - n_crlf} CR)")
+        if self._composer is not None and self._composer.has_changed:
+            n_before, n_after = self._composer.n_received, self.n_characters
+            notes.append(f"characters were composed to Unicode NFC ({n_before:,} became {n_after:,})")
         return notes
 
     def _without_bom(self, start: bytes) -> bytes:
@@ -123,8 +136,12 @@ def decode_file(path: Path, decoder: TextDecoder, chunk_bytes: int = _CHUNK_BYTE
         raise TextError(f"cannot be read ({error.strerror})", field=decoder.name, expected="a text file") from error
 
 
-def read_text(path: Path) -> tuple[str, list[str]]:
+def read_text(path: Path, normalization: Normalization = NORMALIZATION) -> tuple[str, list[str]]:
     """Read a text file as a whole.
+
+    Args:
+        path: The file.
+        normalization: That of the checkpoint which is to read the text.
 
     Returns:
         The text, and notes on what was changed while it was decoded.
@@ -132,5 +149,5 @@ def read_text(path: Path) -> tuple[str, list[str]]:
     Raises:
         TextError: The file cannot be read, is not UTF-8 or is empty.
     """
-    decoder = TextDecoder(f"corpus {path}")
+    decoder = TextDecoder(f"corpus {path}", normalization)
     return "".join(decode_file(path, decoder)), decoder.notes

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import TextError, UnknownCharacters
+from model.text.normalization import NORMALIZATION, Normalization, normalize
 
 OnUnknown = Literal["error", "skip"]
 
@@ -20,6 +21,7 @@ class Vocabulary:
     """The characters that a model can read and write; `characters[i]` has id i."""
 
     characters: str
+    normalization: Normalization = NORMALIZATION  # of the text that the characters are from
     _table: NDArray[np.int32] = field(init=False, repr=False, compare=False)  # code point -> id, or -1
 
     def __post_init__(self) -> None:
@@ -63,6 +65,10 @@ class Vocabulary:
         It is the newline, after which lines begin, or else id 0. It counts in no position.
         """
         return max(self.characters.find("\n"), 0)
+
+    def normalize(self, text: str) -> str:
+        """Return a text as the reader of the training text would have read it. `encode` does not do this."""
+        return normalize(text, self.normalization)
 
     def encode(self, text: str, on_unknown: OnUnknown = "error") -> NDArray[np.int32]:
         """Convert a text to ids (T,).

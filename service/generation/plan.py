@@ -129,7 +129,8 @@ def whole_turn(model: LoadedModel, record: TurnRecord, start: Session | None) ->
     if model.wrote(start.state):
         state = start.state
         return _sequence(record, state.next_input, prompt, state.position, state.values, record.max_chars)
-    recent_text = vocab.encode(start.recent_text, "skip")
+    recent_text = vocab.encode(vocab.normalize(start.recent_text), "skip")
+    recent_text = recent_text[max(0, len(recent_text) - start.position) :]  # a normalized text can be longer
     ids = np.concatenate([recent_text, prompt])
     return _sequence(record, vocab.start, ids, start.position - len(recent_text), None, record.max_chars)
 

@@ -14,7 +14,7 @@ class ValidatedRequest:
     """A request that the model can answer."""
 
     request: GenerateRequest
-    prompt: str  # as the model reads it: without the characters that were skipped
+    prompt: str  # as the model reads it: normalized, and without the characters that were skipped
     stop: list[str]  # the stop strings that the model can generate
 
 
@@ -28,16 +28,20 @@ def validate(request: GenerateRequest, model: LoadedModel, max_chars: int) -> Va
         raise BadRequest("max_chars", request.max_chars, f"at most {max_chars}")
     if request.position is not None and request.session_id is None:
         raise BadRequest("position", request.position, "a session_id beside it", problem="belongs to a session")
-    ids = model.encode("prompt", request.prompt, request.on_unknown)
-    is_whole = len(ids) == len(request.prompt)
-    prompt = request.prompt if is_whole else model.engine.vocab.decode(ids)
+    prompt = model.normalize(request.prompt)
+    ids = model.encode("prompt", prompt, request.on_unknown)
+    if len(ids) != len(prompt):
+        prompt = model.engine.vocab.decode(ids)
     return ValidatedRequest(request, prompt, _stop_strings(model, request))
 
 
 def _stop_strings(model: LoadedModel, request: GenerateRequest) -> list[str]:
     """The stop strings without those that can never occur because the vocabulary lacks one of their characters."""
     possible = []
-    for i, stop in enumerate(request.stop):
+    for i, requested in enumerate(request.stop):
+        stop = model.normalize(requested)
+        if not stop:
+            raise BadRequest(f"stop.{i}", requested, "a character other than a byte order mark")
         ids = model.encode(f"stop.{i}", stop, request.on_unknown)
         if len(ids) == len(stop):
             possible.append(stop)

@@ -27,7 +27,7 @@ def score_text(
     Args:
         model: Whose vocabulary the ids are of.
         scorer: Stands before the text.
-        text: As it was sent.
+        text: The normalized text.
         ids: The characters of the text that the vocabulary has, (n,).
         top_logprobs: Alternatives for each character; None: no log-probabilities.
     """

@@ -55,11 +55,12 @@ class InspectionService:
         limit = min(self._max_chars, MAX_TOP_LOGPROBS_CHARS) if request.logprobs else self._max_chars
         with self._models.acquire() as lease:
             model = lease.model
-            ids = _encode(model, request.text, limit, request.on_unknown)
+            text = model.normalize(request.text)
+            ids = _encode(model, text, limit, request.on_unknown)
             scorer, position = scorer_at(model, self._sessions, request.session_id)
             with self._one_of_few():
-                scored = score_text(model, scorer, request.text, ids, request.logprobs)
-            return {**scored, "position": position, "model": model.as_dict()}
+                scored = score_text(model, scorer, text, ids, request.logprobs)
+            return {"text": text, **scored, "position": position, "model": model.as_dict()}
 
     def inspect(self, request: InspectRequest) -> dict[str, Any]:
         """Return the gates of some units, a map of all, and which units correlate with features of the text.
@@ -76,7 +77,7 @@ class InspectionService:
             limit = MAX_INSPECTED_CHARS
             if request.map is not None:
                 limit = min(limit, MAX_MAP_VALUES // model.network.get().config.n_hidden)
-            ids = _encode(model, request.text, limit, request.on_unknown)
+            ids = _encode(model, model.normalize(request.text), limit, request.on_unknown)
             with self._one_of_few():
                 inspected = inspect_text(model, request, ids)
             return {**inspected, "model": model.as_dict()}

@@ -67,8 +67,12 @@ class LoadedModel:
         """Whether these weights, in this arithmetic, computed the state. A state is never continued by others."""
         return state.fits(self.fingerprint, self.engine.numerics)
 
+    def normalize(self, text: str) -> str:
+        """Return a text that a client sent as the reader of the training text would have read it."""
+        return self.engine.vocab.normalize(text)
+
     def encode(self, field: str, text: str, on_unknown: OnUnknown) -> NDArray[np.int32]:
-        """Encode a text that a client sent, to ids (n,).
+        """Encode a normalized text that a client sent, to ids (n,).
 
         Raises:
             BadRequest: The text has characters that are not in the vocabulary, and they are not to be skipped.

@@ -44,7 +44,7 @@ async function score(onUnknown = "error") {
   try {
     const result = await requestJson("POST", "/score", { body });
     text.clear();
-    text.append(body.text, result.logprobs);
+    text.append(result.text, result.logprobs);
     text.flush();
     setStatus(status, describe(result, session));
   } catch (error) {

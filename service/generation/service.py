@@ -62,8 +62,13 @@ class GenerationService:
         self._prefixes = prefixes
         self._options = options
 
-    def generate(self, request: GenerateRequest, idempotency_key: str = "") -> RunningGeneration:
+    def generate(self, request: GenerateRequest, idempotency_key: str = "", key_id: str = "") -> RunningGeneration:
         """Start to answer a request; one that was sent before with the same Idempotency-Key gets the same turn again.
+
+        Args:
+            request: What to generate.
+            idempotency_key: Chosen by the client; empty for none.
+            key_id: Of the client's API key: an Idempotency-Key belongs to it. Empty if no API keys are set.
 
         Raises:
             BadRequest: A value cannot be used.
@@ -79,10 +84,11 @@ class GenerationService:
             model = lease.model
             validated = validate(request, model, self._options.max_chars)
             self._check_capacity(model, request.logprobs)
-            key = digest(idempotency_key) if idempotency_key else ""
-            session_id, leased = self._lease_session(request.session_id, key)
+            key = digest(*([key_id] if key_id else []), idempotency_key) if idempotency_key else ""
+            request_digest = digest(request.model_dump_json())
+            session_id, leased = self._lease_session(request.session_id, key, request_digest)
             session_lease = self._session_lease(session_id, leased, on_error)
-            plan = self._plan(model, validated, key, session_id, leased)
+            plan = self._plan(model, validated, key, request_digest, session_id, leased)
             generation = self._start(plan, lease, session_lease)
             on_error.pop_all()
             return generation
@@ -156,14 +162,15 @@ class GenerationService:
 
     # ---- the session
 
-    def _lease_session(self, session_id: str | None, key: str) -> tuple[str | None, LeasedSession | None]:
+    def _lease_session(self, session_id: str | None, key: str, request: str) -> tuple[str | None, LeasedSession | None]:
         """Lease the request's session or a new one; (None, None) if the store does not answer and none is needed."""
         lease_s = self._options.lease_s
         if session_id is not None:
-            return session_id, self._sessions.acquire(session_id, lease_s=lease_s, key=key)
+            return session_id, self._sessions.acquire(session_id, lease_s=lease_s, key=key, request=request)
         try:
             new_id = _id_for_key(key, self._sessions.idempotency_salt(key)) if key else new_session_id()
-            return new_id, self._sessions.acquire(new_id, lease_s=lease_s, is_new=True, key=key)
+            leased = self._sessions.acquire(new_id, lease_s=lease_s, is_new=True, key=key, request=request)
+            return new_id, leased
         except StoreUnavailable:
             if key:
                 raise  # without the store, it is unknown whether the turn of this key has begun
@@ -185,15 +192,13 @@ class GenerationService:
         model: LoadedModel,
         validated: ValidatedRequest,
         key: str,
+        request_digest: str,
         session_id: str | None,
         leased: LeasedSession | None,
     ) -> GenerationPlan:
         request = validated.request
-        request_digest = digest(request.model_dump_json())
         if leased is not None and session_id is not None and key:
             if leased.turn is not None and leased.turn.record.key == key:
-                if leased.turn.record.request != request_digest:
-                    raise SessionConflict("this Idempotency-Key was used for another request")
                 again = self._plan_options(request.logprobs)
                 return plan_again(model, session_id, leased.turn, leased.session, None, again)
             if leased.has_key or (request.session_id is None and leased.session is not None):

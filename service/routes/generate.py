@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Blueprint, Response, g, jsonify, request
 
 from service.errors import BadRequest
 from service.generation.service import GenerationService
@@ -27,7 +27,7 @@ def blueprint(generation: GenerationService) -> Blueprint:
     def generate() -> Response:
         body, key = read_body(GenerateRequest), _idempotency_key()
         is_disconnected = client_disconnect_check()
-        running = generation.generate(body, key)
+        running = generation.generate(body, key, g.get("key_id", ""))
         if body.stream:
             return event_stream_response(GenerationEvents(running, is_disconnected))
         try:

@@ -13,6 +13,7 @@ from cachetools import TTLCache
 
 from service.errors import SessionConflict, UnknownSession
 from service.store.sessions import (
+    KEY_REUSED,
     LEASE_HELD,
     LEASE_LOST,
     MAX_IDEMPOTENCY_KEYS,
@@ -55,7 +56,14 @@ class MemorySessions:
             return decode_session(data), decode_turn(turn, self._now_ms())
 
     def acquire(
-        self, session_id: str, *, lease_s: float, is_new: bool = False, force: bool = False, key: str = ""
+        self,
+        session_id: str,
+        *,
+        lease_s: float,
+        is_new: bool = False,
+        force: bool = False,
+        key: str = "",
+        request: str = "",
     ) -> LeasedSession:
         """Implement SessionStore.acquire."""
         name, token = digest(session_id), secrets.token_hex(8)
@@ -64,6 +72,9 @@ class MemorySessions:
             if data is None and not is_new and not turn.get("turn"):
                 raise UnknownSession("the session does not exist or has expired")
             has_same_key = bool(key) and turn.get("key") == key
+            stored = decode_turn(turn, self._now_ms()) if has_same_key else None
+            if stored is not None and stored.record.request != request:
+                raise SessionConflict(KEY_REUSED)
             if turn.get("until", 0) > self._now_ms() and not force and not has_same_key:
                 raise SessionConflict(LEASE_HELD)
             leased = LeasedSession(

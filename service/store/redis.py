@@ -24,6 +24,7 @@ import redis
 
 from service.errors import SessionConflict, StoreUnavailable, UnknownSession, UnreadableSession
 from service.store.sessions import (
+    KEY_REUSED,
     LEASE_HELD,
     LEASE_LOST,
     MAX_IDEMPOTENCY_KEYS,
@@ -62,11 +63,15 @@ return {record, now, redis.call('HMGET', KEYS[2], 'turn', 'start', 'before', 'en
 _ACQUIRE = (
     _NOW
     + """
-local token, lease, ttl, is_new, force, key = unpack(ARGV)
+local token, lease, ttl, is_new, force, key, request = unpack(ARGV)
 local turn = redis.call('HMGET', KEYS[2], 'turn', 'start', 'before', 'end', 'until', 'token', 'key', 'keys')
 local record = redis.call('GET', KEYS[1])
 if is_new == '0' and not record and not turn[1] then return {'unknown'} end
 local same_key = key ~= '' and turn[7] == key
+if same_key and turn[1] then
+  local is_json, stored = pcall(cjson.decode, turn[1])
+  if is_json and type(stored) == 'table' and stored.request ~= request then return {'reused'} end
+end
 if turn[6] ~= token and tonumber(turn[5] or 0) > now and force == '0' and not same_key then return {'busy'} end
 redis.call('HSET', KEYS[2], 'token', token, 'until', now + lease)
 redis.call('PEXPIRE', KEYS[2], ttl)
@@ -139,14 +144,23 @@ class RedisSessions:
         return decode_session(record), decode_turn(dict(zip(TURN_FIELDS, fields, strict=True)), now_ms)
 
     def acquire(
-        self, session_id: str, *, lease_s: float, is_new: bool = False, force: bool = False, key: str = ""
+        self,
+        session_id: str,
+        *,
+        lease_s: float,
+        is_new: bool = False,
+        force: bool = False,
+        key: str = "",
+        request: str = "",
     ) -> LeasedSession:
         """Implement SessionStore.acquire."""
         token = secrets.token_hex(8)
-        args = (token, _ms(lease_s), self._turn_ttl_ms, int(is_new), int(force), key)
+        args = (token, _ms(lease_s), self._turn_ttl_ms, int(is_new), int(force), key, request)
         reply = self._run("acquire", session_id, *args)
         if reply[0] == b"unknown":
             raise UnknownSession("the session does not exist or has expired")
+        if reply[0] == b"reused":
+            raise SessionConflict(KEY_REUSED)
         if reply[0] == b"busy":
             raise SessionConflict(LEASE_HELD)
         _, record, fields, has_key = reply

@@ -199,7 +199,14 @@ class SessionStore(Protocol):
         ...
 
     def acquire(
-        self, session_id: str, *, lease_s: float, is_new: bool = False, force: bool = False, key: str = ""
+        self,
+        session_id: str,
+        *,
+        lease_s: float,
+        is_new: bool = False,
+        force: bool = False,
+        key: str = "",
+        request: str = "",
     ) -> LeasedSession:
         """Take the lease of a session, and load it.
 
@@ -209,10 +216,12 @@ class SessionStore(Protocol):
             is_new: Whether the session may be one that does not exist.
             force: Take the lease from its holder.
             key: The digest of an Idempotency-Key; the turn with this key gives its lease away.
+            request: The digest of the request that has the key.
 
         Raises:
             UnknownSession: It does not exist.
-            SessionConflict: Another request holds the lease.
+            SessionConflict: Another request holds the lease, or the turn with this key is of another request; then
+                nothing changed.
             UnreadableSession: It was stored in an unknown layout.
         """
         ...
@@ -255,6 +264,7 @@ class SessionStore(Protocol):
 
 
 LEASE_HELD = "another request writes this session; send the request again when it has ended, or resume its stream"
+KEY_REUSED = "this Idempotency-Key was used for another request"
 LEASE_LOST = "another request has taken this session over"
 
 

@@ -295,6 +295,22 @@ def test_keys_of_earlier_turns_are_known(sessions: SessionStore) -> None:
     assert sessions.acquire(id, lease_s=10, key=c).has_key is False
 
 
+def test_a_key_of_another_request_takes_nothing_over(sessions: SessionStore) -> None:
+    """It is compared before the lease is taken, so the running turn writes on; the same request takes over."""
+    key = "k" * 32
+    id = saved(sessions, session())
+    running = sessions.acquire(id, lease_s=10).token
+    assert sessions.begin(id, running, record(7, key=key, request="one"), session(), 10)
+    for request in ("another", ""):
+        with pytest.raises(SessionConflict, match="used for another request"):
+            sessions.acquire(id, lease_s=10, key=key, request=request)
+    assert sessions.save(id, running, session(8), 10)
+    again = sessions.acquire(id, lease_s=10, key=key, request="one")
+    assert again.token != running
+    with pytest.raises(SessionConflict):
+        sessions.save(id, running, session(9), 10)
+
+
 def test_a_salt_is_made_once(sessions: SessionStore) -> None:
     """Whoever asks first makes it, twenty at once: all get the same; another key has another."""
     key, salts = digest(new_session_id()), []

@@ -216,6 +216,36 @@ def test_the_same_key_twice_is_one_turn(other: Service, expected: str, existing:
     assert (late.status_code, late.json()["error"]["code"]) == (409, "session_conflict")
 
 
+def test_another_request_with_a_used_key_leaves_the_running_turn_alone(other: Service) -> None:
+    """It gets 409 before the lease is touched; the stream with the key goes on to its end."""
+    key = {"Idempotency-Key": str(uuid.uuid4())}
+    body = {"prompt": "once", "max_chars": 20_000, "seed": 3, "stream": True, "logprobs": 5}
+    with other.client.stream("POST", "/generate", json=body, headers=key) as response:
+        parts = response.iter_text()
+        start = next(parts)
+        session_id = parse_events(start)[0].data["session_id"]
+        for _ in range(3):
+            refused = other.client.post("/generate", json={**body, "max_chars": 7, "stream": False}, headers=key)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (409, "session_conflict")
+            assert "another request" in refused.json()["error"]["message"]
+        assert other.client.get(f"/sessions/{session_id}").json()["turn"]["status"] == "running"
+        events = parse_events(start + "".join(parts))
+    assert [event.name for event in events if event.name != "message"] == ["start", "done"]
+
+
+def test_an_idempotency_key_belongs_to_an_api_key(store: Path) -> None:
+    """Two clients that send the same one each get a session of their own, and each gets it again."""
+    api_keys = ["a-readers-key-001", "a-readers-key-002"]
+    body, key = {"prompt": "mine", "max_chars": 5}, str(uuid.uuid4())
+    with Service(CHECKPOINT_DIR=str(store), API_KEYS=",".join(api_keys)) as service:
+        headers = [{"Authorization": f"Bearer {each}", "Idempotency-Key": key} for each in api_keys * 2]
+        answers = [service.client.post("/generate", json=body, headers=each) for each in headers]
+    assert [answer.status_code for answer in answers] == [200] * 4
+    first, second, first_again, second_again = [answer.json()["session_id"] for answer in answers]
+    assert (first, second) == (first_again, second_again)
+    assert first != second
+
+
 def test_a_key_that_others_may_send_is_refused(other: Service) -> None:
     """Short keys, and such as headers cannot carry whole."""
     for key in ("1", "x" * 129, "a b" * 8):

@@ -7,7 +7,7 @@ CORPUS ?=
 MINUTES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser launcher-kills stack check check-page docs lock clean
+.PHONY: help serve test test-browser launcher-kills fresh stack check check-page docs lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -27,6 +27,9 @@ test-browser: .venv/.ready-test .venv/.kernel ## the page in a real headless Chr
 
 launcher-kills: .venv/.ready-test .venv/.kernel ## kill -9 of the launcher 20 times in its first 10 seconds: the next start works each time
 	LAUNCHER_KILLS=20 $(BIN)/python -m pytest -q -s tests/integration/test_launcher_kills.py
+
+fresh: ## the first commands of a newcomer in clean clones, with every supported Python found here (FRESH=system: one): minutes, gigabytes
+	@$(PYTHON) -m tests.e2e.fresh $(FRESH)
 
 stack: .venv/.ready-test ## docker compose up from a clean clone, on a container engine: build, scale, kill, tear down
 	STACK=1 $(BIN)/python -m pytest -s tests/e2e/test_stack.py

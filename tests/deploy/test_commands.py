@@ -49,7 +49,7 @@ def in_documents() -> Iterator[tuple[str, list[str]]]:
         plain = re.findall(r"^(?: {4}|\$ |\t@?|.*&& )(.*-m (?:model|service)\b.*)$", path.read_text(), re.MULTILINE)
         for command in [*quoted, *([] if path.suffix == ".md" and not plain else plain)]:
             if "|" not in command and "..." not in command:
-                plain_command = re.sub(r"\$\(if .*?\)|\$\$@|[;&>\\].*|#.*", "", command)
+                plain_command = re.sub(r"\$\(if .*?\)|\"?\$\$@\"?|[;&>\\].*|#.*", "", command)
                 words = shlex.split(plain_command.replace("$(MINUTES)", "3").rstrip(" \\"))
                 yield f"{path.name}", [PLACEHOLDERS.get(word, word) for word in words if word]
 

@@ -13,13 +13,12 @@ from model.checkpoints import registry
 from model.cli import console
 from model.config import DEVICES, PRESETS, ModelConfig, TrainConfig
 from model.data_folder import data_folder
-from model.errors import CheckpointError, ConfigError, TextError
+from model.errors import CheckpointError, ConfigError
 from model.network.device import resolve_device
 from model.text.corpus import Corpus
-from model.text.decoding import read_text
 from model.text.default_text import default_text
-from model.text.fitting import MAX_VOCABULARY, fit_to_text
-from model.text.memory_map import is_large, read_corpus
+from model.text.fitting import FittedConfig, fit_to_text
+from model.text.memory_map import read_corpora
 from model.training.run_folder import RunFolder
 
 CHECKPOINT_FOLDER = data_folder() / "checkpoints"
@@ -131,7 +130,7 @@ def load_corpus(
     Args:
         files: The text files; none means the default text.
         config: The settings.
-        folder: A single text that is too large for memory is encoded in `folder`/texts.
+        folder: Large texts are encoded in `folder`/texts.
         explicit: The names of the settings that must not be changed.
         n_processes: How many processes share a batch.
 
@@ -142,26 +141,16 @@ def load_corpus(
         TextError: A text cannot be used.
         ConfigError: An explicit setting cannot work with the texts.
     """
-    if len(files) == 1 and is_large(files[0]):
-        any_vocabulary = config if "max_vocab" in explicit else replace(config, max_vocab=MAX_VOCABULARY)
-        with console.encoding() as on_progress:
-            corpus = read_corpus(files[0], any_vocabulary, folder / "texts", on_progress)
-        fitted = fit_to_text(
-            config, [corpus.n_characters], len(corpus.vocab), explicit=explicit, n_processes=n_processes
-        )
-        return replace(corpus, notes=(*corpus.notes, *fitted.notes)), fitted.config
-    texts, notes = [default_text()] if not files else [], []
-    for file in files:
-        text, decoding_notes = read_text(file)
-        texts.append(text)
-        notes += [note if len(files) == 1 else f"{file}: {note}" for note in decoding_notes]
-    n_distinct = len(set().union(*texts))
-    fitted = fit_to_text(config, [len(t) for t in texts], n_distinct, explicit=explicit, n_processes=n_processes)
-    try:
-        return Corpus.from_texts(texts, fitted.config, [*notes, *fitted.notes]), fitted.config
-    except TextError as error:
-        error.field = f"corpus {', '.join(map(str, files))}".strip()
-        raise
+    fitted = FittedConfig(config, ())
+
+    def config_of(lengths: Sequence[int], n_distinct: int) -> TrainConfig:
+        nonlocal fitted
+        fitted = fit_to_text(config, lengths, n_distinct, explicit=explicit, n_processes=n_processes)
+        return fitted.config
+
+    with console.encoding() as on_progress:
+        corpus = read_corpora(files or [default_text()], config_of, folder / "texts", on_progress)
+    return replace(corpus, notes=(*corpus.notes, *fitted.notes)), fitted.config
 
 
 def chosen_checkpoint(args: argparse.Namespace) -> Path:

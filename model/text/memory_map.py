@@ -1,85 +1,186 @@
-"""Corpora that are too large for memory: the ids are in a file, which is memory-mapped.
+"""Reading of corpora: one text or several, small ones in memory, large ones as a file of ids that is memory-mapped.
 
-Two passes over the text: the first finds its characters and its hash, the second writes one id per character, in one
-byte or two. The ids are cached under the hash of the text, so that a second run on the same text maps them at once.
+A large corpus is read twice: the first pass finds its characters and its hash, the second writes one id per character,
+in one byte or two. So a corpus needs the same little memory at any size. The ids are cached under the hash of the text,
+so that a second run on the same text maps them at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from model.atomic_files import atomic_write
 from model.config import TrainConfig
 from model.errors import TextError
-from model.text.corpus import Corpus, Ids, id_type
-from model.text.decoding import TextDecoder, decode_file
+from model.text.corpus import Corpus, Ids, check_lengths, evaluation_sizes, id_type
+from model.text.decoding import TextDecoder, decode_file, read_text
+from model.text.normalization import normalize
 from model.text.text_statistics import TextStatistics
 from model.text.vocab import Vocabulary
 
-LARGE_BYTES = 64 * 2**20
-"""Texts from this size on are memory-mapped. Smaller ones are read as a whole, which is simpler and fast."""
+LARGE_BYTES = 8 * 2**20
+"""Corpora from this size on are memory-mapped. Reading a text as a whole takes up to 17 bytes for each character."""
 _CHUNK_BYTES = 4 * 2**20
+
+Source = Path | str
+"""A text file, or a text itself."""
 
 OnProgress = Callable[[str, float], None]
 """Called with the stage, "reading" or "encoding", and the part of it that is done, 0 to 1."""
+
+ConfigOf = Callable[[Sequence[int], int], TrainConfig]
+"""Returns the settings for texts of these lengths, which together have so many distinct characters."""
 
 
 def read_corpus(
     path: Path, config: TrainConfig, cache: Path, on_progress: OnProgress = lambda _stage, _done: None
 ) -> Corpus:
-    """Read a text of any size as a corpus.
+    """Read a text file of any size as a corpus: see `read_corpora`."""
+    return read_corpora([path], lambda _lengths, _n_distinct: config, cache, on_progress)
+
+
+def read_corpora(
+    sources: Sequence[Source],
+    config_of: ConfigOf,
+    cache: Path,
+    on_progress: OnProgress = lambda _stage, _done: None,
+) -> Corpus:
+    """Read texts of any size as a corpus. Each is split, so that the end of each is in the validation part.
 
     Args:
-        path: The text file.
-        config: The sizes of the split and the limits to check.
-        cache: The folder for the ids of large texts.
-        on_progress: Called while a large text is read.
+        sources: The texts.
+        config_of: Returns the settings: the sizes of the split and the limits to check.
+        cache: The folder for the ids of large corpora.
+        on_progress: Called while a large corpus is read.
 
     Raises:
-        TextError: The text cannot be used.
+        TextError: The texts cannot be used; the error names the files.
         StorageError: The cache cannot be written.
     """
-    return _load_mapped(path, config, cache, on_progress) if is_large(path) else Corpus.from_file(path, config)
-
-
-def is_large(path: Path) -> bool:
-    """Whether a text file is memory-mapped; one that cannot be read is not, and the error comes from reading it."""
     try:
-        return path.stat().st_size >= LARGE_BYTES
-    except OSError:
-        return False
-
-
-def _load_mapped(path: Path, config: TrainConfig, cache: Path, on_progress: OnProgress) -> Corpus:
-    decoder, statistics = TextDecoder(f"corpus {path}"), TextStatistics()
-    size = path.stat().st_size
-    for text in decode_file(path, decoder, _CHUNK_BYTES):
-        statistics.update(text)
-        on_progress("reading", min(1.0, decoder.n_bytes / size))
-    try:
-        vocab = Vocabulary.of(statistics.characters, config.max_vocab)
-        ids = _map_ids(path, vocab, statistics, cache, on_progress)
-        return Corpus.from_ids(vocab, ids, statistics.sha256, config, decoder.notes)
+        if is_large(sources):
+            return _read_mapped(sources, config_of, cache, on_progress)
+        return _read_whole(sources, config_of)
     except TextError as error:
-        error.field = f"corpus {path}"
+        error.field = error.field or f"corpus {', '.join(_name(source) for source in sources)}"
         raise
 
 
-def _map_ids(path: Path, vocab: Vocabulary, statistics: TextStatistics, cache: Path, on_progress: OnProgress) -> Ids:
-    """Map the cached ids; write them first if they are missing or incomplete."""
-    ids_file = cache / f"{statistics.sha256}.ids"
+def is_large(sources: Sequence[Source]) -> bool:
+    """Whether texts are memory-mapped. A file that cannot be read counts nothing: the error comes from reading it."""
+    return sum(_n_bytes(source) for source in sources) >= LARGE_BYTES
+
+
+def _read_whole(sources: Sequence[Source], config_of: ConfigOf) -> Corpus:
+    texts, notes = [], []
+    for source in sources:
+        text, source_notes = (normalize(source), []) if isinstance(source, str) else read_text(source)
+        texts.append(text)
+        notes += _labelled(source_notes, source, sources)
+    config = config_of([len(text) for text in texts], len(set[str]().union(*texts)))
+    return Corpus.from_texts(texts, config, notes)
+
+
+def _read_mapped(sources: Sequence[Source], config_of: ConfigOf, cache: Path, on_progress: OnProgress) -> Corpus:
+    statistics, lengths, notes = TextStatistics(), [], []
+    n_bytes, n_read = max(1, sum(_n_bytes(source) for source in sources)), 0
+    for source in sources:
+        decoder, before = TextDecoder(_label(source)), statistics.n_characters
+        for text in _decode(source, decoder):
+            statistics.update(text)
+            on_progress("reading", min(1.0, (n_read + decoder.n_bytes) / n_bytes))
+        n_read += decoder.n_bytes
+        lengths.append(statistics.n_characters - before)
+        notes += _labelled(decoder.notes, source, sources)
+    config = config_of(lengths, len(statistics.characters))
+    vocab = Vocabulary.of(statistics.characters, config.max_vocab)
+    check_lengths(lengths, config)
+    n_val, n_test = (sum(part) for part in zip(*(evaluation_sizes(n, config) for n in lengths), strict=True))
+    ids_file = cache / f"{_cache_key(statistics.sha256, lengths, config)}.ids"
     dtype = np.dtype(id_type(vocab))
-    n_bytes = statistics.n_characters * dtype.itemsize
-    if not ids_file.exists() or ids_file.stat().st_size != n_bytes:
-        decoder, size = TextDecoder(f"corpus {path}"), path.stat().st_size
+    if not ids_file.exists() or ids_file.stat().st_size != statistics.n_characters * dtype.itemsize:
         with atomic_write(ids_file) as file:
-            for text in decode_file(path, decoder, _CHUNK_BYTES):
-                file.write(vocab.encode(text).astype(dtype).tobytes())
-                on_progress("encoding", min(1.0, decoder.n_bytes / size))
-            if file.tell() != n_bytes:
-                raise TextError("changed while it was read", expected="a file that does not change")
-    mapped: Ids = np.memmap(ids_file, dtype=dtype, mode="r")
-    return mapped
+            _write_ids(file, sources, lengths, config, vocab, on_progress)
+    ids: Ids = np.memmap(ids_file, dtype=dtype, mode="r")
+    n_train = len(ids) - n_val - n_test
+    train, val, test = ids[:n_train], ids[n_train : n_train + n_val], ids[n_train + n_val :]
+    return Corpus(vocab, train, val, statistics.sha256, tuple(notes), test)
+
+
+def _write_ids(
+    file: IO[bytes],
+    sources: Sequence[Source],
+    lengths: Sequence[int],
+    config: TrainConfig,
+    vocab: Vocabulary,
+    on_progress: OnProgress,
+) -> None:
+    """Write the ids of all texts: first their training parts, then their validation parts, then their test parts."""
+    dtype = np.dtype(id_type(vocab))
+    sizes = [(n - sum(evaluation_sizes(n, config)), *evaluation_sizes(n, config)) for n in lengths]
+    totals = [sum(parts) for parts in zip(*sizes, strict=True)]
+    next_id = [sum(totals[:part]) for part in range(len(totals))]  # of each part, where its next id is written
+    n_written = 0
+    for source, length, (n_train, n_val, _) in zip(sources, lengths, sizes, strict=True):
+        position = 0
+        for text in _decode(source, TextDecoder(_label(source))):
+            ids = vocab.encode(text).astype(dtype)
+            if position + len(ids) > length:
+                break
+            cuts = np.clip(np.array([n_train, n_train + n_val]) - position, 0, len(ids))
+            for part, piece in enumerate(np.split(ids, cuts)):
+                file.seek(next_id[part] * dtype.itemsize)
+                file.write(piece.tobytes())
+                next_id[part] += len(piece)
+            position += len(ids)
+            n_written += len(ids)
+            on_progress("encoding", n_written / sum(lengths))
+        if position != length:
+            raise TextError("changed while it was read", field=_label(source), expected="a file that does not change")
+
+
+def _cache_key(sha256: str, lengths: Sequence[int], config: TrainConfig) -> str:
+    """Return the name of the file of ids: the text's hash, and for several texts also that of the way they are split.
+
+    One text lies in the file in its own order, whatever its split is.
+    """
+    if len(lengths) == 1:
+        return sha256
+    split = f"{list(lengths)} {config.val_fraction} {config.test_fraction}"
+    return f"{sha256}-{hashlib.sha256(split.encode()).hexdigest()[:16]}"
+
+
+def _decode(source: Source, decoder: TextDecoder) -> Iterator[str]:
+    if isinstance(source, Path):
+        yield from decode_file(source, decoder, _CHUNK_BYTES)
+        return
+    for start in range(0, len(source), _CHUNK_BYTES):
+        yield decoder.decode(source[start : start + _CHUNK_BYTES].encode())
+    yield decoder.decode(b"", final=True)
+
+
+def _n_bytes(source: Source) -> int:
+    if isinstance(source, str):
+        return len(source)
+    try:
+        return os.stat(source).st_size
+    except OSError:
+        return 0
+
+
+def _name(source: Source) -> str:
+    return str(source) if isinstance(source, Path) else "built in"
+
+
+def _label(source: Source) -> str:
+    return f"corpus {_name(source)}"
+
+
+def _labelled(notes: Sequence[str], source: Source, sources: Sequence[Source]) -> list[str]:
+    return [note if len(sources) == 1 else f"{_name(source)}: {note}" for note in notes]

@@ -317,6 +317,29 @@ def test_several_texts_small_texts_and_large_alphabets(tmp_path: Path) -> None:
     launched.stop(signal.SIGTERM)
 
 
+@pytest.mark.parametrize(
+    ("corpus", "arguments"),
+    [
+        ("", []),
+        ("{folder}/My Own Words.txt", ["--corpus", "{folder}/My Own Words.txt"]),
+        ("{folder}/a.txt {folder}/b.txt", ["--corpus", "{folder}/a.txt", "{folder}/b.txt"]),
+        ("'{folder}/My Own Words.txt' nowhere.txt", ["--corpus", "{folder}/My Own Words.txt", "nowhere.txt"]),
+    ],
+)
+def test_make_serve_passes_the_texts_on(tmp_path: Path, corpus: str, arguments: list[str]) -> None:
+    """CORPUS is one file, whose name may have spaces, or a list as a shell reads it."""
+    for name in ("My Own Words.txt", "a.txt", "b.txt"):
+        (tmp_path / name).write_text("text")
+    python = tmp_path / "python"
+    python.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    python.chmod(0o755)
+    set_up = ["-o", ".venv/.ready", "-o", ".venv/.kernel"]  # as if it had been done
+    command = ["make", "-s", *set_up, "serve", f"BIN={tmp_path}", f"CORPUS={corpus.format(folder=tmp_path)}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    expected = [argument.format(folder=tmp_path) for argument in arguments]
+    assert json.loads(done.stdout) == ["-m", "service", *expected, "--minutes", "3"]
+
+
 def test_a_text_that_cannot_be_read_is_a_line(tmp_path: Path) -> None:
     """Before anything is started."""
     launched = Launched(tmp_path, "--corpus", "nowhere.txt")

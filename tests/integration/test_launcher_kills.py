@@ -36,5 +36,5 @@ def test_the_next_start_works_each_time(tmp_path: Path) -> None:
         killed.process.kill()
         following = Launched(tmp_path, *arguments, PORT=port)
         eventually(following.is_ready, within_s=60)
-        assert killed.wait() == -signal.SIGKILL
         assert following.stop(signal.SIGTERM) == 128 + signal.SIGTERM
+        assert killed.wait() == -signal.SIGKILL

@@ -1,8 +1,8 @@
 """The first commands of a newcomer, in a clean clone and with an empty environment: make fresh.
 
-For each Python: `make serve` to a first streamed text, Ctrl-C, a second start, and `make serve CORPUS=file`; after each,
-no process of the clone may be left. Only PATH, HOME (a new folder) and LANG are set, and a free PORT. It needs minutes and
-up to 8 GB of disk for each Python, and removes what it made.
+For each Python: `make serve` to a first streamed text, Ctrl-C, a second start, and `make serve CORPUS=file`; after
+each, no process of the clone may be left. Only PATH, HOME (a new folder) and LANG are set, and a free PORT. It needs
+minutes and up to 8 GB of disk for each Python, and removes what it made.
 
     make fresh                           every supported Python that is found
     make fresh FRESH=system              the system's Python alone

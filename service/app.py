@@ -54,7 +54,14 @@ def create_app(settings: Settings | None = None) -> Flask:
     manager = ModelManager(lambda: _bootstrap_job(queue))
     load = ModelLoader(s.device, s.precision, s.slots, s.max_waiting, s.block_ms / 1000, counters.engine_observer)
     watcher = CheckpointWatcher(manager, s.checkpoint_dir, load, stores.promotions.wait, counters)
-    options = GenerationOptions(s.max_chars, s.lease_s, s.snapshot_interval_s, s.session_recent_text_chars)
+    options = GenerationOptions(
+        s.max_chars,
+        s.lease_s,
+        s.snapshot_interval_s,
+        s.session_recent_text_chars,
+        s.max_prompt_chars,
+        s.max_generation_s,
+    )
     generation = GenerationService(manager, stores.sessions, stores.prefixes, options)
     inspector = InspectionService(manager, stores.sessions, s.max_chars)
     drain = Drain(manager, s.drain_notice_s, s.drain_timeout_s)
@@ -78,7 +85,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     for blueprint in (
         generate.blueprint(generation),
         sessions.blueprint(generation, stores.sessions, s.session_recent_text_chars),
-        inspection.blueprint(inspector),
+        inspection.blueprint(inspector, RateLimiter(s.chars_limit, s.redis_url)),
     ):
         app.register_blueprint(access.for_clients(blueprint, authenticator, limiter))
     for blueprint in (

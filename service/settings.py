@@ -68,6 +68,13 @@ class Settings(BaseSettings):
         20.0, ge=1, le=1000, description="target milliseconds of a generation block; a stream sends one event per block"
     )
     max_chars: int = Field(100_000, ge=1, le=10**8, description="largest max_chars that a request may have")
+    max_prompt_chars: int = Field(50_000, ge=0, le=10**8, description="largest length of a prompt in characters")
+    max_generation_s: float = Field(
+        3600.0,
+        gt=0,
+        le=86_400,
+        description="seconds after which a request to generate ends with its text so far, whatever its timeout_s",
+    )
     max_body_bytes: int = Field(
         1 << 20, ge=1024, le=1 << 30, description="largest request body in bytes; corpora have their own limit"
     )
@@ -118,6 +125,11 @@ class Settings(BaseSettings):
     )
     rate_limit: str = Field(
         "", description="generation requests allowed per key or client address, such as 60/minute; empty: no limit"
+    )
+    chars_limit: str = Field(
+        "",
+        description="characters in /score and /inspect allowed per key or client address, such as 1000000/minute; "
+        "empty: no limit",
     )
     max_queued_jobs: int = Field(8, ge=1, le=1000, description="training jobs that may wait in the queue; more get 429")
     max_corpus_bytes: int = Field(
@@ -193,7 +205,7 @@ class Settings(BaseSettings):
                 raise ValueError("expected comma-separated host names without scheme and port, such as box.example")
         return hosts
 
-    @field_validator("rate_limit")
+    @field_validator("rate_limit", "chars_limit")
     @classmethod
     def _rate(cls, value: str) -> str:
         if value and not re.fullmatch(r"[1-9][0-9]{0,8}/(second|minute|hour|day)", value):

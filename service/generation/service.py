@@ -48,6 +48,8 @@ class GenerationOptions:
     lease_s: float
     snapshot_interval_s: float
     recent_text_chars: int
+    max_prompt_chars: int = 50_000
+    max_s: float = 3600.0  # how long one request may generate
 
 
 class GenerationService:
@@ -82,7 +84,7 @@ class GenerationService:
         with ExitStack() as on_error:
             lease = on_error.enter_context(self._models.admit())
             model = lease.model
-            validated = validate(request, model, self._options.max_chars)
+            validated = validate(request, model, self._options.max_chars, self._options.max_prompt_chars)
             self._check_capacity(model, request.logprobs)
             key = digest(*([key_id] if key_id else []), idempotency_key) if idempotency_key else ""
             request_digest = digest(request.model_dump_json())
@@ -222,7 +224,8 @@ class GenerationService:
         return plan_turn(model, record, session_id, start, self._prefixes, options, is_new_session=is_new_session)
 
     def _plan_options(self, top_logprobs: int | None, timeout_s: float | None = None) -> PlanOptions:
-        deadline = time.monotonic() + timeout_s if timeout_s is not None else None
+        limit_s = self._options.max_s
+        deadline = time.monotonic() + (limit_s if timeout_s is None else min(timeout_s, limit_s))
         return PlanOptions(top_logprobs, self._options.snapshot_interval_s, deadline)
 
     def _start_session(self, model: LoadedModel, request: GenerateRequest, leased: LeasedSession) -> Session | None:

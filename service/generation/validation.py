@@ -18,7 +18,7 @@ class ValidatedRequest:
     stop: list[str]  # the stop strings that the model can generate
 
 
-def validate(request: GenerateRequest, model: LoadedModel, max_chars: int) -> ValidatedRequest:
+def validate(request: GenerateRequest, model: LoadedModel, max_chars: int, max_prompt_chars: int) -> ValidatedRequest:
     """Check what the schema cannot know: the server's limits and the model's vocabulary.
 
     Raises:
@@ -26,6 +26,10 @@ def validate(request: GenerateRequest, model: LoadedModel, max_chars: int) -> Va
     """
     if request.max_chars > max_chars:
         raise BadRequest("max_chars", request.max_chars, f"at most {max_chars}")
+    n_chars = len(request.prompt)
+    if n_chars > max_prompt_chars:
+        problem = f"got {n_chars} characters"
+        raise BadRequest("prompt", request.prompt, f"at most {max_prompt_chars} characters", problem=problem)
     if request.position is not None and request.session_id is None:
         raise BadRequest("position", request.position, "a session_id beside it", problem="belongs to a session")
     prompt = model.normalize(request.prompt)

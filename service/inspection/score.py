@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from model.evaluation import protocols
 from model.network.sampling import SamplingParams
 from service.errors import ModelChanged, UnknownSession
+from service.inspection.pacing import Pacer
 from service.inspection.scorer import Scorer, own_logprobs
 from service.inspection.token_logprobs import token_logprobs
 from service.models.loaded_model import LoadedModel
@@ -20,7 +21,12 @@ _DIGITS = 5
 
 
 def score_text(
-    model: LoadedModel, scorer: Scorer, text: str, ids: NDArray[np.int32], top_logprobs: int | None
+    model: LoadedModel,
+    scorer: Scorer,
+    text: str,
+    ids: NDArray[np.int32],
+    top_logprobs: int | None,
+    pacer: Pacer,
 ) -> dict[str, Any]:
     """Return the losses of a text under the stateful protocol, and the surprisal of each character.
 
@@ -30,15 +36,17 @@ def score_text(
         text: The normalized text.
         ids: The characters of the text that the vocabulary has, (n,).
         top_logprobs: Alternatives for each character; None: no log-probabilities.
+        pacer: Lets generation go first.
     """
     nats: list[float] = []
     details: list[dict[str, Any]] = []
     for start in range(0, len(ids), _CHUNK):
         part = ids[start : start + _CHUNK]
-        logits = scorer.read(part)
-        nats += (-own_logprobs(logits, part)).tolist()
-        if top_logprobs is not None:
-            details += token_logprobs(logits, part, model.engine.vocab, SamplingParams(), top_logprobs)
+        with pacer.part(lambda: model.engine.in_flight > 0):
+            logits = scorer.read(part)
+            nats += (-own_logprobs(logits, part)).tolist()
+            if top_logprobs is not None:
+                details += token_logprobs(logits, part, model.engine.vocab, SamplingParams(), top_logprobs)
     loss = float(np.mean(nats))
     is_known = [character in model.engine.vocab.characters for character in text]
     answer: dict[str, Any] = {

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from service.errors import BadRequest, Overloaded
 from service.inspection.gates import check_inspectable, inspect_text
+from service.inspection.pacing import Pacer
 from service.inspection.score import score_text, scorer_at
 from service.models.loaded_model import LoadedModel
 from service.models.manager import ModelManager
@@ -39,6 +40,7 @@ class InspectionService:
         self._models = models
         self._sessions = sessions
         self._max_chars = max_chars
+        self._pacer = Pacer()
         self._capacity = threading.BoundedSemaphore(MAX_CONCURRENT)
 
     def score(self, request: ScoreRequest) -> dict[str, Any]:
@@ -59,7 +61,7 @@ class InspectionService:
             ids = _encode(model, text, limit, request.on_unknown)
             scorer, position = scorer_at(model, self._sessions, request.session_id)
             with self._one_of_few():
-                scored = score_text(model, scorer, text, ids, request.logprobs)
+                scored = score_text(model, scorer, text, ids, request.logprobs, self._pacer)
             return {"text": text, **scored, "position": position, "model": model.as_dict()}
 
     def inspect(self, request: InspectRequest) -> dict[str, Any]:
@@ -78,7 +80,7 @@ class InspectionService:
             if request.map is not None:
                 limit = min(limit, MAX_MAP_VALUES // model.network.get().config.n_hidden)
             ids = _encode(model, model.normalize(request.text), limit, request.on_unknown)
-            with self._one_of_few():
+            with self._one_of_few(), self._pacer.part(lambda: model.engine.in_flight > 0):
                 inspected = inspect_text(model, request, ids)
             return {**inspected, "model": model.as_dict()}
 

@@ -27,8 +27,12 @@ class RateLimiter:
         storage = storage_from_string(url, wrap_exceptions=True) if rate and url else storage_from_string("memory://")
         self._window = SlidingWindowCounterRateLimiter(storage)
 
-    def hit(self, client: str) -> None:
+    def hit(self, client: str, cost: int = 1) -> None:
         """Count a request. While Redis is unreachable no request is refused: the engine's queue is bounded anyway.
+
+        Args:
+            client: Who sent it.
+            cost: What it counts; more than the whole rate is counted as the whole rate.
 
         Raises:
             RateLimited: The client's rate is used up.
@@ -36,7 +40,7 @@ class RateLimiter:
         if self._rate is None:
             return
         try:
-            if not self._window.hit(self._rate, client):
+            if not self._window.hit(self._rate, client, cost=min(cost, self._rate.amount)):
                 raise self._too_many(self._rate, client)
         except StorageError:
             return

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, jsonify
+from flask import Blueprint, Response, g, jsonify
 
 from service.inspection.service import InspectionService
+from service.operations.limits import RateLimiter
 from service.routes.body import read_body
 from service.schemas import InspectRequest, ScoreRequest
 
 
-def blueprint(inspection: InspectionService) -> Blueprint:
-    """Create the routes."""
+def blueprint(inspection: InspectionService, characters: RateLimiter) -> Blueprint:
+    """Create the routes; `characters` limits how many of them a client may send."""
     routes = Blueprint("inspection", __name__)
 
     @routes.post("/score")
     def score() -> Response:
-        return jsonify(inspection.score(read_body(ScoreRequest)))
+        body = read_body(ScoreRequest)
+        characters.hit(_client_id(), len(body.text))
+        return jsonify(inspection.score(body))
 
     @routes.post("/inspect")
     def inspect() -> Response:
-        return jsonify(inspection.inspect(read_body(InspectRequest)))
+        body = read_body(InspectRequest)
+        characters.hit(_client_id(), len(body.text))
+        return jsonify(inspection.inspect(body))
 
     return routes
+
+
+def _client_id() -> str:
+    """The client as routes/access.py identified it, with a name of its own for this limit."""
+    return f"characters:{g.get('client_id', '')}"

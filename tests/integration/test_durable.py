@@ -22,7 +22,7 @@ from tests.servers import Event, RedisServer, Service, eventually, parse_events
 
 N = 6000
 ASKED = {"prompt": "hello", "seed": 7, "temperature": 0.9, "max_chars": N}
-QUICK = {"LEASE_S": "1", "SNAPSHOT_INTERVAL_S": "0.05"}
+QUICK = {"LEASE_S": "1", "SNAPSHOT_INTERVAL_S": "0.05", "MAX_PROMPT_CHARS": "200000"}
 
 
 @pytest.fixture(scope="module")

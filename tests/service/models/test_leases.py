@@ -18,6 +18,7 @@ from service.errors import NoModel
 from service.generation.service import GenerationOptions, GenerationService
 from service.inspection.service import InspectionService
 from service.models.manager import ModelManager
+from service.operations.limits import RateLimiter
 from service.routes import converters, error_responses, generate, generation_events, inspection, sessions
 from service.store.memory import MemorySessions
 from service.store.prefixes import MemoryPrefixes
@@ -59,7 +60,7 @@ class Service:
         converters.register(app)
         app.register_blueprint(generate.blueprint(generation))
         app.register_blueprint(sessions.blueprint(generation, self.store, 100))
-        app.register_blueprint(inspection.blueprint(InspectionService(self.manager, self.store, 1000)))
+        app.register_blueprint(inspection.blueprint(InspectionService(self.manager, self.store, 1000), RateLimiter("")))
         self.client = app.test_client()
 
     def replace_model(self) -> None:

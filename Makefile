@@ -29,7 +29,7 @@ launcher-kills: .venv/.ready-test .venv/.kernel ## kill -9 of the launcher 20 ti
 	LAUNCHER_KILLS=20 $(BIN)/python -m pytest -q -s tests/integration/test_launcher_kills.py
 
 fresh: ## the first commands of a newcomer in clean clones, with every supported Python found here (FRESH=system: one): minutes, gigabytes
-	@$(PYTHON) -m tests.e2e.fresh $(FRESH)
+	@FRESH_LINKS="$(FRESH_LINKS)" FRESH_CACHE="$(FRESH_CACHE)" $(PYTHON) -m tests.e2e.fresh $(FRESH)
 
 stack: .venv/.ready-test ## docker compose up from a clean clone, on a container engine: build, scale, kill, tear down
 	STACK=1 $(BIN)/python -m pytest -s tests/e2e/test_stack.py

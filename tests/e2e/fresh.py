@@ -1,6 +1,6 @@
 """The first commands of a newcomer, in a clean clone and with an empty environment: make fresh.
 
-For each Python: `make serve` to a first streamed text, Ctrl-C, a second start, and `make serve CORPUS=file`; after
+For each Python: `make serve` to a first streamed text, Ctrl-C, a second start, and `make serve CORPUS=file`. After
 each, no process of the clone may be left. Only PATH, HOME (a new folder) and LANG are set, and a free PORT. It needs
 minutes and up to 8 GB of disk for each Python, and removes what it made.
 
@@ -15,6 +15,7 @@ It runs with the system's Python, and uses the standard library alone.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -76,7 +77,8 @@ class Clone:
         try:
             yield process
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             raise
         os.killpg(process.pid, signal.SIGINT)  # Ctrl-C: every process of the terminal's group
         try:
@@ -108,7 +110,7 @@ class Clone:
         request = urllib.request.Request(f"http://127.0.0.1:{self._port}/generate", body)
         request.add_header("Content-Type", "application/json")
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310  # our own address
                 stream = response.read().decode()
         except (urllib.error.URLError, OSError):
             return "", ""
@@ -163,10 +165,12 @@ def try_out(repository: Path, python: str, folder: Path) -> None:
         _say(f"make serve again: a text after {took:.0f} s; nothing was left running")
         (clone.folder / "mine.txt").write_text(TEXT)
         start = time.monotonic()
-        with clone.serving("CORPUS=mine.txt") as process:
+        with clone.serving("CORPUS=mine.txt", "MINUTES=0.5") as process:
             clone.text(process, START_S, other_than=model)
             took = time.monotonic() - start
-        _say(f"make serve CORPUS=mine.txt: a text of its model after {took:.0f} s; nothing was left running")
+        _say(
+            f"make serve CORPUS=mine.txt MINUTES=0.5: a text of its model after {took:.0f} s; nothing was left running"
+        )
     except Failed:
         print("\n".join(f"        | {line}" for line in clone.output().splitlines()[-40:]), flush=True)
         raise
@@ -190,9 +194,7 @@ def _say(text: str) -> None:
 def main() -> int:
     """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="python3 -m tests.e2e.fresh", description="Try the first commands.")
-    parser.add_argument(
-        "which", choices=["all", "system"], nargs="?", default="all", help="which Pythons (default all)"
-    )
+    parser.add_argument("which", choices=["all", "system"], nargs="?", default="all", help="Pythons (default all)")
     parser.add_argument("--repository", type=Path, default=ROOT, help="what is cloned (default: this one)")
     args = parser.parse_args()
     pythons = supported_pythons()[: 1 if args.which == "system" else None]

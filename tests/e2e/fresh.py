@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -26,8 +27,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,13 +106,15 @@ class Clone:
     def _generate(self) -> tuple[str, str]:
         """Stream a sentence; return the model's name and the text, or nothing while there is no model."""
         body = json.dumps({"prompt": "She ", "max_chars": 80, "stream": True, "on_unknown": "skip"}).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self._port}/generate", body)
-        request.add_header("Content-Type", "application/json")
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310  # our own address
-                stream = response.read().decode()
-        except (urllib.error.URLError, OSError):
+            connection.request("POST", "/generate", body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            stream = response.read().decode() if response.status == 200 else ""
+        except (OSError, http.client.HTTPException):
             return "", ""
+        finally:
+            connection.close()
         model = re.search(r'"name": ?"([^"]+)"', stream)
         return model[1] if model else "", "".join(re.findall(r'"text": ?"(.*?)"[,}]', stream))
 

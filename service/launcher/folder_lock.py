@@ -2,8 +2,8 @@
 
 Two locks, both released by the kernel when their holders end, however they end:
 
-    launcher.json    held by the launcher alone; its content says who that is
-    the folder       held by the launcher and by every process that it started, through an inherited file descriptor
+    launcher.json     held by the launcher alone; its content says who that is; removed at the end
+    .processes.lock   held by the launcher and by every process that it started, through an inherited file descriptor
 
 So a second start sees at once that a launcher is running, and a start after kill -9 of a launcher waits until the last
 of its processes is gone: never do two Redis servers write the same files. The standard library only: the reaper
@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LAUNCHER_FILE = "launcher.json"
+PROCESSES_FILE = ".processes.lock"
 
 
 class AlreadyRunning(Exception):
@@ -93,7 +94,7 @@ def processes_lock(folder: Path, wait: Callable[[Callable[[], bool]], bool]) -> 
     Raises:
         AlreadyRunning: Processes of a previous start are still running.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder / PROCESSES_FILE, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not wait(lambda: _try_lock(descriptor)):
             raise AlreadyRunning(
@@ -107,7 +108,7 @@ def processes_lock(folder: Path, wait: Callable[[Callable[[], bool]], bool]) -> 
 def is_free(folder: Path) -> bool:
     """Whether no process of a launcher uses the data folder."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder / PROCESSES_FILE, os.O_RDWR)
     except FileNotFoundError:
         return True
     try:

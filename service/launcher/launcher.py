@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,7 @@ def run(corpus_files: Sequence[Path], minutes: float) -> int:
         _check_readable(file)
     settings = read_settings(embeds_redis=True)
     data_folder = settings.longhand_home
-    data_folder.mkdir(parents=True, exist_ok=True)
+    _make_data_folder(data_folder)
     with launcher_lock(data_folder, service_url(settings.host, settings.port)), Supervisor(data_folder) as supervisor:
         try:
             with processes_lock(data_folder, lambda is_free: _wait_for_previous(supervisor, is_free)) as descriptor:
@@ -71,6 +72,17 @@ def _check_readable(file: Path) -> None:
             pass
     except OSError as e:
         raise TextError(f"cannot be read ({e.strerror})", field=f"corpus {file}", expected="a text file") from e
+
+
+def _make_data_folder(folder: Path) -> None:
+    """Make the folder, and find out whether files can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as e:
+        expected = "expected a folder in which files can be written"
+        raise SettingsError(f"LONGHAND_HOME={str(folder)!r}: cannot be used ({e.strerror}); {expected}") from e
 
 
 def _wait_for_previous(supervisor: Supervisor, is_free: Callable[[], bool]) -> bool:

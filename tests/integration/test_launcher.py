@@ -45,7 +45,7 @@ def training(folder: Path, **environment: str) -> Launched:
     launched = Launched(folder, "--corpus", "words.txt", "--minutes", "60", **environment)
     eventually(lambda: launched.is_ready() and launched.horse() is not None, within_s=60)
     names = " ".join(launched.processes().values())
-    assert all(name in names for name in ("valkey-server", "service.jobs", "gunicorn", "service.launcher.reaper"))
+    assert all(name in names for name in ("valkey-server", "service.jobs", "service.server", "service.launcher.reaper"))
     return launched
 
 
@@ -153,6 +153,16 @@ def test_a_host_that_cannot_be_listened_on_is_a_line_with_host(tmp_path: Path, h
     assert "unset it" in line
 
 
+def test_a_data_folder_that_cannot_be_used_is_a_line_with_longhand_home(folder: Path) -> None:
+    """A file stands there."""
+    launched = Launched(folder, LONGHAND_HOME="words.txt")
+    assert launched.process.wait(timeout=30) == 1
+    assert launched.errors == [
+        "error   LONGHAND_HOME='words.txt': cannot be used (File exists); "
+        "expected a folder in which files can be written"
+    ]
+
+
 def test_a_redis_that_cannot_be_used_is_a_line_with_redis_url(tmp_path: Path) -> None:
     """A URL without a scheme, and one where nobody answers; a password is never printed."""
     line = refused(tmp_path, REDIS_URL="localhost:6379")
@@ -181,7 +191,7 @@ def test_two_workers_share_the_embedded_redis(tmp_path: Path, store: Path) -> No
     """WORKERS=2: one session's requests are answered by both processes."""
     launched = Launched(tmp_path, WORKERS="2", CHECKPOINT_DIR=str(store))
     eventually(launched.is_ready, within_s=60)
-    master = launched.pid_of("gunicorn")
+    master = launched.pid_of("service.server")
     workers = Path(f"/proc/{master}/task/{master}/children").read_text().split()
     assert len(workers) == 2
     session = launched.generate().json()["session_id"]

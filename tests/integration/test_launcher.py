@@ -73,6 +73,7 @@ def test_kill_9_of_the_launcher_and_its_reaper(folder: Path) -> None:
     launched.process.wait()
     eventually(lambda: not launched.processes())
     Launched.running.remove(launched)
+    launched.client.close()
 
 
 def test_the_trainer_is_killed_and_takes_its_training_along(folder: Path) -> None:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from model.errors import StorageError
+
+_TEMPORARY_NAME = r"\..+\.[0-9a-f]{16}\.tmp"
 
 
 @contextmanager
@@ -23,7 +27,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
     The folder is created when it is missing. Until the block ends without an error, `path` is what it was before. The
     temporary file beside it has a random name: a process id is not unique, because containers that share the folder
-    number their processes each from 1.
+    number their processes each from 1. It is locked while it is written, so that `remove_abandoned` knows it from one
+    whose writer was killed.
 
     Args:
         path: The file to create or replace.
@@ -38,6 +43,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -70,6 +77,29 @@ def folder_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def remove_abandoned(folder: Path, unlocked_for_s: float = 60.0) -> list[Path]:
+    """Delete the temporary files that killed writers left in a folder and the folders below it.
+
+    Args:
+        folder: The folder; nothing happens if there is none.
+        unlocked_for_s: The age of a file that may be deleted: a younger one may not be locked yet.
+
+    Returns:
+        The files that were deleted.
+    """
+    removed = []
+    for path in folder.rglob(".*.tmp"):
+        if not re.fullmatch(_TEMPORARY_NAME, path.name):
+            continue
+        with suppress(OSError), open(path, "rb") as file:
+            if time.time() - os.fstat(file.fileno()).st_mtime < unlocked_for_s:
+                continue
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # an error if its writer lives
+            path.unlink()
+            removed.append(path)
+    return removed
 
 
 def is_locked(folder: Path) -> bool:

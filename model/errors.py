@@ -16,6 +16,7 @@ needs a part of the message reads the attribute.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 
@@ -98,3 +99,8 @@ class TrainingError(ModelError):
 
 class StorageError(ModelError):
     """Raised when a file cannot be written or a folder cannot be locked; existing files are unchanged."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the disk has no space left, or a quota is used up."""
+        return isinstance(self.__cause__, OSError) and self.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -9,6 +9,7 @@ from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+from model.atomic_files import remove_abandoned
 from service.errors import StoreUnavailable
 from service.generation.service import GenerationOptions, GenerationService
 from service.inspection.service import InspectionService
@@ -64,6 +65,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     generation = GenerationService(manager, stores.sessions, stores.prefixes, options)
     inspector = InspectionService(manager, stores.sessions, s.max_chars)
+    for folder in (s.checkpoint_dir, s.corpora_dir):
+        remove_abandoned(folder)
     drain = Drain(manager, s.drain_notice_s, s.drain_timeout_s)
     authenticator = Authenticator(
         s.admin_key,
@@ -89,7 +92,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     ):
         app.register_blueprint(access.for_clients(blueprint, authenticator, limiter))
     for blueprint in (
-        jobs.blueprint(queue, all_corpora, lambda: manager.is_closed),
+        jobs.blueprint(queue, all_corpora, s.checkpoint_dir, lambda: manager.is_closed),
         models.blueprint(s.checkpoint_dir, manager, stores.promotions),
         corpora.blueprint(all_corpora, s.max_corpus_bytes),
     ):

@@ -26,8 +26,10 @@ ServiceError
 │   └── RateLimited        429  this client sends requests too often
 ├── NoModel                503  no model is served yet
 ├── StoreUnavailable       503  the session store does not answer
+├── StorageFailed          503  a file cannot be written or read
 ├── Draining               503  this worker is shutting down
-└── TimedOut               504  the request's timeout_s passed before any text was generated
+├── TimedOut               504  the request's timeout_s passed before any text was generated
+└── StorageFull            507  the disk has no space left, or the quota is used up
 
 Each class has its HTTP status and its code; `retry_after_s` says when a retry can succeed. The response body is
 {"error": {"code", "message", and the attributes of the error}}.
@@ -35,6 +37,7 @@ Each class has its HTTP status and its code; `retry_after_s` says when a retry c
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any, ClassVar
 
@@ -235,6 +238,18 @@ class StoreUnavailable(ServiceError):
     status, code, retry_after_s = 503, "store_unavailable", 2
 
 
+class StorageFailed(ServiceError):
+    """Raised when a file cannot be written or read: a read-only disk, missing rights."""
+
+    status, code = 503, "storage_failed"
+
+
+class StorageFull(ServiceError):
+    """Raised when the disk is full."""
+
+    status, code = 507, "storage_full"
+
+
 class Draining(ServiceError):
     """Raised when this worker is shutting down."""
 
@@ -249,7 +264,10 @@ class TimedOut(ServiceError):
 
 def _shortened(value: Any) -> str:
     """The value as a message shows it."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no integer of more than 4,300 digits
+        return "a number with thousands of digits"
     return text if len(text) <= _SHOWN_CHARS else f"{text[:60]}... ({len(text)} characters)"
 
 
@@ -257,7 +275,9 @@ def _as_json(value: Any) -> Any:
     """The value itself where it is small and JSON has it, else as text."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    is_small = len(repr(value)) <= (_SHOWN_LIST_CHARS if isinstance(value, list) else _SHOWN_CHARS)
-    if is_small and (value is None or isinstance(value, bool | int | float | str | list)):
-        return value
-    return _shortened(value)
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except (ValueError, TypeError):  # no JSON, or infinity somewhere inside
+        return _shortened(value)
+    is_small = len(text) <= (_SHOWN_LIST_CHARS if isinstance(value, list) else _SHOWN_CHARS)
+    return value if is_small and not isinstance(value, dict) else _shortened(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from model import arguments
+from model.atomic_files import remove_abandoned
 from model.checkpoints import file_format, registry
 from model.cli import console, options, training_console
 from model.config import ModelConfig, TrainConfig
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
     config = TrainConfig.from_dict({**options.fields_of(TrainConfig, settings), "minutes": minutes})
     store = args.out or options.CHECKPOINT_FOLDER
     options.check_model_settings(settings)
+    remove_abandoned(store)
     choose_workers(config, device, world_size=1)  # an error comes before a large text is read
     corpus, config = options.load_corpus(args.corpus, config, store, options.explicit_settings(args))
     training_console.print_notes(corpus)

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from model.atomic_files import remove_abandoned
 from model.checkpoints import file_format, registry
 from model.cli import console, options, training_console
 from model.config import ModelConfig, TrainConfig
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace, distributed: Distributed, device: str) -> None:
     files, folder = _locations(args)
+    if distributed.is_main:
+        remove_abandoned(folder)
     settings = options.all_settings(args)
     config = TrainConfig.from_dict(options.fields_of(TrainConfig, settings))
     options.check_model_settings(settings)

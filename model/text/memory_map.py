@@ -17,7 +17,7 @@ import numpy as np
 
 from model.atomic_files import atomic_write
 from model.config import TrainConfig
-from model.errors import TextError
+from model.errors import TextError, UnknownCharacters
 from model.text.corpus import Corpus, Ids, check_lengths, evaluation_sizes, id_type
 from model.text.decoding import TextDecoder, decode_file, read_text
 from model.text.normalization import normalize
@@ -70,6 +70,19 @@ def read_corpora(
     except TextError as error:
         error.field = error.field or f"corpus {', '.join(_name(source) for source in sources)}"
         raise
+
+
+def text_files_sha256(paths: Sequence[Path]) -> str:
+    """Return the identity of the corpus of these text files, in hex, without reading any of them as a whole.
+
+    Raises:
+        TextError: A file cannot be used.
+    """
+    statistics = TextStatistics()
+    for path in paths:
+        for text in _decode(path, TextDecoder(_label(path))):
+            statistics.update(text)
+    return statistics.sha256
 
 
 def is_large(sources: Sequence[Source]) -> bool:
@@ -130,7 +143,10 @@ def _write_ids(
     for source, length, (n_train, n_val, _) in zip(sources, lengths, sizes, strict=True):
         position = 0
         for text in _decode(source, TextDecoder(_label(source))):
-            ids = vocab.encode(text).astype(dtype)
+            try:
+                ids = vocab.encode(text).astype(dtype)
+            except UnknownCharacters:
+                break
             if position + len(ids) > length:
                 break
             cuts = np.clip(np.array([n_train, n_train + n_val]) - position, 0, len(ids))

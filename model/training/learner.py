@@ -39,12 +39,12 @@ def choose_workers(config: TrainConfig, device: str, world_size: int) -> int:
     if remainder:
         expected = f"a multiple of the {world_size} processes"
         raise ConfigError(field="batch_size", value=config.batch_size, expected=expected)
+    if config.workers and rows % config.workers:  # on a GPU, too, so that a run can be repeated on a CPU
+        expected = f"a divisor of the {rows} rows of a batch"
+        raise ConfigError(field="workers", value=config.workers, expected=expected)
     if device != "cpu":
         return 1
     if config.workers:
-        if rows % config.workers:
-            expected = f"a divisor of the {rows} rows of a batch"
-            raise ConfigError(field="workers", value=config.workers, expected=expected)
         return config.workers
     most = min(torch.get_num_threads(), max(1, rows // _MIN_ROWS_PER_WORKER))
     return max(n for n in range(1, most + 1) if rows % n == 0)

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from model.checkpoints import file_format, registry
 from model.errors import CheckpointError, TextError
-from model.text.decoding import read_text
-from model.text.text_statistics import text_sha256
+from model.text.memory_map import text_files_sha256
 from service.errors import BadRequest, JobHasEnded, UnknownCorpus
 from service.jobs.queue import JobQueue
 from service.jobs.record import Job
@@ -76,7 +75,7 @@ def ensure_bootstrap(
     request = RetrainRequest.model_validate(
         {"corpus": names if len(names) > 1 else names[0], "promote": "always", "minutes": minutes}
     )
-    job_id, is_new = queue.submit_bootstrap(validate(request, corpora).as_dict())
+    job_id, is_new = queue.submit_bootstrap(validate(request, corpora, checkpoint_dir).as_dict())
     return Bootstrap(model, job_id, is_new, cancelled_job_id)
 
 
@@ -93,7 +92,7 @@ def needs_bootstrap(checkpoint_dir: Path, corpus_files: Sequence[Path]) -> tuple
     Raises:
         TextError: A text cannot be read.
     """
-    texts = [read_text(file)[0] for file in corpus_files]
+    sha256 = text_files_sha256(corpus_files) if corpus_files else ""
     try:
         path = registry.promoted_path(checkpoint_dir)
         if path is None:
@@ -101,7 +100,7 @@ def needs_bootstrap(checkpoint_dir: Path, corpus_files: Sequence[Path]) -> tuple
         info = file_format.read_info(path)
     except CheckpointError as e:
         return True, f"the promoted checkpoint cannot be used: {e}"
-    if texts and text_sha256("".join(texts)) != info.run["corpus_sha256"]:
+    if sha256 and sha256 != info.run["corpus_sha256"]:
         return True, f"{path.name} was trained on another text than {', '.join(map(str, corpus_files))}"
     return False, str(path)
 
@@ -113,7 +112,7 @@ def _trains_on(job: Job, corpora: Corpora, files: Sequence[Path]) -> bool:
         trained = [corpora.get(name).sha256 for name in ([names] if isinstance(names, str) else names)]
     except (UnknownCorpus, BadRequest, TextError):
         return False  # it cannot be trained any more
-    return trained == [text_sha256(read_text(file)[0]) for file in files]
+    return trained == [text_files_sha256([file]) for file in files]
 
 
 def _store(corpora: Corpora, files: Sequence[Path]) -> list[str]:

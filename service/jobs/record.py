@@ -26,6 +26,10 @@ from model.evaluation.validation import Validation
 JsonObject = dict[str, Any]
 
 JOBS_KEY = "lh:jobs"
+OUT_OF_MEMORY = (
+    "the training ran out of memory; another attempt would, too: give the trainer more memory, or train a smaller "
+    "network (n_hidden, n_layers), a smaller batch_size or a shorter seq_length"
+)
 MAX_RECORDS = 50
 MAX_EVENTS = 2000
 MAX_VALIDATIONS, MAX_SAMPLES, MAX_NOTES = 500, 12, 50

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Self
 
+from model.checkpoints import file_format, registry
 from model.config import PRESETS, ModelConfig, TrainConfig
-from model.errors import ConfigError, TextError
+from model.errors import CheckpointError, ConfigError, TextError
 from model.text.fitting import FittedConfig, fit_to_text
 from model.text.vocab import Vocabulary
+from model.training.learner import choose_workers
+from model.training.warm_start import check_shape
 from service.errors import BadRequest
 from service.jobs.record import JsonObject
 from service.schemas import RetrainRequest
@@ -61,6 +67,18 @@ class JobRequest:
         Vocabulary.of(alphabet, fitted.config.max_vocab)
         return fitted
 
+    def model_config(self, vocab_size: int, source: ModelConfig | None) -> ModelConfig:
+        """Return the network's shape: with a warm start that of its source, as far as the request sets no other.
+
+        Raises:
+            ConfigError: A setting is out of range.
+        """
+        settings = self.network_settings()
+        if source is not None:
+            shape = {name: getattr(source, name) for name in _NETWORK_SETTINGS}
+            settings = {**shape, **{k: v for k, v in self.settings.items() if k in shape}}
+        return ModelConfig(vocab_size=vocab_size, **settings)
+
     def _settings_in(self, names: set[str]) -> dict[str, Any]:
         return {name: value for name, value in {**PRESETS[self.preset], **self.settings}.items() if name in names}
 
@@ -86,8 +104,13 @@ class JobRequest:
         return cls(**{name: value[name] for name in own}, settings=settings)
 
 
-def validate(request: RetrainRequest, corpora: Corpora) -> JobRequest:
-    """Validate a POST /retrain body against the known settings, their ranges and the stored corpora.
+def validate(request: RetrainRequest, corpora: Corpora, checkpoint_dir: Path) -> JobRequest:
+    """Validate a POST /retrain body with the checks of the trainer, so that no job fails for what is known now.
+
+    Args:
+        request: The body.
+        corpora: The stored corpora.
+        checkpoint_dir: The folder of the promoted checkpoint, for a warm start.
 
     Raises:
         BadRequest: A field has a wrong value; the error names the field, the value and what was expected.
@@ -99,13 +122,21 @@ def validate(request: RetrainRequest, corpora: Corpora) -> JobRequest:
             known = ", ".join([*RetrainRequest.model_fields, *sorted(_SETTINGS)])
             raise BadRequest(name, value, f"one of the fields {known}", problem="no such field")
     job_request = JobRequest(request.corpus, request.preset, request.promote, request.warm_start, request.settings)
-    try:
+    with _config_errors_as_bad_requests():
         job_request.train_config()
-        ModelConfig(vocab_size=2, **job_request.network_settings())
+        model = ModelConfig(vocab_size=2, **job_request.network_settings())
+        _check_corpora(job_request, corpora)
+        if request.warm_start:
+            _check_warm_start(job_request, model, checkpoint_dir)
+    return job_request
+
+
+@contextlib.contextmanager
+def _config_errors_as_bad_requests() -> Iterator[None]:
+    try:
+        yield
     except ConfigError as e:
         raise BadRequest(e.field, e.value, e.expected, problem=e.problem) from e
-    _check_corpora(job_request, corpora)
-    return job_request
 
 
 def _check_corpora(request: JobRequest, corpora: Corpora) -> None:
@@ -114,8 +145,18 @@ def _check_corpora(request: JobRequest, corpora: Corpora) -> None:
         if name not in known:
             raise BadRequest("corpus", name, f"one of {', '.join(known)}; PUT /corpora/NAME adds one")
     try:
-        request.fitted_config(corpora)
-    except ConfigError as e:
-        raise BadRequest(e.field, e.value, e.expected, problem=e.problem) from e
+        choose_workers(request.fitted_config(corpora).config, "cpu", world_size=1)
     except TextError as e:
         raise BadRequest("corpus", request.corpus, e.expected, problem=e.problem) from e
+
+
+def _check_warm_start(request: JobRequest, model: ModelConfig, checkpoint_dir: Path) -> None:
+    """Check that the promoted checkpoint, if there is one, can be begun with."""
+    try:
+        path = registry.promoted_path(checkpoint_dir)
+        source = file_format.load(path) if path is not None else None
+    except CheckpointError as e:
+        expected = "false, or a promoted checkpoint that can be read"
+        raise BadRequest("warm_start", request.warm_start, expected, problem=str(e)) from e
+    if source is not None:
+        check_shape(source.config, request.model_config(model.vocab_size, source.config))

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import _thread
 import os
+import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 from types import TracebackType
 
 import rq
+import torch
 
 from model.checkpoints import registry
 from model.errors import CheckpointError, ModelError
 from model.network.device import resolve_device
 from service.errors import ServiceError
-from service.jobs.record import JobRecord, JobResult, JsonObject
+from service.jobs.record import OUT_OF_MEMORY, JobRecord, JobResult, JsonObject
 from service.jobs.request import JobRequest
 from service.jobs.training import JobEnvironment, Training
 from service.settings import Settings, read_settings
@@ -46,6 +49,7 @@ def retrain(job_id: str, request: JsonObject) -> None:
     attempt = record.begin_attempt()
     if attempt > 1:
         record.note(f"attempt {attempt}")
+    run_dir = settings.runs_dir / job_id
     with _JobMonitor(record) as monitor:
         try:
             is_bootstrap = record.set_if_absent("is_bootstrap", _nothing_is_promoted(settings))
@@ -63,13 +67,31 @@ def retrain(job_id: str, request: JsonObject) -> None:
         except KeyboardInterrupt:  # interrupted where the training has nothing to keep yet
             result = JobResult(cancelled=True)
         except (ModelError, ServiceError) as e:
-            record.fail(str(e))
-            rq_job = rq.get_current_job()
-            if rq_job is not None:
-                rq_job.retries_left = 0  # another attempt would fail in the same way
+            _fail_for_good(record, str(e), run_dir)
+            raise
+        except (MemoryError, RuntimeError) as e:
+            if not _is_out_of_memory(e):
+                raise
+            _fail_for_good(record, OUT_OF_MEMORY, run_dir)
             raise
         monitor.disarm()
+    if result.cancelled:
+        shutil.rmtree(run_dir, ignore_errors=True)
     record.finish(result)
+
+
+def _fail_for_good(record: JobRecord, reason: str, run_dir: Path) -> None:
+    """Store why a job failed, let RQ make no other attempt, which would fail in the same way, and remove its files."""
+    record.fail(reason)
+    rq_job = rq.get_current_job()
+    if rq_job is not None:
+        rq_job.retries_left = 0
+    shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed. torch raises RuntimeError for it, on a CPU without a class of its own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _nothing_is_promoted(settings: Settings) -> bool:

@@ -17,10 +17,11 @@ from typing import Any, Protocol
 from model.checkpoints import file_format, registry
 from model.checkpoints.file_format import Checkpoint
 from model.config import ModelConfig, TrainConfig
-from model.errors import CheckpointError, ConfigError, StorageError
+from model.errors import CheckpointError, ConfigError, StorageError, TrainingError
 from model.evaluation.advice import TrainingSetup, advise_on_final_loss, advise_on_losses, advise_on_setup
 from model.evaluation.validation import Validation
 from model.text.corpus import Corpus
+from model.text.memory_map import read_corpora
 from model.training.loop import fit
 from model.training.run_folder import Progress, RunFolder
 from service.jobs import promotion_policy
@@ -29,6 +30,7 @@ from service.jobs.request import JobRequest
 from service.store.corpora import Corpora
 
 SAMPLE_CHARS = 240
+_TEXTS = "texts"  # in the run folder: the ids of a large corpus
 _PROGRESS_INTERVAL_S = 0.5
 _INTERIM_CHECKPOINTS = 2  # of a bootstrap job: the promoted one and its predecessor
 
@@ -89,6 +91,12 @@ class Training:
             path = self._fit(config, corpus, network, source)
         except KeyboardInterrupt:
             path = self._best_checkpoint()
+        except TrainingError:
+            best = self._best_checkpoint()
+            if best is not None:
+                kept = registry.register(best, self.environment.checkpoint_dir)
+                self.log.note(f"the best checkpoint before the error is kept as {kept.name}; it is not promoted")
+            raise
         if path is None:
             return JobResult(cancelled=True)
         checkpoint_dir = self.environment.checkpoint_dir
@@ -110,20 +118,14 @@ class Training:
 
     def _prepare(self) -> tuple[TrainConfig, Corpus, ModelConfig, Checkpoint | None]:
         """Read the corpora and settle the network's shape and the weights to begin with."""
-        fitted, network = self.request.fitted_config(self.environment.corpora), self.request.network_settings()
+        fitted = self.request.fitted_config(self.environment.corpora)
         config = fitted.config
-        texts = [self.environment.corpora.text(name) for name in self.request.corpora]
-        corpus = Corpus.from_texts([text for text, _ in texts], config)
-        for name, (_, notes) in zip(self.request.corpora, texts, strict=True):
-            for note in notes:
-                self.log.note(f"{name}: {note}")
-        for note in fitted.notes:
-            self.log.note(note)
         source = self._warm_start_source()
-        if source is not None:  # its shape; if the request has another one, the trainer reports that it does not fit
-            shape = {k: v for k, v in asdict(source.config).items() if k != "vocab_size"}
-            network = {**shape, **{k: v for k, v in self.request.settings.items() if k in shape}}
-        model = ModelConfig(vocab_size=len(corpus.vocab), **network)
+        sources = [self.environment.corpora.source(name) for name in self.request.corpora]
+        corpus = read_corpora(sources, lambda _lengths, _n_distinct: config, self.environment.run_dir / _TEXTS)
+        for note in (*corpus.notes, *fitted.notes):
+            self.log.note(note)
+        model = self.request.model_config(len(corpus.vocab), source.config if source is not None else None)
         self.log.note(
             f"{corpus.n_characters:,} characters, {len(corpus.vocab)} distinct; {model.cell} {model.n_layers} x "
             f"{model.n_hidden}, {model.n_parameters:,} parameters"
@@ -168,8 +170,13 @@ class Training:
                 return fit_run(resume=True)
             except (ConfigError, CheckpointError, StorageError) as e:
                 self.log.note(f"cannot resume, starting again from step 0: {e}")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        for path in folder.iterdir() if folder.is_dir() else []:
+            if path.is_dir():
+                if path.name != _TEXTS:
+                    shutil.rmtree(path)
+            else:
+                path.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
         self._validations.clear()
         return fit_run(resume=False)
 

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
+import re
+import shutil
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,14 +28,20 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from service.jobs.queue import QUEUE, RetrainJob
-from service.jobs.record import JobRecord, suppress_redis_errors
+from model.atomic_files import remove_abandoned
+from service.errors import StoreUnavailable, UnknownJob
+from service.jobs.queue import JOB_ID, QUEUE, JobQueue, RetrainJob
+from service.jobs.record import OUT_OF_MEMORY, JobRecord, suppress_redis_errors
 from service.parent_death import signal_on_parent_death
 
 HEARTBEAT_S = 2
 DEAD_AFTER_S = 10  # without a heartbeat for so long, a worker counts as dead and its job goes to another worker
 _MAINTENANCE_INTERVAL_S = 5  # between two searches for dead workers
 _ALIVE_WITHIN_S = 30  # for the health check
+_KEEP_ENDED_S = 10  # a job that is about to be tried again counts as failed for a moment
+_KEEP_UNKNOWN_S = 86_400
+OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
+"""Where the kernel counts the processes that it killed for lack of memory: of this container, or of the machine."""
 
 
 class RetrainWorker(Worker):
@@ -39,8 +49,8 @@ class RetrainWorker(Worker):
 
     job_class = RetrainJob
 
-    def __init__(self, client: redis.Redis) -> None:
-        """Work on the job queue of this Redis."""
+    def __init__(self, client: redis.Redis, runs_dir: Path) -> None:
+        """Work on the job queue of this Redis; the jobs' run folders are in `runs_dir`."""
         queue = Queue(QUEUE, connection=client, serializer=JSONSerializer, job_class=RetrainJob)
         super().__init__(
             [queue],
@@ -52,6 +62,19 @@ class RetrainWorker(Worker):
             work_horse_killed_handler=self._on_work_horse_killed,
         )
         self._is_stopping = False
+        self._runs_dir = runs_dir
+        self._oom_kills = 0  # by the kernel, when the running job began
+
+    def run_maintenance_tasks(self) -> None:
+        """Do RQ's maintenance, and remove the files of jobs that have ended."""
+        super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+        with contextlib.suppress(StoreUnavailable):
+            remove_unused_files(self._runs_dir, JobQueue(self.connection, max_queued=0))
+
+    def fork_work_horse(self, job: Job, queue: Queue) -> None:
+        """Fork the process of a job."""
+        self._oom_kills = oom_kills()
+        super().fork_work_horse(job, queue)
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         """Return the seconds after which the worker of a running job counts as dead."""
@@ -84,6 +107,10 @@ class RetrainWorker(Worker):
             job.retries_left = (job.retries_left or 0) + 1  # a stopped worker costs the job no attempt
             record.note("the worker was stopped; the job is queued again")
             return
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and oom_kills() > self._oom_kills:
+            job.retries_left = 0
+            record.fail(f"{OUT_OF_MEMORY} (it was killed at {usage.ru_maxrss / 2**20:.1f} GiB)")
+            return
         how = (
             f"by signal {os.WTERMSIG(status)}"
             if os.WIFSIGNALED(status)
@@ -92,6 +119,36 @@ class RetrainWorker(Worker):
         reason = f"the training process was killed ({how})"
         record.fail(f"{reason}, as in all earlier attempts")
         record.note(f"{reason}; attempts left: {job.retries_left or 0}")
+
+
+def oom_kills() -> int:
+    """Return how many processes the kernel has killed for lack of memory, in this container or on this machine."""
+    for file in OOM_COUNTERS:
+        with contextlib.suppress(OSError):
+            found = re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)
+            if found is not None:
+                return int(found[1])
+    return 0
+
+
+def remove_unused_files(runs_dir: Path, queue: JobQueue) -> None:
+    """Remove the run folders of jobs that have ended, and the temporary files of writers that were killed.
+
+    A job that ends removes its folder itself. What is left is that of a job whose process was killed for the last time
+    or that was cancelled between two attempts. A job without a record may be one of another Redis: its folder stays for
+    a day after the last change.
+    """
+    for folder in runs_dir.iterdir() if runs_dir.is_dir() else []:
+        if not re.fullmatch(JOB_ID, folder.name) or not folder.is_dir():
+            continue
+        try:
+            kept_s = math.inf if queue.get(folder.name).is_live else _KEEP_ENDED_S
+        except UnknownJob:
+            kept_s = _KEEP_UNKNOWN_S
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > kept_s:
+                shutil.rmtree(folder, ignore_errors=True)
+    remove_abandoned(runs_dir)
 
 
 def worker_alive(client: redis.Redis) -> bool:

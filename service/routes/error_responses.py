@@ -7,7 +7,8 @@ import logging
 from flask import Flask, Response, jsonify
 from werkzeug.exceptions import HTTPException
 
-from service.errors import BodyTooLarge, ServiceError, Unauthorized
+from model.errors import StorageError
+from service.errors import BodyTooLarge, ServiceError, StorageFailed, StorageFull, Unauthorized
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ class RoutingError(HTTPException):
 def register(app: Flask) -> None:
     """Make the app answer every error in this form."""
     app.register_error_handler(ServiceError, error_response)
+    app.register_error_handler(StorageError, _storage_error_response)
     app.register_error_handler(HTTPException, _http_error_response)
     app.register_error_handler(Exception, _internal_error_response)
 
@@ -50,6 +52,12 @@ def _http_error_response(error: HTTPException) -> Response:
     response.status_code = error.code or 500
     response.headers.extend([(name, value) for name, value in error.get_headers() if name == "Allow"])
     return response
+
+
+def _storage_error_response(error: StorageError) -> Response:
+    """Return the response for a file that cannot be written or read; the folder's owner has to act."""
+    log.error("%s", error)
+    return error_response(StorageFull(str(error)) if error.is_full else StorageFailed(str(error)))
 
 
 def _internal_error_response(_error: Exception) -> Response:

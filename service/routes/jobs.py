@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from flask import Blueprint, Response, jsonify, request
 
@@ -32,12 +33,15 @@ MAX_FOLLOWERS = 8  # event streams of one process: each holds a thread
 _EVENT_ID = r"[0-9]{1,20}(-[0-9]{1,20})?"
 
 
-def blueprint(queue: JobQueue | None, corpora: Corpora, is_draining: Callable[[], bool]) -> Blueprint:
+def blueprint(
+    queue: JobQueue | None, corpora: Corpora, checkpoint_dir: Path, is_draining: Callable[[], bool]
+) -> Blueprint:
     """Return the routes.
 
     Args:
         queue: The job queue; None if no Redis is configured, then every route answers 503.
         corpora: The texts that a request may name.
+        checkpoint_dir: The folder of the promoted checkpoint.
         is_draining: Whether this process takes no more work; event streams end then.
     """
     routes = Blueprint("jobs", __name__)
@@ -50,7 +54,7 @@ def blueprint(queue: JobQueue | None, corpora: Corpora, is_draining: Callable[[]
 
     @routes.post("/retrain")
     def retrain() -> tuple[Response, int, dict[str, str]]:
-        job_request = validate(read_body(RetrainRequest), corpora)
+        job_request = validate(read_body(RetrainRequest), corpora, checkpoint_dir)
         job = job_queue().get(job_queue().submit(job_request.as_dict()))
         address = f"/jobs/{job.job_id}"
         submitted = {"job_id": job.job_id, "state": job.state, "position": job.position, "request": job.record.request}

@@ -8,6 +8,7 @@ The corpus `shakespeare` is built in and always there.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from model.atomic_files import atomic_write
-from model.errors import TextError
-from model.text.decoding import TextDecoder, read_text
+from model.errors import StorageError, TextError
+from model.text.decoding import TextDecoder
 from model.text.default_text import default_text
+from model.text.normalization import NORMALIZATION
 from model.text.text_statistics import TextStatistics, text_sha256
 from service.errors import BadRequest, BodyTooLarge, CorpusConflict, UnknownCorpus
 
@@ -85,6 +87,7 @@ class Corpora:
             BadRequest: The bytes are not UTF-8 text.
             BodyTooLarge: They are more than allowed.
             CorpusConflict: The corpus exists and must not be replaced.
+            StorageError: It cannot be written; a corpus of this name is unchanged.
         """
         path = self._path(name)
         if name == BUILT_IN:
@@ -128,7 +131,7 @@ class Corpora:
         for name in self.names():
             try:
                 listed.append(self.get(name).as_dict())
-            except (BadRequest, UnknownCorpus) as e:
+            except (BadRequest, UnknownCorpus, StorageError) as e:
                 listed.append({"name": name, "error": str(e)})
         return listed
 
@@ -144,37 +147,43 @@ class Corpora:
             raise CorpusConflict(f"corpus {name}: built in, cannot be deleted")
         try:
             path.unlink()
+            _info_path(path).unlink(missing_ok=True)
         except FileNotFoundError:
             raise _unknown(name) from None
-        _info_path(path).unlink(missing_ok=True)
+        except OSError as e:
+            raise StorageError(f"cannot be deleted ({e.strerror})", field=f"corpus {name}") from e
 
-    def text(self, name: str) -> tuple[str, list[str]]:
-        """Return the decoded text, and notes on what was changed while it was decoded.
+    def source(self, name: str) -> Path | str:
+        """Return the file of a corpus, or the text of the built-in one: what `read_corpora` reads.
 
         Raises:
             UnknownCorpus: There is no such corpus.
-            TextError: It was changed by hand and is not UTF-8 text any more.
         """
         if name == BUILT_IN:
-            return default_text(), []
+            return default_text()
         path = self._path(name)
         if not path.is_file():
             raise _unknown(name)
-        return read_text(path)
+        return path
 
     def _scan_file(self, path: Path) -> CorpusInfo:
         scan = _Scan(path.name)
-        with open(path, "rb") as f:
-            while chunk := f.read(_CHUNK_BYTES):
-                scan.update(chunk)
+        try:
+            with open(path, "rb") as f:
+                while chunk := f.read(_CHUNK_BYTES):
+                    scan.update(chunk)
+        except OSError as e:
+            raise StorageError(f"cannot be read ({e.strerror})", field=f"corpus {path.name}") from e
         scan.update(b"", final=True)
         return self._store_info(path, scan)
 
     def _store_info(self, path: Path, scan: _Scan) -> CorpusInfo:
         stat = path.stat()
         info = scan.info(path.name, stat.st_mtime)
-        with atomic_write(_info_path(path)) as file:
-            file.write(json.dumps({**asdict(info), "file": _identity(stat)}).encode())
+        stored = {**asdict(info), "file": _identity(stat), "normalization": NORMALIZATION}
+        # Only a cache: without it, on a full or read-only disk, the file is scanned again.
+        with contextlib.suppress(StorageError), atomic_write(_info_path(path)) as file:
+            file.write(json.dumps(stored).encode())
         return info
 
     def _paths(self) -> Iterator[Path]:
@@ -236,7 +245,7 @@ def _stored_info(path: Path, stat: os.stat_result) -> CorpusInfo | None:
     """Return the stored statistics, if there are some in today's layout and they belong to this file."""
     try:
         stored: dict[str, Any] = json.loads(_info_path(path).read_bytes())
-        if stored.pop("file") != _identity(stat):
+        if stored.pop("file") != _identity(stat) or stored.pop("normalization") != NORMALIZATION:
             return None
         return CorpusInfo(**stored)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

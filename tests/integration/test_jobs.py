@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -184,16 +185,19 @@ def test_models_with_different_vocabularies_are_not_comparable(stack: Stack) -> 
 
 
 def test_a_warm_start_begins_with_the_promoted_weights(stack: Stack) -> None:
-    """It takes the promoted shape and has its loss after one step; a request for another shape fails."""
+    """It takes the promoted shape and has its loss after one step; another shape is refused before it is queued."""
     before = registry.promoted_path(stack.checkpoints)
     assert before is not None
     request = {k: v for k, v in SMALL.items() if k not in ("n_hidden", "n_embed")}
     job = stack.ended(stack.submit(**{**request, "steps": 1, "lr": 1e-6}, warm_start=True, promote="never"))
     assert f"warm_start: training starts from the weights of {before.name}" in job["notes"]
     assert job["result"]["checkpoint"]["val_loss"] == pytest.approx(load(before).val_loss, abs=0.01)
-    wrong = stack.ended(stack.submit(**{**SMALL, "n_hidden": 8}, warm_start=True))
-    assert (wrong["state"], wrong["attempt"]) == ("failed", 1)
-    assert "n_hidden is 16 in the checkpoint, 8 in this run" in wrong["error"]
+    for wrong, field in (({"n_hidden": 8}, "n_hidden"), ({"cell": "gru"}, "cell"), ({"n_layers": 2}, "n_layers")):
+        body = {**request, **wrong, "warm_start": True}
+        response = stack.service.client.post("/retrain", json=body)
+        assert response.status_code == 422
+        assert response.json()["error"]["field"] == field
+        assert "a warm start needs a network of the same shape" in response.json()["error"]["message"]
 
 
 def test_the_queue_is_bounded_and_a_cancel_keeps_the_best_checkpoint(stack: Stack) -> None:
@@ -319,6 +323,9 @@ def test_a_training_that_cannot_work_fails_at_the_first_attempt(stack: Stack) ->
     assert job["error"].startswith("corpus gone: not found")
 
 
+HUGE = 10**400
+"""An integer that no float can hold; JSON may have it."""
+
 BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"corpus": "nope"}, "corpus", "one of shakespeare"),
     ({"corpus": "../words"}, "corpus", "one of shakespeare"),
@@ -338,6 +345,14 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"corpus": "words", "promote": "maybe"}, "promote", "'if_better', 'always' or 'never'"),
     ({"corpus": "words", "batch_size": 4000, "seq_length": 24}, "seq_length", "expected at most 2 (the training part"),
+    ({"corpus": "words", "workers": 3}, "workers", "expected a divisor of the 16 rows of a batch"),
+    ({"corpus": "words", "workers": 256}, "workers", "expected a divisor of the 16 rows of a batch"),
+    ({"corpus": "words", "batch_size": 6, "workers": 4}, "workers", "expected a divisor of the 6 rows of a batch"),
+    ({"corpus": "words", "steps": HUGE}, "steps", "expected a whole number from 0 to 1e+09"),
+    ({"corpus": "words", "lr": HUGE}, "lr", "expected a number above 0, at most 1"),
+    ({"corpus": "words", "minutes": -HUGE}, "minutes", "expected a number above 0"),
+    ({"corpus": "words", "steps": [HUGE]}, "steps", "expected a whole number"),
+    ({"corpus": "words", "steps": True}, "steps", "expected a whole number"),
     ({"corpus": "words", "max_vocab": 2}, "max_vocab", "expected at least 16 (the text has 16 distinct characters)"),
 ]
 
@@ -353,6 +368,21 @@ def test_a_bad_request_is_refused_before_it_is_queued(
     assert response.json()["error"]["field"] == field
     assert says in response.json()["error"]["message"]
     assert len(stack.service.client.get("/jobs").json()["jobs"]) == before
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "[1e400]", '{"a": 1e400}', "NaN", "Infinity", "1" * 5000])
+@pytest.mark.parametrize("field", ["lr", "steps", "corpus", "warm_start", "nope"])
+def test_a_number_that_json_cannot_repeat(stack: Stack, field: str, number: str) -> None:
+    """A number beyond every range: 400 or 422, never 500, and the answer is JSON that every parser reads."""
+    body = f'{{"{field}": {number}}}'
+    response = stack.service.client.post("/retrain", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code in (400, 422), response.text
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    error = json.loads(response.text, parse_constant=refuse)["error"]
+    assert error["field"] in (field, "body")
 
 
 def test_small_texts_and_large_alphabets_fit(stack: Stack) -> None:

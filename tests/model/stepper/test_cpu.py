@@ -219,6 +219,8 @@ def _torch_sample(logits: np.ndarray, random_value: float, params: SamplingParam
 
 def _assume_no_border(scores: np.ndarray, uniform: float, params: SamplingParams) -> None:
     """Gives up on cases where rounding decides: what is kept, or which id the uniform number falls to."""
+    gaps = np.diff(np.sort(scores)) / params.temperature
+    assume(not ((gaps > 0) & (gaps < 1e-9)).any())  # equal probabilities of unequal logits: which comes first?
     weights = np.exp((scores - scores.max()) / params.temperature)
     order = np.argsort(-weights, kind="stable")
     top = weights[order][: params.top_k or None]

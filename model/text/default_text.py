@@ -139,8 +139,8 @@ def _digest(content: bytes) -> str:
 
 
 def _unavailable(reason: str) -> TextError:
-    problem = f"it is not on this machine, and could not be downloaded ({reason})"
-    return TextError(f"{problem}; name a text file to train on instead", field="default text")
+    problem = f"the default text is not on this machine, and could not be downloaded ({reason})"
+    return TextError(problem, field="corpus", expected="a text file instead")
 
 
 def main() -> int:

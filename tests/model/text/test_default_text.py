@@ -45,7 +45,7 @@ def test_the_text_is_read_where_it_lies(folders: tuple[Path, Path], place: int) 
 @pytest.mark.usefixtures("_unreachable")
 def test_a_text_that_cannot_be_had_is_one_line(folders: tuple[Path, Path]) -> None:
     """The error says what is missing and why, in one line, and no file is left."""
-    with pytest.raises(TextError, match="default text: it is not on this machine") as caught:
+    with pytest.raises(TextError, match="the default text is not on this machine") as caught:
         default_text()
     assert "\n" not in str(caught.value)
     assert not any(folder.exists() for folder in folders)

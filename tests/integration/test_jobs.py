@@ -382,7 +382,7 @@ def test_a_number_that_json_cannot_repeat(stack: Stack, field: str, number: str)
         raise AssertionError(f"{constant} is no JSON")
 
     error = json.loads(response.text, parse_constant=refuse)["error"]
-    assert error["field"] in (field, "body")
+    assert error["field"].split(".")[0] in (field, "body")
 
 
 def test_small_texts_and_large_alphabets_fit(stack: Stack) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shlex
 import signal
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from model.checkpoints.file_format import load
 from model.checkpoints.registry import promoted_path
-from model.cli import main
+from model.cli import main, parser, train
 from model.cli.training_console import GracefulInterrupt
 from model.config import PRESETS, PROTOCOLS, ModelConfig, TrainConfig
 from model.training.run_folder import Progress, RunFolder
@@ -113,6 +114,78 @@ def test_ctrl_c_prints_how_to_resume(tmp_path: Path, text: Path, capsys: pytest.
     assert main([*command.split(), "--lr", "0.5", "--n-hidden", "8"]) == 2
     output = capsys.readouterr().err
     assert "n_hidden is 16 in the run, 8 now; lr is 0.01 in the run, 0.5 now" in output
+
+
+def interrupted_run(out: Path, text: Path, *options: str) -> str:
+    """Train until Ctrl-C at step 20, and return the run's folder."""
+    call = GracefulInterrupt.__call__
+
+    def press(self: GracefulInterrupt, report: Progress) -> None:
+        if report.step == 20:
+            signal.raise_signal(signal.SIGINT)
+        call(self, report)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GracefulInterrupt, "__call__", press)
+        assert main(["train", str(text), "--out", str(out), *TRAIN, *options]) == 0
+    (run,) = (out / "runs").iterdir()
+    return str(run)
+
+
+def test_the_resume_command_keeps_what_was_asked(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--no-promote, and a folder with a space in its name, are in the printed command; it runs as it is printed."""
+    out = tmp_path / "my models"
+    run = interrupted_run(out, text, "--no-promote")
+    (command,) = re.findall(r"to resume: python -m model (.*)", capsys.readouterr().out)
+    assert shlex.split(command) == ["train", "--resume", run, "--no-promote"]
+    assert main(shlex.split(command)) == 0
+    assert promoted_path(out) is None
+
+
+def test_the_resume_command_of_a_gpu_run(tmp_path: Path) -> None:
+    """The device is in the command: the run would not be the same on another one."""
+    arguments = parser().parse_args(["train", "--device", "cuda"])
+    assert train._resume_options(arguments, "cuda:0") == ["--device", "cuda"]
+    assert train._resume_options(arguments, "cpu") == []
+
+
+@pytest.mark.parametrize("device", [[], ["--device", "cpu"], ["--device", "auto"]])
+def test_a_gpu_run_on_a_cpu_names_the_way(
+    device: list[str], tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its optimizer state is of another arithmetic; the command with its weights is printed, and works."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    run = interrupted_run(tmp_path / "models", text)
+    settings = Path(run) / "run.json"
+    settings.write_text(settings.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    capsys.readouterr()
+    assert main(["train", "--resume", run, *device]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "was started on cuda" in error if not device else "device is 'cuda' in the run, 'cpu' now" in error
+    (command,) = re.findall(r"begin a new run with its weights: python -m model (train .*)", error)
+    assert main([*shlex.split(command), "--steps", "5", "--out", str(tmp_path / "more")]) == 0
+    assert promoted_path(tmp_path / "more") is not None
+
+
+def test_more_steps_than_the_run_had_name_the_way(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--resume RUN --steps 400: the learning rate has ended at zero, so the printed command begins a new run."""
+    out = tmp_path / "models"
+    assert main(["train", str(text), "--out", str(out), *TRAIN]) == 0
+    (run,) = (out / "runs").iterdir()
+    capsys.readouterr()
+    for more in (["--steps", "400"], ["--steps", "0", "--minutes", "2"], ["--epochs", "2"]):
+        assert main(["train", "--resume", str(run), *more]) == 2
+        (error,) = capsys.readouterr().err.splitlines()
+        assert "cannot be resumed with other settings" in error
+        (command,) = re.findall(r"begin a new run with its weights: python -m model (train .*)", error)
+    best = promoted_path(out)
+    assert best is not None
+    assert shlex.split(command) == ["train", str(text), "--warm-start", str(best)]
+    assert main([*shlex.split(command), "--steps", "20", "--out", str(tmp_path / "more")]) == 0
 
 
 def test_scores_by_protocol(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,9 @@ class Settings(BaseSettings):
     )
     corpora_dir: Path = Field(Path("data/corpora"), description="folder of the uploaded training texts")
     runs_dir: Path = Field(
-        Path("data/runs"), description="folder of running training jobs; a job's own folder is removed when it ends"
+        Path("data/runs"),
+        description="folder of running training jobs; a job's own folder is removed when it ends, one without a record "
+        "after a day",
     )
     device: Device = Field("auto", description="cpu or cuda; auto uses a GPU if there is one")
     precision: WeightPrecision = Field(

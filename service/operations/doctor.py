@@ -5,7 +5,6 @@ It connects to the Redis that is configured, and changes nothing.
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import re
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 import model
+from model.arguments import ArgumentParser
 from model.checkpoints import file_format, registry
 from model.config import PRESETS, ModelConfig
 from model.errors import ModelError
@@ -44,7 +44,7 @@ class Problem(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one line for each check, then the problems; return 1 if there are any."""
-    parser = argparse.ArgumentParser(prog="longhand doctor", description=(__doc__ or "").split("\n")[0])
+    parser = ArgumentParser(prog="longhand doctor", description=(__doc__ or "").split("\n")[0])
     parser.parse_args(argv)
     problems = 0
     for name, check in _checks():

@@ -15,11 +15,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from model.atomic_files import atomic_write
 from model.errors import StorageError
-from model.native.library import SOURCES, Unsupported, flags, library_path
+from model.native.library import KERNELS, SOURCES, Unsupported, flags, instruction_sets, library_path
 
 
 class BuildError(Exception):
@@ -36,18 +38,48 @@ def compilers() -> list[list[str]]:
 
 
 def compile_to(target: Path, compiler: list[str], options: tuple[str, ...], *sources: Path) -> None:
-    """Compile `sources`, or the native code's own if there are none, into `target`.
+    """Compile `sources`, or the native code's own if there are none, into the shared library `target`.
 
     Raises:
         BuildError: The compiler failed, with its output; or the folder cannot be written.
+        Unsupported: There is no native code for this machine's CPU.
     """
-    units = sources or tuple(source for source in SOURCES if source.suffix == ".c")
     try:
-        with atomic_write(target) as file:
+        with atomic_write(target) as file, tempfile.TemporaryDirectory() as folder:
+            units = sources or tuple(_compile_units(compiler, options, Path(folder)))
             _run([*compiler, *options, *map(str, units), "-o", file.name, "-lm"])
             os.chmod(file.name, 0o755)  # noqa: S103 - every account that runs the program loads it
     except StorageError as error:
         raise BuildError(str(error)) from error
+
+
+def _compile_units(compiler: list[str], options: tuple[str, ...], folder: Path) -> list[Path]:
+    """Compile the native code's own sources into `folder`; return the object files.
+
+    An instruction set that the compiler does not know is left out. An older compiler makes a library without it.
+    """
+    compile_only = [*compiler, *(option for option in options if option != "-shared"), "-c"]
+
+    def compile_kernels(name: str, set_options: tuple[str, ...]) -> str | None:
+        command = [*compile_only, *set_options, f"-DKERNELS={name}", str(KERNELS), "-o", str(folder / f"{name}.o")]
+        try:
+            _run(command)
+        except BuildError as error:
+            return str(error)
+        return None
+
+    sets = instruction_sets()
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        failures = dict(zip(sets, workers.map(compile_kernels, sets, sets.values()), strict=True))
+    compiled = [name for name, failure in failures.items() if failure is None]
+    if not [name for name in compiled if name != "plain"]:
+        raise BuildError("\n".join(failure for failure in failures.values() if failure))
+    known = f"-DLONGHAND_SETS(SET)={' '.join(f'SET({name})' for name in compiled)}"
+    units = [source for source in SOURCES if source.suffix == ".c" and source != KERNELS]
+    objects = [folder / f"{source.stem}.o" for source in units]
+    for source, target in zip(units, objects, strict=True):
+        _run([*compile_only, known, str(source), "-o", str(target)])
+    return [*objects, *(folder / f"{name}.o" for name in compiled)]
 
 
 def _run(command: list[str]) -> None:

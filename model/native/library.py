@@ -8,21 +8,40 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import itertools
+import os
 import platform
 from functools import lru_cache
 from pathlib import Path
 
+from model.errors import ConfigError
+
 FOLDER = Path(__file__).parent
-SOURCES = tuple(sorted((FOLDER / "src").glob("*.[ch]")))
+SOURCES = tuple(sorted((FOLDER / "src").rglob("*.[ch]")))
+KERNELS = FOLDER / "src" / "kernels" / "kernels.c"
+"""Compiled once for each instruction set; the other sources once."""
 # -ffp-contract=off: a compiler must not fuse a product and a sum that the source separates, or the last bit differs
 _ARITHMETIC = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno")
 _LINKAGE = ("-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
-_FOR_MACHINE: dict[str, tuple[str, ...]] = {
-    "x86_64": ("-mavx2", "-mfma"),
-    "amd64": ("-mavx2", "-mfma"),
-    "aarch64": (),  # NEON is always there
-    "arm64": (),
+_X86 = {
+    "avx512_vnni": ("-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx512vnni"),
+    "avx2_vnni": ("-mavx2", "-mfma", "-mavxvnni"),
+    "avx2": ("-mavx2", "-mfma"),
+    "plain": ("-DLONGHAND_PLAIN",),
 }
+_ARM = {
+    "neon_dotprod": ("-march=armv8.2-a+dotprod",),
+    "neon": (),
+    "plain": ("-DLONGHAND_PLAIN",),
+}
+_INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86_64": _X86,
+    "amd64": _X86,
+    "aarch64": _ARM,
+    "arm64": _ARM,
+}
+INSTRUCTION_SET_VARIABLE = "LONGHAND_INSTRUCTION_SET"
+"""The environment variable that forces an instruction set, for tests and measurements."""
 MAX_LAYERS = 8
 LANES = 8
 """The floats of a vector (simd.h)."""
@@ -46,7 +65,7 @@ class ModelArrays(ctypes.Structure):
         ("weights", POINTER * (MAX_LAYERS + 1)),
         ("initial", POINTER * (MAX_LAYERS + 1)),
         ("scale", POINTER * (MAX_LAYERS + 1)),
-        ("activation_scale", ctypes.c_float),
+        ("instruction_set", ctypes.c_char_p),
     ]
 
 
@@ -70,6 +89,7 @@ class LstmLayerArrays(ctypes.Structure):
         *[(name, ctypes.c_int32) for name in ("rows", "steps", "hidden")],
         *[(name, POINTER) for name in ("ids", "inputs", "weights", "h0", "c0", "h", "c", "gates")],
         *[(name, POINTER) for name in ("d_h", "d_gates", "d_inputs")],
+        ("instruction_set", ctypes.c_char_p),
     ]
 
 
@@ -80,16 +100,21 @@ class FieldLayout(ctypes.Structure):
 
 
 def flags() -> tuple[str, ...]:
-    """The compiler's flags on this machine.
+    """The compiler's flags for every source."""
+    return _ARITHMETIC + _LINKAGE
+
+
+def instruction_sets() -> dict[str, tuple[str, ...]]:
+    """The instruction sets that kernels.c is compiled for on this machine, the best first, and the flags of each.
 
     Raises:
         Unsupported: There is no native code for this machine's CPU.
     """
     machine = platform.machine().lower()
-    if machine not in _FOR_MACHINE:
-        known = ", ".join(sorted(_FOR_MACHINE))
+    if machine not in _INSTRUCTION_SETS:
+        known = ", ".join(sorted(_INSTRUCTION_SETS))
         raise Unsupported(f"there is no native code for a CPU of type {machine!r}; there is for {known}")
-    return _ARITHMETIC + _LINKAGE + _FOR_MACHINE[machine]
+    return _INSTRUCTION_SETS[machine]
 
 
 def library_path() -> Path:
@@ -98,7 +123,7 @@ def library_path() -> Path:
     Raises:
         Unsupported: There is no native code for this machine's CPU.
     """
-    digest = hashlib.sha256(" ".join(flags()).encode())
+    digest = hashlib.sha256(repr((flags(), instruction_sets())).encode())
     for source in SOURCES:
         digest.update(source.name.encode() + source.read_bytes())
     return FOLDER / f"kernel-{digest.hexdigest()[:16]}.so"
@@ -117,8 +142,8 @@ def load_library(path: Path) -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise Unsupported(f"the native code cannot be loaded: {error}") from error
-    if not library.lh_supported():
-        raise Unsupported("the native code needs a CPU with AVX2 and FMA")
+    library.lh_instruction_set.argtypes = [ctypes.c_int32, ctypes.POINTER(ctypes.c_int32)]
+    library.lh_instruction_set.restype = ctypes.c_char_p
     library.lh_open.argtypes, library.lh_open.restype = [ctypes.POINTER(ModelArrays)], POINTER
     library.lh_close.argtypes, library.lh_close.restype = [POINTER], None
     library.lh_run.argtypes, library.lh_run.restype = [POINTER, ctypes.POINTER(BlockArrays)], ctypes.c_int
@@ -126,7 +151,37 @@ def load_library(path: Path) -> ctypes.CDLL:
     library.lh_write.argtypes, library.lh_write.restype = [POINTER, ctypes.c_int32, POINTER], None
     for layer in (library.lh_lstm_forward, library.lh_lstm_backward):
         layer.argtypes, layer.restype = [ctypes.POINTER(LstmLayerArrays)], ctypes.c_int
-    library.lh_sample.argtypes = [POINTER, ctypes.c_int32, POINTER, ctypes.c_double, POINTER]
+    library.lh_sample.argtypes = [ctypes.c_char_p, POINTER, ctypes.c_int32, POINTER, ctypes.c_double, POINTER]
     library.lh_sample.restype = ctypes.c_int32
     library.lh_layout.argtypes, library.lh_layout.restype = [], ctypes.POINTER(FieldLayout)
     return library
+
+
+def available_instruction_sets(library: ctypes.CDLL) -> list[str]:
+    """The instruction sets of a library that this CPU has, the best first. "plain" is always there."""
+    names: list[str] = []
+    available = ctypes.c_int32()
+    for i in itertools.count():
+        name = library.lh_instruction_set(i, ctypes.byref(available))
+        if name is None:
+            return names
+        if available.value:
+            names.append(name.decode())
+    raise AssertionError("not reached")
+
+
+def choose_instruction_set(library: ctypes.CDLL) -> str:
+    """The instruction set to run: the one that LONGHAND_INSTRUCTION_SET names, else the best one.
+
+    Raises:
+        Unsupported: This CPU has none but plain C, which is for tests.
+        ConfigError: The variable names none that this CPU has.
+    """
+    available = available_instruction_sets(library)
+    forced = os.environ.get(INSTRUCTION_SET_VARIABLE)
+    if forced and forced not in available:
+        problem, expected = f"this CPU has no {forced!r}", "one of " + ", ".join(available)
+        raise ConfigError(problem, field=INSTRUCTION_SET_VARIABLE, value=forced, expected=expected)
+    if not forced and available[0] == "plain":
+        raise Unsupported("the native code needs a CPU with AVX2 and FMA")
+    return forced or available[0]

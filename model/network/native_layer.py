@@ -1,4 +1,4 @@
-"""A native LSTM layer for training on a CPU: a torch.autograd.Function around native/src/lstm_layer.c.
+"""A native LSTM layer for training on a CPU: a torch.autograd.Function around native/src/kernels/lstm_layer.h.
 
 nn.LSTM computes the gradient of the recurrent weights character by character, as T thin matrix products. The native
 layer computes it as one product for the whole window, and a first layer looks up its input by id. The results equal
@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.native.library import LANES, LstmLayerArrays, Unsupported, library_path, load_library
+from model.native.library import (
+    LANES,
+    LstmLayerArrays,
+    Unsupported,
+    choose_instruction_set,
+    library_path,
+    load_library,
+)
 from model.network.char_rnn import CharRNN
 
 
@@ -63,9 +70,10 @@ def native_lstm(inputs: Tensor, w_hh: Tensor, h0: Tensor, c0: Tensor, ids: Tenso
 
 
 @lru_cache(maxsize=1)
-def _library() -> ctypes.CDLL:
-    """Load the library once; hashing its sources to find it takes longer than a step."""
-    return load_library(library_path())
+def _library() -> tuple[ctypes.CDLL, bytes]:
+    """Load the library and choose its instruction set once; hashing its sources takes longer than a step."""
+    library = load_library(library_path())
+    return library, choose_instruction_set(library).encode()
 
 
 class _NativeLstm(torch.autograd.Function):
@@ -101,6 +109,7 @@ class _NativeLstm(torch.autograd.Function):
 def _call(function: str, shape: torch.Size, tensors: dict[str, Tensor | None]) -> None:
     """Call a function of the library with the shape (B, T, H) and the addresses of the tensors."""
     pointers = {name: None if t is None else t.data_ptr() for name, t in tensors.items()}
-    arrays = LstmLayerArrays(*shape, **pointers)
-    if getattr(_library(), function)(ctypes.byref(arrays)):
+    library, instruction_set = _library()
+    arrays = LstmLayerArrays(*shape, **pointers, instruction_set=instruction_set)
+    if getattr(library, function)(ctypes.byref(arrays)):
         raise MemoryError("the native LSTM layer could not allocate memory")

@@ -93,7 +93,7 @@ def test_the_version_has_one_source() -> None:
 def test_the_wheel_has_everything(installation: Installation) -> None:
     """Page, types, C source and compiled code are in it, and its name says for which machine that is."""
     installed = {str(path).partition("site-packages/")[2] for path in installation.files() - installation.before}
-    for name in [*ROOT.glob("service/page/*"), *ROOT.glob("model/native/src/*"), *ROOT.glob("service/**/*.py")]:
+    for name in [*ROOT.glob("service/page/*"), *ROOT.glob("model/native/src/**/*.[ch]"), *ROOT.glob("service/**/*.py")]:
         assert name.is_dir() or str(name.relative_to(ROOT)) in installed
     assert {"model/py.typed", "service/py.typed"} <= installed
     assert not [name for name in installed if name.startswith(("tests/", "deploy/", "bench/", "docs/"))]

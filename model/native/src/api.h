@@ -6,7 +6,7 @@
 
 #include <stdint.h>
 
-#include "sampling.h"
+#include "kernels/sampling.h"
 
 #define EXPORT __attribute__((visibility("default")))
 #define MAX_LAYERS 8
@@ -15,10 +15,10 @@
 /* A network, packed by model/stepper/cpu/pack.py. Entry i is layer i; the entry after the last layer is the head. */
 typedef struct {
     int32_t layers, hidden, vocab, slots, is_int8, threads;
-    const void *weights[MAX_LAYERS + 1];  /* panels, see gemm.h: float, or int8_t */
-    const float *initial[MAX_LAYERS + 1]; /* where a sum begins. [0]: (V, panels, 32), by id; others: (panels, 32) */
-    const float *scale[MAX_LAYERS + 1];   /* int8: (panels, 32), what an integer sum is multiplied by */
-    float activation_scale;               /* int8: h times this, rounded, is the int16 activation */
+    const void *weights[MAX_LAYERS + 1];  /* blocks of 16 outputs, see kernels/gemm.h: float, or int8_t */
+    const float *initial[MAX_LAYERS + 1]; /* where a sum begins. [0]: (V, blocks, 16), by id; others: (blocks, 16) */
+    const float *scale[MAX_LAYERS + 1];   /* int8: (blocks, 16), what an integer sum is multiplied by */
+    const char *instruction_set;          /* see instruction_sets.c; NULL: the best that this CPU has */
 } lh_model;
 
 /* model.stepper.Block and BlockResult. */
@@ -60,6 +60,7 @@ typedef struct {
     const float *d_h;     /* (rows, steps, hidden): the derivatives of the loss with respect to h */
     float *d_gates;       /* (rows, steps, 4 hidden): and with respect to the sums before activation */
     float *d_inputs;      /* (V, 4 hidden), added to; NULL without ids: then d_gates is the result */
+    const char *instruction_set; /* as in lh_model */
 } lh_lstm_layer;
 
 #endif

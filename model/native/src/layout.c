@@ -18,7 +18,7 @@ static const lh_field fields[] = {
     WHOLE(lh_model)
     FIELD(lh_model, layers) FIELD(lh_model, hidden) FIELD(lh_model, vocab) FIELD(lh_model, slots)
     FIELD(lh_model, is_int8) FIELD(lh_model, threads) FIELD(lh_model, weights) FIELD(lh_model, initial)
-    FIELD(lh_model, scale) FIELD(lh_model, activation_scale)
+    FIELD(lh_model, scale) FIELD(lh_model, instruction_set)
     WHOLE(lh_block)
     FIELD(lh_block, rows) FIELD(lh_block, steps) FIELD(lh_block, slots) FIELD(lh_block, row_steps)
     FIELD(lh_block, forced_ids) FIELD(lh_block, random_values) FIELD(lh_block, sampling) FIELD(lh_block, score_ids)
@@ -28,6 +28,7 @@ static const lh_field fields[] = {
     FIELD(lh_lstm_layer, inputs) FIELD(lh_lstm_layer, weights) FIELD(lh_lstm_layer, h0) FIELD(lh_lstm_layer, c0)
     FIELD(lh_lstm_layer, h) FIELD(lh_lstm_layer, c) FIELD(lh_lstm_layer, gates) FIELD(lh_lstm_layer, d_h)
     FIELD(lh_lstm_layer, d_gates) FIELD(lh_lstm_layer, d_inputs)
+    FIELD(lh_lstm_layer, instruction_set)
     {0, 0, 0},
 };
 

@@ -19,7 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "simd.h"
+#include "kernels/simd.h"
 
 #define MAX_THREADS 256
 #define SPINS 2000                 /* before sleeping; about 30 us */

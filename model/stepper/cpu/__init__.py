@@ -16,7 +16,14 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from model.config import WEIGHT_PRECISIONS, WeightPrecision
-from model.native.library import BlockArrays, ModelArrays, Unsupported, library_path, load_library
+from model.native.library import (
+    BlockArrays,
+    ModelArrays,
+    Unsupported,
+    choose_instruction_set,
+    library_path,
+    load_library,
+)
 from model.network.char_rnn import CharRNN
 from model.network.sampling import SAMPLING_DTYPE
 from model.stepper import Block, BlockResult
@@ -52,6 +59,7 @@ class CpuStepper:
         precision: WeightPrecision = "fp32",
         threads: int | None = None,
         library: Path | None = None,
+        instruction_set: str | None = None,
     ) -> None:
         """Pack a network's weights.
 
@@ -61,6 +69,8 @@ class CpuStepper:
             precision: "fp32", or "int8" for weights rounded to 8 bits.
             threads: The most threads that a run uses; None: one per core. They change no bit of a result.
             library: Another build of the C code, for tests.
+            instruction_set: One that the library has and the CPU knows; None: as choose_instruction_set says. It
+                changes no bit of a result.
 
         Raises:
             Unsupported: There is no native code for this model or machine; the message says why.
@@ -74,6 +84,7 @@ class CpuStepper:
         self._handle: int | None = None
         self._lock = threading.Lock()  # close must wait for a run in another thread
         self._library = load_library(library or library_path())
+        self.instruction_set = instruction_set or choose_instruction_set(self._library)
         config = network.config
         packed = pack(network, precision)
         model = ModelArrays(
@@ -83,7 +94,7 @@ class CpuStepper:
             slots=n_slots,
             is_int8=precision == "int8",
             threads=threads,
-            activation_scale=packed.activation_scale,
+            instruction_set=self.instruction_set.encode(),
         )
         for i, weights in enumerate(packed.weights):
             model.weights[i] = weights.ctypes.data
@@ -93,10 +104,10 @@ class CpuStepper:
         self.vocab_size = config.vocab_size
         self.state_shape = (2, config.n_layers, config.n_hidden)  # (S, L, H)
         self.name = "cpu-f32" if precision == "fp32" else "cpu-i8"
-        self.numerics = self.name + "-v1"
+        self.numerics = self.name + ("-v1" if precision == "fp32" else "-v2")
         self._handle = self._library.lh_open(ctypes.byref(model))
         if not self._handle:
-            raise MemoryError("no memory for the native stepper")
+            raise MemoryError(f"no memory for the native stepper, or no instruction set {self.instruction_set!r}")
 
     def run(self, block: Block) -> BlockResult:
         """Advance the block's rows in place.

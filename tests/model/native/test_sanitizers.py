@@ -71,7 +71,7 @@ def test_the_c_code_has_no_memory_error_and_no_undefined_behaviour(environment: 
 @pytest.mark.parametrize(
     "misuse",
     [
-        "library.lh_sample(np.zeros(300, np.float32).ctypes.data, 301, one.ctypes.data, 0.5, number.ctypes.data)",
+        "library.lh_sample(None, np.zeros(300, np.float32).ctypes.data, 301, one.ctypes.data, 0.5, number.ctypes.data)",
         "library.lh_read(stepper._handle, 3, np.zeros(300, np.float32).ctypes.data)",
     ],
 )

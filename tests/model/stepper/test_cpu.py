@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from model.config import Cell, ModelConfig, WeightPrecision
 from model.native import build as build_module
 from model.native.build import build, compile_to, compilers
-from model.native.library import flags, library_path, load_library
+from model.native.library import available_instruction_sets, flags, library_path, load_library
 from model.network.char_rnn import CharRNN
 from model.network.sampling import SamplingBatch, SamplingParams, as_batch, as_tensors, sample
 from model.stepper import SAMPLE, Block, BlockResult
@@ -207,7 +207,7 @@ def test_sampling_is_that_of_the_model_package(
 
 def _native_sample(logits: np.ndarray, random_value: float, params: SamplingParams) -> tuple[int, float]:
     library, row, logprob = load_library(library_path()), as_batch([params]), np.zeros(1, np.float32)
-    id = library.lh_sample(logits.ctypes.data, len(logits), row.ctypes.data, random_value, logprob.ctypes.data)
+    id = library.lh_sample(None, logits.ctypes.data, len(logits), row.ctypes.data, random_value, logprob.ctypes.data)
     return id, float(logprob[0])
 
 
@@ -359,27 +359,28 @@ def _other_builds() -> dict[str, tuple[list[str] | None, tuple[str, ...]]]:
     return {
         "O1": (main, (*optimised, "-O1")),
         "O2": (main, (*optimised, "-O2")),
-        "plain C": (main, (*optimised, "-O1", "-DLONGHAND_PLAIN")),
         "gcc": (named.get("gcc"), flags()),
         "clang": (named.get("clang"), flags()),
         "zig": (zig, flags()),
     }
 
 
-@pytest.mark.parametrize("name", ["O1", "O2", "plain C", "gcc", "clang", "zig"])
+@pytest.mark.parametrize("name", ["O1", "O2", "gcc", "clang", "zig"])
 def test_another_build_gives_the_same_bits(name: str, tmp_path: Path) -> None:
-    """The bits depend on the source: not on the compiler, the optimisation or the vector instructions."""
+    """The bits depend on the source: not on the compiler or the optimisation, in any instruction set of the CPU."""
     compiler, options = _other_builds()[name]
     if compiler is None:
         pytest.skip(f"no {name} here")
     compile_to(tmp_path / "other.so", compiler, options)
     net = network(hidden=37, layers=2)
     for precision in PRECISIONS:
-        results = []
-        for library in (None, tmp_path / "other.so"):
-            stepper, texts = CpuStepper(net, 8, precision, library=library), random_texts(Random(1), 7, 65)
-            results.append(run_in_random_batches(stepper, texts, Random(2)))
-        assert differing(*results) == []
+        steppers = [CpuStepper(net, 8, precision)] + [
+            CpuStepper(net, 8, precision, library=tmp_path / "other.so", instruction_set=instruction_set)
+            for instruction_set in available_instruction_sets(load_library(tmp_path / "other.so"))
+        ]
+        texts = random_texts(Random(1), 7, 65)
+        expected, *others = [run_in_random_batches(stepper, texts, Random(2)) for stepper in steppers]
+        assert [differing(expected, other) for other in others] == [[]] * len(others)
 
 
 def test_building_again_writes_nothing_and_failures_are_reported(
@@ -397,8 +398,8 @@ def test_building_again_writes_nothing_and_failures_are_reported(
         assert "no C compiler" in capsys.readouterr().err
 
 
-def test_int8_costs_less_than_half_a_hundredth_of_a_nat() -> None:
-    """On a network trained for a moment on a made-up language, int8's loss is within 0.005 nats of float64's."""
+def test_int8_costs_at_most_a_thousandth_of_a_nat() -> None:
+    """On a network trained for a moment on a made-up language, int8's loss is within 0.001 nats of float64's."""
     ids, vocab = _made_up_text()
     net = _trained(ids, vocab)
     rows, steps = 32, 60
@@ -416,7 +417,7 @@ def test_int8_costs_less_than_half_a_hundredth_of_a_nat() -> None:
         score_ids=np.ascontiguousarray(window[:, 1:].T),
     )
     result = CpuStepper(net, rows, "int8").run(block)
-    assert abs((targets.T - result.logprobs).mean()) < 0.005
+    assert abs((targets.T - result.logprobs).mean()) <= 0.001
     assert -targets.mean() < 0.7 * np.log(vocab)  # it did learn
 
 

@@ -1,7 +1,8 @@
 """Texts and states that every version must reproduce for a fixed checkpoint: a stored session depends on it.
 
-golden_texts.json was written by the version before the sampling parameters became one structure. When the arithmetic
-is changed on purpose, `numerics` changes too, and the file is written anew.
+golden_texts.json was written by the version before the sampling parameters became one structure; cpu-i8's part by the
+version whose activations became 8 bits wide. When the arithmetic is changed on purpose, `numerics` changes too, and the
+file is written anew.
 """
 
 from __future__ import annotations

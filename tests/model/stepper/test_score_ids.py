@@ -22,7 +22,7 @@ STEPPERS: dict[str, tuple[Callable[[CharRNN], Stepper], float]] = {  # and how c
     "reference": (lambda network: ReferenceStepper(network, ROWS, torch.float64), 1e-6),
     "cuda body": (lambda network: CudaStepper(network, ROWS, "cpu", torch.float64, tile=8), 1e-6),
     "cpu-f32": (lambda network: CpuStepper(network, ROWS, "fp32"), 1e-5),
-    "cpu-i8": (lambda network: CpuStepper(network, ROWS, "int8"), 0.05),
+    "cpu-i8": (lambda network: CpuStepper(network, ROWS, "int8"), 0.1),
 }
 pytestmark = pytest.mark.usefixtures("native_code")
 

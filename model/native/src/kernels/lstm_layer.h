@@ -5,24 +5,27 @@
  * whole recurrent matrix. It uses the tiles of gemm.h, with the matrix laid out for them once per call, and applies the
  * gates right after a panel's product. It runs on one thread: callers divide the rows among threads.
  */
+#ifndef LONGHAND_LSTM_LAYER_H
+#define LONGHAND_LSTM_LAYER_H
+
 #include <stdlib.h>
 
-#include "api.h"
+#include "../api.h"
 #include "gates.h"
 #include "gemm.h"
 
-#define UNITS 8    /* hidden units of a panel: 4 gates * 8 = 32 outputs */
-#define ROWS 48    /* rows that are computed together: their h and gates stay in the L2 cache */
+#define LSTM_UNITS 8 /* hidden units of a panel: 4 gates * 8 = 32 outputs, two blocks */
+#define LSTM_ROWS 48 /* rows that are computed together: their h and gates stay in the L2 cache */
 #define MIN_ROWS 3 /* of a tile: fewer are filled up with copies of the first */
 
 typedef struct {
     float *packed;              /* the recurrent matrix, as the direction needs it */
-    float *rows[2];             /* (ROWS, stride): h before and after a step; backwards, the gates' derivatives */
-    float *carried;             /* (ROWS, hidden + 16): backwards, dL/dh from the step after; 16 are written at once */
-    float *cell;                /* (ROWS, hidden): backwards, dL/dc */
-    zrow z[ROWS];
+    float *rows[2];             /* (LSTM_ROWS, stride): h before and after a step; backwards, the gates' derivatives */
+    float *carried;             /* (LSTM_ROWS, hidden + 16): backwards, dL/dh from the step after; 16 are written at once */
+    float *cell;                /* (LSTM_ROWS, hidden): backwards, dL/dc */
+    zrow z[LSTM_ROWS];
     void *memory;
-} scratch_t;
+} lstm_scratch_t;
 
 /* Floats between compact rows: a cache line more than needed, so that rows fall on different sets of the cache. */
 static size_t stride_of(int floats) { return (size_t)(floats + 31) / 32 * 32 + 16; }
@@ -34,17 +37,17 @@ static float *take(char **at, size_t floats)
     return p;
 }
 
-static int scratch_open(scratch_t *s, int hidden)
+static int lstm_scratch_open(lstm_scratch_t *s, int hidden)
 {
     size_t wide = stride_of(4 * hidden), matrix = (size_t)4 * hidden * (size_t)((hidden + 15) / 16 * 16);
-    size_t floats = matrix + 2 * ROWS * wide + 2 * ROWS * (size_t)(hidden + 16) + 256;
+    size_t floats = matrix + 2 * LSTM_ROWS * wide + 2 * LSTM_ROWS * (size_t)(hidden + 16) + 256;
     if (posix_memalign(&s->memory, 64, floats * sizeof(float))) return 0;
     char *at = s->memory;
     s->packed = take(&at, matrix);
-    s->rows[0] = take(&at, ROWS * wide);
-    s->rows[1] = take(&at, ROWS * wide);
-    s->carried = take(&at, ROWS * (size_t)(hidden + 16));
-    s->cell = take(&at, ROWS * (size_t)hidden);
+    s->rows[0] = take(&at, LSTM_ROWS * wide);
+    s->rows[1] = take(&at, LSTM_ROWS * wide);
+    s->carried = take(&at, LSTM_ROWS * (size_t)(hidden + 16));
+    s->cell = take(&at, LSTM_ROWS * (size_t)hidden);
     return 1;
 }
 
@@ -60,23 +63,23 @@ static int row_pointers(const float **a, const float *rows, size_t stride, int c
 
 static void pack_forward(const float *w, int hidden, float *to)
 {
-    for (int unit = 0; unit < hidden; unit += UNITS)
-        for (int half = 0; half < 2; half++, to += (size_t)hidden * HALF)
+    for (int unit = 0; unit < hidden; unit += LSTM_UNITS)
+        for (int half = 0; half < 2; half++, to += (size_t)hidden * BLOCK)
             for (int g = 0; g < 2; g++)
-                for (int j = 0; j < UNITS; j++) {
+                for (int j = 0; j < LSTM_UNITS; j++) {
                     const float *from = w + (size_t)((2 * half + g) * hidden + unit + j) * (size_t)hidden;
-                    float *column = to + g * UNITS + j;
-                    for (int k = 0; k < hidden; k++) column[(size_t)k * HALF] = from[k];
+                    float *column = to + g * LSTM_UNITS + j;
+                    for (int k = 0; k < hidden; k++) column[(size_t)k * BLOCK] = from[k];
                 }
 }
 
-static void forward_rows(const lh_lstm_layer *w, scratch_t *s, int first, int count)
+static void forward_rows(const lh_lstm_layer *w, lstm_scratch_t *s, int first, int count)
 {
     const int hidden = w->hidden, steps = w->steps;
-    const size_t H = (size_t)hidden, stride = stride_of(hidden), half = H * HALF;
+    const size_t H = (size_t)hidden, stride = stride_of(hidden), half = H * BLOCK;
     for (int r = 0; r < count; r++) memcpy(s->rows[0] + r * stride, w->h0 + (first + r) * H, H * sizeof(float));
     for (int t = 0; t < steps; t++) {
-        const float *a[ROWS], *from[ROWS];
+        const float *a[LSTM_ROWS], *from[LSTM_ROWS];
         const int rows = row_pointers(a, s->rows[t & 1], stride, count);
         float *now = s->rows[~t & 1];
         for (int r = 0; r < count; r++) {
@@ -84,12 +87,11 @@ static void forward_rows(const lh_lstm_layer *w, scratch_t *s, int first, int co
             from[r] = w->inputs + (w->ids ? (size_t)w->ids[at] : at) * 4 * H;
         }
         const float *panel = s->packed;
-        for (int u = 0; u < hidden; u += UNITS, panel += 2 * half) {
+        for (int u = 0; u < hidden; u += LSTM_UNITS, panel += 2 * half) {
             for (int r = 0; r < count; r++)
                 for (int g = 0; g < 4; g++) vf_store(s->z[r].f + g * LANES, vf_load(from[r] + g * H + u));
             for (int r = count; r < rows; r++) s->z[r] = s->z[0];
-            half_f32(a, rows, hidden, panel, s->z);
-            half_f32(a, rows, hidden, panel + half, (zrow *)(s->z[0].f + HALF));
+            multiply_segment(0, (const void *const *)a, rows, hidden, (const char *)panel, half * sizeof(float), 2, s->z);
             for (int r = 0; r < count; r++) {
                 size_t at = (size_t)(first + r) * steps + t;
                 const float *z = s->z[r].f, *before = t ? w->c + (at - 1) * H : w->c0 + (first + r) * H;
@@ -111,11 +113,11 @@ static void forward_rows(const lh_lstm_layer *w, scratch_t *s, int first, int co
 
 static void pack_backward(const float *w, int hidden, float *to)
 {
-    for (int u = 0; u < hidden; u += HALF) {
-        int width = hidden - u < HALF ? hidden - u : HALF;
-        for (int k = 0; k < 4 * hidden; k++, to += HALF) {
+    for (int u = 0; u < hidden; u += BLOCK) {
+        int width = hidden - u < BLOCK ? hidden - u : BLOCK;
+        for (int k = 0; k < 4 * hidden; k++, to += BLOCK) {
             const float *from = w + (size_t)k * hidden + u;
-            for (int v = 0; v < HALF; v += LANES) vf_store(to + v, v < width ? vf_load(from + v) : vf_all(0.0f));
+            for (int v = 0; v < BLOCK; v += LANES) vf_store(to + v, v < width ? vf_load(from + v) : vf_all(0.0f));
         }
     }
 }
@@ -154,44 +156,46 @@ static void gates_backward(const lh_lstm_layer *w, int row, int t, const float *
 #undef ONE_MINUS_SQUARE
 }
 
-static void backward_rows(const lh_lstm_layer *w, scratch_t *s, int first, int count)
+static void backward_rows(const lh_lstm_layer *w, lstm_scratch_t *s, int first, int count)
 {
     const int hidden = w->hidden;
     const size_t H = (size_t)hidden, stride = stride_of(4 * hidden), carried = H + 16;
-    memset(s->carried, 0, ROWS * carried * sizeof(float));
-    memset(s->cell, 0, ROWS * H * sizeof(float));
+    memset(s->carried, 0, LSTM_ROWS * carried * sizeof(float));
+    memset(s->cell, 0, LSTM_ROWS * H * sizeof(float));
     for (int t = w->steps - 1; t >= 0; t--) {
-        const float *a[ROWS], *panel = s->packed;
+        const float *a[LSTM_ROWS], *panel = s->packed;
         for (int r = 0; r < count; r++)
             gates_backward(w, first + r, t, s->carried + r * carried, s->cell + r * H, s->rows[0] + r * stride);
         if (!t) break; /* backpropagation is truncated here */
         const int rows = row_pointers(a, s->rows[0], stride, count);
-        for (int u = 0; u < hidden; u += HALF, panel += 4 * H * HALF) {
+        for (int u = 0; u < hidden; u += BLOCK, panel += 4 * H * BLOCK) {
             for (int r = 0; r < rows; r++)
-                for (int v = 0; v < HALF; v += LANES) vf_store(s->z[r].f + v, vf_all(0.0f));
-            half_f32(a, rows, 4 * hidden, panel, s->z);
+                for (int v = 0; v < BLOCK; v += LANES) vf_store(s->z[r].f + v, vf_all(0.0f));
+            multiply_segment(0, (const void *const *)a, rows, 4 * hidden, (const char *)panel, 0, 1, s->z);
             for (int r = 0; r < count; r++)
-                for (int v = 0; v < HALF; v += LANES) vf_store(s->carried + r * carried + u + v, vf_load(s->z[r].f + v));
+                for (int v = 0; v < BLOCK; v += LANES) vf_store(s->carried + r * carried + u + v, vf_load(s->z[r].f + v));
         }
     }
 }
 
 /* ---- what Python calls ---- */
 
-static int run(const lh_lstm_layer *w, void (*pack)(const float *, int, float *),
-               void (*go)(const lh_lstm_layer *, scratch_t *, int, int))
+static int lstm_run(const lh_lstm_layer *w, void (*pack)(const float *, int, float *),
+               void (*go)(const lh_lstm_layer *, lstm_scratch_t *, int, int))
 {
-    scratch_t s;
-    if (!scratch_open(&s, w->hidden)) return 1;
+    lstm_scratch_t s;
+    if (!lstm_scratch_open(&s, w->hidden)) return 1;
     pack(w->weights, w->hidden, s.packed);
-    for (int first = 0; first < w->rows; first += ROWS)
-        go(w, &s, first, w->rows - first < ROWS ? w->rows - first : ROWS);
+    for (int first = 0; first < w->rows; first += LSTM_ROWS)
+        go(w, &s, first, w->rows - first < LSTM_ROWS ? w->rows - first : LSTM_ROWS);
     free(s.memory);
     return 0;
 }
 
 /* Computes h, c and gates. Returns 1 when there is no memory. */
-EXPORT int lh_lstm_forward(const lh_lstm_layer *w) { return run(w, pack_forward, forward_rows); }
+static int lstm_forward(const lh_lstm_layer *w) { return lstm_run(w, pack_forward, forward_rows); }
 
 /* Computes d_gates, and d_inputs where there are ids. Returns 1 when there is no memory. */
-EXPORT int lh_lstm_backward(const lh_lstm_layer *w) { return run(w, pack_backward, backward_rows); }
+static int lstm_backward(const lh_lstm_layer *w) { return lstm_run(w, pack_backward, backward_rows); }
+
+#endif

@@ -1,0 +1,175 @@
+/* Rows times blocks of 16 outputs. The order of every sum is fixed:
+ *
+ *   fp32  z = initial; then one fma per k, k = 0..K-1. One chain per output, whatever the number of rows.
+ *   int8  z = sum of int8 weight * int8 activation, in int32. Exact (pack.py rules out overflow), so in any order.
+ *
+ * A step is one k of fp32, or four of int8; the weights of a block for a step are 64 bytes in both cases: 16 floats, or
+ * [16][4] int8. A row gives a step 4 bytes. The blocks of a panel are 4 apart from each other by `block` bytes. Few rows
+ * read several blocks at once, so that weights are read once. Many rows read KC steps, which stay in the L1 cache while
+ * all rows use them; between them the sums are stored in z, which does not change them.
+ *
+ * The tiles are macros over named variables, not loops over arrays: gcc decides which arrays live in registers before
+ * it unrolls loops, and a tile whose sums live in memory runs at a third of the speed.
+ */
+#ifndef LONGHAND_GEMM_H
+#define LONGHAND_GEMM_H
+
+#include "simd.h"
+
+#define BLOCK 16
+#define BLOCKS 4 /* of a panel */
+#define PANEL (BLOCK * BLOCKS)
+#define STEP_BYTES 64
+#define PER_BLOCK (BLOCK / LANES) /* vectors */
+
+typedef union { float f[PANEL]; int32_t i[PANEL]; } zrow;
+
+#define ROWS_1(M, ...) M(0, __VA_ARGS__)
+#define ROWS_2(M, ...) ROWS_1(M, __VA_ARGS__) M(1, __VA_ARGS__)
+#define ROWS_3(M, ...) ROWS_2(M, __VA_ARGS__) M(2, __VA_ARGS__)
+#define ROWS_4(M, ...) ROWS_3(M, __VA_ARGS__) M(3, __VA_ARGS__)
+#define ROWS_5(M, ...) ROWS_4(M, __VA_ARGS__) M(4, __VA_ARGS__)
+#define ROWS_6(M, ...) ROWS_5(M, __VA_ARGS__) M(5, __VA_ARGS__)
+#define VECS_1(M, ...) M(0, __VA_ARGS__)
+#define VECS_2(M, ...) VECS_1(M, __VA_ARGS__) M(1, __VA_ARGS__)
+#define VECS_4(M, ...) VECS_2(M, __VA_ARGS__) M(2, __VA_ARGS__) M(3, __VA_ARGS__)
+#define VECS_8(M, ...) VECS_4(M, __VA_ARGS__) M(4, __VA_ARGS__) M(5, __VA_ARGS__) M(6, __VA_ARGS__) M(7, __VA_ARGS__)
+
+/* What a tile does for row r and vector v of outputs, for each kind of arithmetic. */
+#define F32_INPUT(r) vf i##r = vf_all(*(const float *)(x##r + 4 * k));
+#define F32_WEIGHT(v) vf b##v = vf_load((const float *)(w##v + STEP_BYTES * k)); KEEP(b##v);
+#define F32_LOAD(r, v) vf s##r##v = vf_load(z[r].f + v * LANES);
+#define F32_STEP(r, v) vf_fma_in(s##r##v, i##r, b##v);
+#define F32_SAVE(r, v) vf_store(z[r].f + v * LANES, s##r##v);
+
+#define I8_INPUT(r) vb i##r = vb_four((const uint8_t *)(x##r + 4 * k));
+#define I8_WEIGHT(v) vb b##v = vb_load((const int8_t *)(w##v + STEP_BYTES * k)); KEEP(b##v);
+#define I8_LOAD(r, v) vi s##r##v = vi_load(z[r].i + v * LANES);
+#define I8_STEP(r, v) vi_dot4_in(s##r##v, b##v, i##r);
+#define I8_SAVE(r, v) vi_store(z[r].i + v * LANES, s##r##v);
+
+#define TILE_ROW(r, KIND) const char *x##r = (const char *)a[r] + 4 * k0;
+#define TILE_VECTOR(v, KIND) const char *w##v = w + v / PER_BLOCK * block + v % PER_BLOCK * 4 * LANES;
+#define TILE_LOAD(r, KIND, V) VECS_##V(TILE_LOAD_ONE, r, KIND)
+#define TILE_LOAD_ONE(v, r, KIND) KIND##_LOAD(r, v)
+#define TILE_SAVE(r, KIND, V) VECS_##V(TILE_SAVE_ONE, r, KIND)
+#define TILE_SAVE_ONE(v, r, KIND) KIND##_SAVE(r, v)
+#define TILE_INPUT(r, KIND) KIND##_INPUT(r)
+#define TILE_WEIGHT(v, KIND) KIND##_WEIGHT(v)
+#define TILE_STEP(v, r, KIND) KIND##_STEP(r, v)
+#define TILE_STEP_OF(r, v, KIND) KIND##_STEP(r, v)
+/* An input at a time, all weights in registers; or a weight at a time, all inputs in registers. */
+#define BY_ROW(KIND, R, V) VECS_##V(TILE_WEIGHT, KIND) ROWS_##R(BY_ROW_ONE, KIND, V)
+#define BY_ROW_ONE(r, KIND, V) { KIND##_INPUT(r) VECS_##V(TILE_STEP, r, KIND) }
+#define BY_WEIGHT(KIND, R, V) ROWS_##R(TILE_INPUT, KIND) VECS_##V(BY_WEIGHT_ONE, KIND, R)
+#define BY_WEIGHT_ONE(v, KIND, R) { KIND##_WEIGHT(v) ROWS_##R(TILE_STEP_OF, v, KIND) }
+
+/* R rows by V vectors of outputs, over n steps from k0. */
+#define TILE(NAME, KIND, R, V, ORDER, AHEAD)                                                              \
+    static void NAME(const void *const *a, int k0, int n, const char *w, size_t block, zrow *z)           \
+    {                                                                                                     \
+        (void)block;                                                                                      \
+        ROWS_##R(TILE_ROW, KIND)                                                                          \
+        VECS_##V(TILE_VECTOR, KIND)                                                                       \
+        ROWS_##R(TILE_LOAD, KIND, V)                                                                      \
+        for (long k = 0; k < n; k++) {                                                                    \
+            AHEAD                                                                                         \
+            ORDER(KIND, R, V)                                                                             \
+        }                                                                                                 \
+        ROWS_##R(TILE_SAVE, KIND, V)                                                                      \
+    }
+#define NO_PREFETCH
+typedef void tile_fn(const void *const *a, int k0, int n, const char *w, size_t block, zrow *z);
+
+#if LANES == 16
+/* 24 sums, 4 weights and an input of 32 registers. */
+#define KC 128
+#define TILE_ROWS_F32 6
+#define TILE_ROWS_I8 6
+#define TILES(KIND, name)                                                                                 \
+    TILE(name##_1, KIND, 1, 4, BY_ROW, NO_PREFETCH)                                                       \
+    TILE(name##_2, KIND, 2, 4, BY_ROW, NO_PREFETCH)                                                       \
+    TILE(name##_3, KIND, 3, 4, BY_ROW, NO_PREFETCH)                                                       \
+    TILE(name##_4, KIND, 4, 4, BY_ROW, NO_PREFETCH)                                                       \
+    TILE(name##_5, KIND, 5, 4, BY_ROW, NO_PREFETCH)                                                       \
+    TILE(name##_6, KIND, 6, 4, BY_ROW, NO_PREFETCH)                                                       \
+    TILE(name##_block_1, KIND, 1, 1, BY_ROW, NO_PREFETCH)                                                 \
+    TILE(name##_block_2, KIND, 2, 1, BY_ROW, NO_PREFETCH)                                                 \
+    TILE(name##_block_3, KIND, 3, 1, BY_ROW, NO_PREFETCH)                                                 \
+    TILE(name##_block_4, KIND, 4, 1, BY_ROW, NO_PREFETCH)                                                 \
+    TILE(name##_block_5, KIND, 5, 1, BY_ROW, NO_PREFETCH)                                                 \
+    TILE(name##_block_6, KIND, 6, 1, BY_ROW, NO_PREFETCH)                                                 \
+    static tile_fn *const name##_panel[] = {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6};  \
+    static tile_fn *const name##_block[] = {name##_block_1, name##_block_2, name##_block_3,               \
+                                            name##_block_4, name##_block_5, name##_block_6};
+#else
+/* Twelve sums, two weights, one input and one product fill the sixteen registers of AVX2. */
+#define KC 256
+#define TILE_ROWS_F32 6
+#if defined(HAS_SIGN_PRODUCTS)
+#define TILE_ROWS_I8 5
+#else
+#define TILE_ROWS_I8 6
+#endif
+#define AHEAD_ONE_LINE __builtin_prefetch(w + KC * STEP_BYTES + STEP_BYTES * k, 0, 2);
+#define TILES(KIND, name)                                                                                 \
+    TILE(name##_1, KIND, 1, 8, BY_WEIGHT, NO_PREFETCH)                                                    \
+    TILE(name##_2, KIND, 2, 4, BY_WEIGHT, NO_PREFETCH)                                                    \
+    TILE(name##_block_1, KIND, 1, 2, BY_ROW, NO_PREFETCH)                                                 \
+    TILE(name##_block_2, KIND, 2, 2, BY_ROW, NO_PREFETCH)                                                 \
+    TILE(name##_block_3, KIND, 3, 2, BY_ROW, AHEAD_ONE_LINE)                                              \
+    TILE(name##_block_4, KIND, 4, 2, BY_ROW, AHEAD_ONE_LINE)                                              \
+    TILE(name##_block_5, KIND, 5, 2, BY_ROW, AHEAD_ONE_LINE)                                              \
+    TILE(name##_block_6, KIND, 6, 2, BY_ROW, AHEAD_ONE_LINE)                                              \
+    static tile_fn *const name##_block[] = {name##_block_1, name##_block_2, name##_block_3,               \
+                                            name##_block_4, name##_block_5, name##_block_6};
+TILE(f32_3, F32, 3, 4, BY_WEIGHT, NO_PREFETCH)
+#endif
+TILES(F32, f32)
+TILES(I8, i8)
+
+/* The rows of the next tile when `left` remain: as even as possible, because a tile of few rows is bound by latency. */
+INLINE int tile_rows(int left, int most)
+{
+    int tiles = (left + most - 1) / most;
+    return (left + tiles - 1) / tiles;
+}
+
+INLINE void many_rows(tile_fn *const *tiles, int most, const void *const *a, int rows, int steps, const char *w,
+                      size_t block, zrow *z)
+{
+    for (int k = 0; k < steps; k += KC, w += KC * STEP_BYTES)
+        for (int r = 0, take, n = steps - k < KC ? steps - k : KC; r < rows; r += take) {
+            take = tile_rows(rows - r, most);
+            tiles[take - 1](a + r, k, n, w, block, z + r);
+        }
+}
+
+INLINE zrow *sums_of(zrow *z, int block) { return (zrow *)(z[0].f + block * BLOCK); }
+
+/* Rows times a segment (x or h) of `blocks` blocks of a panel, added to z. */
+INLINE void multiply_segment(int is_int8, const void *const *a, int rows, int steps, const char *w, size_t block,
+                             int blocks, zrow *z)
+{
+    const int most = is_int8 ? TILE_ROWS_I8 : TILE_ROWS_F32;
+    int b = 0;
+#if LANES == 16
+    if (blocks == BLOCKS) {
+        many_rows(is_int8 ? i8_panel : f32_panel, most, a, rows, steps, w, block, z);
+        return;
+    }
+#else
+    if (rows == 1 && blocks == BLOCKS) {
+        (is_int8 ? i8_1 : f32_1)(a, 0, steps, w, block, z);
+        return;
+    }
+    if (rows == 2 || (rows == 3 && !is_int8)) {
+        tile_fn *tile = is_int8 ? i8_2 : rows == 2 ? f32_2 : f32_3;
+        for (; b + 2 <= blocks; b += 2) tile(a, 0, steps, w + b * block, block, sums_of(z, b));
+    }
+#endif
+    for (; b < blocks; b++)
+        many_rows(is_int8 ? i8_block : f32_block, most, a, rows, steps, w + b * block, block, sums_of(z, b));
+}
+
+#endif

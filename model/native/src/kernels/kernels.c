@@ -1,0 +1,20 @@
+/* Everything that is compiled once for each instruction set. KERNELS is the set's name; model/native/library.py has the
+ * sets and their compiler flags.
+ */
+#include "steps.h"
+
+#if LANES == 8
+#include "lstm_layer.h"
+#else
+#define lstm_forward NULL
+#define lstm_backward NULL
+#endif
+
+#define NAME_OF(set) lh_kernels_##set
+#define NAME(set) NAME_OF(set)
+#define TEXT_OF(set) #set
+#define TEXT(set) TEXT_OF(set)
+
+const lh_kernels NAME(KERNELS) = {
+    TEXT(KERNELS), ACTIVATION_OFFSET, quantize, run_steps, draw, lstm_forward, lstm_backward,
+};

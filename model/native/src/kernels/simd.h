@@ -1,0 +1,233 @@
+/* Vectors in AVX-512, AVX2, NEON or plain C, so that every other file is written once.
+ *
+ * Each operation is one that IEEE 754 defines to the last bit (add, multiply, fma, divide, round to nearest even) or an
+ * exact integer operation, so all of them give the same bits. Nothing here may be replaced by an approximation (rcpps,
+ * vrecpe).
+ *
+ *   vf  LANES floats      vi  LANES int32      vb  4 LANES int8
+ *
+ * An activation of int8 is a byte: 127 h rounded, plus ACTIVATION_OFFSET. vpdpbusd takes one signed and one unsigned
+ * factor, so there the offset is 128, and sums begin with what it adds to them, negated (layer_t.offset).
+ */
+#ifndef LONGHAND_SIMD_H
+#define LONGHAND_SIMD_H
+
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define ACTIVATION_SCALE 127.0f
+
+/* vf_fma_in and vi_dot4_in update the sums of a tile in place, in the order written; KEEP(x) holds x in its register.
+ * Without them gcc 12 and clang reorder the operations until the sums no longer fit the registers, and the tile runs at
+ * half the speed. */
+
+INLINE int32_t four_bytes(const uint8_t *p)
+{
+    int32_t all;
+    memcpy(&all, p, 4);
+    return all;
+}
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && !defined(LONGHAND_PLAIN) && !defined(LONGHAND_256)
+#include <immintrin.h>
+#define LANES 16
+#define ACTIVATION_OFFSET 128
+typedef __m512 vf;
+typedef __m512i vi;
+typedef __m512i vb;
+#define KEEP(a) __asm__ volatile("" : "+v"(a))
+
+INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
+INLINE void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
+INLINE vf vf_all(float x) { return _mm512_set1_ps(x); }
+INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
+INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE vf vf_clamp(vf a, vf low, vf high) { return _mm512_min_ps(_mm512_max_ps(a, low), high); }
+
+INLINE vi vi_load(const int32_t *p) { return _mm512_loadu_si512(p); }
+INLINE void vi_store(int32_t *p, vi a) { _mm512_storeu_si512(p, a); }
+INLINE vf vi_to_float(vi a) { return _mm512_cvtepi32_ps(a); }
+INLINE vb vb_load(const int8_t *p) { return _mm512_loadu_si512(p); }
+INLINE vb vb_four(const uint8_t *p) { return _mm512_set1_epi32(four_bytes(p)); }
+/* c[j] += the products of weights w[4j..4j+3] and activations a[4j..4j+3] */
+#define vi_dot4_in(c, w, a) __asm__ volatile("vpdpbusd %1, %2, %0" : "+v"(c) : "v"(w), "v"(a))
+/* c[j] = a[j] b[j] + c[j], rounded once */
+#define vf_fma_in(c, a, b) __asm__ volatile("vfmadd231ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b))
+/* LANES floats of -127 to 127, rounded to nearest even -> activations */
+INLINE void vf_to_activations(uint8_t *p, vf a)
+{
+    __m512i n = _mm512_add_epi32(_mm512_cvtps_epi32(a), _mm512_set1_epi32(ACTIVATION_OFFSET));
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(n));
+}
+
+#elif defined(__AVX2__) && defined(__FMA__) && !defined(LONGHAND_PLAIN)
+#include <immintrin.h>
+#define LANES 8
+typedef __m256 vf;
+typedef __m256i vi;
+typedef __m256i vb;
+#define KEEP(a) __asm__ volatile("" : "+x"(a))
+
+INLINE vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
+INLINE void vf_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
+INLINE vf vf_all(float x) { return _mm256_set1_ps(x); }
+INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+INLINE vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
+INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE vf vf_clamp(vf a, vf low, vf high) { return _mm256_min_ps(_mm256_max_ps(a, low), high); }
+
+INLINE vi vi_load(const int32_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+INLINE void vi_store(int32_t *p, vi a) { _mm256_storeu_si256((__m256i *)p, a); }
+INLINE vf vi_to_float(vi a) { return _mm256_cvtepi32_ps(a); }
+INLINE vb vb_load(const int8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+INLINE vb vb_four(const uint8_t *p) { return _mm256_set1_epi32(four_bytes(p)); }
+#define vf_fma_in(c, a, b) __asm__ volatile("vfmadd231ps %2, %1, %0" : "+x"(c) : "x"(a), "x"(b))
+
+#if defined(__AVXVNNI__) || defined(LONGHAND_256)
+#define ACTIVATION_OFFSET 128
+#if defined(LONGHAND_256) /* the same instruction in its AVX-512 encoding, for tests on a CPU without AVX-VNNI */
+#define vi_dot4_in(c, w, a) __asm__ volatile("vpdpbusd %1, %2, %0" : "+v"(c) : "v"(w), "v"(a))
+#else
+#define vi_dot4_in(c, w, a) __asm__ volatile("%{vex%} vpdpbusd %1, %2, %0" : "+x"(c) : "x"(w), "x"(a))
+#endif
+#else
+#define ACTIVATION_OFFSET 0
+#define HAS_SIGN_PRODUCTS
+/* |a| is unsigned and takes a's sign to the weight. Two products are at most 2 * 127 * 127 < 2^15: no saturation. */
+#define vi_dot4_in(c, w, a)                                                                      \
+    __asm__ volatile("vpaddd %1, %0, %0"                                                         \
+                     : "+x"(c)                                                                   \
+                     : "x"(_mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(w, a)), \
+                                             _mm256_set1_epi16(1))))
+#endif
+INLINE void vf_to_activations(uint8_t *p, vf a)
+{
+    __m256i n = _mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(ACTIVATION_OFFSET));
+    __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(n), _mm256_extracti128_si256(n, 1));
+    _mm_storel_epi64((__m128i *)p, ACTIVATION_OFFSET ? _mm_packus_epi16(words, words) : _mm_packs_epi16(words, words));
+}
+
+#elif defined(__ARM_NEON) && defined(__aarch64__) && !defined(LONGHAND_PLAIN)
+#include <arm_neon.h>
+#define LANES 8
+#define ACTIVATION_OFFSET 0
+typedef struct { float32x4_t a, b; } vf;
+typedef struct { int32x4_t a, b; } vi;
+typedef struct { int8x16_t a, b; } vb;
+#define KEEP(x) (void)(x)
+
+INLINE vf vf_load(const float *p) { return (vf){vld1q_f32(p), vld1q_f32(p + 4)}; }
+INLINE void vf_store(float *p, vf x) { vst1q_f32(p, x.a), vst1q_f32(p + 4, x.b); }
+INLINE vf vf_all(float x) { return (vf){vdupq_n_f32(x), vdupq_n_f32(x)}; }
+INLINE vf vf_mul(vf x, vf y) { return (vf){vmulq_f32(x.a, y.a), vmulq_f32(x.b, y.b)}; }
+INLINE vf vf_div(vf x, vf y) { return (vf){vdivq_f32(x.a, y.a), vdivq_f32(x.b, y.b)}; }
+INLINE vf vf_fma(vf x, vf y, vf z) { return (vf){vfmaq_f32(z.a, x.a, y.a), vfmaq_f32(z.b, x.b, y.b)}; }
+INLINE vf vf_clamp(vf x, vf low, vf high)
+{
+    return (vf){vminq_f32(vmaxq_f32(x.a, low.a), high.a), vminq_f32(vmaxq_f32(x.b, low.b), high.b)};
+}
+
+INLINE vi vi_load(const int32_t *p) { return (vi){vld1q_s32(p), vld1q_s32(p + 4)}; }
+INLINE void vi_store(int32_t *p, vi x) { vst1q_s32(p, x.a), vst1q_s32(p + 4, x.b); }
+INLINE vf vi_to_float(vi x) { return (vf){vcvtq_f32_s32(x.a), vcvtq_f32_s32(x.b)}; }
+INLINE vb vb_load(const int8_t *p) { return (vb){vld1q_s8(p), vld1q_s8(p + 16)}; }
+INLINE vb vb_four(const uint8_t *p)
+{
+    int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(four_bytes(p)));
+    return (vb){x, x};
+}
+#if defined(__ARM_FEATURE_DOTPROD)
+#define vi_dot4_in(c, w, x) ((c).a = vdotq_s32((c).a, (w).a, (x).a), (c).b = vdotq_s32((c).b, (w).b, (x).b))
+#else
+INLINE int32x4_t dot4_half(int8x16_t w, int8x16_t x)
+{
+    int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(x)), high = vmull_high_s8(w, x);
+    return vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
+}
+#define vi_dot4_in(c, w, x) \
+    ((c).a = vaddq_s32((c).a, dot4_half((w).a, (x).a)), (c).b = vaddq_s32((c).b, dot4_half((w).b, (x).b)))
+#endif
+#define vf_fma_in(c, x, y) ((c) = vf_fma(x, y, c))
+INLINE void vf_to_activations(uint8_t *p, vf x)
+{
+    int16x8_t words = vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(x.a)), vqmovn_s32(vcvtnq_s32_f32(x.b)));
+    vst1_s8((int8_t *)p, vqmovn_s16(words));
+}
+
+#else
+/* Any CPU; slow without an fma instruction. A test checks that it gives the bits of the others. */
+#define LANES 8
+#define ACTIVATION_OFFSET 0
+typedef struct { float x[8]; } vf;
+typedef struct { int32_t x[8]; } vi;
+typedef struct { int8_t x[32]; } vb;
+#define KEEP(a) (void)(a)
+#define EACH(n) for (int j = 0; j < (n); j++)
+
+INLINE vf vf_load(const float *p) { vf r; memcpy(&r, p, sizeof r); return r; }
+INLINE void vf_store(float *p, vf a) { memcpy(p, &a, sizeof a); }
+INLINE vf vf_all(float x) { vf r; EACH(8) r.x[j] = x; return r; }
+INLINE vf vf_mul(vf a, vf b) { EACH(8) a.x[j] *= b.x[j]; return a; }
+INLINE vf vf_div(vf a, vf b) { EACH(8) a.x[j] /= b.x[j]; return a; }
+INLINE vf vf_fma(vf a, vf b, vf c) { EACH(8) a.x[j] = __builtin_fmaf(a.x[j], b.x[j], c.x[j]); return a; }
+INLINE vf vf_clamp(vf a, vf low, vf high)
+{
+    EACH(8) a.x[j] = a.x[j] > low.x[j] ? a.x[j] : low.x[j];
+    EACH(8) a.x[j] = a.x[j] < high.x[j] ? a.x[j] : high.x[j];
+    return a;
+}
+
+INLINE vi vi_load(const int32_t *p) { vi r; memcpy(&r, p, sizeof r); return r; }
+INLINE void vi_store(int32_t *p, vi a) { memcpy(p, &a, sizeof a); }
+INLINE vf vi_to_float(vi a) { vf r; EACH(8) r.x[j] = (float)a.x[j]; return r; }
+INLINE vb vb_load(const int8_t *p) { vb r; memcpy(&r, p, sizeof r); return r; }
+INLINE vb vb_four(const uint8_t *p) { vb r; EACH(8) memcpy(r.x + 4 * j, p, 4); return r; }
+INLINE vi vi_dot4(vi c, vb w, vb a)
+{
+    EACH(32) c.x[j / 4] += w.x[j] * a.x[j];
+    return c;
+}
+#define vi_dot4_in(c, w, a) ((c) = vi_dot4(c, w, a))
+#define vf_fma_in(c, a, b) ((c) = vf_fma(a, b, c))
+INLINE void vf_to_activations(uint8_t *p, vf a)
+{
+    /* adding 1.5 * 2^23 rounds to a whole number */
+    EACH(8)
+    {
+        volatile float shifted = a.x[j] + 12582912.0f;
+        p[j] = (uint8_t)(int8_t)(shifted - 12582912.0f);
+    }
+}
+#undef EACH
+#endif
+
+/* The bits must not depend on a mode that another library set in this thread: round to nearest, keep denormals. */
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+INLINE uint64_t float_mode_enter(void)
+{
+    uint64_t before = _mm_getcsr();
+    _mm_setcsr(0x1f80);
+    return before;
+}
+INLINE void float_mode_leave(uint64_t before) { _mm_setcsr((unsigned)before); }
+INLINE void relax(void) { _mm_pause(); }
+#elif defined(__aarch64__)
+INLINE uint64_t float_mode_enter(void)
+{
+    uint64_t before, plain = 0;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    __asm__ volatile("msr fpcr, %0" : : "r"(plain));
+    return before;
+}
+INLINE void float_mode_leave(uint64_t before) { __asm__ volatile("msr fpcr, %0" : : "r"(before)); }
+INLINE void relax(void) { __asm__ volatile("yield"); }
+#else
+INLINE uint64_t float_mode_enter(void) { return 0; }
+INLINE void float_mode_leave(uint64_t before) { (void)before; }
+INLINE void relax(void) {}
+#endif
+
+#endif

@@ -1,0 +1,163 @@
+/* A step's phases: a layer's, the head's and the sampling's. Compiled once for each instruction set. */
+#ifndef LONGHAND_STEPS_H
+#define LONGHAND_STEPS_H
+
+#include "../stepper.h"
+#include "gates.h"
+#include "gemm.h"
+#include "sampling.h"
+
+/* The row of h (fp32), or of activations (int8), of one layer; `now` is 0 or 1, see lh_stepper.h. */
+INLINE const void *h_of(const lh_stepper *s, int layer, int now, int row)
+{
+    size_t at = (size_t)row * (size_t)s->stride;
+    return s->model.is_int8 ? (const void *)(s->hq[layer][now] + at) : (const void *)(s->h[layer][now] + at);
+}
+
+/* z += rows * weights for some blocks of a panel, all segments. */
+static void multiply(const lh_stepper *s, const layer_t *l, int block, int blocks, int rows, scratch_t *t)
+{
+    const char *w = l->weights + (size_t)block * l->block_size;
+    for (int i = 0; i < l->inputs; i++, w += (size_t)l->steps * STEP_BYTES)
+        multiply_segment(s->model.is_int8, t->row[i], rows, l->steps, w, l->block_size, blocks, (zrow *)t->z);
+}
+
+/* LANES sums as floats. fp32 sums began with the initial value; int8 adds it here. */
+INLINE vf finish(int is_int8, const zrow *z, int at, const float *scale, const float *initial)
+{
+    if (!is_int8) return vf_load(z->f + at);
+    return vf_fma(vi_to_float(vi_load(z->i + at)), vf_load(scale + at), vf_load(initial + at));
+}
+
+INLINE void begin(int is_int8, zrow *z, int outputs, const float *initial, const int32_t *offset)
+{
+    for (int v = 0; v < outputs; v += LANES) {
+        if (is_int8) vi_store(z->i + v, vi_load(offset + v));
+        else vf_store(z->f + v, vf_load(initial + v));
+    }
+}
+
+/* Turns h into activations; n is a multiple of LANES. */
+static void quantize(const float *h, int n, uint8_t *activations)
+{
+    const vf one = vf_all(1.0f), minus_one = vf_all(-1.0f), scale = vf_all(ACTIVATION_SCALE);
+    for (int j = 0; j < n; j += LANES)
+        vf_to_activations(activations + j, vf_mul(vf_clamp(vf_load(h + j), minus_one, one), scale));
+}
+
+/* How many rows an item has: evenly divided, at most ROWS, whole tiles of six except in the last item. */
+static int rows_per_item(int rows)
+{
+    int items = (rows + ROWS - 1) / ROWS, each = (rows + items - 1) / items;
+    return (each + 5) / 6 * 6 < ROWS ? (each + 5) / 6 * 6 : ROWS;
+}
+
+static int32_t id_fed(const lh_stepper *s, int k, int column)
+{
+    const lh_block *b = s->block;
+    return k ? b->ids[(size_t)(k - 1) * b->rows + column] : b->forced_ids[column];
+}
+
+/* Turns a panel's sums into c and h, for `rows` rows; `at` is where the sixteen units of the first row are. */
+static void apply_gates(lh_stepper *s, int layer, int now, size_t at, int rows, const zrow *z, const float *scale,
+                        const float *const *initial)
+{
+    const int is_int8 = s->model.is_int8;
+    const size_t stride = (size_t)s->stride;
+    float *c = s->c[layer] + at, *h = s->h[layer][now] + at;
+    for (int r = 0; r < rows; r++)
+        for (int u = 0; u < UNITS; u += LANES)
+            cell_update(finish(is_int8, z + r, u, scale, initial[r]),
+                        finish(is_int8, z + r, UNITS + u, scale, initial[r]),
+                        finish(is_int8, z + r, 2 * UNITS + u, scale, initial[r]), c + r * stride + u);
+    for (int r = 0; r < rows; r++)
+        for (int u = 0; u < UNITS; u += LANES)
+            vf_store(h + r * stride + u,
+                     cell_output(finish(is_int8, z + r, 3 * UNITS + u, scale, initial[r]), c + r * stride + u));
+    if (!is_int8) return;
+    for (int r = 0; r < rows; r++) quantize(h + r * stride, UNITS, s->hq[layer][now] + at + r * stride);
+}
+
+static void layer_phase(lh_stepper *s, int layer, int k, int thread)
+{
+    const layer_t *l = &s->layer[layer];
+    scratch_t *t = s->scratch[thread];
+    zrow *z = (zrow *)t->z;
+    int rows = s->running[k], each = rows_per_item(rows), panels = l->blocks / BLOCKS;
+    int items = panels * ((rows + each - 1) / each), before = k & 1, now = before ^ 1, from = thread;
+    for (int item; (item = pool_take(&s->pool, items, &from)) >= 0;) {
+        int first = item / panels * each, count = rows - first < each ? rows - first : each;
+        int panel = item % panels;
+        const float *initial[ROWS];
+        for (int r = 0; r < count; r++) {
+            size_t at = layer ? 0 : (size_t)id_fed(s, k, s->order[first + r]) * panels;
+            initial[r] = l->initial + (at + panel) * PANEL;
+            begin(s->model.is_int8, &z[r], PANEL, initial[r], l->offset + panel * PANEL);
+            if (layer) t->row[0][r] = h_of(s, layer - 1, now, first + r);
+            t->row[layer ? 1 : 0][r] = h_of(s, layer, before, first + r);
+        }
+        multiply(s, l, panel * BLOCKS, BLOCKS, count, t);
+        size_t at = (size_t)first * s->stride + (size_t)panel * UNITS;
+        apply_gates(s, layer, now, at, count, z, l->scale + panel * PANEL, initial);
+    }
+}
+
+static void head_phase(lh_stepper *s, int k, int thread)
+{
+    const layer_t *l = &s->layer[s->model.layers];
+    scratch_t *t = s->scratch[thread];
+    zrow *z = (zrow *)t->z;
+    int is_int8 = s->model.is_int8, top = s->model.layers - 1, now = (k & 1) ^ 1, from = thread;
+    int rows = s->drawn[k + 1] - s->drawn[k], each = rows < 12 ? rows : 12, panels = (l->blocks + BLOCKS - 1) / BLOCKS;
+    int items = panels * ((rows + each - 1) / each);
+    const int32_t *draws = s->draws + s->drawn[k];
+    for (int item; (item = pool_take(&s->pool, items, &from)) >= 0;) {
+        int first = item / panels * each, count = rows - first < each ? rows - first : each;
+        int block = item % panels * BLOCKS, blocks = l->blocks - block < BLOCKS ? l->blocks - block : BLOCKS;
+        const float *initial = l->initial + block * BLOCK, *scale = l->scale + block * BLOCK;
+        for (int r = 0; r < count; r++) {
+            t->row[0][r] = h_of(s, top, now, draws[first + r]);
+            begin(is_int8, &z[r], blocks * BLOCK, initial, l->offset + block * BLOCK);
+        }
+        multiply(s, l, block, blocks, count, t);
+        for (int r = 0; r < count; r++)
+            for (int v = 0; v < blocks * BLOCK; v += LANES)
+                vf_store(s->logits + (size_t)draws[first + r] * s->vstride + block * BLOCK + v,
+                         finish(is_int8, &z[r], v, scale, initial));
+    }
+}
+
+static void draw_phase(lh_stepper *s, int k, int thread)
+{
+    const lh_block *b = s->block;
+    int rows = s->drawn[k + 1] - s->drawn[k], from = thread;
+    for (int item; (item = pool_take(&s->pool, rows, &from)) >= 0;) {
+        int row = s->draws[s->drawn[k] + item], column = s->order[row];
+        size_t at = (size_t)k * b->rows + column;
+        const float *logits = s->logits + (size_t)row * s->vstride;
+        const sampling_scratch_t *scratch = &s->scratch[thread]->sampling;
+        if (b->ids[at] == SAMPLE_ID)
+            b->ids[at] = draw(logits, s->model.vocab, &b->sampling[column], b->random_values[at], scratch,
+                              &b->logprobs[at]);
+        if (b->score_ids && b->score_ids[at] >= 0)
+            b->logprobs[at] = score(logits, s->model.vocab, b->score_ids[at], scratch);
+    }
+}
+
+static void run_steps(void *stepper, int thread)
+{
+    lh_stepper *s = stepper;
+    for (int k = 0; k < s->block->steps && s->running[k]; k++) {
+        for (int layer = 0; layer < s->model.layers; layer++) {
+            layer_phase(s, layer, k, thread);
+            pool_barrier(&s->pool);
+        }
+        if (s->drawn[k + 1] == s->drawn[k]) continue;
+        head_phase(s, k, thread);
+        pool_barrier(&s->pool);
+        draw_phase(s, k, thread);
+        pool_barrier(&s->pool);
+    }
+}
+
+#endif

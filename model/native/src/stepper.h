@@ -1,0 +1,66 @@
+/* The stepper's memory, and the functions that exist once for each instruction set. */
+#ifndef LONGHAND_STEPPER_H
+#define LONGHAND_STEPPER_H
+
+#include "api.h"
+#include "pool.h"
+
+#define UNITS 16 /* hidden units of a panel: 4 gates * 16 = 64 outputs; 16 floats of h are a cache line */
+#define ROWS 96  /* the most rows of an item: their h stays in the L2 cache */
+
+typedef struct {
+    int blocks;        /* of 16 outputs; of a layer, 4 for each 16 units */
+    int inputs;        /* 1: h; 2: the layer below's h, then h */
+    int steps;         /* of a segment (one input): k in fp32, four of them in int8 */
+    size_t block_size; /* in bytes */
+    const char *weights;
+    const float *initial, *scale;
+    const int32_t *offset; /* (blocks, 16): where an integer sum begins */
+} layer_t;
+
+/* Memory of one thread. */
+typedef struct {
+    _Alignas(64) int32_t z[ROWS][4 * UNITS]; /* sums: floats, or int32 */
+    const void *row[2][ROWS];
+    sampling_scratch_t sampling;
+} scratch_t;
+
+typedef struct lh_stepper {
+    pool_t pool;
+    lh_model model;
+    const struct lh_kernels *kernels;
+    layer_t layer[MAX_LAYERS + 1];
+    int stride;  /* floats (or activations) between rows of h: H in whole cache lines, and one more */
+    int vstride; /* floats between rows of logits */
+    void *arena;
+    size_t arena_size;
+    float *state; /* (slots, 2, L, H) */
+    float *h[MAX_LAYERS][2], *c[MAX_LAYERS]; /* (rows, stride); h at even and odd steps */
+    uint8_t *hq[MAX_LAYERS][2];              /* int8: h as activations, see kernels/simd.h */
+    float *logits;                           /* (rows, vstride) */
+    uint8_t *seen;                           /* (slots,) to find a slot that is there twice */
+    scratch_t *scratch[MAX_THREADS];
+    /* of the present run */
+    lh_block *block;
+    int32_t *order;     /* (rows,) the block's column of a row */
+    int32_t *running;   /* (steps + 1,) rows with more than k steps */
+    int32_t *drawn;     /* (steps + 1,) where the rows that step k samples or scores begin in `draws` */
+    int32_t *draws;     /* rows, for one step after another */
+} lh_stepper;
+
+/* What is compiled for one instruction set. */
+typedef struct lh_kernels {
+    const char *name;
+    int32_t activation_offset;
+    void (*quantize)(const float *h, int n, uint8_t *activations);
+    void (*run_steps)(void *stepper, int thread);
+    int32_t (*draw)(const float *logits, int n, const sampling_t *params, double random_value,
+                    const sampling_scratch_t *scratch, float *logprob);
+    int (*lstm_forward)(const lh_lstm_layer *layer); /* NULL: another instruction set's is used */
+    int (*lstm_backward)(const lh_lstm_layer *layer);
+} lh_kernels;
+
+/* The kernels of an instruction set that this CPU has, or NULL. NULL asks for the best one. */
+const lh_kernels *kernels_named(const char *name);
+
+#endif

@@ -1,0 +1,112 @@
+"""The instruction sets of the native library: which one runs, and that all of them compute the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import WEIGHT_PRECISIONS, ModelConfig, WeightPrecision
+from model.errors import ConfigError
+from model.native.build import compile_to, compilers
+from model.native.library import (
+    INSTRUCTION_SET_VARIABLE,
+    available_instruction_sets,
+    choose_instruction_set,
+    flags,
+    library_path,
+    load_library,
+)
+from model.network.char_rnn import CharRNN
+from model.network.sampling import SamplingParams, as_batch
+from model.stepper import SAMPLE, Block
+from model.stepper.cpu import CpuStepper, Unsupported
+
+pytestmark = pytest.mark.usefixtures("native_code")
+ROWS, STEPS, VOCAB = 40, 6, 70
+SAMPLINGS = [SamplingParams(), SamplingParams(0.7, 20, 0.9, 0.01), SamplingParams(0), SamplingParams(1.3)]
+
+
+def network(hidden: int, layers: int) -> CharRNN:
+    torch.manual_seed(11)
+    return CharRNN(ModelConfig(VOCAB, hidden, layers, 24))
+
+
+def block(rows: int) -> Block:
+    """The first rows of a block of ROWS."""
+    rng = np.random.default_rng(5)
+    forced_ids = np.full((STEPS, ROWS), SAMPLE, np.int32)
+    forced_ids[0] = rng.integers(0, VOCAB, ROWS)
+    random_values = rng.random((STEPS, ROWS))
+    return Block(
+        slots=np.arange(rows, dtype=np.int32),
+        steps=np.full(rows, STEPS, np.int32),
+        forced_ids=np.ascontiguousarray(forced_ids[:, :rows]),
+        random_values=np.ascontiguousarray(random_values[:, :rows]),
+        sampling=as_batch([SAMPLINGS[row % len(SAMPLINGS)] for row in range(rows)]),
+    )
+
+
+def bits(stepper: CpuStepper, rows: int) -> list[bytes]:
+    """Ids, log-probabilities and state of each of the first rows, as bytes."""
+    for row in range(rows):
+        stepper.write(row, None)
+    result = stepper.run(block(rows))
+    return [
+        result.ids[:, row].tobytes() + result.logprobs[:, row].tobytes() + stepper.read(row).tobytes()
+        for row in range(rows)
+    ]
+
+
+@pytest.mark.parametrize("shape", [(512, 2), (64, 1), (21, 3)])
+@pytest.mark.parametrize("precision", WEIGHT_PRECISIONS)
+def test_every_instruction_set_gives_the_same_bits(precision: WeightPrecision, shape: tuple[int, int]) -> None:
+    """Of every set that this CPU has, for 1 to 40 rows and 1 and 2 threads: ids, log-probabilities and states."""
+    net = network(*shape)
+    sets = available_instruction_sets(load_library(library_path()))
+    expected = bits(CpuStepper(net, ROWS, precision, threads=1, instruction_set=sets[-1]), ROWS)
+    for instruction_set in sets[:-1]:
+        for threads in (1, 2):
+            stepper = CpuStepper(net, ROWS, precision, threads, instruction_set=instruction_set)
+            for rows in (1, 2, 3, 4, 5, 6, 7, 8, 11, 13, ROWS):
+                assert bits(stepper, rows) == expected[:rows], (instruction_set, threads, rows)
+
+
+def test_avx_vnni_gives_the_same_bits(tmp_path: Path) -> None:
+    """The code for AVX-VNNI, with its instruction in the encoding of AVX-512: few CPUs have both."""
+    library = load_library(library_path())
+    if "avx512_vnni" not in available_instruction_sets(library):
+        pytest.skip("this CPU has no AVX-512 VNNI")
+    if not compilers():
+        pytest.skip("no C compiler here")
+    compile_to(tmp_path / "narrow.so", compilers()[0], (*flags(), "-DLONGHAND_256"))
+    net = network(100, 2)
+    for precision in WEIGHT_PRECISIONS:
+        narrow = CpuStepper(net, ROWS, precision, library=tmp_path / "narrow.so", instruction_set="avx512_vnni")
+        for rows in (1, 2, 3, 5, ROWS):
+            assert bits(narrow, rows) == bits(CpuStepper(net, ROWS, precision), rows)
+
+
+def test_the_best_instruction_set_runs_unless_the_environment_names_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the variable the first available set; with it that one; a name that the CPU lacks is a ConfigError."""
+    monkeypatch.delenv(INSTRUCTION_SET_VARIABLE, raising=False)
+    library = load_library(library_path())
+    sets = available_instruction_sets(library)
+    assert sets[-1] == "plain"
+    assert choose_instruction_set(library) == sets[0] != "plain"
+    for instruction_set in sets:
+        monkeypatch.setenv(INSTRUCTION_SET_VARIABLE, instruction_set)
+        assert CpuStepper(network(8, 1), 1).instruction_set == instruction_set
+    monkeypatch.setenv(INSTRUCTION_SET_VARIABLE, "altivec")
+    with pytest.raises(ConfigError, match=r"altivec.*plain"):
+        CpuStepper(network(8, 1), 1)
+
+
+def test_a_cpu_with_plain_c_only_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain C is slower than torch, so it never runs unless it is asked for."""
+    monkeypatch.delenv(INSTRUCTION_SET_VARIABLE, raising=False)
+    monkeypatch.setattr("model.native.library.available_instruction_sets", lambda library: ["plain"])
+    with pytest.raises(Unsupported, match="AVX2"):
+        CpuStepper(network(8, 1), 1)

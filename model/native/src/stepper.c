@@ -2,8 +2,8 @@
  *
  * A step is a phase per layer, a phase for the head and one for sampling. An item of a layer's phase is a panel of 16
  * hidden units, four gates each, for some rows; the gates are applied right after the panel's product. The head and the
- * sampling run only for the rows whose id is sampled or scored at this step. The phases are in kernels/steps.h, which is
- * compiled once for each instruction set; this file is everything before and after them.
+ * sampling run only for the rows whose id is sampled or scored at this step. The phases are in kernels/steps.h, which
+ * is compiled once for each instruction set; this file is everything before and after them.
  *
  * Rows are ordered so that those with more steps come first: the rows that still run are always the first ones.
  */
@@ -100,7 +100,9 @@ static void load_rows(lh_stepper *s)
             memset(s->c[l] + at, 0, (size_t)s->stride * sizeof(float));
             memcpy(s->h[l][0] + at, state + (size_t)l * hidden, bytes);
             memcpy(s->c[l] + at, state + (size_t)(layers + l) * hidden, bytes);
-            if (s->model.is_int8) s->kernels->quantize(s->h[l][0] + at, s->stride, s->hq[l][0] + at);
+            if (!s->model.is_int8) continue;
+            uint8_t *activations = s->hq[l][0] + at * (size_t)s->kernels->activation_bytes;
+            s->kernels->quantize(s->h[l][0] + at, 0, s->stride, s->stride, activations);
         }
     }
 }
@@ -151,7 +153,8 @@ static void sum_offsets(const layer_t *l, int32_t activation_offset, int32_t *of
 {
     for (int b = 0; b < l->blocks; b++) {
         const int8_t *w = (const int8_t *)l->weights + (size_t)b * l->block_size;
-        for (size_t j = 0; j < l->block_size; j++) offset[b * BLOCK + (int)(j % STEP_BYTES / 4)] -= activation_offset * w[j];
+        int32_t *sum = offset + b * BLOCK;
+        for (size_t j = 0; j < l->block_size; j++) sum[j % STEP_BYTES / 4] -= activation_offset * w[j];
     }
 }
 
@@ -179,7 +182,8 @@ static size_t lay_out(lh_stepper *s, char *base)
     s->state = allocate(&at, state);
     for (int l = 0; l < m->layers; l++) {
         for (int i = 0; i < 2; i++) s->h[l][i] = allocate(&at, rows * sizeof(float));
-        for (int i = 0; i < 2; i++) s->hq[l][i] = allocate(&at, m->is_int8 ? rows : 0);
+        size_t activations = m->is_int8 ? rows * (size_t)s->kernels->activation_bytes : 0;
+        for (int i = 0; i < 2; i++) s->hq[l][i] = allocate(&at, activations);
         s->c[l] = allocate(&at, rows * sizeof(float));
     }
     s->logits = allocate(&at, slots * (size_t)s->vstride * sizeof(float));

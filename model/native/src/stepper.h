@@ -51,8 +51,8 @@ typedef struct lh_stepper {
 /* What is compiled for one instruction set. */
 typedef struct lh_kernels {
     const char *name;
-    int32_t activation_offset;
-    void (*quantize)(const float *h, int n, uint8_t *activations);
+    int32_t activation_offset, activation_bytes; /* see kernels/simd.h */
+    void (*quantize)(const float *h, int first, int n, int stride, uint8_t *row);
     void (*run_steps)(void *stepper, int thread);
     int32_t (*draw)(const float *logits, int n, const sampling_t *params, double random_value,
                     const sampling_scratch_t *scratch, float *logprob);

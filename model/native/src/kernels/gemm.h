@@ -4,9 +4,9 @@
  *   int8  z = sum of int8 weight * int8 activation, in int32. Exact (pack.py rules out overflow), so in any order.
  *
  * A step is one k of fp32, or four of int8; the weights of a block for a step are 64 bytes in both cases: 16 floats, or
- * [16][4] int8. A row gives a step 4 bytes. The blocks of a panel are 4 apart from each other by `block` bytes. Few rows
- * read several blocks at once, so that weights are read once. Many rows read KC steps, which stay in the L1 cache while
- * all rows use them; between them the sums are stored in z, which does not change them.
+ * [16][4] int8. A row gives a step 4 bytes. Blocks are `block` bytes apart. Few rows read several blocks at once, so
+ * that weights are read once. Many rows read KC steps, which stay in the L1 cache while all rows use them; between them the
+ * sums are stored in z, which does not change them.
  *
  * The tiles are macros over named variables, not loops over arrays: gcc decides which arrays live in registers before
  * it unrolls loops, and a tile whose sums live in memory runs at a third of the speed.
@@ -106,11 +106,7 @@ typedef void tile_fn(const void *const *a, int k0, int n, const char *w, size_t 
 /* Twelve sums, two weights, one input and one product fill the sixteen registers of AVX2. */
 #define KC 256
 #define TILE_ROWS_F32 6
-#if defined(HAS_SIGN_PRODUCTS)
-#define TILE_ROWS_I8 5
-#else
-#define TILE_ROWS_I8 6
-#endif
+#define TILE_ROWS_I8 (ACTIVATION_BYTES == 1 ? 6 : 5)
 #define AHEAD_ONE_LINE __builtin_prefetch(w + KC * STEP_BYTES + STEP_BYTES * k, 0, 2);
 #define TILES(KIND, name)                                                                                 \
     TILE(name##_1, KIND, 1, 8, BY_WEIGHT, NO_PREFETCH)                                                    \
@@ -127,6 +123,21 @@ TILE(f32_3, F32, 3, 4, BY_WEIGHT, NO_PREFETCH)
 #endif
 TILES(F32, f32)
 TILES(I8, i8)
+
+#if defined(HAS_WIDE)
+/* int16: a step is a pair of k, the weights of a block for it are [16][2] int16, 64 bytes again. */
+#define I16_INPUT(r) vi i##r = _mm256_set1_epi32(four_bytes((const uint8_t *)(x##r + 4 * k)));
+#define I16_WEIGHT I8_WEIGHT
+#define I16_LOAD I8_LOAD
+#define I16_STEP(r, v) vi_dot2_in(s##r##v, b##v, i##r);
+#define I16_SAVE I8_SAVE
+#define WIDE_ROWS 6 /* from as many rows on int16 is faster */
+TILE(i16_block_3, I16, 3, 2, BY_ROW, NO_PREFETCH)
+TILE(i16_block_4, I16, 4, 2, BY_ROW, NO_PREFETCH)
+TILE(i16_block_5, I16, 5, 2, BY_ROW, NO_PREFETCH)
+TILE(i16_block_6, I16, 6, 2, BY_ROW, NO_PREFETCH)
+static tile_fn *const i16_block[] = {NULL, NULL, i16_block_3, i16_block_4, i16_block_5, i16_block_6};
+#endif
 
 /* The rows of the next tile when `left` remain: as even as possible, because a tile of few rows is bound by latency. */
 INLINE int tile_rows(int left, int most)
@@ -147,12 +158,41 @@ INLINE void many_rows(tile_fn *const *tiles, int most, const void *const *a, int
 
 INLINE zrow *sums_of(zrow *z, int block) { return (zrow *)(z[0].f + block * BLOCK); }
 
-/* Rows times a segment (x or h) of `blocks` blocks of a panel, added to z. */
-INLINE void multiply_segment(int is_int8, const void *const *a, int rows, int steps, const char *w, size_t block,
-                             int blocks, zrow *z)
+#if defined(HAS_WIDE)
+/* Many rows in int16: widens KC / 2 steps of the weights, and uses them for all rows. */
+static void wide_rows(const void *const *a, int rows, int steps, const char *w, zrow *z)
+{
+    _Alignas(64) int16_t wide[KC * STEP_BYTES / 2];
+    for (int k = 0; k < steps; k += KC / 2) {
+        int n = steps - k < KC / 2 ? steps - k : KC / 2;
+        for (int j = 0; j < n; j++, w += STEP_BYTES) {
+            __builtin_prefetch(w + KC / 2 * STEP_BYTES, 0, 2);
+            for (int v = 0; v < 2; v++) {
+                int16_t *even = wide + j * STEP_BYTES + v * 2 * LANES;
+                vb_store_wide(even, even + STEP_BYTES / 2, vb_load((const int8_t *)w + v * 4 * LANES));
+            }
+        }
+        for (int r = 0, take; r < rows; r += take) {
+            take = tile_rows(rows - r, 6);
+            i16_block[take - 1](a + r, 2 * k, 2 * n, (const char *)wide, 0, z + r);
+        }
+    }
+}
+#endif
+
+/* Rows times a segment (x or h) of `blocks` blocks of a panel, added to z. `wide`: the rows as int16, if HAS_WIDE. */
+INLINE void multiply_segment(int is_int8, const void *const *a, const void *const *wide, int rows, int steps,
+                             const char *w, size_t block, int blocks, zrow *z)
 {
     const int most = is_int8 ? TILE_ROWS_I8 : TILE_ROWS_F32;
     int b = 0;
+    (void)wide;
+#if defined(HAS_WIDE)
+    if (is_int8 && rows >= WIDE_ROWS) {
+        for (; b < blocks; b++) wide_rows(wide, rows, steps, w + b * block, sums_of(z, b));
+        return;
+    }
+#endif
 #if LANES == 16
     if (blocks == BLOCKS) {
         many_rows(is_int8 ? i8_panel : f32_panel, most, a, rows, steps, w, block, z);

@@ -16,5 +16,5 @@
 #define TEXT(set) TEXT_OF(set)
 
 const lh_kernels NAME(KERNELS) = {
-    TEXT(KERNELS), ACTIVATION_OFFSET, quantize, run_steps, draw, lstm_forward, lstm_backward,
+    TEXT(KERNELS), ACTIVATION_OFFSET, ACTIVATION_BYTES, quantize, run_steps, draw, lstm_forward, lstm_backward,
 };

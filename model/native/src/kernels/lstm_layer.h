@@ -21,7 +21,7 @@
 typedef struct {
     float *packed;              /* the recurrent matrix, as the direction needs it */
     float *rows[2];             /* (LSTM_ROWS, stride): h before and after a step; backwards, the gates' derivatives */
-    float *carried;             /* (LSTM_ROWS, hidden + 16): backwards, dL/dh from the step after; 16 are written at once */
+    float *carried;             /* (LSTM_ROWS, hidden + 16): backwards, dL/dh of the step after; written by 16 */
     float *cell;                /* (LSTM_ROWS, hidden): backwards, dL/dc */
     zrow z[LSTM_ROWS];
     void *memory;
@@ -91,7 +91,8 @@ static void forward_rows(const lh_lstm_layer *w, lstm_scratch_t *s, int first, i
             for (int r = 0; r < count; r++)
                 for (int g = 0; g < 4; g++) vf_store(s->z[r].f + g * LANES, vf_load(from[r] + g * H + u));
             for (int r = count; r < rows; r++) s->z[r] = s->z[0];
-            multiply_segment(0, (const void *const *)a, rows, hidden, (const char *)panel, half * sizeof(float), 2, s->z);
+            multiply_segment(0, (const void *const *)a, NULL, rows, hidden, (const char *)panel, half * sizeof(float),
+                             2, s->z);
             for (int r = 0; r < count; r++) {
                 size_t at = (size_t)(first + r) * steps + t;
                 const float *z = s->z[r].f, *before = t ? w->c + (at - 1) * H : w->c0 + (first + r) * H;
@@ -171,9 +172,10 @@ static void backward_rows(const lh_lstm_layer *w, lstm_scratch_t *s, int first, 
         for (int u = 0; u < hidden; u += BLOCK, panel += 4 * H * BLOCK) {
             for (int r = 0; r < rows; r++)
                 for (int v = 0; v < BLOCK; v += LANES) vf_store(s->z[r].f + v, vf_all(0.0f));
-            multiply_segment(0, (const void *const *)a, rows, 4 * hidden, (const char *)panel, 0, 1, s->z);
+            multiply_segment(0, (const void *const *)a, NULL, rows, 4 * hidden, (const char *)panel, 0, 1, s->z);
             for (int r = 0; r < count; r++)
-                for (int v = 0; v < BLOCK; v += LANES) vf_store(s->carried + r * carried + u + v, vf_load(s->z[r].f + v));
+                for (int v = 0; v < BLOCK; v += LANES)
+                    vf_store(s->carried + r * carried + u + v, vf_load(s->z[r].f + v));
         }
     }
 }

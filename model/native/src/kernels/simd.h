@@ -8,6 +8,9 @@
  *
  * An activation of int8 is a byte: 127 h rounded, plus ACTIVATION_OFFSET. vpdpbusd takes one signed and one unsigned
  * factor, so there the offset is 128, and sums begin with what it adds to them, negated (layer_t.offset).
+ * With HAS_WIDE, the int8 activations of a row are followed by the same as int16, the order in each four being 0 2 1 3:
+ * AVX2 multiplies many rows in int16 (two operations for 16 products; in int8 it takes four for 32, of which three need
+ * the two multipliers).
  */
 #ifndef LONGHAND_SIMD_H
 #define LONGHAND_SIMD_H
@@ -94,13 +97,30 @@ INLINE vb vb_four(const uint8_t *p) { return _mm256_set1_epi32(four_bytes(p)); }
 #endif
 #else
 #define ACTIVATION_OFFSET 0
-#define HAS_SIGN_PRODUCTS
+#define HAS_WIDE
 /* |a| is unsigned and takes a's sign to the weight. Two products are at most 2 * 127 * 127 < 2^15: no saturation. */
 #define vi_dot4_in(c, w, a)                                                                      \
     __asm__ volatile("vpaddd %1, %0, %0"                                                         \
                      : "+x"(c)                                                                   \
                      : "x"(_mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(w, a)), \
                                              _mm256_set1_epi16(1))))
+#endif
+#if defined(HAS_WIDE)
+/* The even and the odd bytes, as int16. */
+INLINE void vb_store_wide(int16_t *even, int16_t *odd, vb w)
+{
+    _mm256_storeu_si256((__m256i *)even, _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8));
+    _mm256_storeu_si256((__m256i *)odd, _mm256_srai_epi16(w, 8));
+}
+/* LANES int8 activations -> int16, in the order that the even and odd weights have */
+INLINE void widen_activations(int16_t *to, const uint8_t *from)
+{
+    const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 0, 0, 0, 0, 0, 0, 0, 0);
+    __m128i bytes = _mm_shuffle_epi8(_mm_loadl_epi64((const __m128i *)from), order);
+    _mm_storeu_si128((__m128i *)to, _mm_cvtepi8_epi16(bytes));
+}
+/* c[j] += a[2j] b[2j] + a[2j+1] b[2j+1] */
+#define vi_dot2_in(c, a, b) __asm__ volatile("vpaddd %1, %0, %0" : "+x"(c) : "x"(_mm256_madd_epi16(a, b)))
 #endif
 INLINE void vf_to_activations(uint8_t *p, vf a)
 {
@@ -201,6 +221,13 @@ INLINE void vf_to_activations(uint8_t *p, vf a)
     }
 }
 #undef EACH
+#endif
+
+/* The bytes of an activation. */
+#if defined(HAS_WIDE)
+#define ACTIVATION_BYTES 3
+#else
+#define ACTIVATION_BYTES 1
 #endif
 
 /* The bits must not depend on a mode that another library set in this thread: round to nearest, keep denormals. */

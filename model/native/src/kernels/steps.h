@@ -7,19 +7,23 @@
 #include "gemm.h"
 #include "sampling.h"
 
-/* The row of h (fp32), or of activations (int8), of one layer; `now` is 0 or 1, see lh_stepper.h. */
+/* The row of h (fp32), or of activations (int8), of one layer; `now` is 0 or 1, see stepper.h. */
 INLINE const void *h_of(const lh_stepper *s, int layer, int now, int row)
 {
     size_t at = (size_t)row * (size_t)s->stride;
-    return s->model.is_int8 ? (const void *)(s->hq[layer][now] + at) : (const void *)(s->h[layer][now] + at);
+    if (s->model.is_int8) return s->hq[layer][now] + at * ACTIVATION_BYTES;
+    return s->h[layer][now] + at;
 }
 
 /* z += rows * weights for some blocks of a panel, all segments. */
 static void multiply(const lh_stepper *s, const layer_t *l, int block, int blocks, int rows, scratch_t *t)
 {
     const char *w = l->weights + (size_t)block * l->block_size;
-    for (int i = 0; i < l->inputs; i++, w += (size_t)l->steps * STEP_BYTES)
-        multiply_segment(s->model.is_int8, t->row[i], rows, l->steps, w, l->block_size, blocks, (zrow *)t->z);
+    for (int i = 0; i < l->inputs; i++, w += (size_t)l->steps * STEP_BYTES) {
+        const void *wide[ROWS];
+        for (int r = 0; r < rows; r++) wide[r] = (const char *)t->row[i][r] + s->stride;
+        multiply_segment(s->model.is_int8, t->row[i], wide, rows, l->steps, w, l->block_size, blocks, (zrow *)t->z);
+    }
 }
 
 /* LANES sums as floats. fp32 sums began with the initial value; int8 adds it here. */
@@ -37,12 +41,17 @@ INLINE void begin(int is_int8, zrow *z, int outputs, const float *initial, const
     }
 }
 
-/* Turns h into activations; n is a multiple of LANES. */
-static void quantize(const float *h, int n, uint8_t *activations)
+/* Turns n values of h, from the one at `first` on, into activations of a row; n is a multiple of LANES. */
+static void quantize(const float *h, int first, int n, int stride, uint8_t *row)
 {
     const vf one = vf_all(1.0f), minus_one = vf_all(-1.0f), scale = vf_all(ACTIVATION_SCALE);
-    for (int j = 0; j < n; j += LANES)
-        vf_to_activations(activations + j, vf_mul(vf_clamp(vf_load(h + j), minus_one, one), scale));
+    (void)stride;
+    for (int j = 0; j < n; j += LANES) {
+        vf_to_activations(row + first + j, vf_mul(vf_clamp(vf_load(h + j), minus_one, one), scale));
+#if defined(HAS_WIDE)
+        widen_activations((int16_t *)(row + stride) + first + j, row + first + j);
+#endif
+    }
 }
 
 /* How many rows an item has: evenly divided, at most ROWS, whole tiles of six except in the last item. */
@@ -75,7 +84,10 @@ static void apply_gates(lh_stepper *s, int layer, int now, size_t at, int rows, 
             vf_store(h + r * stride + u,
                      cell_output(finish(is_int8, z + r, 3 * UNITS + u, scale, initial[r]), c + r * stride + u));
     if (!is_int8) return;
-    for (int r = 0; r < rows; r++) quantize(h + r * stride, UNITS, s->hq[layer][now] + at + r * stride);
+    size_t row = at / stride * stride; /* where the first row begins */
+    uint8_t *hq = s->hq[layer][now] + row * ACTIVATION_BYTES;
+    for (int r = 0; r < rows; r++, hq += stride * ACTIVATION_BYTES)
+        quantize(h + r * stride, (int)(at - row), UNITS, s->stride, hq);
 }
 
 static void layer_phase(lh_stepper *s, int layer, int k, int thread)

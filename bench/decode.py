@@ -3,11 +3,13 @@
     python -m bench.decode [--models 2x512] [--rows 1,64] [--rounds 7] [--picture decode.svg]
 
 Other implementations: the loop of most courses (nn.LSTM, one step, multinomial), the same over nn.LSTMCell, and ONNX
-Runtime (bench/requirements.txt), once with sampling in numpy and once, "onnx step", without any. All are timed in turn,
-round after round, and the best round of each counts: on a machine that also does other work, that is what repeats.
+Runtime (bench/requirements.txt), once with sampling in numpy and once, "onnx step", without any; "onnx int8" is its
+dynamic quantization, without sampling. All are timed in turn, round after round, and the best round of each counts: on
+a machine that also does other work, that is what repeats.
 
-Limits: "reading" is the measured speed of reading as many bytes as the weights have; "fma peak" and "sgemm" are the
-multiply-adds per second of registers alone and of torch's matrix product. The last line is JSON.
+Limits: "reading" and "reading i8" are the measured speed of reading as many bytes as the weights have; "fma peak" and
+"dot peak" (int8) are the multiply-adds per second of registers alone, "sgemm" those of torch's matrix product. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -100,8 +102,8 @@ def lstm_cell_turn(network: CharRNN, rows: int) -> Turn:
     return turn
 
 
-def onnx_turn(network: CharRNN, rows: int, threads: int, *, sampled: bool) -> Turn:
-    """The same loop over ONNX Runtime, with or without sampling.
+def onnx_turn(network: CharRNN, rows: int, threads: int, *, sampled: bool, int8: bool = False) -> Turn:
+    """The same loop over ONNX Runtime, with or without sampling, with or without dynamic quantization.
 
     Raises:
         ImportError: onnx or onnxruntime is not installed.
@@ -110,7 +112,9 @@ def onnx_turn(network: CharRNN, rows: int, threads: int, *, sampled: bool) -> Tu
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(onnx_step(network, rows), options, providers=["CPUExecutionProvider"])
+    graph = onnx_step(network, rows)
+    graph = _quantized(graph) if int8 else graph
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     layers, hidden = network.config.n_layers, network.config.n_hidden
     chance = np.random.default_rng(1)
 
@@ -125,6 +129,17 @@ def onnx_turn(network: CharRNN, rows: int, threads: int, *, sampled: bool) -> Tu
                 ids = (weights < chance.random((rows, 1)) * weights[:, -1:]).sum(axis=1)[None]
 
     return turn
+
+
+def _quantized(graph: bytes) -> bytes:
+    """Apply ONNX Runtime's dynamic quantization: int8 weights, activations quantized at each step."""
+    import onnx  # type: ignore[import, unused-ignore]
+    from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore[import, unused-ignore]
+
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "int8.onnx"
+        quantize_dynamic(onnx.load_model_from_string(graph), target, weight_type=QuantType.QInt8)
+        return target.read_bytes()
 
 
 def onnx_step(network: CharRNN, rows: int) -> bytes:
@@ -186,9 +201,10 @@ class Machine:
             flags = ("-O3", "-fPIC", "-shared", "-march=native", "-ffp-contract=fast")
             compile_to(target, (compilers() or [["cc"]])[0], flags, Path(__file__).with_name("limits.c"))
             library = ctypes.CDLL(str(target))
-        self._read, self._multiply = library.read_all, library.multiply_all
+        self._read, self._multiply, self._dot = library.read_all, library.multiply_all, library.dot_all
         self._read.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int]
-        self._multiply.argtypes, self._multiply.restype = [ctypes.c_long], ctypes.c_float
+        for products in (self._multiply, self._dot):
+            products.argtypes, products.restype = [ctypes.c_long], ctypes.c_double
 
     def bytes_per_s(self, size: int) -> float:
         """Read `size` bytes, a part per thread, again and again for about 20 ms; the best of four access patterns."""
@@ -210,9 +226,17 @@ class Machine:
         return part * self.threads * times / seconds
 
     def products_per_s(self) -> float:
-        """Multiply-adds per second in registers."""
-        times = 5_000_000
-        return 96 * times * self.threads / self._together(lambda _: self._multiply(times))
+        """Multiply-adds of floats per second in registers."""
+        return self._in_registers(self._multiply)
+
+    def dot_products_per_s(self) -> float:
+        """Multiply-adds of int8 per second in registers; 0 where the CPU has no instruction for them."""
+        return self._in_registers(self._dot)
+
+    def _in_registers(self, products: Callable[[int], float]) -> float:
+        done: list[float] = []
+        seconds = self._together(lambda _: done.append(products(5_000_000)))
+        return sum(done) / seconds
 
     def _together(self, work: Callable[[int], object]) -> float:
         """Run work(i) on every thread, and return the seconds that it took."""
@@ -246,6 +270,7 @@ def measure(name: str, rows: int, rounds: int, threads: int, machine: Machine | 
         try:
             steppers.append(CpuStepper(network, rows, precision, threads))
             turns[precision] = stepper_turn(steppers[-1], rows)
+            notes.add(f"native: instruction set {steppers[-1].instruction_set}")
         except Unsupported as reason:
             notes.add(f"native: {reason}")
     turns["reference"] = stepper_turn(ReferenceStepper(network, rows), rows)
@@ -254,12 +279,13 @@ def measure(name: str, rows: int, rounds: int, threads: int, machine: Machine | 
     try:
         turns["onnx"] = onnx_turn(network, rows, threads, sampled=True)
         turns["onnx step"] = onnx_turn(network, rows, threads, sampled=False)
+        turns["onnx int8"] = onnx_turn(network, rows, threads, sampled=False, int8=True)
     except ImportError:
         notes.add("onnx: pip install -r bench/requirements.txt")
 
     products = 4 * hidden * hidden * (2 * layers - 1) + hidden * VOCAB  # per character; the embedding is a table
     best: dict[str, float] = dict.fromkeys(turns, 0.0)
-    read = peak = sgemm = 0.0
+    read = read_int8 = peak = dot_peak = sgemm = 0.0
     for _ in range(rounds):
         for key, turn in turns.items():
             turn()
@@ -271,23 +297,35 @@ def measure(name: str, rows: int, rounds: int, threads: int, machine: Machine | 
                 count += 1
         if machine:
             read = max(read, machine.bytes_per_s(products * 4))
+            read_int8 = max(read_int8, machine.bytes_per_s(products))
             peak = max(peak, machine.products_per_s())
+            dot_peak = max(dot_peak, machine.dot_products_per_s())
         sgemm = max(sgemm, sgemm_products_per_s())
     for stepper in steppers:
         stepper.close()
-    limits = {"reading": read / (products * 4) * rows, "fma peak": peak / products, "sgemm": sgemm / products}
+    limits = {
+        "reading": read / (products * 4) * rows,
+        "reading i8": read_int8 / products * rows,
+        "fma peak": peak / products,
+        "dot peak": dot_peak / products,
+        "sgemm": sgemm / products,
+    }
     return {"model": name, "rows": rows, "chars_per_s": best, "limits": limits}
 
 
 def table(results: list[Result]) -> str:
     """The results as a text table."""
     names = list(dict.fromkeys(key for r in results for key in (*r["chars_per_s"], *r["limits"])))
-    lines = ["characters a second", "model  rows " + "".join(f"{n:>12}" for n in names) + "   fp32/onnx  int8/onnx"]
+    lines = [
+        "characters a second",
+        "model  rows " + "".join(f"{n:>12}" for n in names) + "   fp32/onnx  int8/onnx int8",
+    ]
     for r in results:
         values = {**r["chars_per_s"], **r["limits"]}
         cells = "".join(f"{values[n]:12,.0f}" if values.get(n) else f"{'-':>12}" for n in names)
-        ratios = [values[n] / values["onnx"] if n in values and "onnx" in values else 0.0 for n in ("fp32", "int8")]
-        lines.append(f"{r['model']:6} {r['rows']:4} {cells}{ratios[0]:10.2f}x {ratios[1]:9.2f}x")
+        peers = {"fp32": "onnx", "int8": "onnx int8"}
+        ratios = [values[n] / values[peer] if n in values and peer in values else 0.0 for n, peer in peers.items()]
+        lines.append(f"{r['model']:6} {r['rows']:4} {cells}{ratios[0]:10.2f}x {ratios[1]:14.2f}x")
     return "\n".join(lines)
 
 

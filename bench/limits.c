@@ -1,9 +1,17 @@
 /* The limits of this machine: reading a buffer, and multiply-adds in registers. */
 #include <stddef.h>
 #include <stdint.h>
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#include <immintrin.h>
+#endif
 
 typedef uint64_t words __attribute__((vector_size(32)));
-typedef float floats __attribute__((vector_size(32)));
+#if defined(__AVX512F__)
+#define FLOATS 16
+#else
+#define FLOATS 8
+#endif
+typedef float floats __attribute__((vector_size(4 * FLOATS)));
 
 /* Sums up a buffer in eight registers, so that only the reading takes time. It is read as S ranges side by side: how far
  * a core prefetches depends on their number, and differs between machines. */
@@ -38,8 +46,8 @@ uint64_t read_all(const uint64_t *data, size_t count, int times, int streams)
     }
 }
 
-/* Computes `times` * 96 multiply-adds in twelve chains, more than the latency of an fma needs. */
-float multiply_all(long times)
+/* Multiply-adds of floats in twelve chains, more than the latency of an fma needs. Returns how many. */
+double multiply_all(long times)
 {
     floats sum[12], x = {0}, total = {0};
     for (int j = 0; j < 12; j++) sum[j] = x + (float)j;
@@ -48,5 +56,30 @@ float multiply_all(long times)
 #pragma GCC unroll 12
         for (int j = 0; j < 12; j++) sum[j] = sum[j] * x + x;
     for (int j = 0; j < 12; j++) total += sum[j];
-    return total[0];
+    volatile float kept = total[0];
+    (void)kept;
+    return 12.0 * FLOATS * (double)times;
+}
+
+/* Multiply-adds of int8 (vpdpbusd) in twelve chains, each in a register of its own. Returns how many; 0 where the CPU has
+ * no such instruction. */
+#define CHAINS(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11)
+double dot_all(long times)
+{
+#if defined(__AVX512VNNI__)
+    __m512i x = _mm512_set1_epi8(3), y = _mm512_set1_epi8(5);
+#define DOT(j) __asm__ volatile("vpdpbusd %1, %2, %0" : "+v"(sum##j) : "v"(y), "v"(x));
+#elif defined(__AVXVNNI__)
+    __m256i x = _mm256_set1_epi8(3), y = _mm256_set1_epi8(5);
+#define DOT(j) __asm__ volatile("%{vex%} vpdpbusd %1, %2, %0" : "+x"(sum##j) : "x"(y), "x"(x));
+#endif
+#if defined(DOT)
+#define SUM(j) __typeof__(x) sum##j = x;
+    CHAINS(SUM)
+    for (long t = 0; t < times; t++) { CHAINS(DOT) }
+    return 12.0 * sizeof x * (double)times;
+#else
+    (void)times;
+    return 0.0;
+#endif
 }

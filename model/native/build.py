@@ -46,14 +46,14 @@ def compile_to(target: Path, compiler: list[str], options: tuple[str, ...], *sou
     """
     try:
         with atomic_write(target) as file, tempfile.TemporaryDirectory() as folder:
-            units = sources or tuple(_compile_units(compiler, options, Path(folder)))
+            units = sources or tuple(compile_units(compiler, options, Path(folder)))
             _run([*compiler, *options, *map(str, units), "-o", file.name, "-lm"])
             os.chmod(file.name, 0o755)  # noqa: S103 - every account that runs the program loads it
     except StorageError as error:
         raise BuildError(str(error)) from error
 
 
-def _compile_units(compiler: list[str], options: tuple[str, ...], folder: Path) -> list[Path]:
+def compile_units(compiler: list[str], options: tuple[str, ...], folder: Path) -> list[Path]:
     """Compile the native code's own sources into `folder`; return the object files.
 
     An instruction set that the compiler does not know is left out. An older compiler makes a library without it.

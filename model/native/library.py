@@ -30,11 +30,11 @@ _X86 = {
     "plain": ("-DLONGHAND_PLAIN",),
 }
 _ARM = {
-    "neon_dotprod": ("-march=armv8.2-a+dotprod",),
+    "neon_dotprod": ("-mcpu=generic+dotprod",),
     "neon": (),
     "plain": ("-DLONGHAND_PLAIN",),
 }
-_INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
+INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": _X86,
     "amd64": _X86,
     "aarch64": _ARM,
@@ -111,10 +111,10 @@ def instruction_sets() -> dict[str, tuple[str, ...]]:
         Unsupported: There is no native code for this machine's CPU.
     """
     machine = platform.machine().lower()
-    if machine not in _INSTRUCTION_SETS:
-        known = ", ".join(sorted(_INSTRUCTION_SETS))
+    if machine not in INSTRUCTION_SETS:
+        known = ", ".join(sorted(INSTRUCTION_SETS))
         raise Unsupported(f"there is no native code for a CPU of type {machine!r}; there is for {known}")
-    return _INSTRUCTION_SETS[machine]
+    return INSTRUCTION_SETS[machine]
 
 
 def library_path() -> Path:

@@ -91,7 +91,7 @@ def test_more_readers_that_never_read_than_threads_hold_up_nobody(crowded: Servi
         began = time.monotonic()
         assert httpx.get(f"{crowded.url}/healthz", timeout=20).status_code == 200
         assert time.monotonic() - began < HEAD_S / 2
-        eventually(lambda: crowded.client.get("/readyz").json()["in_flight"] == 0, within_s=60)
+        eventually(lambda: crowded.client.get("/readyz").json()["in_flight"] == 0, within_s=300)  # the reference stepper is slow
         is_quick(crowded)
 
 
@@ -116,7 +116,7 @@ def test_a_slow_reader_gets_every_character(crowded: Service) -> None:
     expected = crowded.generate(**body)["text"]
     with connect(crowded, generate({**body, "stream": True, "logprobs": 2}), receive_bytes=2048) as connection:
         data = b""
-        while b"event: done" not in data:
+        while not data.endswith(b"\r\n0\r\n\r\n"):  # the last chunk of the answer
             part = connection.recv(700)
             assert part, "the stream was cut"
             data += part

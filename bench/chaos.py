@@ -39,8 +39,8 @@ TURNS = 2
 
 
 @dataclass
-class Story:
-    """A session's text as its client saw it, and what was asked."""
+class ClientSession:
+    """A session's text as its client saw it, and the turns that it requested."""
 
     seed: int
     turns: list[dict[str, Any]] = field(default_factory=list)
@@ -58,6 +58,7 @@ class Proxy:
     dropped: int = 0
 
     async def start(self) -> str:
+        """Listen on a free port, and return the address."""
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
@@ -89,35 +90,37 @@ class Client:
     """Gets whole texts through whatever happens."""
 
     def __init__(self, url: str, counts: Counter[str]) -> None:
+        """Take the address to call and the counter of what happens."""
         self._http = httpx.AsyncClient(base_url=url, timeout=15, limits=httpx.Limits(max_keepalive_connections=0))
         self._counts = counts
 
-    async def tell(self, story: Story, lengths: list[int], rng: random.Random) -> None:
+    async def run(self, session: ClientSession, lengths: list[int], rng: random.Random) -> None:
+        """Generate the turns of a session, one after the other, of these lengths in characters."""
         session_id, position = "", 0
         for n in lengths:
             prompt = "".join(rng.choices(ALPHABET.characters, k=rng.randrange(0, 30)))
-            ask = {"prompt": prompt, "max_chars": n, "temperature": 0.9, "seed": story.seed, "stream": True}
-            story.turns.append({"prompt": prompt, "max_chars": n})
-            story.text += prompt
+            payload = {"prompt": prompt, "max_chars": n, "temperature": 0.9, "seed": session.seed, "stream": True}
+            session.turns.append({"prompt": prompt, "max_chars": n})
+            session.text += prompt
             if session_id:
-                ask["session_id"] = session_id
-            session_id, position = await self._turn(story, ask, position + len(prompt))
-        story.finished = True
-        found = await self._insist("GET", f"/sessions/{session_id}")
-        story.unlocked = found["turn"]["status"] == "length" and found["position"] == position
+                payload["session_id"] = session_id
+            session_id, position = await self._turn(session, payload, position + len(prompt))
+        session.finished = True
+        record = await self._insist("GET", f"/sessions/{session_id}")
+        session.unlocked = record["turn"]["status"] == "length" and record["position"] == position
 
-    async def _turn(self, story: Story, ask: dict[str, Any], position: int) -> tuple[str, int]:
+    async def _turn(self, session: ClientSession, payload: dict[str, Any], position: int) -> tuple[str, int]:
         key, session_id = str(uuid.uuid4()), ""
-        first, before = position, story.text
+        start_position, start_text = position, session.text
         while True:
             if not session_id:  # what came without a session, while Redis was away, cannot be gone on with
-                position, story.text = first, before
+                position, session.text = start_position, start_text
             if session_id:
                 request = self._http.build_request(
                     "GET", f"/sessions/{session_id}/stream", headers={"Last-Event-ID": str(position)}
                 )
             else:
-                request = self._http.build_request("POST", "/generate", json=ask, headers={"Idempotency-Key": key})
+                request = self._http.build_request("POST", "/generate", json=payload, headers={"Idempotency-Key": key})
             try:
                 response = await self._http.send(request, stream=True)
                 if response.status_code != 200:
@@ -133,7 +136,7 @@ class Client:
                             session_id = event.data["session_id"] or ""
                         elif event.name == "message":
                             assert event.id is not None
-                            story.text += event.data["text"]
+                            session.text += event.data["text"]
                             position += len(event.data["text"])
                             if position != event.id:
                                 self._counts["events out of place"] += 1
@@ -146,8 +149,8 @@ class Client:
             except (httpx.TransportError, json.JSONDecodeError):
                 self._counts["connection lost"] += 1
             await asyncio.sleep(0.05)
-            if position == first and not session_id:
-                self._counts["asked again by key"] += 1
+            if position == start_position and not session_id:
+                self._counts["repeated by key"] += 1
             else:
                 self._counts["resumed"] += 1
 
@@ -156,8 +159,8 @@ class Client:
             with suppress(httpx.TransportError):
                 response = await self._http.request(method, path)
                 if response.status_code == 200:
-                    found: dict[str, Any] = response.json()
-                    return found
+                    record: dict[str, Any] = response.json()
+                    return record
             await asyncio.sleep(0.1)
 
 
@@ -199,6 +202,7 @@ async def _is_writing(service: Service) -> bool:
 
 
 async def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Run the streams beside the kills, and return the counts."""
     rng, counts = random.Random(args.seed), Counter[str]()
     model = random_checkpoint(n_layers=2, n_hidden=32)
     store = Path(tempfile.mkdtemp(prefix="chaos-"))
@@ -214,48 +218,48 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         service.start()
     proxy = Proxy([s.port for s in services], rng)
     client = Client(await proxy.start(), counts)
-    stories: list[Story] = []
-    asked, done = 0, asyncio.Event()
+    sessions: list[ClientSession] = []
+    requested, done = 0, asyncio.Event()
 
-    async def one_after_the_other() -> None:
-        nonlocal asked
-        while asked < args.characters or counts["kills"] < args.kills:  # there is something to kill until the end
+    async def run_sessions() -> None:
+        nonlocal requested
+        while requested < args.characters or counts["kills"] < args.kills:  # there is something to kill until the end
             lengths = [rng.randrange(1000, 4000) for _ in range(TURNS)]
-            asked += sum(lengths)
-            story = Story(seed=rng.getrandbits(40))
-            stories.append(story)
-            await client.tell(story, lengths, random.Random(story.seed))
+            requested += sum(lengths)
+            session = ClientSession(seed=rng.getrandbits(40))
+            sessions.append(session)
+            await client.run(session, lengths, random.Random(session.seed))
 
     started = time.monotonic()
     attacker = asyncio.create_task(attack(services, redis, args.kills, rng, done, counts))
-    await asyncio.gather(*(one_after_the_other() for _ in range(args.streams)))
+    await asyncio.gather(*(run_sessions() for _ in range(args.streams)))
     done.set()
     await attacker
-    took = time.monotonic() - started
+    seconds = time.monotonic() - started
     for service in services:
         service.kill()
     redis.remove()
     counts["connections dropped by the proxy"] = proxy.dropped
-    return judge(stories, counts, model.network(), took)
+    return compare(sessions, counts, model.network(), seconds)
 
 
-def judge(stories: list[Story], counts: Counter[str], network: Any, took: float) -> dict[str, Any]:
-    """Every text against the one made alone."""
-    (alone, _), changed = choose(network, 1), 0
-    for story in stories:
+def compare(sessions: list[ClientSession], counts: Counter[str], network: Any, seconds: float) -> dict[str, Any]:
+    """Compare every text with the one that a stepper writes by itself, and count what happened."""
+    (stepper, _), changed = choose(network, 1), 0
+    for session in sessions:
         text = ""
-        for turn in story.turns:
+        for turn in session.turns:
             prompt = text + turn["prompt"]
             text = prompt + "".join(
-                write(alone, ALPHABET, prompt, turn["max_chars"], SamplingParams(0.9), story.seed, block_steps=256)
+                write(stepper, ALPHABET, prompt, turn["max_chars"], SamplingParams(0.9), session.seed, block_steps=256)
             )
-        changed += text != story.text
+        changed += text != session.text
     return {
-        "sessions": len(stories),
-        "characters": sum(len(s.text) for s in stories),
-        "seconds": round(took, 1),
-        "finished": sum(s.finished for s in stories),
-        "left locked": sum(not s.unlocked for s in stories),
+        "sessions": len(sessions),
+        "characters": sum(len(s.text) for s in sessions),
+        "seconds": round(seconds, 1),
+        "finished": sum(s.finished for s in sessions),
+        "left locked": sum(not s.unlocked for s in sessions),
         "texts changed": changed,
         **dict(sorted(counts.items())),
     }
@@ -276,6 +280,7 @@ def _off_by_one(folder: Path) -> Path:
 
 
 def main() -> int:
+    """Return 0 if no text was changed, lost or left locked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--streams", type=int, default=200)

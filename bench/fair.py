@@ -24,63 +24,67 @@ import httpx
 from bench.serve import load, settled
 from model.checkpoints import registry
 from tests.conftest import ALPHABET, random_checkpoint
-from tests.leavers import held, wave
+from tests.leavers import resources, wave
 from tests.servers import RedisServer, Service
 
 
 def prompt(service: Service, args: argparse.Namespace) -> dict[str, Any]:
+    """Measure the gaps of streams without and beside one very long prompt."""
     spec = {"streams": args.streams, "seconds": args.seconds, "warm_s": 1.5, "chars": 1_000_000}
-    usual = load(service.port, **spec)
+    baseline = load(service.port, **spec)
     settled(service)
-    told: dict[str, float] = {}
+    read: dict[str, float] = {}
 
-    def read_a_long_one() -> None:
+    def read_a_long_prompt() -> None:
         time.sleep(2.0)
         text = "".join(random.Random(1).choices(ALPHABET.characters, k=args.prompt))
         began = time.monotonic()
         with httpx.stream("POST", f"{service.url}/generate", timeout=600,
                           json={"prompt": text, "max_chars": 20, "stream": True}) as response:  # fmt: skip
-            told["status"] = response.status_code
+            read["status"] = response.status_code
             for line in response.iter_lines():
                 if line.startswith("id: "):
-                    told["first_s"] = round(time.monotonic() - began, 1)
+                    read["first_s"] = round(time.monotonic() - began, 1)
                     break
 
-    reader = threading.Thread(target=read_a_long_one)
-    reader.start()
+    thread = threading.Thread(target=read_a_long_prompt)
+    thread.start()
     beside = load(service.port, **spec)
-    reader.join()
+    thread.join()
     settled(service)
-    ratio = beside["gap_ms"]["max"] / usual["gap_ms"]["p99"]
-    print(f"  gaps {usual['gap_ms']} ms, beside the prompt {beside['gap_ms']} ms: {ratio:.2f} of the usual p99")
+    ratio = beside["gap_ms"]["max"] / baseline["gap_ms"]["p99"]
+    print(f"  gaps {baseline['gap_ms']} ms, beside the prompt {beside['gap_ms']} ms: {ratio:.2f} of the baseline p99")
     return {
-        "usual_gap_ms": usual["gap_ms"],
+        "baseline_gap_ms": baseline["gap_ms"],
         "gap_ms_beside_prompt": beside["gap_ms"],
-        "longest_gap_of_usual_p99": round(ratio, 2),
-        "usual_longest_of_usual_p99": round(usual["gap_ms"]["max"] / usual["gap_ms"]["p99"], 2),
-        "chars_per_s": [round(usual["chars_per_s"]), round(beside["chars_per_s"])],
-        "prompt_status": told["status"],
-        "prompt_first_char_s": told["first_s"],
+        "longest_gap_of_baseline_p99": round(ratio, 2),
+        "baseline_longest_of_baseline_p99": round(baseline["gap_ms"]["max"] / baseline["gap_ms"]["p99"], 2),
+        "chars_per_s": [round(baseline["chars_per_s"]), round(beside["chars_per_s"])],
+        "prompt_status": read["status"],
+        "prompt_first_char_s": read["first_s"],
     }
 
 
 def leavers(service: Service, args: argparse.Namespace) -> dict[str, Any]:
+    """Measure how soon slots are free after waves of clients hang up, and what stays allocated."""
     # Threads and connections to Redis are made when none is free, up to a limit: after this, one more is a leak.
     with ThreadPoolExecutor(2 * args.slots) as clients:
-        said = list(clients.map(lambda _: _one(service), range(2 * args.slots)))
-    assert set(said) == {200}, said
+        statuses = list(clients.map(lambda _: _one(service), range(2 * args.slots)))
+    assert set(statuses) == {200}, statuses
     for _ in range(4):
         wave(service, args.slots)
     settled(service)
-    before = held(service)
+    before = resources(service)
     waits = [wave(service, args.slots) for _ in range(args.waves)]
     time.sleep(1.0)
-    print(f"  {args.waves} waves of {args.slots}: free after {max(waits):.3f} s at most; {before} -> {held(service)}")
+    print(
+        f"  {args.waves} waves of {args.slots}: free after {max(waits):.3f} s at most; {before} -> {resources(service)}"
+    )
     return {
         "left": args.waves * args.slots,
         "free_after_s_at_most": round(max(waits), 3),
-        "held_before": before,
-        "held_after": held(service),
+        "resources_before": before,
+        "resources_after": resources(service),
     }
 
 
@@ -89,6 +93,7 @@ def _one(service: Service) -> int:
 
 
 def main() -> None:
+    """Run both measurements on a service of their own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="2x512", help="layers x hidden units")
     parser.add_argument("--streams", type=int, default=32)

@@ -3,7 +3,7 @@
     python -m bench.load '{"port": 8000, "streams": 64, "seconds": 5}'     # closed: so many at a time, always
     python -m bench.load '{"port": 8000, "rate": 20.0, "seconds": 5}'      # open: Poisson arrivals, whatever happens
 
-It parses no JSON: of a stream it reads the status, the positions and the end. With "look_s" it reads all sockets only
+It parses no JSON: of a stream it reads the status, the positions and the end. With "poll_s" it reads all sockets only
 so often, so that it costs next to nothing; times are then that coarse. The result is JSON, its own CPU time within.
 """
 
@@ -25,18 +25,21 @@ _STATUS = re.compile(rb"HTTP/1\.1 (\d+)")
 
 @dataclass
 class Load:
+    """The load to produce: its rate or its streams, and its requests."""
+
     port: int
     seconds: float
     streams: int = 0  # closed: calls at a time; 0 is open
     rate: float = 0.0  # open: calls a second
     chars: int = 1000
     prompt: str = "hello there "
-    look_s: float = 0.0
+    poll_s: float = 0.0
     leave_after: int = 0  # closed: hang up after so many events
     warm_s: float = 0.0  # what arrives before is not counted
     seed: int = 1
 
     def request(self, seed: int) -> bytes:
+        """Return the bytes of one POST /generate."""
         body = json.dumps({"prompt": self.prompt, "max_chars": self.chars, "seed": seed, "stream": True})
         head = f"POST /generate HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nContent-Type: application/json\r\n"
         return f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
@@ -44,6 +47,8 @@ class Load:
 
 @dataclass(eq=False)
 class Call:
+    """One request and what arrived of its answer. Times are those of time.monotonic."""
+
     connection: socket.socket
     began: float
     status: int = 0
@@ -59,8 +64,8 @@ class Call:
     def take(self, data: bytes, now: float) -> int:
         """Read what came; how many new characters are in it."""
         text = self.tail + data
-        if not self.status and (found := _STATUS.match(text)):
-            self.status = int(found[1])
+        if not self.status and (matched := _STATUS.match(text)):
+            self.status = int(matched[1])
         self.retry_after |= b"Retry-After: " in text
         self.done |= b"event: done" in text
         ids = _ID.findall(text)
@@ -79,7 +84,10 @@ class Call:
 
 
 class Client:
+    """All calls of a load, read by one thread."""
+
     def __init__(self, load: Load) -> None:
+        """Take the load; nothing is sent before `run`."""
         self.load = load
         self.rng = random.Random(load.seed)
         self.selector = selectors.DefaultSelector()
@@ -89,6 +97,7 @@ class Client:
         self.chars_done = 0  # of calls that were answered whole
 
     def run(self) -> dict[str, Any]:
+        """Produce the load, and return what was measured."""
         load, cpu = self.load, time.process_time()
         start = time.monotonic()
         self.counts_from, end = start + load.warm_s, start + load.warm_s + load.seconds
@@ -103,8 +112,8 @@ class Client:
                     next_call += self.rng.expovariate(load.rate)
             wait = end - now if load.streams else min(end, next_call) - now
             self.read(max(0.0, wait))
-            if load.look_s:
-                time.sleep(load.look_s)
+            if load.poll_s:
+                time.sleep(load.poll_s)
         characters = self.characters
         if not load.streams:  # the calls that arrived in time are part of the load: see them to their ends
             deadline = time.monotonic() + 30
@@ -115,6 +124,7 @@ class Client:
         return self.result(characters, time.process_time() - cpu, time.monotonic() - start)
 
     def call(self, now: float) -> None:
+        """Open a connection, and send one request."""
         connection = socket.create_connection(("127.0.0.1", self.load.port))
         connection.setblocking(False)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
@@ -124,6 +134,7 @@ class Client:
         self.selector.register(connection, selectors.EVENT_READ, call)
 
     def read(self, wait_s: float) -> None:
+        """Read what has arrived within these seconds."""
         for key, _ in self.selector.select(wait_s):
             call: Call = key.data
             try:
@@ -140,12 +151,14 @@ class Client:
                 self.leave(call)
 
     def leave(self, call: Call) -> None:
+        """Close a connection, whether its answer has ended or not."""
         self.selector.unregister(call.connection)
         call.connection.close()
         self.live.discard(call)
         self.over.append(call)
 
     def result(self, characters: int, cpu_s: float, took_s: float) -> dict[str, Any]:
+        """Return rates, percentiles of the waiting times in milliseconds, and counts of statuses."""
         statuses: dict[str, int] = {}
         for call in self.over:
             statuses[str(call.status)] = statuses.get(str(call.status), 0) + 1

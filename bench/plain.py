@@ -25,6 +25,7 @@ from tests.servers import ROOT, eventually
 
 
 def create_app() -> Flask:
+    """Build the application from the promoted checkpoint of CHECKPOINT_DIR."""
     path = registry.promoted_path(Path(os.environ["CHECKPOINT_DIR"]))
     assert path is not None
     loaded = file_format.load(path)
@@ -50,8 +51,8 @@ def create_app() -> Flask:
 
     @app.post("/generate")
     def generate() -> Response:
-        asked = request.get_json()
-        return Response(write(asked["prompt"], asked["max_chars"]), mimetype="text/event-stream")
+        payload = request.get_json()
+        return Response(write(payload["prompt"], payload["max_chars"]), mimetype="text/event-stream")
 
     return app
 
@@ -60,6 +61,7 @@ class PlainService:
     """The above under gunicorn, with a thread for every stream."""
 
     def __init__(self, checkpoints: Path) -> None:
+        """Start it on a free port."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]

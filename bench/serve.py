@@ -3,7 +3,7 @@
     python -m bench.serve [--model 2x512] [--precision fp32] [--seconds 4] [--parts streams,loads,plain]
 
 A real service (gunicorn, Redis for the sessions) and its client share this machine's cores; the client is one light
-process (bench/load.py), and the CPU time of both is told. Bare is the same engine in this process, nobody reading.
+process (bench/load.py), and the CPU time of both is printed. Bare is the same engine in this process, nobody reading.
 Parts: 64 streams against bare, in turn; open Poisson loads at 0.5, 1, 2 and 4 times the capacity measured, in calls of
 --chars characters; and the same closed load on the server of a course: Flask, nn.LSTM, one text at a time a thread
 (bench/plain.py). A block is what the service says one takes, its target where nobody waits. The last line is JSON.
@@ -54,6 +54,7 @@ class Bare:
     """The engine alone, in this process, with texts that never end and that nobody reads."""
 
     def __init__(self, model: Checkpoint, streams: int, precision: WeightPrecision, block_s: float) -> None:
+        """Start an engine with a slot for each stream."""
         stepper, self.stepper = choose(model.network(), streams, "cpu", precision)
         self.counter = CharCounter()
         self.engine = Engine(
@@ -63,6 +64,7 @@ class Bare:
         self.engine.start()
 
     def chars_per_s(self, seconds: float) -> float:
+        """Return the rate of all its slots over these seconds."""
         feed = np.array([self.engine.vocab.start], np.int32)
         streams = [
             self.engine.submit(SequenceRequest(feed, 0, 10**9, SamplingParams(), seed)) for seed in range(self.streams)
@@ -92,10 +94,12 @@ def cpu_s(pids: list[int]) -> float:
 
 
 def metrics(service: Service) -> dict[str, float]:
+    """Return the values of /metrics by name."""
     return scraped(httpx.get(f"{service.url}/metrics").text)
 
 
 def settled(service: Service) -> None:
+    """Wait until no request is in flight."""
     eventually(lambda: service.client.get("/readyz").json()["in_flight"] == 0, within_s=60)
 
 
@@ -105,11 +109,11 @@ def streams(service: Service, bare: Bare, args: argparse.Namespace) -> dict[str,
     for _ in range(args.rounds):
         alone.append(bare.chars_per_s(args.seconds))
         before, began = cpu_s(service.workers()), time.monotonic()
-        told = load(service.port, streams=args.streams, seconds=args.seconds, warm_s=0.7, chars=100_000, look_s=0.2)
+        result = load(service.port, streams=args.streams, seconds=args.seconds, warm_s=0.7, chars=100_000, poll_s=0.2)
         server.append((cpu_s(service.workers()) - before) / (time.monotonic() - began))
         settled(service)
-        rates.append(told["chars_per_s"])
-        client.append(told["client_cpu"])
+        rates.append(result["chars_per_s"])
+        client.append(result["client_cpu"])
         ratios.append(rates[-1] / alone[-1])
         print(f"  {args.streams} streams {rates[-1]:,.0f} chars/s, bare {alone[-1]:,.0f}: {ratios[-1]:.3f}", flush=True)
     return {
@@ -124,7 +128,7 @@ def streams(service: Service, bare: Bare, args: argparse.Namespace) -> dict[str,
 def loads(service: Service, args: argparse.Namespace) -> dict[str, Any]:
     """Poisson loads at multiples of the capacity that a closed load shows."""
     closed = load(
-        service.port, streams=args.streams, seconds=2 * args.seconds, warm_s=1.5, chars=args.chars, look_s=0.02
+        service.port, streams=args.streams, seconds=2 * args.seconds, warm_s=1.5, chars=args.chars, poll_s=0.02
     )
     settled(service)
     capacity = closed["chars_per_s"] / args.chars
@@ -132,20 +136,22 @@ def loads(service: Service, args: argparse.Namespace) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for times in (0.5, 1.0, 2.0, 4.0):
         before, cpu, began = metrics(service), cpu_s(service.workers()), time.monotonic()
-        told = load(
+        result = load(
             service.port, rate=capacity * times, seconds=args.load_s, warm_s=3.0, chars=args.chars,
-            look_s=0.0 if times < 1 else 0.02,
+            poll_s=0.0 if times < 1 else 0.02,
         )  # fmt: skip
-        told["server_cpu"] = (cpu_s(service.workers()) - cpu) / (time.monotonic() - began)
+        result["server_cpu"] = (cpu_s(service.workers()) - cpu) / (time.monotonic() - began)
         settled(service)
         after = metrics(service)
         blocks = after["longhand_block_seconds_count"] - before["longhand_block_seconds_count"]
-        told["block_ms"] = 1000 * (after["longhand_block_seconds_sum"] - before["longhand_block_seconds_sum"]) / blocks
-        rows[f"{times:g}x"] = told
+        result["block_ms"] = (
+            1000 * (after["longhand_block_seconds_sum"] - before["longhand_block_seconds_sum"]) / blocks
+        )
+        rows[f"{times:g}x"] = result
         print(
-            f"  {times:g}x: {told['chars_per_s']:,.0f} chars/s, first {told['first_ms']}, gaps {told['gap_ms']}, "
-            f"{told['statuses']}, blocks of {told['block_ms']:.1f} ms, CPU of client {told['client_cpu']:.2f} "
-            f"and service {told['server_cpu']:.2f}",
+            f"  {times:g}x: {result['chars_per_s']:,.0f} chars/s, first {result['first_ms']}, gaps {result['gap_ms']}, "
+            f"{result['statuses']}, blocks of {result['block_ms']:.1f} ms, CPU of client {result['client_cpu']:.2f} "
+            f"and service {result['server_cpu']:.2f}",
             flush=True,
         )
     peak = max(row["chars_per_s"] for row in rows.values())
@@ -166,12 +172,15 @@ def plain(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     from bench.plain import PlainService
 
     with PlainService(folder) as service:
-        told = load(service.port, streams=args.streams, seconds=2 * args.seconds, warm_s=1.5, chars=100_000, look_s=0.2)
-    print(f"  Flask and nn.LSTM: {told['chars_per_s']:,.0f} chars/s", flush=True)
-    return {"plain_chars_per_s": round(told["chars_per_s"])}
+        result = load(
+            service.port, streams=args.streams, seconds=2 * args.seconds, warm_s=1.5, chars=100_000, poll_s=0.2
+        )
+    print(f"  Flask and nn.LSTM: {result['chars_per_s']:,.0f} chars/s", flush=True)
+    return {"plain_chars_per_s": round(result["chars_per_s"])}
 
 
 def main() -> None:
+    """Run the measurements that were chosen, and print them; the last line is JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="2x512", help="layers x hidden units")
     parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32")

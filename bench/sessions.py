@@ -42,6 +42,7 @@ BLOCK = 4096  # characters read at a time
 
 
 def main() -> None:
+    """Run all measurements, and print them; the last line is JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=_numbers, default=[10**4, 10**5])
     parser.add_argument("--million", action="store_true", help="10^6 sessions too")

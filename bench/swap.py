@@ -37,6 +37,7 @@ TRAINED = {"corpus": "words", "batch_size": 4, "seq_length": 16, "n_hidden": 16,
 
 
 def main() -> None:
+    """Run both measurements on one service; the last line is JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--promotions", type=int, default=20)
@@ -96,7 +97,7 @@ def swap(service: Service, folder: Path, args: argparse.Namespace) -> dict[str, 
                 texts.append((events[0].data["model"]["fingerprint"], seed, text))
                 seed += 1000
 
-    def ask() -> None:
+    def send_requests() -> None:
         with httpx.Client(base_url=service.url, timeout=600) as client:
             while not done.is_set():
                 statuses[client.post("/generate", json={"max_chars": 1}).status_code] += 1
@@ -104,21 +105,23 @@ def swap(service: Service, folder: Path, args: argparse.Namespace) -> dict[str, 
     for _ in range(2):  # what is allocated once, at the first models, is not growth
         for path in paths[:4]:
             _promote(service, path)
-    eventually(lambda: _told(service)["retired_models"] == 0)
+    eventually(lambda: _readyz(service)["retired_models"] == 0)
     before = _memory_mb(service)
-    threads = [threading.Thread(target=stream, args=(i,)) for i in range(args.streams)] + [threading.Thread(target=ask)]
+    threads = [threading.Thread(target=stream, args=(i,)) for i in range(args.streams)] + [
+        threading.Thread(target=send_requests)
+    ]
     for thread in threads:
         thread.start()
-    eventually(lambda: _told(service)["in_flight"] >= args.streams)
+    eventually(lambda: _readyz(service)["in_flight"] >= args.streams)
     seen_s, most_retiring = [], 0
     for path in [*paths[1:], paths[0]][: args.promotions]:
         seen_s.append(_promote(service, path))
-        most_retiring = max(most_retiring, _told(service)["retired_models"])
+        most_retiring = max(most_retiring, _readyz(service)["retired_models"])
         time.sleep(0.5)
     done.set()
     for thread in threads:
         thread.join()
-    eventually(lambda: _told(service)["retired_models"] == 0)
+    eventually(lambda: _readyz(service)["retired_models"] == 0)
     after = _memory_mb(service)
     return {
         "streams": args.streams,
@@ -143,7 +146,7 @@ def kill(service: Service, worker: Worker, folder: Path, args: argparse.Namespac
     done = threading.Event()
     unreadable = 0
 
-    def ask() -> None:
+    def send_requests() -> None:
         nonlocal unreadable
         with httpx.Client(base_url=service.url, timeout=600) as client:
             while not done.is_set():
@@ -154,13 +157,13 @@ def kill(service: Service, worker: Worker, folder: Path, args: argparse.Namespac
                     except Exception:
                         unreadable += 1
 
-    asker = threading.Thread(target=ask)
-    asker.start()
+    thread = threading.Thread(target=send_requests)
+    thread.start()
     jobs: list[str] = []
     killed: list[int] = []
     while len(killed) < args.kills:
-        wanted = {**TRAINED, "steps": 3000, "validations": 30, "promote": "always"}
-        jobs.append(service.client.post("/retrain", json=wanted).json()["job_id"])
+        payload = {**TRAINED, "steps": 3000, "validations": 30, "promote": "always"}
+        jobs.append(service.client.post("/retrain", json=payload).json()["job_id"])
         for _ in range(rng.choice([1, 1, 2, 4])):
             job_id = jobs[-1]
             if len(killed) == args.kills or not _comes(service, worker, job_id, killed):
@@ -172,7 +175,7 @@ def kill(service: Service, worker: Worker, folder: Path, args: argparse.Namespac
                 killed.append(horse)
         eventually(lambda: _state(service, jobs[-1]) not in ("queued", "running"), within_s=300)
     done.set()
-    asker.join()
+    thread.join()
     ends = Counter(_state(service, job_id) for job_id in jobs)
     failed = [service.client.get(f"/jobs/{job_id}").json() for job_id in jobs]
     return {
@@ -198,13 +201,13 @@ def _promote(service: Service, path: Path) -> float:
     """Promote by hand, as another process would; seconds until new requests get it."""
     fingerprint, began = file_format.read_info(path).fingerprint, time.monotonic()
     registry.promote(path)
-    eventually(lambda: _told(service)["model"]["fingerprint"] == fingerprint, within_s=120)
+    eventually(lambda: _readyz(service)["model"]["fingerprint"] == fingerprint, within_s=120)
     return time.monotonic() - began
 
 
-def _told(service: Service) -> dict[str, Any]:
-    told: dict[str, Any] = service.client.get("/readyz").json()
-    return told
+def _readyz(service: Service) -> dict[str, Any]:
+    body: dict[str, Any] = service.client.get("/readyz").json()
+    return body
 
 
 def _state(service: Service, job_id: str) -> str:

@@ -41,7 +41,7 @@ def in_flight(service: Service) -> int:
     return number
 
 
-def held(service: Service) -> dict[str, int]:
+def resources(service: Service) -> dict[str, int]:
     """Threads and descriptors of the service's workers."""
     pids = service.workers()
     return {

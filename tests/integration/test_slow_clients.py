@@ -91,7 +91,9 @@ def test_more_readers_that_never_read_than_threads_hold_up_nobody(crowded: Servi
         began = time.monotonic()
         assert httpx.get(f"{crowded.url}/healthz", timeout=20).status_code == 200
         assert time.monotonic() - began < HEAD_S / 2
-        eventually(lambda: crowded.client.get("/readyz").json()["in_flight"] == 0, within_s=300)  # the reference stepper is slow
+        eventually(
+            lambda: crowded.client.get("/readyz").json()["in_flight"] == 0, within_s=300
+        )  # the reference stepper is slow
         is_quick(crowded)
 
 

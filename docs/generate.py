@@ -127,8 +127,8 @@ def settings_table() -> str:
     rows = []
     for name, field in Settings.model_json_schema()["properties"].items():
         default = field.get("default")
-        shown = code(default) if default not in ("", [], None) else "empty"
-        rows.append((code(name.upper()), _type(field), shown, field["description"]))
+        default_text = code(default) if default not in ("", [], None) else "empty"
+        rows.append((code(name.upper()), _type(field), default_text, field["description"]))
     return table(("variable", "type", "default", "meaning"), rows)
 
 

@@ -22,7 +22,7 @@ USAGE_ERROR = 2
 MINUTES = next(f for f in fields(TrainConfig) if f.name == "minutes")
 """The setting that --minutes of the service's programs stands for."""
 
-_SHOWN_CHARACTERS = 80
+_QUOTED_CHARACTERS = 80
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -115,5 +115,5 @@ def checked(check: Callable[[str], object]) -> Callable[[str], str]:
 
 def unexpected(text: str, expected: str) -> argparse.ArgumentTypeError:
     """Return the error about an argument, with the text that was given, shortened where it is long."""
-    shown = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
-    return argparse.ArgumentTypeError(f"got {shown!r}, expected {expected}")
+    quoted = text if len(text) <= _QUOTED_CHARACTERS else f"{text[:_QUOTED_CHARACTERS]}..."
+    return argparse.ArgumentTypeError(f"got {quoted!r}, expected {expected}")

@@ -41,8 +41,8 @@ import json
 import math
 from typing import Any, ClassVar
 
-_SHOWN_CHARS = 80
-_SHOWN_LIST_CHARS = 4000
+_QUOTED_CHARS = 80
+_QUOTED_LIST_CHARS = 4000
 
 
 class ServiceError(Exception):
@@ -268,7 +268,7 @@ def _shortened(value: Any) -> str:
         text = repr(value)
     except ValueError:  # Python writes out no integer of more than 4,300 digits
         return "a number with thousands of digits"
-    return text if len(text) <= _SHOWN_CHARS else f"{text[:60]}... ({len(text)} characters)"
+    return text if len(text) <= _QUOTED_CHARS else f"{text[:60]}... ({len(text)} characters)"
 
 
 def _as_json(value: Any) -> Any:
@@ -279,5 +279,5 @@ def _as_json(value: Any) -> Any:
         text = json.dumps(value, allow_nan=False)
     except (ValueError, TypeError):  # no JSON, or infinity somewhere inside
         return _shortened(value)
-    is_small = len(text) <= (_SHOWN_LIST_CHARS if isinstance(value, list) else _SHOWN_CHARS)
+    is_small = len(text) <= (_QUOTED_LIST_CHARS if isinstance(value, list) else _QUOTED_CHARS)
     return value if is_small and not isinstance(value, dict) else _shortened(value)

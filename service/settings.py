@@ -237,8 +237,8 @@ def read_settings(*, embeds_redis: bool = False) -> Settings:
 
 
 def _problem(name: str, value: Any, message: str) -> str:
-    shown = redacted(str(value)) if name in _URLS else "..." if name in _SECRETS else repr(value)
-    return f"{name.upper()}={shown}: {message.removeprefix('Value error, ')}"
+    value_text = redacted(str(value)) if name in _URLS else "..." if name in _SECRETS else repr(value)
+    return f"{name.upper()}={value_text}: {message.removeprefix('Value error, ')}"
 
 
 def loopback_only(settings: Settings) -> bool:

@@ -114,9 +114,9 @@ class Sweep:
         except ModelError:
             raise
         except Exception as e:  # whatever the storage's library raises for a server or a disk that is unavailable
-            shown = without_password(storage)
-            problem = f"got {shown!r}, which cannot be used ({without_password(str(e))})"
-            raise ConfigError(problem, field="storage", value=shown) from e
+            public_url = without_password(storage)
+            problem = f"got {public_url!r}, which cannot be used ({without_password(str(e))})"
+            raise ConfigError(problem, field="storage", value=public_url) from e
 
     def run(
         self,

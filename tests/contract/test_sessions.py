@@ -123,12 +123,12 @@ def loaded(sessions: SessionStore, id: str) -> Session:
 def test_a_session_comes_back_with_the_bits_it_had(sessions: SessionStore) -> None:
     """What is committed is what is loaded, to the bit, and so is what the next turn is given, and the turn itself."""
     id = saved(sessions, session())
-    held = sessions.acquire(id, lease_s=10)
-    for found in (loaded(sessions, id), held.session):
+    leased = sessions.acquire(id, lease_s=10)
+    for found in (loaded(sessions, id), leased.session):
         assert found is not None
         assert found.to_bytes() == session().to_bytes()
-    assert held.turn is not None
-    assert (held.turn.record, held.turn.start, held.turn.finish_reason) == (record(), None, "length")
+    assert leased.turn is not None
+    assert (leased.turn.record, leased.turn.start, leased.turn.finish_reason) == (record(), None, "length")
 
 
 def test_what_is_not_there_is_said(sessions: SessionStore) -> None:
@@ -213,11 +213,11 @@ def test_an_interrupted_turn_leaves_what_resuming_it_needs(kind: Kind) -> None:
     _, turn = sessions.load(id)
     assert turn is not None
     assert (turn.is_running, turn.status) == (False, "interrupted")
-    held = sessions.acquire(id, lease_s=10)
-    assert held.turn is not None
-    assert held.turn.record == record(7)
-    assert held.turn.finish_reason == ""
-    positions = [s.position if s else None for s in (held.turn.start, held.turn.previous_save, held.session)]
+    leased = sessions.acquire(id, lease_s=10)
+    assert leased.turn is not None
+    assert leased.turn.record == record(7)
+    assert leased.turn.finish_reason == ""
+    positions = [s.position if s else None for s in (leased.turn.start, leased.turn.previous_save, leased.session)]
     assert positions == [7, 20, 30]
 
 
@@ -239,19 +239,19 @@ def test_an_abandoned_lease_leaves_all_as_it_was(sessions: SessionStore) -> None
     token = sessions.acquire(id, lease_s=10).token
     sessions.abandon(id, token)
     sessions.abandon(id, token)
-    held = sessions.acquire(id, lease_s=10)
-    assert held.session is not None
-    assert held.session.to_bytes() == session().to_bytes()
-    assert held.turn is not None
-    assert held.turn.record == record()
+    leased = sessions.acquire(id, lease_s=10)
+    assert leased.session is not None
+    assert leased.session.to_bytes() == session().to_bytes()
+    assert leased.turn is not None
+    assert leased.turn.record == record()
 
 
 def test_a_new_session_that_was_abandoned_never_was(sessions: SessionStore) -> None:
     """Nothing is stored before the turn begins."""
     id = new_session_id()
-    held = sessions.acquire(id, is_new=True, lease_s=10)
-    assert (held.session, held.turn) == (None, None)
-    sessions.abandon(id, held.token)
+    leased = sessions.acquire(id, is_new=True, lease_s=10)
+    assert (leased.session, leased.turn) == (None, None)
+    sessions.abandon(id, leased.token)
     assert sessions.load(id)[0] is None
     with pytest.raises(UnknownSession):
         sessions.acquire(id, lease_s=10)
@@ -283,15 +283,15 @@ def test_keys_of_earlier_turns_are_known(sessions: SessionStore) -> None:
     """The last turn's key and those before are remembered; another's is not."""
     a, b, c = "a" * 32, "b" * 32, "c" * 32
     id = saved(sessions, session(), key=a)
-    held = sessions.acquire(id, lease_s=10, key=a)
-    assert held.turn is not None
-    assert (held.turn.record.key, held.has_key) == (a, True)
-    sessions.begin(id, held.token, record(7, key=b), session(), 10)
-    sessions.commit(id, held.token, session(8), "length")
-    held = sessions.acquire(id, lease_s=10, key=a)
-    assert held.turn is not None
-    assert (held.turn.record.key, held.has_key) == (b, True)
-    sessions.abandon(id, held.token)
+    leased = sessions.acquire(id, lease_s=10, key=a)
+    assert leased.turn is not None
+    assert (leased.turn.record.key, leased.has_key) == (a, True)
+    sessions.begin(id, leased.token, record(7, key=b), session(), 10)
+    sessions.commit(id, leased.token, session(8), "length")
+    leased = sessions.acquire(id, lease_s=10, key=a)
+    assert leased.turn is not None
+    assert (leased.turn.record.key, leased.has_key) == (b, True)
+    sessions.abandon(id, leased.token)
     assert sessions.acquire(id, lease_s=10, key=c).has_key is False
 
 

@@ -18,8 +18,8 @@ JOB = ROOT / "deploy/kubernetes/gpu/train-job.yaml"
 
 def every() -> list[tuple[str, dict[str, Any]]]:
     """Return all objects: those of each kustomization, and the job that is applied by hand."""
-    found = [(folder.name, each) for folder in KUSTOMIZATIONS for each in rendered(folder)]
-    found += [("job", each) for each in yaml.safe_load_all(JOB.read_text())]
+    found = [(folder.name, item) for folder in KUSTOMIZATIONS for item in rendered(folder)]
+    found += [("job", item) for item in yaml.safe_load_all(JOB.read_text())]
     return found
 
 
@@ -31,13 +31,13 @@ def objects() -> list[tuple[str, dict[str, Any]]]:
 def test_every_object_is_valid(objects: list[tuple[str, dict[str, Any]]]) -> None:
     """Validation is strict: a field that the API does not know is an error."""
     assert {name for name, _ in objects} == {"base", "gpu", "autoscaling", "job"}
-    for name, each in objects:
-        assert kubernetes_validate.validate(each, VERSION, strict=True) == VERSION, name
+    for name, item in objects:
+        assert kubernetes_validate.validate(item, VERSION, strict=True) == VERSION, name
 
 
 def test_a_wrong_field_would_be_seen(objects: list[tuple[str, dict[str, Any]]]) -> None:
     """The validation above can fail."""
-    deployment = next(each for _, each in objects if each["kind"] == "Deployment")
+    deployment = next(item for _, item in objects if item["kind"] == "Deployment")
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate({**deployment, "replica": 2}, VERSION, strict=True)
 
@@ -45,18 +45,18 @@ def test_a_wrong_field_would_be_seen(objects: list[tuple[str, dict[str, Any]]]) 
 def test_names_that_are_referred_to_exist(objects: list[tuple[str, dict[str, Any]]]) -> None:
     """Selectors match pods; volume claims and scale targets exist. The schema does not check that."""
     for folder in KUSTOMIZATIONS:
-        ours = [each for name, each in objects if name == folder.name]
-        pods = [each["spec"]["template"] for each in ours if each["kind"] == "Deployment"]
+        ours = [item for name, item in objects if name == folder.name]
+        pods = [item["spec"]["template"] for item in ours if item["kind"] == "Deployment"]
         labels = [pod["metadata"]["labels"] for pod in pods]
-        claims = {each["metadata"]["name"] for each in ours if each["kind"] == "PersistentVolumeClaim"}
-        for each in ours:
-            spec = each.get("spec", {})
+        claims = {item["metadata"]["name"] for item in ours if item["kind"] == "PersistentVolumeClaim"}
+        for item in ours:
+            spec = item.get("spec", {})
             selector = spec.get("podSelector") or spec.get("selector") or {}
-            wanted = selector.get("matchLabels", selector)
-            if each["kind"] in ("Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy"):
-                assert wanted
-                assert [found for found in labels if wanted.items() <= found.items()], each["metadata"]["name"]
-            if each["kind"] == "HorizontalPodAutoscaler":
+            selected = selector.get("matchLabels", selector)
+            if item["kind"] in ("Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy"):
+                assert selected
+                assert [found for found in labels if selected.items() <= found.items()], item["metadata"]["name"]
+            if item["kind"] == "HorizontalPodAutoscaler":
                 names = {e["metadata"]["name"] for e in ours if e["kind"] == spec["scaleTargetRef"]["kind"]}
                 assert spec["scaleTargetRef"]["name"] in names
         for pod in pods:
@@ -66,26 +66,26 @@ def test_names_that_are_referred_to_exist(objects: list[tuple[str, dict[str, Any
 
 def test_every_container_is_restricted(objects: list[tuple[str, dict[str, Any]]]) -> None:
     """No root user, no capabilities, a read-only root, limited memory, no token of the cluster."""
-    everything = [each for _, each in objects]
+    everything = [item for _, item in objects]
     assert len(containers(everything)) == 7
     for container in containers(everything):
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
         assert "memory" in container["resources"]["limits"]
-    for each in everything:
-        if each["kind"] in ("Deployment", "Job"):
-            pod = each["spec"]["template"]["spec"]
+    for item in everything:
+        if item["kind"] in ("Deployment", "Job"):
+            pod = item["spec"]["template"]["spec"]
             assert pod["securityContext"]["runAsNonRoot"] is True
             assert pod["automountServiceAccountToken"] is False
 
 
 def test_the_autoscaler_sets_the_replicas(objects: list[tuple[str, dict[str, Any]]]) -> None:
     """Its overlay sets no number of api pods, and its metrics are those of the adapter's rule."""
-    ours = [each for name, each in objects if name == "autoscaling"]
+    ours = [item for name, item in objects if name == "autoscaling"]
     api = next(e for e in ours if e["kind"] == "Deployment" and e["metadata"]["name"] == "longhand-api")
     assert "replicas" not in api["spec"]
-    scaler = next(each for each in ours if each["kind"] == "HorizontalPodAutoscaler")
+    scaler = next(item for item in ours if item["kind"] == "HorizontalPodAutoscaler")
     rule: list[dict[str, Any]] = yaml.safe_load(
         Path(ROOT / "deploy/kubernetes/autoscaling/adapter-rule.yaml").read_text()
     )

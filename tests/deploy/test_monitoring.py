@@ -50,8 +50,8 @@ def selectors(node: Any) -> Iterator[tuple[str, set[str]]]:
     else:
         for name in ("expr", "lhs", "rhs", "args"):
             child = getattr(node, name, None)
-            for each in child if isinstance(child, list) else [child] if child is not None else []:
-                yield from selectors(each)
+            for item in child if isinstance(child, list) else [child] if child is not None else []:
+                yield from selectors(item)
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +71,9 @@ def test_a_query_names_exposed_metrics(exposed: set[str], name: str, query: str)
 
 def test_every_metric_is_in_a_panel(exposed: set[str]) -> None:
     """No metric is exposed without a use: each is in a panel of the dashboard."""
-    shown = {metric for _, query in panels() for metric, _ in selectors(promql_parser.parse(query))}
+    plotted = {metric for _, query in panels() for metric, _ in selectors(promql_parser.parse(query))}
     families = {name for name in exposed if name.startswith("longhand_") and not name.endswith(("_sum", "_count"))}
-    assert families <= shown
+    assert families <= plotted
 
 
 def tool(name: str) -> str:

@@ -70,7 +70,7 @@ def test_the_image_sets_known_settings() -> None:
 def test_the_manifests_set_known_settings(folder: Path) -> None:
     """ConfigMap, variables and the keys of the Secret are valid settings."""
     objects = rendered(folder)
-    maps = {each["metadata"]["name"]: each["data"] for each in objects if each["kind"] == "ConfigMap"}
+    maps = {item["metadata"]["name"]: item["data"] for item in objects if item["kind"] == "ConfigMap"}
     assert maps
     for data in maps.values():
         assert set(data) <= set(SETTINGS)
@@ -94,7 +94,7 @@ def test_a_stopped_container_has_time_to_drain() -> None:
     assert "check inter 1s fastinter 250ms downinter 500ms fall 3" in (ROOT / "deploy/haproxy.cfg").read_text()
     assert notice > seen_after
     base = rendered(ROOT / "deploy/kubernetes/base")
-    data = next(each["data"] for each in base if each["kind"] == "ConfigMap")
+    data = next(item["data"] for item in base if item["kind"] == "ConfigMap")
     pod = next(e for e in base if e["metadata"]["name"] == "longhand-api" and e["kind"] == "Deployment")["spec"]
     pod = pod["template"]["spec"]
     before = float(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
@@ -113,5 +113,5 @@ def _no_key_twice(node: yaml.Node | None, path: Path) -> None:
         keys = [key.value for key, _ in node.value if key.value != "<<"]
         assert len(keys) == len(set(keys)), f"{path}: {keys}"
     for child in node.value if isinstance(node, yaml.MappingNode | yaml.SequenceNode) else ():
-        for each in child if isinstance(child, tuple) else (child,):
-            _no_key_twice(each, path)
+        for item in child if isinstance(child, tuple) else (child,):
+            _no_key_twice(item, path)

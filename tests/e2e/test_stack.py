@@ -27,7 +27,7 @@ from tests.servers import ROOT, eventually
 
 PROJECT = "longhand-e2e"
 KEY = "the-key-of-the-operator"
-ASKED = {"prompt": "KING", "seed": 5, "temperature": 0.8}
+PAYLOAD = {"prompt": "KING", "seed": 5, "temperature": 0.8}
 
 
 def not_verified() -> str:
@@ -104,7 +104,7 @@ class Stack:
         return answer
 
     def generate(self, **body: Any) -> dict[str, Any]:
-        response = self.http.post("/generate", json={**ASKED, **body})
+        response = self.http.post("/generate", json={**PAYLOAD, **body})
         assert response.status_code == 200, response.text
         answer: dict[str, Any] = response.json()
         return answer
@@ -138,7 +138,7 @@ def test_up_builds_and_comes_up(stack: Stack) -> None:
     stack.compose("up", "-d", "--no-build")
     eventually(lambda: stack.code() == 200, within_s=120)
     took("up -d to /readyz", began)
-    eventually(lambda: stack.http.post("/generate", json={**ASKED, "max_chars": 5}).status_code == 200, within_s=180)
+    eventually(lambda: stack.http.post("/generate", json={**PAYLOAD, "max_chars": 5}).status_code == 200, within_s=180)
     took("up -d to a first text", began)
     stack.compose("up", "-d", "--no-build", "--wait", "--wait-timeout", "120")
 
@@ -230,9 +230,9 @@ def test_two_behind_the_proxy(stack: Stack) -> None:
 
 
 def _in_turns(client: Client) -> None:
-    client.turn(**ASKED, max_chars=50)
+    client.turn(**PAYLOAD, max_chars=50)
     for _ in range(3):
-        client.turn(temperature=ASKED["temperature"], max_chars=50)
+        client.turn(temperature=PAYLOAD["temperature"], max_chars=50)
     client.close()
 
 
@@ -250,7 +250,7 @@ def test_one_of_two_goes_under_streams(stack: Stack, how: str) -> None:
                     headers = {"Last-Event-ID": str(client.at)}
                     client.read("GET", f"/sessions/{client.session_id}/stream", headers=headers)
                 else:
-                    client.read("POST", "/generate", json={**ASKED, "max_chars": n, "stream": True})
+                    client.read("POST", "/generate", json={**PAYLOAD, "max_chars": n, "stream": True})
             except httpx.TransportError:
                 assert how == "killed"
         client.close()

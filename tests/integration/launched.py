@@ -90,8 +90,8 @@ class Launched:
         """What /readyz answers with 200, or None."""
         assert self.process.poll() is None, [*self.lines, *self.errors]
         answer = self.get("/readyz")
-        shown: dict[str, Any] | None = answer.json() if answer is not None and answer.status_code == 200 else None
-        return shown
+        body: dict[str, Any] | None = answer.json() if answer is not None and answer.status_code == 200 else None
+        return body
 
     def is_ready(self) -> bool:
         """Whether the service is ready, with a model or while a first one is trained."""

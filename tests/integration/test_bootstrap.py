@@ -23,10 +23,10 @@ def test_a_bootstrap_model_is_trained_live(tmp_path: Path) -> None:
     corpus.write_text(words(20000))
     first = Launched(tmp_path, "--corpus", str(corpus), "--minutes", "0.2")
     eventually(lambda: first.ready() is not None, within_s=60)
-    shown = first.ready() or {}
+    body = first.ready() or {}
     refused = first.generate()
     if refused.status_code == 503:  # it may be quick
-        assert (shown["status"], shown["model"]) == ("training", None)
+        assert (body["status"], body["model"]) == ("training", None)
         assert refused.json()["error"]["code"] == "no_model"
         assert int(refused.headers["Retry-After"]) >= 1
         job = first.client.get(refused.json()["error"]["job"]).json()

@@ -21,7 +21,7 @@ from tests.conftest import ALPHABET, random_checkpoint
 from tests.servers import Event, RedisServer, Service, eventually, parse_events
 
 N = 6000
-ASKED = {"prompt": "hello", "seed": 7, "temperature": 0.9, "max_chars": N}
+PAYLOAD = {"prompt": "hello", "seed": 7, "temperature": 0.9, "max_chars": N}
 QUICK = {"LEASE_S": "1", "SNAPSHOT_INTERVAL_S": "0.05", "MAX_PROMPT_CHARS": "200000"}
 
 
@@ -43,7 +43,7 @@ class Cut:
 
     def __init__(self, service: Service, after_chars: int, **body: Any) -> None:
         self.text, self.at, self.session_id = "", 0, ""
-        with service.client.stream("POST", "/generate", json={**ASKED, **body, "stream": True}) as response:
+        with service.client.stream("POST", "/generate", json={**PAYLOAD, **body, "stream": True}) as response:
             assert response.status_code == 200, response.read()
             buffer = ""
             for chunk in response.iter_text():
@@ -125,7 +125,7 @@ def test_a_stopped_process_that_wakes_up_writes_nothing(
 ) -> None:
     """SIGSTOP past its lease, taken over, SIGCONT: the session is what the second made of it."""
     with Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, **QUICK) as sleeping:
-        body = {**ASKED, "max_chars": 100_000, "stream": True}
+        body = {**PAYLOAD, "max_chars": 100_000, "stream": True}
         with sleeping.client.stream("POST", "/generate", json=body) as response:
             chunks = response.iter_text()
             id = json.loads(next(chunks).split("data: ")[1].split("\n")[0])["session_id"]
@@ -143,28 +143,28 @@ def test_a_stopped_process_that_wakes_up_writes_nothing(
 
 def test_a_session_can_be_put_back(other: Service, expected: str) -> None:
     """`position` goes back to any character of the last turn, text or prompt; beyond it, 409 with the range."""
-    first = other.generate(**{**ASKED, "max_chars": 300})
+    first = other.generate(**{**PAYLOAD, "max_chars": 300})
     id = first["session_id"]
     assert other.client.get(f"/sessions/{id}").json()["rewindable"] == {"from": 0, "to": 305}
     for back in (5, 6, 105, 304):
         made = other.generate(session_id=id, position=back, max_chars=305 - back, temperature=0.9)
         assert made["text"] == expected[back - 5 : 300]
         assert other.client.get(f"/sessions/{id}").json()["rewindable"] == {"from": back, "to": 305}
-    id = other.generate(**{**ASKED, "max_chars": 300})["session_id"]
+    id = other.generate(**{**PAYLOAD, "max_chars": 300})["session_id"]
     in_prompt = other.generate(session_id=id, position=3, prompt="lo", max_chars=40, temperature=0.9)
     assert in_prompt["text"] == expected[:40]
     for beyond in (2, 1000):
         refused = other.post(session_id=id, position=beyond, max_chars=5)
         assert refused.status_code == 409
         assert refused.json()["error"]["rewindable"] == {"from": 3, "to": 45}
-    id = other.generate(**{**ASKED, "max_chars": 30})["session_id"]
+    id = other.generate(**{**PAYLOAD, "max_chars": 30})["session_id"]
     anew = other.generate(session_id=id, position=0, prompt="hello", max_chars=30, temperature=0.9)
     assert anew["text"] == expected[:30]
 
 
 def test_a_fork_goes_its_own_way(other: Service, expected: str) -> None:
     """A fork, now or at a position, goes on as its origin would, or by its own seed, and leaves the origin alone."""
-    first = other.generate(**{**ASKED, "max_chars": 100})
+    first = other.generate(**{**PAYLOAD, "max_chars": 100})
     path = f"/sessions/{first['session_id']}/fork"
     for body, at in (({}, 105), ({"position": 55}, 55)):
         forked = other.client.post(path, json=body)
@@ -184,9 +184,9 @@ def test_a_fork_goes_its_own_way(other: Service, expected: str) -> None:
 @pytest.mark.parametrize("existing", [False, True])
 def test_the_same_key_twice_is_one_turn(other: Service, expected: str, existing: bool) -> None:
     """Later, at once, streamed or not: the same session, the same text, once; for other requests the key is taken."""
-    body: dict[str, Any] = {**ASKED, "max_chars": 2000}
+    body: dict[str, Any] = {**PAYLOAD, "max_chars": 2000}
     if existing:
-        begun = other.generate(**{**ASKED, "max_chars": 10})
+        begun = other.generate(**{**PAYLOAD, "max_chars": 10})
         body = {**body, "prompt": "", "session_id": begun["session_id"]}
         expected = expected[10:]
     key = {"Idempotency-Key": str(uuid.uuid4())}
@@ -256,7 +256,7 @@ def test_a_key_that_others_may_send_is_refused(other: Service) -> None:
 
 def test_what_cannot_be_resumed_is_said(other: Service) -> None:
     """No session, no turn, a position outside the turn, or none at all."""
-    made = other.generate(**{**ASKED, "max_chars": 20})
+    made = other.generate(**{**PAYLOAD, "max_chars": 20})
     path = f"/sessions/{made['session_id']}/stream"
     for headers, field in (({"Last-Event-ID": "26"}, "Last-Event-ID"), ({"Last-Event-ID": "-1"}, "Last-Event-ID")):
         refused = other.client.get(path, headers=headers)
@@ -284,7 +284,7 @@ def test_a_long_prompt_is_read_once_for_everybody(other: Service, expected: str)
 
 def test_a_timeout_ends_a_text_where_it_is(other: Service) -> None:
     """timeout_s: the text so far, finish_reason timeout, and the session goes on from there; 504 before any text."""
-    made = other.generate(**{**ASKED, "max_chars": 100_000}, timeout_s=0.05)
+    made = other.generate(**{**PAYLOAD, "max_chars": 100_000}, timeout_s=0.05)
     assert made["finish_reason"] == "timeout"
     assert 0 < len(made["text"]) < 100_000
     assert other.generate(session_id=made["session_id"], max_chars=5)["position"] == made["position"] + 5
@@ -297,8 +297,8 @@ def test_an_emptied_redis_ends_sessions_and_nothing_else(store: Path, expected: 
     redis = RedisServer()
     redis.start()
     with Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis.url, **QUICK) as service:
-        old = service.generate(**{**ASKED, "max_chars": 20})
-        with service.client.stream("POST", "/generate", json={**ASKED, "stream": True}) as response:
+        old = service.generate(**{**PAYLOAD, "max_chars": 20})
+        with service.client.stream("POST", "/generate", json={**PAYLOAD, "stream": True}) as response:
             chunks = response.iter_text()
             seen = next(chunks)
             redis.stop(lose_data=True)
@@ -310,7 +310,7 @@ def test_an_emptied_redis_ends_sessions_and_nothing_else(store: Path, expected: 
             eventually(lambda id=id: service.client.get(f"/sessions/{id}").status_code != 503)  # type: ignore[misc]
             for answer in (service.post(session_id=id, max_chars=5), service.client.get(f"/sessions/{id}/stream")):
                 assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_session")
-        assert service.generate(**{**ASKED, "max_chars": 20})["saved"] is True
+        assert service.generate(**{**PAYLOAD, "max_chars": 20})["saved"] is True
     redis.remove()
 
 
@@ -320,7 +320,7 @@ def test_a_new_model_reads_the_end_of_the_text(tmp_path: Path, redis_server: Red
     registry.promote(tiny.save(tmp_path))
     service = Service(CHECKPOINT_DIR=str(tmp_path), REDIS_URL=redis_server.url, **QUICK)
     with service:
-        made = [service.generate(**{**ASKED, "max_chars": 1500}) for _ in range(2)]
+        made = [service.generate(**{**PAYLOAD, "max_chars": 1500}) for _ in range(2)]
     text = "hello" + made[0]["text"]
     registry.promote(new.save(tmp_path))
     with service:
@@ -344,7 +344,7 @@ def test_no_text_need_be_kept(tmp_path: Path, redis_server: RedisServer, tiny: C
     registry.promote(tiny.save(tmp_path))
     service = Service(CHECKPOINT_DIR=str(tmp_path), REDIS_URL=redis_server.url, SESSION_RECENT_TEXT_CHARS="0")
     with service:
-        made = service.generate(**{**ASKED, "max_chars": 30})
+        made = service.generate(**{**PAYLOAD, "max_chars": 30})
         assert service.generate(session_id=made["session_id"], max_chars=5)["position"] == 40
         assert service.client.get(f"/sessions/{made['session_id']}").json()["recent_text"] == ""
     registry.promote(random_checkpoint(seed=5).save(tmp_path))

@@ -16,7 +16,7 @@ from model.stepper.generate import write
 from tests.conftest import ALPHABET
 from tests.servers import RedisServer, Service, eventually, parse_events
 
-ASKED = {"prompt": "hello", "seed": 7, "temperature": 0.9, "top_p": 0.95}
+PAYLOAD = {"prompt": "hello", "seed": 7, "temperature": 0.9, "top_p": 0.95}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,9 @@ def test_how_a_text_is_cut_into_requests_changes_nothing(service: Service, expec
         text, id = "", None
         for n in cuts:
             body = (
-                {**ASKED, "max_chars": n} if id is None else {**ASKED, "prompt": "", "session_id": id, "max_chars": n}
+                {**PAYLOAD, "max_chars": n}
+                if id is None
+                else {**PAYLOAD, "prompt": "", "session_id": id, "max_chars": n}
             )
             if stream:
                 events = service.events(**body)
@@ -50,13 +52,13 @@ def test_how_a_text_is_cut_into_requests_changes_nothing(service: Service, expec
 
 def test_a_session_is_the_text_so_far(service: Service, expected: str) -> None:
     """Going on in a session equals starting anew with all its text as the prompt: a session is only a saving."""
-    again = service.generate(**{**ASKED, "prompt": "hello" + expected[:150], "max_chars": 50})
+    again = service.generate(**{**PAYLOAD, "prompt": "hello" + expected[:150], "max_chars": 50})
     assert again["text"] == expected[150:]
 
 
 def test_the_session_keeps_its_seed(service: Service, expected: str) -> None:
     """The seed is asked for once; without one, one is drawn and told, and draws the same text again."""
-    first = service.generate(**{**ASKED, "max_chars": 100})
+    first = service.generate(**{**PAYLOAD, "max_chars": 100})
     rest = service.generate(session_id=first["session_id"], max_chars=100, temperature=0.9, top_p=0.95)
     assert first["text"] + rest["text"] == expected
     drawn = service.generate(prompt="hello", max_chars=40)
@@ -64,16 +66,16 @@ def test_the_session_keeps_its_seed(service: Service, expected: str) -> None:
 
 
 def test_the_stream_tells_where_it_is(service: Service) -> None:
-    """Events: a start, pieces whose ids are the positions after them, a last one like the JSON answer."""
-    start, *pieces, done = service.events(**ASKED, max_chars=60)
+    """Events: a start, chunks whose ids are the positions after them, a last one like the JSON answer."""
+    start, *chunks, done = service.events(**PAYLOAD, max_chars=60)
     assert start.name == "start"
     assert start.data["position"] == 5
     position = 5
-    for piece in pieces:
-        position += len(piece.data["text"])
-        assert (piece.name, piece.id) == ("message", position)
+    for chunk in chunks:
+        position += len(chunk.data["text"])
+        assert (chunk.name, chunk.id) == ("message", position)
     assert done.name == "done"
-    answer = service.generate(**ASKED, max_chars=60)
+    answer = service.generate(**PAYLOAD, max_chars=60)
     for field in ("finish_reason", "position", "seed", "model", "usage", "saved"):
         assert done.data[field] == answer[field]
     assert answer["usage"] == {"prompt_chars": 5, "generated_chars": 60, "reused_chars": 0}
@@ -83,7 +85,7 @@ def test_the_stream_tells_where_it_is(service: Service) -> None:
 def test_a_stop_leaves_the_session_where_the_text_ends(service: Service, expected: str) -> None:
     """What follows in the session is what followed the shown text, the stop string's own characters first."""
     stop = expected[40:44]
-    first = service.generate(**ASKED, max_chars=200, stop=[stop])
+    first = service.generate(**PAYLOAD, max_chars=200, stop=[stop])
     assert first["text"] == expected[: expected.index(stop)]
     assert first["finish_reason"] == "stop"
     rest = service.generate(session_id=first["session_id"], max_chars=30, temperature=0.9, top_p=0.95)
@@ -95,7 +97,7 @@ def test_of_two_requests_on_one_session_one_wins(service: Service) -> None:
 
     On a busy machine one may end before the other begins; then both are answered, and two more are sent.
     """
-    session_id = service.generate(**ASKED, max_chars=10)["session_id"]
+    session_id = service.generate(**PAYLOAD, max_chars=10)["session_id"]
     position = 15
 
     def send(start: threading.Barrier, answers: list[httpx.Response]) -> None:
@@ -141,7 +143,7 @@ def test_head_changes_nothing(service: Service) -> None:
 
 def test_sessions_can_be_looked_at_and_forgotten(service: Service) -> None:
     """GET tells position, seed and tail; after DELETE there is nothing, and it cannot be gone on with."""
-    made = service.generate(**ASKED, max_chars=20)
+    made = service.generate(**PAYLOAD, max_chars=20)
     path = f"/sessions/{made['session_id']}"
     found = service.client.get(path).json()
     assert (found["position"], found["seed"], found["recent_text"]) == (25, 7, "hello" + made["text"])
@@ -163,10 +165,10 @@ def test_a_restart_changes_nothing(store: Path, redis_server: RedisServer, expec
     """A session begun before a restart of the service goes on after it, and Redis may restart too."""
     service = Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url)
     service.start()
-    first = service.generate(**ASKED, max_chars=90)
+    first = service.generate(**PAYLOAD, max_chars=90)
     service.stop()
     service.start()
-    rest = service.generate(**{**ASKED, "prompt": ""}, session_id=first["session_id"], max_chars=110)
+    rest = service.generate(**{**PAYLOAD, "prompt": ""}, session_id=first["session_id"], max_chars=110)
     assert first["text"] + rest["text"] == expected
     service.stop()
 
@@ -226,11 +228,11 @@ def test_without_redis_what_needs_none_goes_on(store: Path) -> None:
     redis.start()
     service = Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis.url)
     service.start()
-    begun = service.generate(**ASKED, max_chars=20)
+    begun = service.generate(**PAYLOAD, max_chars=20)
     redis.stop()
-    unsaved = service.generate(**ASKED, max_chars=20)
+    unsaved = service.generate(**PAYLOAD, max_chars=20)
     assert (unsaved["text"], unsaved["saved"], unsaved["session_id"]) == (begun["text"], False, None)
-    events = service.events(**ASKED, max_chars=20)
+    events = service.events(**PAYLOAD, max_chars=20)
     assert events[-1].data["saved"] is False
     for refused in (
         service.post(session_id=begun["session_id"]),
@@ -244,6 +246,6 @@ def test_without_redis_what_needs_none_goes_on(store: Path) -> None:
     redis.start()
     eventually(lambda: service.client.get("/readyz").json()["session_store"] == "ok")
     assert service.generate(session_id=begun["session_id"], max_chars=5)["position"] == 30
-    assert service.generate(**ASKED, max_chars=20)["saved"] is True
+    assert service.generate(**PAYLOAD, max_chars=20)["saved"] is True
     service.stop()
     redis.remove()

@@ -20,7 +20,7 @@ from service.routes.page import FOLDER
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.servers import RedisServer, Service, parse_events
 
-ASKED: dict[str, Any] = {"prompt": "hello", "seed": 7, "temperature": 0.7, "top_k": 12, "top_p": 0.9, "min_p": 0.01}
+PAYLOAD: dict[str, Any] = {"prompt": "hello", "seed": 7, "temperature": 0.7, "top_k": 12, "top_p": 0.9, "min_p": 0.01}
 TEXT = "the first of us\nwho says it's so\nis not the last"
 
 
@@ -41,36 +41,36 @@ def drawn_from(logits: torch.Tensor, temperature: float, top_k: int, top_p: floa
     probs = torch.softmax(logits / temperature, dim=-1).tolist()
     order = sorted(range(len(probs)), key=lambda i: -probs[i])[: top_k or None]
     within = sum(probs[i] for i in order)
-    kept, held = list[int](), 0.0
+    kept, cumulative = list[int](), 0.0
     for i in order:
-        if (held < top_p * within or not kept) and probs[i] >= min_p * probs[order[0]]:
+        if (cumulative < top_p * within or not kept) and probs[i] >= min_p * probs[order[0]]:
             kept.append(i)
-        held += probs[i]
+        cumulative += probs[i]
     whole = sum(probs[i] for i in kept)
     return [probs[i] / whole if i in kept else 0.0 for i in range(len(probs))]
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    "how", [ASKED, {"prompt": "", "seed": 3}, {**ASKED, "temperature": 0}, {**ASKED, "stop": ["e", "a"]}]
+    "how", [PAYLOAD, {"prompt": "", "seed": 3}, {**PAYLOAD, "temperature": 0}, {**PAYLOAD, "stop": ["e", "a"]}]
 )
 def test_logprobs_are_what_the_characters_were_drawn_from(
     service: Service, tiny: Checkpoint, how: dict[str, Any], stream: bool
 ) -> None:
     """Each character's log-probability and share, and the ten most probable, equal the oracle's; the text stays."""
     body = {**how, "max_chars": 80}
-    told = read(service, {**body, "logprobs": 10}, stream)
-    assert told["text"] == service.generate(**body)["text"]
-    assert len(told["logprobs"]) == len(told["text"])
-    logits = rows(tiny, how["prompt"] + told["text"])[len(how["prompt"]) :]
-    for look, character, row in zip(told["logprobs"], told["text"], logits, strict=True):
+    answer = read(service, {**body, "logprobs": 10}, stream)
+    assert answer["text"] == service.generate(**body)["text"]
+    assert len(answer["logprobs"]) == len(answer["text"])
+    logits = rows(tiny, how["prompt"] + answer["text"])[len(how["prompt"]) :]
+    for entry, character, row in zip(answer["logprobs"], answer["text"], logits, strict=True):
         model = torch.log_softmax(row, dim=-1)
         probs = drawn_from(row, *(how.get(k, d) for k, d in KNOBS.items()))
         own = ALPHABET.characters.index(character)
-        assert look["logprob"] == pytest.approx(float(model[own]), abs=2e-4)
-        assert look["probability"] == pytest.approx(probs[own], abs=2e-4)
-        assert len(look["top"]) == 10
-        for (c, logprob, probability), best in zip(look["top"], model.sort(descending=True).values[:10], strict=True):
+        assert entry["logprob"] == pytest.approx(float(model[own]), abs=2e-4)
+        assert entry["probability"] == pytest.approx(probs[own], abs=2e-4)
+        assert len(entry["top"]) == 10
+        for (c, logprob, probability), best in zip(entry["top"], model.sort(descending=True).values[:10], strict=True):
             i = ALPHABET.characters.index(c)
             assert logprob == pytest.approx(float(best), abs=2e-4)
             assert logprob == pytest.approx(float(model[i]), abs=2e-4)
@@ -86,36 +86,36 @@ def read(service: Service, body: dict[str, Any], stream: bool) -> dict[str, Any]
         return service.generate(**body)
     pieces = [e.data for e in service.events(**body) if e.name == "message"]
     assert all(len(p["logprobs"]) == len(p["text"]) for p in pieces)
-    return {"text": "".join(p["text"] for p in pieces), "logprobs": [look for p in pieces for look in p["logprobs"]]}
+    return {"text": "".join(p["text"] for p in pieces), "logprobs": [entry for p in pieces for entry in p["logprobs"]]}
 
 
 def test_none_are_told_unless_asked_for(service: Service) -> None:
     """Without the field there are none, with 0 only each character's own."""
-    assert "logprobs" not in service.generate(**ASKED, max_chars=5)
-    assert all("logprobs" not in e.data for e in service.events(**ASKED, max_chars=5))
-    own = service.generate(**ASKED, max_chars=5, logprobs=0)["logprobs"]
-    assert [set(look) for look in own] == [{"logprob"}] * 5
+    assert "logprobs" not in service.generate(**PAYLOAD, max_chars=5)
+    assert all("logprobs" not in e.data for e in service.events(**PAYLOAD, max_chars=5))
+    own = service.generate(**PAYLOAD, max_chars=5, logprobs=0)["logprobs"]
+    assert [set(entry) for entry in own] == [{"logprob"}] * 5
     assert own == [
-        {"logprob": look["logprob"]} for look in service.generate(**ASKED, max_chars=5, logprobs=3)["logprobs"]
+        {"logprob": entry["logprob"]} for entry in service.generate(**PAYLOAD, max_chars=5, logprobs=3)["logprobs"]
     ]
 
 
 def test_logprobs_go_on_with_a_session_and_with_a_lost_stream(service: Service) -> None:
     """Cut into turns, resumed in the middle, after a long prompt that is kept as a prefix: always the same looks."""
     prompt = "to be or not to be " * 300  # longer than a stride of the stored prefixes
-    whole = service.generate(**{**ASKED, "prompt": prompt}, max_chars=60, logprobs=4)
-    again = service.generate(**{**ASKED, "prompt": prompt}, max_chars=60, logprobs=4)
+    whole = service.generate(**{**PAYLOAD, "prompt": prompt}, max_chars=60, logprobs=4)
+    again = service.generate(**{**PAYLOAD, "prompt": prompt}, max_chars=60, logprobs=4)
     assert again["usage"]["reused_chars"] > 0
     assert again["logprobs"] == whole["logprobs"]
-    first = service.generate(**{**ASKED, "prompt": prompt}, max_chars=25, logprobs=4)
-    knobs = {k: ASKED[k] for k in KNOBS}
+    first = service.generate(**{**PAYLOAD, "prompt": prompt}, max_chars=25, logprobs=4)
+    knobs = {k: PAYLOAD[k] for k in KNOBS}
     rest = service.generate(session_id=first["session_id"], max_chars=35, logprobs=4, **knobs)
     close(first["logprobs"] + rest["logprobs"], whole["logprobs"])
     after = len(prompt) + 40
     path = f"/sessions/{rest['session_id']}/stream?logprobs=4&from={after}"
     events = [e for e in parse_events(service.client.get(path).text) if e.name == "message"]
     assert "".join(e.data["text"] for e in events) == whole["text"][40:]
-    close([look for e in events for look in e.data["logprobs"]], whole["logprobs"][40:])
+    close([entry for e in events for entry in e.data["logprobs"]], whole["logprobs"][40:])
 
 
 def close(some: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
@@ -151,14 +151,14 @@ def test_score_is_what_model_score_says(
         == 0
     )
     scored = service.client.post("/score", json={"text": TEXT * 20}).json()
-    said = capsys.readouterr().out
-    assert f"{scored['nats_per_character']:.4f}" in said
-    assert f"{scored['bits_per_character']:.4f}" in said
+    output = capsys.readouterr().out
+    assert f"{scored['nats_per_character']:.4f}" in output
+    assert f"{scored['bits_per_character']:.4f}" in output
 
 
 def test_score_goes_on_from_a_session_and_leaves_it(service: Service) -> None:
     """In a session a text is scored as what follows: as the rest of one text; the session stays where it is."""
-    begun = service.generate(**ASKED, max_chars=50)
+    begun = service.generate(**PAYLOAD, max_chars=50)
     text = "hello" + begun["text"]
     whole = service.client.post("/score", json={"text": text + TEXT, "logprobs": 2}).json()
     after = service.client.post("/score", json={"text": TEXT, "session_id": begun["session_id"], "logprobs": 2}).json()
@@ -189,8 +189,8 @@ def test_inspect_is_model_gates(service: Service, tiny: Checkpoint, layer: int, 
         for name in ("i", "f", "g", "o", "c", "h"):
             assert unit[name] == pytest.approx(getattr(oracle, name)[1:, unit["unit"]].tolist(), abs=1e-5)
     values = getattr(oracle, of)[1:]
-    shown = np.tanh(values) if of == "c" else values
-    assert np.array(found["map"]["values"]) == pytest.approx(shown.T, abs=1e-3)
+    expected = np.tanh(values) if of == "c" else values
+    assert np.array(found["map"]["values"]) == pytest.approx(expected.T, abs=1e-3)
     assert (found["n_layers"], found["n_hidden"], found["characters"]) == (2, 24, len(TEXT))
 
 
@@ -201,9 +201,9 @@ def test_inspect_ranks_units_by_what_they_tell(service: Service, tiny: Checkpoin
     in_line = [len(TEXT[: i + 1].rpartition("\n")[2]) for i in range(len(TEXT))]
     best = found["position_in_line"]["units"]
     assert len(best) == 8
-    for each in best:
-        values = np.tanh(layers[each["layer"]].c[1:, each["unit"]])
-        assert each["r"] == pytest.approx(float(np.corrcoef(values, in_line)[0, 1]), abs=1e-3)
+    for unit in best:
+        values = np.tanh(layers[unit["layer"]].c[1:, unit["unit"]])
+        assert unit["r"] == pytest.approx(float(np.corrcoef(values, in_line)[0, 1]), abs=1e-3)
     every = [abs(np.corrcoef(np.tanh(layer.c[1:, u]), in_line)[0, 1]) for layer in layers for u in range(24)]
     assert abs(best[0]["r"]) == pytest.approx(max(every), abs=1e-3)
     assert found["inside_quotes"]["units"] == []
@@ -244,7 +244,7 @@ def test_a_bad_look_is_named(service: Service, path: str, body: dict[str, Any], 
 
 def test_a_bad_look_at_a_stream_is_named(service: Service) -> None:
     """The resumed stream's query too, before its first byte."""
-    made = service.generate(**ASKED, max_chars=5)
+    made = service.generate(**PAYLOAD, max_chars=5)
     response = service.client.get(f"/sessions/{made['session_id']}/stream?logprobs=eleven")
     assert (response.status_code, response.json()["error"]["field"]) == (422, "logprobs")
 
@@ -273,15 +273,15 @@ def test_other_cells_are_scored_but_have_other_gates(gru: Service, service: Serv
     assert gru.client.post("/score", json={"text": TEXT}).json()["nats_per_character"] == pytest.approx(
         expected, abs=1e-5
     )
-    told = gru.generate(**ASKED, max_chars=20, logprobs=10)
-    assert [look["top"][0][1] >= look["logprob"] - 1e-4 for look in told["logprobs"]] == [True] * 20
-    other = service.generate(**ASKED, max_chars=5)["session_id"]
+    answer = gru.generate(**PAYLOAD, max_chars=20, logprobs=10)
+    assert [entry["top"][0][1] >= entry["logprob"] - 1e-4 for entry in answer["logprobs"]] == [True] * 20
+    other = service.generate(**PAYLOAD, max_chars=5)["session_id"]
     response = gru.client.post("/score", json={"text": "a", "session_id": other})
     assert (response.status_code, response.json()["error"]["code"]) == (409, "model_changed")
 
 
 def test_a_model_whose_file_is_gone_cannot_be_looked_into(tmp_path: Path, redis_server: RedisServer) -> None:
-    """It goes on writing; a look, which would read the file again, is 503 before the first byte."""
+    """It goes on writing; a entry, which would read the file again, is 503 before the first byte."""
     path = random_checkpoint().save(tmp_path)
     registry.promote(path)
     with Service(CHECKPOINT_DIR=str(tmp_path), REDIS_URL=redis_server.url) as service:

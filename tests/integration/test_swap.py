@@ -45,7 +45,7 @@ def folder(begun: tuple[Service, Path], tiny: Checkpoint) -> Path:
         if path.name != tiny.file_name:
             path.unlink()
     registry.promote(folder / tiny.file_name)
-    eventually(lambda: serving(service) == tiny.fingerprint and told(service)["refused_checkpoint"] is None)
+    eventually(lambda: serving(service) == tiny.fingerprint and readyz(service)["refused_checkpoint"] is None)
     return folder
 
 
@@ -54,7 +54,7 @@ def swapped(begun: tuple[Service, Path]) -> Service:
     return begun[0]
 
 
-def told(service: Service) -> dict[str, Any]:
+def readyz(service: Service) -> dict[str, Any]:
     answer: dict[str, Any] = service.client.get("/readyz").json()
     return answer
 
@@ -70,7 +70,7 @@ def alone(model: Checkpoint, seed: int) -> str:
 
 def test_streams_finish_on_the_model_they_began_with(folder: Path, swapped: Service) -> None:
     """Streams run through promotions: no character changes, no request is refused, and replaced models are freed."""
-    before = told(swapped)["model_swaps"]
+    before = readyz(swapped)["model_swaps"]
     models = [random_checkpoint(n_hidden=HIDDEN, seed=i + 1) for i in range(PROMOTIONS + 1)]
     by_name = {m.fingerprint: m for m in models}
     paths = [m.save(folder) for m in models]
@@ -98,7 +98,7 @@ def test_streams_finish_on_the_model_they_began_with(folder: Path, swapped: Serv
     asker.start()
     for thread in threads[: STREAMS // 2]:
         thread.start()
-    eventually(lambda: told(swapped)["in_flight"] >= STREAMS // 2)
+    eventually(lambda: readyz(swapped)["in_flight"] >= STREAMS // 2)
     for i, path in enumerate(paths[1:]):
         registry.promote(path)
         eventually(lambda m=models[i + 1]: serving(swapped) == m.fingerprint)  # type: ignore[misc]
@@ -112,8 +112,8 @@ def test_streams_finish_on_the_model_they_began_with(folder: Path, swapped: Serv
     assert len({fingerprint for fingerprint, _ in texts.values()}) > 2
     for seed, (fingerprint, text) in texts.items():
         assert text == alone(by_name[fingerprint], seed)
-    eventually(lambda: told(swapped)["retired_models"] == 0)
-    assert told(swapped)["model_swaps"] == before + PROMOTIONS + 1
+    eventually(lambda: readyz(swapped)["retired_models"] == 0)
+    assert readyz(swapped)["model_swaps"] == before + PROMOTIONS + 1
 
 
 def broken(folder: Path, kind: str) -> tuple[Path, str]:
@@ -140,7 +140,7 @@ def broken(folder: Path, kind: str) -> tuple[Path, str]:
 def test_a_checkpoint_that_cannot_be_used_is_refused(
     folder: Path, swapped: Service, tiny: Checkpoint, kind: str
 ) -> None:
-    """Promoted by hand: the reason is told, the old one serves, also after a restart; the next good one is taken."""
+    """Promoted by hand: the reason is readyz, the old one serves, also after a restart; the next good one is taken."""
     path, says = broken(folder, kind)
     if kind not in ("foreign", "gone", "truncated"):
         fingerprint = file_format.read_info(path).fingerprint
@@ -148,32 +148,32 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_conflict")
         assert says in refused.json()["error"]["message"]
     registry.promote(path)
-    eventually(lambda: told(swapped)["refused_checkpoint"] is not None)
-    shown = told(swapped)
-    assert shown["refused_checkpoint"]["name"] == path.name
-    assert says in shown["refused_checkpoint"]["reason"]
-    assert shown["model"]["fingerprint"] == tiny.fingerprint
+    eventually(lambda: readyz(swapped)["refused_checkpoint"] is not None)
+    body = readyz(swapped)
+    assert body["refused_checkpoint"]["name"] == path.name
+    assert says in body["refused_checkpoint"]["reason"]
+    assert body["model"]["fingerprint"] == tiny.fingerprint
     assert swapped.generate(max_chars=5)["model"]["fingerprint"] == tiny.fingerprint
     if kind == "nan":
         swapped.stop()
         swapped.start()
         assert serving(swapped) == tiny.fingerprint
-        assert says in told(swapped)["refused_checkpoint"]["reason"]
+        assert says in readyz(swapped)["refused_checkpoint"]["reason"]
     good = self_test.record(random_checkpoint(seed=4))
     registry.promote(good.save(folder))
     eventually(lambda: serving(swapped) == good.fingerprint)
-    assert told(swapped)["refused_checkpoint"] is None
+    assert readyz(swapped)["refused_checkpoint"] is None
 
 
 def test_a_broken_promotion_is_refused_too(folder: Path, swapped: Service, tiny: Checkpoint) -> None:
     """promoted.json that says nothing, or names a file elsewhere."""
     for text in ("{", json.dumps({"checkpoint": "../../etc/passwd", "before": []})):
         (folder / "promoted.json").write_text(text)
-        eventually(lambda: (told(swapped)["refused_checkpoint"] or {}).get("name") == "promoted.json")
+        eventually(lambda: (readyz(swapped)["refused_checkpoint"] or {}).get("name") == "promoted.json")
         assert swapped.generate(max_chars=5)["model"]["fingerprint"] == tiny.fingerprint
         assert swapped.client.get("/models").status_code == 409
         checkpoint_again(folder, tiny)
-        eventually(lambda: told(swapped)["refused_checkpoint"] is None)
+        eventually(lambda: readyz(swapped)["refused_checkpoint"] is None)
 
 
 def checkpoint_again(folder: Path, model: Checkpoint) -> None:

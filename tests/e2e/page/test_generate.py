@@ -112,11 +112,11 @@ def test_stop_keeps_the_text_that_is_shown(visit: Visiting, service: Service, ti
     v.generate(**REQUEST, max_chars=50_000)
     v.page.wait_for_function("() => document.querySelector('.letters').textContent.length > 200")
     v.pane().get_by_role("button", name="Stop").click()
-    shown = v.wait_until_done()
+    text = v.wait_until_done()
     assert "Stopped at position" in v.status()
     v.allowed.append("409")  # the service notices the disconnect at its next block; the page retries until then
     v.generate(max_chars=30)
-    assert v.wait_until_done() == shown + expected_text(tiny, shown, 30)
+    assert v.wait_until_done() == text + expected_text(tiny, text, 30)
 
 
 def test_the_keyboard_is_enough(visit: Visiting, service: Service, tiny: Checkpoint) -> None:

@@ -74,10 +74,10 @@ def test_inspect_shows_the_gates(visit: Visiting, service: Service, tiny: Checkp
         for at in (0, 9, len(text) - 1):
             strip.locator(".strip > span").nth(at).hover()
             value = float(getattr(layer, gate)[1 + at, 5])
-            shown = strip.locator("output").inner_text()
-            assert shown.endswith((f" {value:.2f}", f" {value:.2f}".replace("-0.00", "0.00")))
+            output = strip.locator("output").inner_text()
+            assert output.endswith((f" {value:.2f}", f" {value:.2f}".replace("-0.00", "0.00")))
             if gate == "c":
-                assert f"tanh(c) {np.tanh(value):.2f}" in shown
+                assert f"tanh(c) {np.tanh(value):.2f}" in output
     size = v.page.evaluate("() => [document.querySelector('#map').width, document.querySelector('#map').height]")
     assert size == [len(text), 24]
     first = v.page.locator("[data-feature=position_in_line] button").first

@@ -74,7 +74,7 @@ class Plain:
     turn_start: int = 0  # the last turn can be put back to here
     before: tuple[str, int, int] = ("", 0, 0)  # read, read_from, model before the last turn
     prompt: str = ""
-    asked: dict[str, Any] = field(default_factory=dict)
+    payload: dict[str, Any] = field(default_factory=dict)
     interrupted: bool = False
 
     def next(self, model: int, prompt: str, n: int, params: SamplingParams) -> str:
@@ -87,7 +87,7 @@ class Plain:
         self.turn_start, self.prompt = len(self.text), prompt
         return "".join(write(ALONE[model], ALPHABET, self.read + prompt, n, params, self.seed, start=self.read_from))
 
-    def shown(self, characters: str) -> None:
+    def record(self, characters: str) -> None:
         self.read += characters
         self.text += characters
 
@@ -156,7 +156,7 @@ class Sessions(RuleBasedStateMachine):
         plain = Plain(running.start_info()["session_id"], seed, self.model)
         expected = plain.next(self.model, prompt, n, params)
         assert self.read(running) == expected
-        plain.shown(prompt + expected)
+        plain.record(prompt + expected)
         return plain
 
     @rule(plain=sessions, worker=st.integers(0, 1), prompt=TEXT, n=LENGTH, params=PARAMS)
@@ -170,7 +170,7 @@ class Sessions(RuleBasedStateMachine):
         running = self.workers[worker].generate(request)
         assert running.start_info()["position"] == len(plain.text) + len(prompt)
         assert self.read(running) == expected
-        plain.shown(prompt + expected)
+        plain.record(prompt + expected)
 
     @rule(
         plain=sessions,
@@ -193,7 +193,7 @@ class Sessions(RuleBasedStateMachine):
             running.close()
         rest = self.read(self.workers[1 - worker].resume(plain.id, len(plain.text) + len(seen)))
         assert seen + rest == expected
-        plain.shown(expected)
+        plain.record(expected)
 
     @rule(plain=sessions, worker=st.integers(0, 1), n=st.integers(1, 25), params=PARAMS, at=st.integers(0, 25))
     def die(self, plain: Plain, worker: int, n: int, params: SamplingParams, at: int) -> None:
@@ -206,7 +206,7 @@ class Sessions(RuleBasedStateMachine):
         self.kill(running)
         running._policy.abandon()  # as if its lease had run out
         assert expected.startswith(seen)
-        plain.shown(seen)
+        plain.record(seen)
         plain.interrupted = True
 
     @rule(plain=sessions, worker=st.integers(0, 1), back=st.integers(0, 25), leaves=st.booleans())
@@ -242,7 +242,7 @@ class Sessions(RuleBasedStateMachine):
         plain.interrupted = False
         expected = plain.next(self.model, "", n, params)
         assert self.read(running) == expected
-        plain.shown(expected)
+        plain.record(expected)
 
     @rule(target=sessions, plain=sessions, worker=st.integers(0, 1))
     def fork(self, plain: Plain, worker: int) -> Any:

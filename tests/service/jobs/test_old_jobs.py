@@ -52,15 +52,15 @@ def test_a_finished_job_is_read_under_the_present_names(client: redis.Redis) -> 
     """Times, validations, progress, decision and protocol; nothing is lost or left under an old name."""
     job = JobQueue(client, 8).get(FIXTURE["finished"])
     assert (job.state, job.record.attempt) == (JobState.FINISHED, 1)
-    shown = job.as_dict()
-    assert shown["created_at"] < shown["started_at"] < shown["ended_at"]
-    assert [v["step"] for v in shown["validations"]] == [14, 27, 40]
-    assert {tuple(v) for v in shown["validations"]} == {("step", "elapsed_s", "train_loss", "val_loss", "is_best")}
-    assert shown["progress"]["remaining_s"] == 0.0
-    decision = shown["result"]["decision"]
+    public = job.as_dict()
+    assert public["created_at"] < public["started_at"] < public["ended_at"]
+    assert [v["step"] for v in public["validations"]] == [14, 27, 40]
+    assert {tuple(v) for v in public["validations"]} == {("step", "elapsed_s", "train_loss", "val_loss", "is_best")}
+    assert public["progress"]["remaining_s"] == 0.0
+    decision = public["result"]["decision"]
     assert decision["new_val_loss"] > decision["promoted_val_loss"]
     assert (decision["protocol"], decision["skipped_characters"]) == ("stateful", 0)
-    assert shown["result"]["checkpoint"]["val_protocol"] == "stateful"
+    assert public["result"]["checkpoint"]["val_protocol"] == "stateful"
     assert len(decision["promoted_id"]) == 16
 
 

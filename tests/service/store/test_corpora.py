@@ -54,8 +54,8 @@ def test_a_body_in_chunks_is_decoded_as_the_whole_file(
         with pytest.raises(BadRequest) as refused:
             corpora.put("whole", chunked(data, cuts).read)
         expected = str(e).replace(f"corpus {folder / 'whole'}: ", "corpus whole: ")
-        said = str(refused.value).removeprefix("body: ")
-        assert (said, refused.value.field) == (expected.replace("; expected", ", expected"), "body")
+        message = str(refused.value).removeprefix("body: ")
+        assert (message, refused.value.field) == (expected.replace("; expected", ", expected"), "body")
         assert list((folder / "sent").iterdir()) == []
         return
     stored, is_new = corpora.put("whole", chunked(data, cuts).read)

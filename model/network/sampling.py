@@ -94,7 +94,13 @@ class SamplingParams:
 
         Raises:
             TypeError: A name is no sampling parameter, so this version could not draw the same text.
+            ValueError: A value is none that a request may set.
         """
+        for parameter in cls.fields():
+            value = values.get(parameter.name, parameter.default)
+            is_number = type(value) is int or (type(value) is float and parameter.type is float)
+            if not is_number or not parameter.accepts(value):
+                raise ValueError(f"{parameter.name}: got {value!r}, expected {parameter.expected}")
         return cls(**values)
 
     @classmethod

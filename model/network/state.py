@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from model.errors import StateError
 
 _LAYOUT = 1
+MAX_POSITION = 2**53 - 1
+"""The largest position of a text: a number that every reader of JSON has exactly."""
+_MAX_ID = 2**31 - 1
 _DTYPES: dict[str, np.dtype[np.floating]] = {"f4": np.dtype("<f4"), "f8": np.dtype("<f8")}
 
 
@@ -60,7 +63,8 @@ class HiddenState:
         """Read the bytes that `to_bytes` returned.
 
         Raises:
-            StateError: They are not a complete state, or one of another layout.
+            StateError: They are not a complete state, or one of another layout, or a value is out of range. Whether
+                the state fits a model, only that model can say.
         """
         try:
             (length,) = struct.unpack_from("<H", data)
@@ -68,14 +72,42 @@ class HiddenState:
             if header["layout"] != _LAYOUT:
                 layout = header["layout"]
                 raise StateError(f"layout {layout!r}", field="state", value=layout, expected=str(_LAYOUT))
-            dtype, shape = _DTYPES[header["dtype"]], tuple(int(n) for n in header["shape"])
-            floats = data[2 + length :]
+            dtype, floats = _DTYPES[header["dtype"]], data[2 + length :]
+            shape = tuple(checked_integer("shape", n, len(floats)) for n in header["shape"])
             if len(shape) != 3 or min(shape) < 1 or math.prod(shape) * dtype.itemsize != len(floats):
                 expected = f"shape {shape} of {dtype.name}"
                 raise StateError(f"{len(floats)} bytes of floats", field="state", expected=expected)
             values = np.frombuffer(floats, dtype=dtype).reshape(shape)
+            if not np.isfinite(values).all():
+                raise StateError("some of its numbers are not finite", field="state", expected="finite numbers")
             return cls(
-                values, int(header["pending"]), int(header["position"]), header["fingerprint"], header["numerics"]
+                values,
+                checked_integer("pending", header["pending"], _MAX_ID),
+                checked_integer("position", header["position"], MAX_POSITION),
+                checked_string("fingerprint", header["fingerprint"]),
+                checked_string("numerics", header["numerics"]),
             )
-        except (struct.error, ValueError, KeyError, TypeError) as error:
+        except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StateError(f"{len(data)} bytes that are not a stored state ({error})", field="state") from error
+
+
+def checked_integer(name: str, value: object, most: int) -> int:
+    """Return a stored value if it is an integer from 0 to `most`.
+
+    Raises:
+        StateError: It is not.
+    """
+    if type(value) is not int or not 0 <= value <= most:
+        raise StateError(field=name, value=value, expected=f"an integer from 0 to {most}")
+    return value
+
+
+def checked_string(name: str, value: object) -> str:
+    """Return a stored value if it is a string.
+
+    Raises:
+        StateError: It is not.
+    """
+    if not isinstance(value, str):
+        raise StateError(field=name, value=value, expected="a string")
+    return value

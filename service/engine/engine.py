@@ -13,6 +13,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
+from model.errors import StateError
 from model.network.state import HiddenState
 from model.stepper import BlockResult, Stepper
 from model.stepper.generate import one_row_block
@@ -56,6 +57,7 @@ class Engine:
         self.n_slots = stepper.n_slots
         self.max_waiting = max_waiting
         self._stepper = stepper
+        self._zero = stepper.read(0)  # of the shape and the type that every state must have
         self._scheduler = Scheduler(stepper.n_slots, block_s)
         self._observer = observer or NullObserver()
         self._stats = IterationStats()  # of the present iteration
@@ -85,7 +87,9 @@ class Engine:
         Raises:
             QueueFull: Every slot and every place in the queue is taken.
             Draining: The engine is stopping.
+            ValueError: The request cannot be run; in a block it would end other texts, too.
         """
+        self._check(request)
         sequence = Sequence(request, time.monotonic())
         with self._changed:
             self.check_capacity()
@@ -94,6 +98,19 @@ class Engine:
             self._inbox.append(sequence)
             self._changed.notify()
         return sequence.stream
+
+    def check_state(self, state: HiddenState) -> None:
+        """Check that a state which this engine's fingerprint and numerics wrote can be continued here.
+
+        Raises:
+            StateError: It is damaged; the message says what is wrong.
+        """
+        if state.values.shape != self._zero.shape or state.values.dtype != self._zero.dtype:
+            problem = f"{state.values.dtype} {state.values.shape}"
+            raise StateError(problem, field="state", expected=f"{self._zero.dtype} {self._zero.shape}")
+        if state.next_input >= len(self.vocab):
+            expected = f"an id from 0 to {len(self.vocab) - 1}"
+            raise StateError(field="next_input", value=state.next_input, expected=expected)
 
     def check_capacity(self) -> None:
         """Raise what `submit` would raise now, to reject a request before any work is done for it.
@@ -115,6 +132,16 @@ class Engine:
     def in_flight(self) -> int:
         """The number of sequences that run or wait."""
         return self._in_flight
+
+    def _check(self, request: SequenceRequest) -> None:
+        feed, state = request.feed, request.state
+        if not len(feed) or int(feed.min()) < 0 or int(feed.max()) >= len(self.vocab):
+            raise ValueError(f"feed: has ids outside the vocabulary of {len(self.vocab)} characters")
+        if state is not None and (
+            state.shape != self._zero.shape or state.dtype != self._zero.dtype or not np.isfinite(state).all()
+        ):
+            expected = f"finite {self._zero.dtype} {self._zero.shape}"
+            raise ValueError(f"state: got {state.dtype} {state.shape}, expected {expected}")
 
     def _loop(self) -> None:
         while self._wait_for_work():
@@ -174,7 +201,12 @@ class Engine:
             self._count_dequeued(sequence)
             self._stats.queue_times_s.append(now - sequence.submitted_at)
             self._stats.reused_chars += sequence.request.reused_chars
-            self._stepper.write(slot, sequence.request.state)
+            try:
+                self._stepper.write(slot, sequence.request.state)
+            except Exception as e:  # a bug, which ends this text alone
+                log.exception("the engine could not load a state; the sequence that begins with it ends with an error")
+                self._release(slot, Failed(e))
+                continue
             if sequence.steps_left == 0:
                 self._finish(slot, sequence, "length")
 

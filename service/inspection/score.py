@@ -66,6 +66,7 @@ def scorer_at(model: LoadedModel, sessions: SessionStore, session_id: str | None
     Raises:
         UnknownSession: The session does not exist, or has not been saved yet.
         ModelChanged: The session was written by another model.
+        UnreadableSession: What is stored of the session is damaged.
         StoreUnavailable: The store does not answer.
         NoModel: The model's file cannot be read.
     """
@@ -78,6 +79,7 @@ def scorer_at(model: LoadedModel, sessions: SessionStore, session_id: str | None
         raise UnknownSession(unsaved if turn is not None else "the session does not exist or has expired")
     if not model.wrote(session.state):
         raise ModelChanged("the session was written by another model", position=session.position)
+    model.check_state(session.state)
     return Scorer(network, session.state.values, session.state.next_input), session.position
 
 

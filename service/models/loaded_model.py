@@ -17,11 +17,11 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from model.errors import UnknownCharacters
+from model.errors import StateError, UnknownCharacters
 from model.network.state import HiddenState
 from model.stepper import Stepper
 from service.engine.engine import Engine
-from service.errors import BadRequest
+from service.errors import BadRequest, UnreadableSession
 from service.models.on_demand_network import OnDemandNetwork
 from service.schemas import OnUnknown
 
@@ -66,6 +66,17 @@ class LoadedModel:
     def wrote(self, state: HiddenState) -> bool:
         """Whether these weights, in this arithmetic, computed the state. A state is never continued by others."""
         return state.fits(self.fingerprint, self.engine.numerics)
+
+    def check_state(self, state: HiddenState) -> None:
+        """Check that a stored state which this model wrote can be continued: one that is damaged fails its request.
+
+        Raises:
+            UnreadableSession: The state is damaged.
+        """
+        try:
+            self.engine.check_state(state)
+        except StateError as e:
+            raise UnreadableSession(f"what is stored of the session cannot be used: {e}; delete the session") from e
 
     def normalize(self, text: str) -> str:
         """Return a text that a client sent as the reader of the training text would have read it."""

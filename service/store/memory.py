@@ -21,8 +21,7 @@ from service.store.sessions import (
     Session,
     StoredTurn,
     TurnRecord,
-    decode_session,
-    decode_turn,
+    decode_stored,
     digest,
 )
 
@@ -53,7 +52,7 @@ class MemorySessions:
             data, turn = self._records.get(name), self._turns.get(name, {})
             if data is not None:
                 self._records[name] = data
-            return decode_session(data), decode_turn(turn, self._now_ms())
+            return decode_stored(data, turn, self._now_ms())
 
     def acquire(
         self,
@@ -72,17 +71,12 @@ class MemorySessions:
             if data is None and not is_new and not turn.get("turn"):
                 raise UnknownSession("the session does not exist or has expired")
             has_same_key = bool(key) and turn.get("key") == key
-            stored = decode_turn(turn, self._now_ms()) if has_same_key else None
-            if stored is not None and stored.record.request != request:
-                raise SessionConflict(KEY_REUSED)
             if turn.get("until", 0) > self._now_ms() and not force and not has_same_key:
                 raise SessionConflict(LEASE_HELD)
-            leased = LeasedSession(
-                token,
-                decode_session(data),
-                decode_turn({**turn, "until": 0}, self._now_ms()),
-                key in turn.get("keys", []),
-            )
+            session, stored = decode_stored(data, {**turn, "until": 0}, self._now_ms())
+            if has_same_key and stored is not None and stored.record.request != request:
+                raise SessionConflict(KEY_REUSED)
+            leased = LeasedSession(token, session, stored, key in turn.get("keys", []))
             self._turns[name] = {**turn, "token": token, "until": self._now_ms(lease_s)}
         return leased
 

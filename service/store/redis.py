@@ -33,8 +33,7 @@ from service.store.sessions import (
     Session,
     StoredTurn,
     TurnRecord,
-    decode_session,
-    decode_turn,
+    decode_stored,
     digest,
 )
 
@@ -72,7 +71,7 @@ if same_key and turn[1] then
   local is_json, stored = pcall(cjson.decode, turn[1])
   if is_json and type(stored) == 'table' and stored.request ~= request then return {'reused'} end
 end
-if turn[6] ~= token and tonumber(turn[5] or 0) > now and force == '0' and not same_key then return {'busy'} end
+if turn[6] ~= token and (tonumber(turn[5]) or 0) > now and force == '0' and not same_key then return {'busy'} end
 redis.call('HSET', KEYS[2], 'token', token, 'until', now + lease)
 redis.call('PEXPIRE', KEYS[2], ttl)
 local has_key = key ~= '' and turn[8] and string.find(turn[8], key, 1, true)
@@ -141,7 +140,7 @@ class RedisSessions:
     def load(self, session_id: str) -> tuple[Session | None, StoredTurn | None]:
         """Implement SessionStore.load."""
         record, now_ms, fields = self._run("load", session_id, self._ttl_s)
-        return decode_session(record), decode_turn(dict(zip(TURN_FIELDS, fields, strict=True)), now_ms)
+        return decode_stored(record, dict(zip(TURN_FIELDS, fields, strict=True)), now_ms)
 
     def acquire(
         self,
@@ -165,8 +164,8 @@ class RedisSessions:
             raise SessionConflict(LEASE_HELD)
         _, record, fields, has_key = reply
         try:
-            turn = decode_turn(dict(zip(TURN_FIELDS, fields, strict=True)), 0)
-            return LeasedSession(token, decode_session(record), turn, bool(has_key))
+            session, turn = decode_stored(record, dict(zip(TURN_FIELDS, fields, strict=True)), 0)
+            return LeasedSession(token, session, turn, bool(has_key))
         except UnreadableSession:
             self.abandon(session_id, token)
             raise
@@ -207,7 +206,9 @@ class RedisSessions:
         if self._call(lambda: self._client.set(name, salt, nx=True, ex=self._ttl_s)):
             return salt
         stored: bytes | None = self._call(lambda: self._client.getex(name, ex=self._ttl_s))
-        return stored.decode() if stored is not None else self.idempotency_salt(key)  # it expired in between
+        if stored is None:  # it expired in between
+            return self.idempotency_salt(key)
+        return stored.decode(errors="replace")
 
     def ping(self) -> None:
         """Implement SessionStore.ping."""

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from model.errors import StateError
-from model.network.sampling import SamplingParams
-from model.network.state import HiddenState
+from model.network.sampling import MAX_SEED, SamplingParams
+from model.network.state import MAX_POSITION, HiddenState, checked_integer, checked_string
 from service.errors import UnreadableSession
 
 SESSION_ID = "[A-Za-z0-9_-]{22,64}"
@@ -27,8 +27,11 @@ MAX_IDEMPOTENCY_KEYS = 32
 _LAYOUT = 2
 _HEAD = struct.Struct("<BQI")  # layout, seed, bytes of the state
 _TURN_LAYOUT = 2
+MAX_TURN_CHARS = 10**8
+"""The longest text of one turn: no setting allows more."""
 COMPLETE = ("length", "stop")
 """Finish reasons of a turn whose text is whole. One that was cancelled or timed out could still go on."""
+_FINISH_REASONS = ("", *COMPLETE, "cancelled", "timeout")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +65,7 @@ class Session:
             raise StateError(f"session: layout {data[:1].hex()!r}, expected one of {sorted(_READERS)}") from e
         try:
             return read(data)
-        except (struct.error, ValueError, KeyError, TypeError) as e:
+        except (struct.error, ValueError, KeyError, TypeError, RecursionError) as e:
             raise StateError(f"session: {len(data)} bytes that are not a stored session ({e})") from e
 
 
@@ -70,13 +73,15 @@ def _read_layout_1(data: bytes) -> Session:
     """Layout byte, header length, a JSON header with seed and state_bytes, the state, the recent text."""
     (length,) = struct.unpack_from("<H", data, 1)
     header = json.loads(data[3 : 3 + length])
-    end = 3 + length + int(header["state_bytes"])
-    return Session(HiddenState.from_bytes(data[3 + length : end]), int(header["seed"]), data[end:].decode())
+    end = 3 + length + checked_integer("state_bytes", header["state_bytes"], len(data))
+    seed = checked_integer("seed", header["seed"], MAX_SEED)
+    return Session(HiddenState.from_bytes(data[3 + length : end]), seed, data[end:].decode())
 
 
 def _read_layout_2(data: bytes) -> Session:
     _, seed, length = _HEAD.unpack_from(data)
     end = _HEAD.size + length
+    seed = checked_integer("seed", seed, MAX_SEED)
     return Session(HiddenState.from_bytes(data[_HEAD.size : end]), seed, data[end:].decode())
 
 
@@ -114,7 +119,8 @@ class TurnRecord:
         """Decode any layout that was ever written.
 
         Raises:
-            StateError: The bytes are not a turn of a known layout, or it has a sampling parameter that is not known.
+            StateError: The bytes are not a turn of a known layout, or a value is out of range, or it has a sampling
+                parameter that is not known.
         """
         try:
             fields = json.loads(data)
@@ -123,9 +129,27 @@ class TurnRecord:
                 fields = _from_turn_layout_1(fields)
             elif layout != _TURN_LAYOUT:
                 raise ValueError(f"layout {layout!r}, expected 1 or {_TURN_LAYOUT}")
-            return cls(**{**fields, "sampling": SamplingParams.from_dict(fields["sampling"])})
-        except (ValueError, TypeError, KeyError, AttributeError) as e:
+            record = cls(**{**fields, "sampling": SamplingParams.from_dict(fields["sampling"])})
+            record._check()
+            return record
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
             raise StateError(f"turn: {len(data)} bytes that are not a stored turn ({e})") from e
+
+    def _check(self) -> None:
+        """Check the types and ranges of what was read back.
+
+        Raises:
+            StateError: A value is wrong.
+        """
+        checked_integer("start_position", self.start_position, MAX_POSITION)
+        checked_integer("max_chars", self.max_chars, MAX_TURN_CHARS)
+        checked_integer("seed", self.seed, MAX_SEED)
+        for name in ("prompt", "fingerprint", "numerics", "key", "request"):
+            checked_string(name, getattr(self, name))
+        if type(self.stop) is not list or not all(isinstance(stop, str) and stop for stop in self.stop):
+            raise StateError(field="stop", value=self.stop, expected="a list of strings that are not empty")
+        if type(self.reencoded) is not bool:
+            raise StateError(field="reencoded", value=self.reencoded, expected="true or false")
 
 
 def _from_turn_layout_1(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,39 +292,65 @@ KEY_REUSED = "this Idempotency-Key was used for another request"
 LEASE_LOST = "another request has taken this session over"
 
 
-def decode_session(data: bytes | None) -> Session | None:
-    """Decode a stored session; None and no bytes are none.
-
-    Raises:
-        UnreadableSession: The bytes have an unknown layout, or are damaged.
-    """
-    try:
-        return Session.from_bytes(data) if data else None
-    except StateError as e:
-        raise UnreadableSession(f"the stored session cannot be read: {e}") from e
-
-
 TURN_FIELDS = ("turn", "start", "before", "end", "until")
 """The fields in which a store keeps a turn: TurnRecord, the sessions `start` and `previous_save`, the finish reason,
 and the end of the lease in milliseconds of the store's clock."""
 
 
-def decode_turn(fields: Mapping[str, Any], now_ms: int) -> StoredTurn | None:
-    """Decode the stored fields of a turn; None where there is only a lease.
+def decode_stored(
+    data: bytes | None, fields: Mapping[str, Any], now_ms: int
+) -> tuple[Session | None, StoredTurn | None]:
+    """Decode what is stored of a session: (None, None) if nothing is.
+
+    Args:
+        data: The session.
+        fields: The TURN_FIELDS of its last turn; without the field `turn` there is only a lease.
+        now_ms: The store's clock.
 
     Raises:
         UnreadableSession: The bytes have an unknown layout, or are damaged.
     """
+    try:
+        session, turn = _decode_session(data), _decode_turn(fields, now_ms)
+        if turn is not None:
+            _check_positions(session, turn)
+    except (StateError, ValueError) as e:
+        raise UnreadableSession(f"what is stored of the session cannot be used: {e}; delete the session") from e
+    return session, turn
+
+
+def _decode_session(data: bytes | None) -> Session | None:
+    return Session.from_bytes(data) if data else None
+
+
+def _decode_turn(fields: Mapping[str, Any], now_ms: int) -> StoredTurn | None:
     if not fields.get("turn"):
         return None
-    try:
-        record = TurnRecord.from_bytes(fields["turn"])
-    except StateError as e:
-        raise UnreadableSession(f"the session's last turn cannot be read: {e}") from e
+    finish_reason = (fields.get("end") or b"").decode()
+    if finish_reason not in _FINISH_REASONS:
+        expected = f"one of {', '.join(_FINISH_REASONS[1:])}"
+        raise StateError(field="finish_reason", value=finish_reason, expected=expected)
     return StoredTurn(
-        record=record,
-        start=decode_session(fields.get("start")),
-        previous_save=decode_session(fields.get("before")),
-        finish_reason=(fields.get("end") or b"").decode(),
+        record=TurnRecord.from_bytes(fields["turn"]),
+        start=_decode_session(fields.get("start")),
+        previous_save=_decode_session(fields.get("before")),
+        finish_reason=finish_reason,
         is_running=int(fields.get("until") or 0) > now_ms,
     )
+
+
+def _check_positions(session: Session | None, turn: StoredTurn) -> None:
+    """Check that the sessions that are stored with a turn are where this turn could have left them.
+
+    Raises:
+        StateError: One is not.
+    """
+    record = turn.record
+    start_position = turn.start.position if turn.start is not None else 0
+    if start_position != record.start_position:
+        raise StateError(field="start_position", value=record.start_position, expected=f"{start_position}")
+    low = record.prompt_end if turn.is_complete else record.start_position
+    high = record.prompt_end + record.max_chars
+    for save in (session, turn.previous_save):
+        if save is not None and not low <= save.position <= high:
+            raise StateError(field="position", value=save.position, expected=f"{low} to {high}, as its last turn is")

@@ -101,7 +101,7 @@ def session(position: int = 7, seed: int = 3, recent_text: str = "früh\n") -> S
 
 def record(start: int = 0, **more: Any) -> TurnRecord:
     sampling = SamplingParams(0.9, top_k=3)
-    made = {"start_position": start, "prompt": "é", "max_chars": 9, "sampling": sampling, "stop": ["ü"], "seed": 3}
+    made = {"start_position": start, "prompt": "é", "max_chars": 50, "sampling": sampling, "stop": ["ü"], "seed": 3}
     made |= {"fingerprint": "f" * 16, "numerics": "n"}
     return TurnRecord(**{**made, **more})
 

@@ -17,6 +17,7 @@ ServiceError
 │   ├── TurnInterrupted    409  the session's last turn was interrupted: resume it or send `position`
 │   ├── ModelChanged       409  the session was written by another model
 │   └── UnreadableSession  409  the stored session was written in a layout that this version cannot read
+├── UnreadableJob          409  the stored record of the job is damaged
 ├── JobHasEnded            409  a job that has ended cannot be cancelled
 ├── ModelConflict          409  the checkpoint cannot be promoted, or there is none to roll back to
 ├── CorpusConflict         409  the corpus exists already or cannot be changed
@@ -182,6 +183,12 @@ class UnreadableSession(SessionConflict):
     """Raised when a stored session has a layout that this version cannot read, or is damaged."""
 
     code = "unreadable_session"
+
+
+class UnreadableJob(ServiceError):
+    """Raised when the stored record of a job is damaged, or cannot be one of this version."""
+
+    status, code = 409, "unreadable_job"
 
 
 class JobHasEnded(ServiceError):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import re
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -13,11 +16,14 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
-from service.errors import JobHasEnded, JobQueueFull, StoreUnavailable, UnknownJob
+from service.errors import JobHasEnded, JobQueueFull, StoreUnavailable, UnknownJob, UnreadableJob
 from service.jobs.record import JOBS_KEY, Job, JobEvent, JobRecord, JobState, JsonObject, StoredJob
 
+log = logging.getLogger(__name__)
 QUEUE = "longhand"
 JOB_ID = "[0-9a-f]{16}"
+RQ_DAMAGE = (ValueError, TypeError, AttributeError, LookupError, AssertionError)
+"""What RQ raises where an entry of its own is damaged."""
 MAX_RETRIES = 3
 RETRAIN = "service.jobs.tasks.retrain"
 _RETRAIN_NAMES = {RETRAIN, "service.jobs.run.retrain"}  # the second is what jobs queued by an older version name
@@ -35,20 +41,54 @@ _STATES = {
 
 
 class RetrainJob(rq.job.Job):
-    """An RQ job that can only run `retrain`: a function name read from Redis is compared, never imported."""
+    """An RQ job that can only run `retrain`: a function name read from Redis is compared, never imported.
+
+    RQ would also import callbacks and call web addresses that an entry names; they are dropped when it is read.
+    """
+
+    def restore(self, raw_data: Any) -> None:
+        """Read an entry from Redis.
+
+        Raises:
+            NoSuchJobError: It is damaged; RQ passes over it.
+        """
+        try:
+            super().restore(raw_data)
+        except RQ_DAMAGE as e:
+            raise NoSuchJobError(f"job {self.id}: its entry cannot be read ({e})") from e
+        self._success_callback_name = self._failure_callback_name = self._stopped_callback_name = None
+        self.webhooks = []
+        self._dependency_ids = []
+        self.repeats_left = None
 
     @property
     def func(self) -> Any:
         """The function that RQ calls.
 
         Raises:
-            ValueError: The job names another function.
+            ValueError: The job names another function, or its id is none that the queue makes.
         """
         if self.func_name not in _RETRAIN_NAMES or self.instance is not None:
             raise ValueError(f"job {self.id}: names the function {self.func_name!r}, expected {RETRAIN!r}")
+        if not re.fullmatch(JOB_ID, self.id) or list(self.args[:1]) != [self.id]:
+            raise ValueError(f"job {self.id}: its first argument is {self.args[:1]!r}, expected its id, {JOB_ID}")
         from service.jobs.tasks import retrain  # loads torch, so only in the process that trains
 
         return retrain
+
+
+def run_folder(runs_dir: Path, job_id: str) -> Path:
+    """Return the folder of a job, in which it trains and which is deleted when it ends.
+
+    Raises:
+        ValueError: The id is none that the queue makes, or the folder is a link. To delete it could delete other files.
+    """
+    if not re.fullmatch(JOB_ID, job_id):
+        raise ValueError(f"job_id: got {job_id!r}, expected {JOB_ID}")
+    folder = runs_dir / job_id
+    if folder.is_symlink():
+        raise ValueError(f"{folder}: is a link, expected a folder or nothing; remove it")
+    return folder
 
 
 class JobQueue:
@@ -96,10 +136,10 @@ class JobQueue:
         with _redis_errors_as_unavailable():
             for key in (_BOOTSTRAP_KEY, _OLD_BOOTSTRAP_KEY):
                 stored: Any = self._client.get(key)
-                with contextlib.suppress(UnknownJob):
+                with contextlib.suppress(UnknownJob, UnreadableJob):
                     if stored is None:
                         continue
-                    job = self.get(stored.decode())
+                    job = self.get(stored.decode(errors="replace"))
                     if job.is_live and not job.record.cancel_requested:
                         return job.job_id
         return None
@@ -109,27 +149,37 @@ class JobQueue:
 
         Raises:
             UnknownJob: There is no record of this job.
+            UnreadableJob: Its record is damaged.
         """
         with _redis_errors_as_unavailable():
             # RQ leaves this to the next worker; here every reader notices that a worker died.
-            self._queue.started_job_registry.cleanup()
+            with _log_damage("RQ's list of running jobs"):
+                self._queue.started_job_registry.cleanup()
             record = JobRecord(self._client, job_id).read()
             if record is None:
                 raise UnknownJob(f"job {job_id}: not found; it does not exist or its record has been deleted")
             rq_job = self._fetch(job_id)
             position = self._queue.get_job_position(job_id) if rq_job is not None else None
             state = _state(rq_job, record)
-            error = _failure_reason(rq_job, record) if state is JobState.FAILED else None
+            error = None
+            if state is JobState.FAILED:
+                error = "RQ's entry of this job cannot be read"
+                with _log_damage(f"RQ's result of job {job_id}"):
+                    error = _failure_reason(rq_job, record)
         return Job(job_id, state, position, error, record)
 
     def listing(self) -> list[Job]:
-        """Return every job that has a record, the newest first."""
+        """Return every job that has a record, the newest first; one whose record is damaged is left out and logged."""
         with _redis_errors_as_unavailable():
             job_ids: Any = self._client.zrange(JOBS_KEY, 0, -1, desc=True)
         jobs = []
         for job_id in job_ids:
-            with contextlib.suppress(UnknownJob):
-                jobs.append(self.get(job_id.decode()))
+            try:
+                jobs.append(self.get(job_id.decode(errors="replace")))
+            except UnknownJob:
+                continue
+            except UnreadableJob as e:
+                log.warning("%s", e)
         return jobs
 
     def cancel(self, job_id: str) -> Job:
@@ -226,6 +276,15 @@ def _failure_reason(rq_job: rq.job.Job | None, record: StoredJob) -> str:
     if "AbandonedJobError" in traceback:
         return "the worker process died: it was killed, or its machine stopped"
     return traceback.splitlines()[-1] if traceback else "RQ has no entry for this job any more"
+
+
+@contextlib.contextmanager
+def _log_damage(what: str) -> Iterator[None]:
+    """Log what RQ cannot read of its own entries, and go on: the other jobs must not suffer from it."""
+    try:
+        yield
+    except RQ_DAMAGE as e:
+        log.warning("%s is damaged: %s", what, e)
 
 
 @contextlib.contextmanager

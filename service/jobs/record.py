@@ -13,17 +13,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import redis
 
+from model.errors import shown
 from model.evaluation.validation import Validation
+from service.errors import UnreadableJob
 
 JsonObject = dict[str, Any]
+T = TypeVar("T")
+_DAMAGE = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
+"""What reading a record that somebody else wrote may raise."""
 
 JOBS_KEY = "lh:jobs"
 OUT_OF_MEMORY = (
@@ -111,10 +117,11 @@ class JobResult:
         """Read what `as_dict` made, now or before the fields were renamed."""
         checkpoint, decision = value["checkpoint"], value["decision"]
         if checkpoint is not None:
-            checkpoint = _with_current_protocol(checkpoint, "val_protocol")
+            checkpoint = _with_current_protocol(_typed(dict, checkpoint), "val_protocol")
         if decision is not None:
             decision = Decision(**_with_current_protocol(_with_current_keys("decision", decision), "protocol"))
-        return cls(value["cancelled"], checkpoint, decision)
+            _typed(bool, decision.promoted), _typed(str, decision.reason)
+        return cls(_typed(bool, value["cancelled"]), checkpoint, decision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,23 +214,33 @@ class JobRecord:
             pipe.zadd(JOBS_KEY, {self.job_id: now})
             pipe.zrange(JOBS_KEY, 0, -MAX_RECORDS - 1)
             oldest: Any = pipe.execute()[-1]
-        for job_id in (i.decode() for i in oldest):
-            self._client.delete(record_key(job_id), f"{record_key(job_id)}:events")
-            self._client.zrem(JOBS_KEY, job_id)
+        for member in oldest:
+            key = record_key(member.decode(errors="replace"))
+            self._client.delete(key, f"{key}:events")
+            self._client.zrem(JOBS_KEY, member)
 
     def read(self) -> StoredJob | None:
-        """Return the record, or None if it does not exist."""
+        """Return the record, or None if it does not exist.
+
+        Raises:
+            UnreadableJob: It is damaged.
+        """
         raw: Any = self._client.hgetall(self._key)
-        return _stored_job({k.decode(): v.decode() for k, v in raw.items()}) if raw else None
+        if not raw:
+            return None
+        try:
+            return _stored_job({k.decode(): v.decode() for k, v in raw.items()})
+        except _DAMAGE as e:
+            problem = f"{type(e).__name__}: {e}"
+            raise UnreadableJob(f"job {self.job_id}: its record cannot be read ({problem})") from e
 
     def events(self, after: str, wait_ms: int) -> list[JobEvent]:
-        """Return the events after this id. If there are none, wait up to `wait_ms` for one."""
+        """Return the events after this id. If there are none, wait up to `wait_ms` for one.
+
+        One that is damaged comes as a note that says so: a client resumes after the last id that it has.
+        """
         streams: Any = self._client.xread({self._events_key: after}, count=200, block=wait_ms)
-        return [
-            _event(id.decode(), fields[b"name"].decode(), json.loads(fields[b"data"]))
-            for _, entries in streams or []
-            for id, fields in entries
-        ]
+        return [_event(id.decode(), fields) for _, entries in streams or [] for id, fields in entries]
 
     def request_cancel(self) -> None:
         """Ask the process that trains to end the job."""
@@ -293,28 +310,61 @@ def suppress_redis_errors() -> Iterator[None]:
 
 def _stored_job(raw: dict[str, str]) -> StoredJob:
     fields: JsonObject = {new: raw[old] for old, new in _OLD_FIELDS.items() if old in raw} | raw
-    fields |= {name: json.loads(fields[name]) for name in _JSON_FIELDS if name in fields}
+    fields |= {name: _json(fields[name]) for name in _JSON_FIELDS if name in fields}
     progress, result = fields.get("progress"), fields.get("result")
     return StoredJob(
-        request=fields["request"],
-        created_at=float(fields["created_at"]),
+        request=_typed(dict, fields["request"]),
+        created_at=_finite(fields["created_at"]),
         attempt=int(fields["attempt"]),
-        started_at=float(fields["started_at"]) if "started_at" in fields else None,
-        ended_at=float(fields["ended_at"]) if "ended_at" in fields else None,
+        started_at=_finite(fields["started_at"]) if "started_at" in fields else None,
+        ended_at=_finite(fields["ended_at"]) if "ended_at" in fields else None,
         cancel_requested="cancel" in fields,
-        progress=_with_current_keys("progress", progress) if progress is not None else None,
-        validations=[Validation(**_with_current_keys("validation", v)) for v in fields.get("validations", [])],
-        samples=fields.get("samples", []),
-        notes=fields.get("notes", []),
-        advice=fields.get("advice", []),
-        result=JobResult.from_dict(result) if result is not None else None,
+        progress=_with_current_keys("progress", _typed(dict, progress)) if progress is not None else None,
+        validations=[_validation(v) for v in _typed(list, fields.get("validations", []))],
+        samples=[_typed(dict, sample) for sample in _typed(list, fields.get("samples", []))],
+        notes=[_typed(str, note) for note in _typed(list, fields.get("notes", []))],
+        advice=[_typed(dict, advice) for advice in _typed(list, fields.get("advice", []))],
+        result=JobResult.from_dict(_typed(dict, result)) if result is not None else None,
         error=fields.get("error"),
     )
 
 
-def _event(id: str, name: str, data: JsonObject) -> JobEvent:
-    name = _OLD_EVENTS.get(name, name)
-    return JobEvent(id, name, _with_current_keys(name, data))
+def _validation(stored: Any) -> Validation:
+    values = _with_current_keys("validation", _typed(dict, stored))
+    if not all(isinstance(value, int | float) for value in values.values()):
+        raise TypeError(f"got the validation {shown(stored)}, expected numbers")
+    return Validation(**values)
+
+
+def _event(id: str, fields: dict[bytes, bytes]) -> JobEvent:
+    try:
+        name = fields[b"name"].decode()
+        data = _with_current_keys(_OLD_EVENTS.get(name, name), _typed(dict, _json(fields[b"data"])))
+    except _DAMAGE as e:
+        return JobEvent(id, "note", {"text": f"event {id} cannot be read ({type(e).__name__})"})
+    return JobEvent(id, _OLD_EVENTS.get(name, name), data)
+
+
+def _json(text: str | bytes) -> Any:
+    """Parse JSON without the NaN and Infinity that Python also reads and no client can."""
+    return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str | float) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
+
+
+def _typed(kind: type[T], value: Any) -> T:
+    if not isinstance(value, kind):
+        raise TypeError(f"got {shown(value)}, expected {kind.__name__}")
+    return value
 
 
 def _with_current_protocol(data: JsonObject, key: str) -> JsonObject:

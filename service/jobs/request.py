@@ -92,8 +92,16 @@ class JobRequest:
         """Read what `as_dict` made, perhaps in an older version.
 
         Raises:
-            ConfigError: It has a preset or a setting that this version does not know.
+            ConfigError: It has a preset or a setting that this version does not know, or a value of a wrong type.
         """
+        corpus = value.get("corpus")
+        names = corpus if isinstance(corpus, list) else [corpus]
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ConfigError(field="corpus", value=corpus, expected="the name of a corpus, or several")
+        if not isinstance(value.get("preset"), str) or not isinstance(value.get("promote"), str):
+            raise ConfigError("is damaged", field="request", expected="strings as preset and promote")
+        if type(value.get("warm_start")) is not bool:
+            raise ConfigError(field="warm_start", value=value.get("warm_start"), expected="true or false")
         own = {f.name for f in fields(cls)} - {"settings"}
         settings = {k: v for k, v in value.items() if k not in own}
         if value["preset"] not in PRESETS:

@@ -18,6 +18,7 @@ from model.checkpoints import registry
 from model.errors import CheckpointError, ModelError
 from model.network.device import resolve_device
 from service.errors import ServiceError
+from service.jobs.queue import run_folder
 from service.jobs.record import OUT_OF_MEMORY, JobRecord, JobResult, JsonObject
 from service.jobs.request import JobRequest
 from service.jobs.training import JobEnvironment, Training
@@ -42,14 +43,15 @@ def retrain(job_id: str, request: JsonObject) -> None:
         ModelError: The training cannot work; RQ does not retry it.
         ServiceError: The same, for a reason that the service found.
         redis.RedisError: Redis is unreachable at the start or the end; RQ retries the job.
+        ValueError: The id is none that the queue makes.
     """
     settings = read_settings()
+    run_dir = run_folder(settings.runs_dir, job_id)
     client = connect(settings.queue_url)
     record = JobRecord(client, job_id)
     attempt = record.begin_attempt()
     if attempt > 1:
         record.note(f"attempt {attempt}")
-    run_dir = settings.runs_dir / job_id
     with _JobMonitor(record) as monitor:
         try:
             is_bootstrap = record.set_if_absent("is_bootstrap", _nothing_is_promoted(settings))
@@ -57,7 +59,7 @@ def retrain(job_id: str, request: JsonObject) -> None:
                 os.nice(_NICENESS)
             training = Training(
                 JobRequest.from_dict(request),
-                _environment(settings, job_id),
+                _environment(settings, run_dir),
                 record,
                 is_bootstrap=is_bootstrap,
                 is_cancelled=lambda: monitor.is_cancelled,
@@ -101,10 +103,10 @@ def _nothing_is_promoted(settings: Settings) -> bool:
         return False
 
 
-def _environment(settings: Settings, job_id: str) -> JobEnvironment:
+def _environment(settings: Settings, run_dir: Path) -> JobEnvironment:
     return JobEnvironment(
         checkpoint_dir=settings.checkpoint_dir,
-        run_dir=settings.runs_dir / job_id,
+        run_dir=run_dir,
         corpora=Corpora(settings.corpora_dir, settings.max_corpus_bytes),
         device=resolve_device(settings.device),
         keep_checkpoints=settings.keep_checkpoints,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import math
 import os
 import re
@@ -29,11 +30,12 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from model.atomic_files import remove_abandoned
-from service.errors import StoreUnavailable, UnknownJob
-from service.jobs.queue import JOB_ID, QUEUE, JobQueue, RetrainJob
+from service.errors import StoreUnavailable, UnknownJob, UnreadableJob
+from service.jobs.queue import JOB_ID, QUEUE, RQ_DAMAGE, JobQueue, RetrainJob
 from service.jobs.record import OUT_OF_MEMORY, JobRecord, suppress_redis_errors
 from service.parent_death import signal_on_parent_death
 
+log = logging.getLogger(__name__)
 HEARTBEAT_S = 2
 DEAD_AFTER_S = 10  # without a heartbeat for so long, a worker counts as dead and its job goes to another worker
 _MAINTENANCE_INTERVAL_S = 5  # between two searches for dead workers
@@ -67,7 +69,10 @@ class RetrainWorker(Worker):
 
     def run_maintenance_tasks(self) -> None:
         """Do RQ's maintenance, and remove the files of jobs that have ended."""
-        super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+        try:
+            super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+        except RQ_DAMAGE:  # what others wrote there must not end the worker
+            log.exception("RQ's registries of jobs are damaged; dead workers may go unnoticed")
         with contextlib.suppress(StoreUnavailable):
             remove_unused_files(self._runs_dir, JobQueue(self.connection, max_queued=0))
 
@@ -139,11 +144,11 @@ def remove_unused_files(runs_dir: Path, queue: JobQueue) -> None:
     a day after the last change.
     """
     for folder in runs_dir.iterdir() if runs_dir.is_dir() else []:
-        if not re.fullmatch(JOB_ID, folder.name) or not folder.is_dir():
+        if not re.fullmatch(JOB_ID, folder.name) or folder.is_symlink() or not folder.is_dir():
             continue
         try:
             kept_s = math.inf if queue.get(folder.name).is_live else _KEEP_ENDED_S
-        except UnknownJob:
+        except (UnknownJob, UnreadableJob):
             kept_s = _KEEP_UNKNOWN_S
         with contextlib.suppress(OSError):
             if time.time() - folder.stat().st_mtime > kept_s:

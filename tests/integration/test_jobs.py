@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import secrets
 import signal
 import time
 from collections.abc import Iterator
@@ -413,4 +414,33 @@ def test_only_the_training_function_can_be_run(stack: Stack) -> None:
     eventually(lambda: job.get_status() in ("failed", "finished"), within_s=60)
     assert job.get_status() == "failed"
     assert not target.exists()
+    client.close()
+
+
+@pytest.mark.parametrize("named", ["absolute", "relative", "link"])
+def test_a_job_deletes_only_its_own_folder(stack: Stack, tmp_path: Path, named: str) -> None:
+    """A job that someone else wrote into Redis names a folder outside RUNS_DIR, or its own folder is a link."""
+    from rq import Queue
+    from rq.serializers import JSONSerializer
+
+    from service.jobs.queue import RETRAIN
+    from service.store.connect import connect
+
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").write_text("mine")
+    runs = stack.checkpoints.parent / "runs"
+    job_id = secrets.token_hex(8)
+    runs.mkdir(exist_ok=True)
+    if named == "link":
+        (runs / job_id).symlink_to(kept)
+    folder = {"absolute": str(kept), "relative": os.path.relpath(kept, runs), "link": job_id}[named]
+    client = connect(stack.redis.url)
+    queue = Queue("longhand", connection=client, serializer=JSONSerializer)
+    broken = {"corpus": "words", "preset": "quick", "promote": "never", "warm_start": False, "steps": -1}
+    job = queue.enqueue_call(RETRAIN, args=(folder, broken), job_id=job_id)
+    eventually(lambda: job.get_status() in ("failed", "finished"), within_s=60)
+    assert job.get_status() == "failed"
+    assert (kept / "file").read_text() == "mine"
+    (runs / job_id).unlink(missing_ok=True)
     client.close()

@@ -26,6 +26,7 @@ from prometheus_client.core import Metric  # noqa: E402
 from model.config import PRESETS, ModelConfig, TrainConfig  # noqa: E402
 from model.network.sampling import SamplingParams  # noqa: E402
 from service.errors import ServiceError  # noqa: E402
+from service.openai.schemas import CompletionRequest  # noqa: E402
 from service.operations.metrics import Metrics  # noqa: E402
 from service.schemas import (  # noqa: E402
     Body,
@@ -82,20 +83,29 @@ def _type(field: dict[str, Any]) -> str:
     if "enum" in field:
         return ", ".join(code(_json(value)) for value in field["enum"])
     if field.get("type") == "array":
-        return f"list of {NAMES[field['items']['type']]}s"
+        return f"list of {_items(field['items'])}"
+    if field.get("type", "null") == "null":
+        return "object" if "$ref" in field else "null"
     low, above = field.get("minimum"), field.get("exclusiveMinimum")
     high = field.get("maximum")
     limits = [
-        f"from {low:,g}" if low is not None else "",
+        f"from {_number(low)}" if low is not None else "",
         f"above {above:,g}" if above is not None else "",
         f"to {_number(high)}" if high is not None else "",
     ]
     return " ".join([NAMES[field["type"]], *filter(None, limits)])
 
 
+def _items(field: dict[str, Any]) -> str:
+    """Return the type of a list's items in the plural; a reference is to a string with limits, or an object."""
+    if field.get("type") == "array":
+        return f"lists of {_items(field['items'])}"
+    return f"{NAMES[field.get('type', 'string')]}s"
+
+
 def _number(value: float) -> str:
-    if value == 2**63 - 1:
-        return "2⁶³ - 1"
+    if abs(value) >= 2**63 - 1:
+        return "-2⁶³" if value < 0 else "2⁶³ - 1"
     return f"{int(value):,}" if float(value).is_integer() else f"{value:g}"
 
 
@@ -160,6 +170,7 @@ def presets_table() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "generate": lambda: body_table(GenerateRequest),
+    "completions": lambda: body_table(CompletionRequest),
     "score": lambda: body_table(ScoreRequest),
     "inspect": lambda: body_table(InspectRequest),
     "fork": lambda: body_table(ForkRequest),

@@ -17,6 +17,9 @@ from service.jobs.queue import JobQueue
 from service.models.loader import ModelLoader
 from service.models.manager import ModelManager
 from service.models.watcher import CheckpointWatcher
+from service.openai.completions import CompletionService
+from service.openai.models import ModelList
+from service.openai.tokenizer import Tokenizer
 from service.operations.auth import Authenticator
 from service.operations.drain import Drain
 from service.operations.limits import RateLimiter
@@ -32,6 +35,7 @@ from service.routes import (
     jobs,
     metrics,
     models,
+    openai,
     page,
     sessions,
 )
@@ -65,6 +69,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     generation = GenerationService(manager, stores.sessions, stores.prefixes, options)
     inspector = InspectionService(manager, stores.sessions, s.max_chars)
+    completions = CompletionService(manager, generation, inspector)
+    model_list = ModelList(lambda: manager.current, s.checkpoint_dir)
+    tokenizer = Tokenizer(manager, s.max_prompt_chars)
     for folder in (s.checkpoint_dir, s.corpora_dir):
         remove_abandoned(folder)
     drain = Drain(manager, s.drain_notice_s, s.drain_timeout_s)
@@ -76,6 +83,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         behind_proxy=s.trusted_proxies > 0,
     )
     limiter = RateLimiter(s.rate_limit, s.redis_url)
+    scored_characters = RateLimiter(s.chars_limit, s.redis_url)
 
     app = Flask(__name__, static_folder=None)
     app.json = _JsonProvider(app)
@@ -88,7 +96,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     for blueprint in (
         generate.blueprint(generation),
         sessions.blueprint(generation, stores.sessions, s.session_recent_text_chars),
-        inspection.blueprint(inspector, RateLimiter(s.chars_limit, s.redis_url)),
+        inspection.blueprint(inspector, scored_characters),
+        openai.blueprint(completions, model_list, tokenizer, scored_characters),
     ):
         app.register_blueprint(access.for_clients(blueprint, authenticator, limiter))
     for blueprint in (

@@ -45,12 +45,18 @@ def _sampling_field(parameter: SamplingParameter) -> Any:
 
     def check(value: float) -> float:
         if not parameter.accepts(value):
-            raise _unexpected(parameter.expected)
+            raise unexpected(parameter.expected)
         return value
 
-    limits: dict[str, Any] = {"minimum": parameter.minimum, "maximum": parameter.maximum}
-    field = Field(parameter.default, description=parameter.help, json_schema_extra=limits)
+    field = Field(parameter.default, description=parameter.help, json_schema_extra=parameter_schema(parameter))
     return Annotated[parameter.type, AfterValidator(check)], field
+
+
+def parameter_schema(parameter: SamplingParameter) -> dict[str, Any]:
+    """Return the accepted values of a sampling parameter as keywords of a JSON schema."""
+    minimum = "exclusiveMinimum" if parameter.exclusive_minimum else "minimum"
+    limits: dict[str, Any] = {minimum: parameter.minimum, "maximum": parameter.maximum}
+    return {"anyOf": [{"const": 0}, limits]} if parameter.allows_zero else limits
 
 
 if TYPE_CHECKING:
@@ -88,7 +94,7 @@ class GenerateRequest(_SamplingFields):
     @classmethod
     def _check_stop(cls, value: list[str]) -> list[str]:
         if len(value) > MAX_STOP_STRINGS or any(not 1 <= len(s) <= MAX_STOP_CHARS for s in value):
-            raise _unexpected(f"at most {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_CHARS} characters")
+            raise unexpected(f"at most {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_CHARS} characters")
         return value
 
     @property
@@ -125,7 +131,7 @@ class InspectRequest(Body):
     @classmethod
     def _check_units(cls, value: list[int]) -> list[int]:
         if len(value) > MAX_UNITS or len(set(value)) != len(value):
-            raise _unexpected(f"at most {MAX_UNITS} units, each once")
+            raise unexpected(f"at most {MAX_UNITS} units, each once")
         return value
 
 
@@ -147,7 +153,7 @@ class RetrainRequest(Body):
     @classmethod
     def _check_corpus(cls, value: str | list[str]) -> str | list[str]:
         if isinstance(value, list) and not (1 <= len(value) <= MAX_CORPORA and len(set(value)) == len(value)):
-            raise _unexpected(f"1 to {MAX_CORPORA} names, each once")
+            raise unexpected(f"1 to {MAX_CORPORA} names, each once")
         return value
 
     @property
@@ -191,7 +197,8 @@ def parse_body(schema: type[BodyT], data: bytes) -> BodyT:
         problem = error["msg"] if error["type"] == "json_invalid" else "JSON, but not an object"
         raise MalformedBody("body", None, "a JSON object", problem=problem)
     if error["type"] == "extra_forbidden":
-        fields = ", ".join(schema.model_fields)
+        is_nested = len(error["loc"]) > 1
+        fields = "the documented ones" if is_nested else ", ".join(schema.model_fields)
         raise BadRequest(field, error["input"], f"one of the fields {fields}", problem="no such field")
     if error["type"] == "missing":
         raise BadRequest(field, None, "a value", problem="is required")
@@ -223,6 +230,6 @@ def expected_value(error: ErrorDetails) -> str:
     return template.format_map(error.get("ctx", {})) if template is not None else error["msg"]
 
 
-def _unexpected(expected: str) -> PydanticCustomError:
+def unexpected(expected: str) -> PydanticCustomError:
     """The error of a validator of ours."""
     return PydanticCustomError("unexpected", "expected {expected}", {"expected": expected})

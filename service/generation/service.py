@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from service.errors import (
     BadRequest,
@@ -64,6 +64,16 @@ class GenerationService:
         self._prefixes = prefixes
         self._options = options
 
+    @property
+    def max_chars(self) -> int:
+        """The length of the longest text that one request may generate."""
+        return self._options.max_chars
+
+    @property
+    def max_prompt_chars(self) -> int:
+        """The length of the longest prompt."""
+        return self._options.max_prompt_chars
+
     def generate(self, request: GenerateRequest, idempotency_key: str = "", key_id: str = "") -> RunningGeneration:
         """Start to answer a request; one that was sent before with the same Idempotency-Key gets the same turn again.
 
@@ -92,6 +102,28 @@ class GenerationService:
             session_lease = self._session_lease(session_id, leased, on_error)
             plan = self._plan(model, validated, key, request_digest, session_id, leased)
             generation = self._start(plan, lease, session_lease)
+            on_error.pop_all()
+            return generation
+
+    def generate_unsaved(self, request: GenerateRequest, model: LoadedModel, prompt: str) -> RunningGeneration:
+        """Start a text that belongs to no session: nothing of it is stored, and it cannot be resumed.
+
+        Args:
+            request: What to generate; without a session.
+            model: The model, of which the caller has a lease.
+            prompt: The prompt as the model reads it, in place of the request's.
+
+        Raises:
+            BadRequest: A value cannot be used.
+            QueueFull: Every slot and every place in the queue is taken.
+            Draining: This worker is shutting down.
+        """
+        with ExitStack() as on_error:
+            lease = on_error.enter_context(model.acquire())
+            validated = validate(request, model, self._options.max_chars, self._options.max_prompt_chars)
+            self._check_capacity(model, request.logprobs)
+            plan = self._plan(model, replace(validated, prompt=prompt), "", "", None, None)
+            generation = self._start(plan, lease, None)
             on_error.pop_all()
             return generation
 

@@ -60,6 +60,18 @@ def score_text(
     return answer
 
 
+def text_logprobs(model: LoadedModel, ids: NDArray[np.int32], top_logprobs: int, pacer: Pacer) -> list[dict[str, Any]]:
+    """Return the log-probability of each character of a new text (n,), and of `top_logprobs` alternatives."""
+    scorer = Scorer(model.network.get(), None, model.engine.vocab.start)
+    details: list[dict[str, Any]] = []
+    for start in range(0, len(ids), _CHUNK):
+        part = ids[start : start + _CHUNK]
+        with pacer.part(lambda: model.engine.in_flight > 0):
+            logits = scorer.read(part)
+            details += token_logprobs(logits, part, model.engine.vocab, SamplingParams(), top_logprobs)
+    return details
+
+
 def scorer_at(model: LoadedModel, sessions: SessionStore, session_id: str | None) -> tuple[Scorer, int]:
     """Return a scorer at the end of a session, or of a new text, and its position.
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from service.errors import BadRequest, Overloaded
 from service.inspection.gates import check_inspectable, inspect_text
 from service.inspection.pacing import Pacer
-from service.inspection.score import score_text, scorer_at
+from service.inspection.score import score_text, scorer_at, text_logprobs
 from service.models.loaded_model import LoadedModel
 from service.models.manager import ModelManager
 from service.schemas import InspectRequest, OnUnknown, ScoreRequest
@@ -63,6 +63,21 @@ class InspectionService:
             with self._one_of_few():
                 scored = score_text(model, scorer, text, ids, request.logprobs, self._pacer)
             return {"text": text, **scored, "position": position, "model": model.as_dict()}
+
+    def logprobs(self, model: LoadedModel, text: str, top_logprobs: int) -> list[dict[str, Any]]:
+        """Return the log-probability of each character of a new text, and of the most probable alternatives.
+
+        Args:
+            model: The model, of which the caller has a lease.
+            text: Characters of the model's vocabulary.
+            top_logprobs: Alternatives for each character.
+
+        Raises:
+            Overloaded: As many requests as allowed are being answered.
+            NoModel: The model's file cannot be read.
+        """
+        with self._one_of_few():
+            return text_logprobs(model, model.engine.vocab.encode(text), top_logprobs, self._pacer)
 
     def inspect(self, request: InspectRequest) -> dict[str, Any]:
         """Return the gates of some units, a map of all, and which units correlate with features of the text.

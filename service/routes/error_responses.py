@@ -1,14 +1,18 @@
-"""Every error as an HTTP response of one form: {"error": {"code", "message", ...}}."""
+"""Every error as an HTTP response of one form: {"error": {"code", "message", ...}}.
+
+On the addresses of the OpenAI protocol, /v1/..., the form is that protocol's.
+"""
 
 from __future__ import annotations
 
 import logging
 
-from flask import Flask, Response, jsonify
+from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from model.errors import StorageError
 from service.errors import BodyTooLarge, ServiceError, StorageFailed, StorageFull, Unauthorized
+from service.openai import errors as openai_errors
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +27,11 @@ class RoutingError(HTTPException):
         self.error = error
 
 
+def is_openai_request() -> bool:
+    """Whether the client speaks the OpenAI protocol, so that it expects errors in that form."""
+    return request.path.startswith("/v1/")
+
+
 def register(app: Flask) -> None:
     """Make the app answer every error in this form."""
     app.register_error_handler(ServiceError, error_response)
@@ -33,8 +42,14 @@ def register(app: Flask) -> None:
 
 def error_response(error: ServiceError) -> Response:
     """Return the response for an error, with the headers that belong to its class."""
-    response = jsonify({"error": error.as_dict()})
-    response.status_code = error.status
+    if is_openai_request():
+        status, body = openai_errors.status_of(error), openai_errors.error_body(error)
+    else:
+        status, body = error.status, {"error": error.as_dict()}
+    response = jsonify(body)
+    response.status_code = status
+    if is_openai_request() and openai_errors.should_not_retry(status, error.retry_after_s):
+        response.headers["x-should-retry"] = "false"
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, Unauthorized):
@@ -48,8 +63,13 @@ def _http_error_response(error: HTTPException) -> Response:
     if isinstance(error, RoutingError):
         return error_response(error.error)
     code = (error.name or "error").lower().replace(" ", "_")
-    response = jsonify({"error": {"code": code, "message": error.description}})
-    response.status_code = error.code or 500
+    status, message = error.code or 500, error.description or code
+    is_openai = is_openai_request()
+    body = openai_errors.error_object(status, code, message) if is_openai else {"code": code, "message": message}
+    response = jsonify(body if is_openai else {"error": body})
+    response.status_code = status
+    if is_openai and openai_errors.should_not_retry(status, None):
+        response.headers["x-should-retry"] = "false"
     response.headers.extend([(name, value) for name, value in error.get_headers() if name == "Allow"])
     return response
 

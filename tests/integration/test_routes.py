@@ -28,6 +28,12 @@ GUARDS = {
     "/generate": CLIENT,
     "/score": CLIENT,
     "/inspect": CLIENT,
+    "/v1/completions": CLIENT,
+    "/v1/models": CLIENT,
+    "/v1/models/<path:name>": CLIENT,
+    "/tokenize": CLIENT,
+    "/detokenize": CLIENT,
+    "/tokenizer_info": CLIENT,
     "/sessions/<session_id:session_id>": CLIENT,
     "/sessions/<session_id:session_id>/stream": CLIENT,
     "/sessions/<session_id:session_id>/fork": CLIENT,
@@ -44,6 +50,7 @@ GUARDS = {
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 VALUES = {
     "<name>": "main.js",
+    "<path:name>": "longhand",
     "<session_id:session_id>": "x" * 32,
     "<job_id:job_id>": "0123456789abcdef",
     "<corpus_name:name>": "mine",

@@ -1,0 +1,103 @@
+"""/v1: the OpenAI completions protocol. /tokenize, /detokenize, /tokenizer_info: the tokenizer for harnesses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from flask import Blueprint, Response, g, jsonify
+
+from service.errors import ServiceError
+from service.openai.answers import ChunkEncoder, WholeCompletion
+from service.openai.completions import CompletionService, RunningCompletion
+from service.openai.errors import error_body
+from service.openai.models import ModelList
+from service.openai.schemas import CompletionRequest, DetokenizeRequest, TokenizeRequest
+from service.openai.tokenizer import Tokenizer
+from service.operations.limits import RateLimiter
+from service.routes.body import read_body
+from service.routes.generation_events import POLL_INTERVAL_S
+from service.routes.sse import HEARTBEAT, Heartbeat, client_disconnect_check, encode_event, event_stream_response
+
+_CLIENT_CLOSED_REQUEST = 499
+_DONE = b"data: [DONE]\n\n"
+
+
+def blueprint(
+    completions: CompletionService, models: ModelList, tokenizer: Tokenizer, characters: RateLimiter
+) -> Blueprint:
+    """Create the routes; `characters` limits how many characters a client may have scored."""
+    routes = Blueprint("openai", __name__)
+
+    @routes.post("/v1/completions")
+    def complete() -> Response:
+        body = read_body(CompletionRequest)
+        if body.echo and body.logprobs is not None:
+            characters.hit(f"characters:{g.get('client_id', '')}", sum(map(len, body.prompts)))
+        is_disconnected = client_disconnect_check()
+        completion = completions.start(body)
+        if body.stream:
+            return event_stream_response(_CompletionEvents(completion, is_disconnected))
+        try:
+            whole = WholeCompletion(completion)
+            for part in completion.parts(POLL_INTERVAL_S):
+                if is_disconnected():
+                    return Response(status=_CLIENT_CLOSED_REQUEST)
+                if part is not None:
+                    whole.add(part)
+            return jsonify(whole.as_dict())
+        finally:
+            completion.close()
+
+    @routes.get("/v1/models")
+    def listing() -> Response:
+        return jsonify(object="list", data=models.listing())
+
+    @routes.get("/v1/models/<path:name>")
+    def get(name: str) -> Response:
+        return jsonify(models.get(name))
+
+    @routes.post("/tokenize")
+    def tokenize() -> Response:
+        return jsonify(tokenizer.tokenize(read_body(TokenizeRequest)))
+
+    @routes.post("/detokenize")
+    def detokenize() -> Response:
+        return jsonify(tokenizer.detokenize(read_body(DetokenizeRequest)))
+
+    @routes.get("/tokenizer_info")
+    def tokenizer_info() -> Response:
+        return jsonify(tokenizer.info())
+
+    return routes
+
+
+class _CompletionEvents:
+    """Implements `EventSource`: `data:` lines only, the last of which is [DONE], or an error."""
+
+    def __init__(self, completion: RunningCompletion, is_disconnected: Callable[[], bool]) -> None:
+        """Take over a completion; it is closed with this object."""
+        self._completion = completion
+        self._is_disconnected = is_disconnected
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Return the encoded events; to be called once."""
+        encoder, heartbeat = ChunkEncoder(self._completion), Heartbeat()
+        try:
+            for part in self._completion.parts(POLL_INTERVAL_S):
+                if self._is_disconnected():
+                    return
+                if part is not None:
+                    yield encode_event(encoder.chunk(part))
+                    heartbeat.sent()
+                elif heartbeat.is_due():
+                    yield HEARTBEAT
+                    heartbeat.sent()
+            if encoder.has_usage:
+                yield encode_event(encoder.usage_chunk())
+            yield _DONE
+        except ServiceError as e:
+            yield encode_event(error_body(e))
+
+    def close(self) -> None:
+        """Stop generating."""
+        self._completion.close()

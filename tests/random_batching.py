@@ -56,6 +56,7 @@ def random_texts(rng: Random, count: int, vocab: int, longest: int = 30) -> list
             top_k=rng.choice([0, 0, 3, vocab]),
             top_p=rng.choice([1.0, 1.0, 0.8]),
             min_p=rng.choice([0.0, 0.0, 0.05]),
+            typical_p=rng.choice([1.0, 1.0, 0.7]),
         )
 
     def prompt() -> list[int]:

@@ -2,8 +2,9 @@
 
 Sampling is a pure function. The random number comes in as a value, so a replay draws the same id.
 
-The filters apply in the order of Hugging Face and vLLM: temperature, top_k, top_p on what top_k left, min_p relative
-to the most probable id. The id is the inverse of the cumulative distribution over the kept ids, in id order.
+The filters apply in the order of Hugging Face: temperature, top_k, top_p on what top_k left, min_p relative to the
+most probable id, typical_p on what the others left. The id is the inverse of the cumulative distribution over the kept
+ids, in id order.
 
 To add a parameter, add a field to `SamplingParams`, its line to `SAMPLING_FIELDS` in the C header sampling.h, and the
 rule itself to `_filter` here and to `filter` there. Requests, turn records, sequences, blocks and the command line
@@ -81,6 +82,10 @@ class SamplingParams:
     min_p: float = _parameter(
         0.0, 0, 1, "drop characters that are less probable than this times the most probable one; 0 is off"
     )
+    typical_p: float = _parameter(
+        1.0, 0, 1, "sample from the smallest set of characters whose information content is closest to the expected "
+        "one, and whose probabilities add up to this much (locally typical sampling); 1 is off", exclusive_minimum=True,
+    )  # fmt: skip
 
     @classmethod
     @lru_cache(maxsize=1)
@@ -234,4 +239,28 @@ def _filter(probs: Tensor, params: SamplingTensors) -> Tensor:
     keep &= (before < top_p * masked.sum(dim=-1, keepdim=True)) | (top_p >= 1)
     keep &= ordered >= min_p * ordered[:, :1]
     keep[:, 0] = True  # top_p = 0 keeps the most probable id
+    keep &= _typical(torch.where(keep, ordered, 0.0), params["typical_p"][:, None])
     return torch.where(torch.zeros_like(keep).scatter(-1, order, keep), probs, 0.0)
+
+
+def _typical(probs: Tensor, typical_p: Tensor) -> Tensor:
+    """Which ids locally typical sampling keeps (Meister et al., "Locally Typical Sampling", TACL 2023, section 4).
+
+    Ids are taken by the distance of their information content -log p from the entropy, the nearest first, until their
+    probabilities add up to typical_p. The id that reaches it is kept, and so are those of its distance, as in Hugging
+    Face's TypicalLogitsWarper. The probabilities need not add up to 1: their sum cancels out of the distance.
+
+    Args:
+        probs: (B, V), 0 for what other filters drop.
+        typical_p: (B, 1); 1 keeps everything.
+
+    Returns:
+        (B, V), true where an id is kept.
+    """
+    total = probs.sum(dim=-1, keepdim=True)
+    expected = torch.xlogy(probs, probs).sum(dim=-1, keepdim=True) / total
+    distance = (probs.log() - expected).abs()  # infinite where the probability is 0
+    nearest, order = distance.sort(dim=-1, stable=True)
+    mass = probs.gather(-1, order).cumsum(dim=-1)
+    last = (mass < typical_p * total).sum(dim=-1, keepdim=True).clamp(max=probs.shape[-1] - 1)
+    return (distance <= nearest.gather(-1, last)) | (typical_p >= 1)

@@ -25,6 +25,7 @@ BAD = [
     ({"top_p": 0}, "top_p", "above 0, at most 1"),
     ({"top_p": 1.01}, "top_p", "above 0, at most 1"),
     ({"min_p": 2}, "min_p", "0 to 1"),
+    ({"typical_p": 0}, "typical_p", "above 0, at most 1"),
     ({"seed": -1}, "seed", "greater than or equal to 0"),
     ({"seed": 2**63}, "seed", "less than or equal to"),
     ({"stop": "a"}, "stop", "array"),

@@ -34,7 +34,9 @@ def rows(tiny: Checkpoint, text: str) -> torch.Tensor:
     return found
 
 
-def drawn_from(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> list[float]:
+def drawn_from(
+    logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float
+) -> list[float]:
     """The filters by their definition, one character at a time in plain Python: probabilities (V,)."""
     if temperature == 0:
         return [float(i == int(logits.argmax())) for i in range(len(logits))]
@@ -46,13 +48,29 @@ def drawn_from(logits: torch.Tensor, temperature: float, top_k: int, top_p: floa
         if (cumulative < top_p * within or not kept) and probs[i] >= min_p * probs[order[0]]:
             kept.append(i)
         cumulative += probs[i]
+    if typical_p < 1:
+        whole = sum(probs[i] for i in kept)
+        information = {i: -math.log(probs[i] / whole) for i in kept}
+        entropy = sum(probs[i] / whole * information[i] for i in kept)
+        nearest, kept, cumulative = sorted(kept, key=lambda i: abs(information[i] - entropy)), [], 0.0
+        for i in nearest:
+            if cumulative < typical_p:
+                kept.append(i)
+            cumulative += probs[i] / whole
     whole = sum(probs[i] for i in kept)
     return [probs[i] / whole if i in kept else 0.0 for i in range(len(probs))]
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    "how", [PAYLOAD, {"prompt": "", "seed": 3}, {**PAYLOAD, "temperature": 0}, {**PAYLOAD, "stop": ["e", "a"]}]
+    "how",
+    [
+        PAYLOAD,
+        {"prompt": "", "seed": 3},
+        {**PAYLOAD, "temperature": 0},
+        {**PAYLOAD, "typical_p": 0.6},
+        {**PAYLOAD, "stop": ["e", "a"]},
+    ],
 )
 def test_logprobs_are_what_the_characters_were_drawn_from(
     service: Service, tiny: Checkpoint, how: dict[str, Any], stream: bool
@@ -77,7 +95,7 @@ def test_logprobs_are_what_the_characters_were_drawn_from(
             assert probability == pytest.approx(probs[i], abs=2e-4)
 
 
-KNOBS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+KNOBS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
 
 
 def read(service: Service, body: dict[str, Any], stream: bool) -> dict[str, Any]:
@@ -108,7 +126,7 @@ def test_logprobs_go_on_with_a_session_and_with_a_lost_stream(service: Service) 
     assert again["usage"]["reused_chars"] > 0
     assert again["logprobs"] == whole["logprobs"]
     first = service.generate(**{**PAYLOAD, "prompt": prompt}, max_chars=25, logprobs=4)
-    knobs = {k: PAYLOAD[k] for k in KNOBS}
+    knobs = {k: PAYLOAD.get(k, default) for k, default in KNOBS.items()}
     rest = service.generate(session_id=first["session_id"], max_chars=35, logprobs=4, **knobs)
     close(first["logprobs"] + rest["logprobs"], whole["logprobs"])
     after = len(prompt) + 40

@@ -192,9 +192,10 @@ static size_t lay_out(lh_stepper *s, char *base)
     for (int i = 0; i < m->threads; i++) {
         s->scratch[i] = allocate(&at, sizeof(scratch_t));
         double *weight = allocate(&at, (size_t)m->vocab * sizeof(double));
+        double *typicality = allocate(&at, (size_t)m->vocab * sizeof(double));
         int32_t *heap = allocate(&at, (size_t)m->vocab * sizeof(int32_t));
         uint8_t *keep = allocate(&at, (size_t)m->vocab);
-        if (base) s->scratch[i]->sampling = (sampling_scratch_t){weight, heap, keep};
+        if (base) s->scratch[i]->sampling = (sampling_scratch_t){weight, typicality, heap, keep};
     }
     return at.used;
 }
@@ -287,14 +288,15 @@ EXPORT int32_t lh_sample(const char *instruction_set, const float *logits, int32
 {
     size_t n = (size_t)vocab;
     const lh_kernels *kernels = kernels_named(instruction_set);
-    sampling_scratch_t scratch = {malloc(n * sizeof(double)), malloc(n * sizeof(int32_t)), malloc(n)};
+    sampling_scratch_t scratch = {malloc(n * sizeof(double)), malloc(n * sizeof(double)), malloc(n * sizeof(int32_t)),
+                                  malloc(n)};
     int32_t id = -1;
-    if (kernels && scratch.weight && scratch.heap && scratch.keep) {
+    if (kernels && scratch.weight && scratch.typicality && scratch.heap && scratch.keep) {
         uint64_t mode = float_mode_enter();
         id = kernels->draw(logits, vocab, params, random_value, &scratch, logprob);
         float_mode_leave(mode);
     }
-    free(scratch.weight), free(scratch.heap), free(scratch.keep);
+    free(scratch.weight), free(scratch.typicality), free(scratch.heap), free(scratch.keep);
     return id;
 }
 

@@ -12,9 +12,9 @@ from model.network.sampling import MAX_SEED, SamplingParams, as_batch, as_tensor
 
 
 def draw(
-    logits: list[float], u: float, t: float = 1.0, k: int = 0, p: float = 1.0, m: float = 0.0
+    logits: list[float], u: float, t: float = 1.0, k: int = 0, p: float = 1.0, m: float = 0.0, typical: float = 1.0
 ) -> tuple[int, float]:
-    params = as_tensors(as_batch([SamplingParams(t, k, p, m)]))
+    params = as_tensors(as_batch([SamplingParams(t, k, p, m, typical)]))
     ids, logprobs = sample(torch.tensor([logits]), torch.tensor([u], dtype=torch.float64), params)
     return int(ids), float(logprobs)
 
@@ -47,15 +47,16 @@ def test_the_numbers_are_uniform_and_seeds_share_nothing() -> None:
     k=st.integers(0, 32),
     p=st.floats(0.01, 1),
     m=st.floats(0, 1),
+    typical=st.just(1.0) | st.floats(0.01, 1),
 )
-@settings(max_examples=200)
+@settings(max_examples=300)
 def test_what_is_drawn_is_what_the_definition_says(
-    logits: list[float], u: float, t: float, k: int, p: float, m: float
+    logits: list[float], u: float, t: float, k: int, p: float, m: float, typical: float
 ) -> None:
     """Against a plain reading of the definition: filters in order, then the inverse distribution in id order."""
     x = np.array(logits, dtype=np.float64)
     logp = x - x.max() - np.log(np.exp(x - x.max()).sum())
-    drawn, logprob = draw(logits, u, t, k, p, m)
+    drawn, logprob = draw(logits, u, t, k, p, m, typical)
     assert abs(logprob - logp[drawn]) < 1e-9
     if t == 0:
         assert drawn == int(x.argmax())
@@ -72,12 +73,40 @@ def test_what_is_drawn_is_what_the_definition_says(
         nucleus.append(i)
         mass += probs[i]
     kept = [i for i in nucleus if probs[i] >= m * probs[order[0]] - 1e-12]
-    assert drawn in kept
+    margin = abs(mass - p * total)
+    if typical < 1:
+        kept, typical_margin = typical_ids(probs, kept, typical)
+        margin = min(margin, typical_margin)
+    assert drawn in kept or margin <= 1e-9
     # Where the number is not on an edge of two ids, it picks exactly one.
     edges = np.cumsum([probs[i] if i in kept else 0 for i in range(len(x))])
     edges /= edges[-1]
-    if np.abs(edges - u).min() > 1e-9 and abs(mass - p * total) > 1e-9:
+    if np.abs(edges - u).min() > 1e-9 and margin > 1e-9:
         assert drawn == int(np.searchsorted(edges, u, side="right"))
+
+
+def typical_ids(probs: np.ndarray, kept: list[int], typical: float) -> tuple[list[int], float]:
+    """Locally typical sampling by its definition, and how near its decisions were to others."""
+    q = probs[kept] / probs[kept].sum()
+    kept, q = [i for i, share in zip(kept, q, strict=True) if share > 0], q[q > 0]
+    distance = np.abs(-np.log(q) + (q * np.log(q)).sum())
+    nearest = np.argsort(distance, kind="stable")
+    mass = np.cumsum(q[nearest])
+    last = min(int((mass < typical).sum()), len(q) - 1)
+    others = np.abs(distance - distance[nearest[last]])
+    others = others[others > 0]
+    margin = min(np.abs(mass - typical).min(), others.min(initial=1))
+    return [i for i, d in zip(kept, distance, strict=True) if d <= distance[nearest[last]]], float(margin)
+
+
+def test_typical_sampling_drops_what_is_too_probable() -> None:
+    """The most probable id may be the one whose information content is farthest from the entropy."""
+    q = [0.4] + [0.6 / 64] * 64
+    logits = np.log(q).tolist()
+    drawn = {draw(logits, u, typical=0.3)[0] for u in np.linspace(0, 0.999, 200)}
+    assert 0 not in drawn, "the most probable id is 1.3 bits, the entropy is 4.6 bits, the others are 6.7 bits"
+    assert 0 in {draw(logits, u, typical=0.9)[0] for u in np.linspace(0, 0.999, 200)}
+    assert len(drawn) == 64, "ids of equal distance are kept together"
 
 
 def test_frequencies_follow_the_distribution() -> None:
@@ -98,6 +127,7 @@ def test_frequencies_follow_the_distribution() -> None:
         ("top_k", [0, 1, 65536], [-1, 65537]),
         ("top_p", [1e-9, 1], [0, -0.1, 1.1, float("nan")]),
         ("min_p", [0, 1], [-0.1, 1.1]),
+        ("typical_p", [1e-9, 1], [0, -0.1, 1.1, float("nan")]),
     ],
 )
 def test_a_declaration_says_which_values_a_request_may_set(
@@ -110,7 +140,7 @@ def test_a_declaration_says_which_values_a_request_may_set(
 
 def test_parameters_are_stored_by_name() -> None:
     """as_dict is read back; what is missing has its default; a parameter of another version is refused."""
-    params = SamplingParams(0.7, 5, 0.9, 0.05)
+    params = SamplingParams(0.7, 5, 0.9, 0.05, 0.6)
     assert SamplingParams.from_dict(params.as_dict()) == params
     assert SamplingParams.from_attributes(params) == params
     assert SamplingParams.from_dict({"top_k": 3}) == SamplingParams(top_k=3)

@@ -190,13 +190,14 @@ equal_logits = st.lists(st.sampled_from([0.0, 1.0, -2.5]), min_size=2, max_size=
     top_k=st.integers(0, 75),
     top_p=st.just(1.0) | st.floats(0, 1),
     min_p=st.just(0.0) | st.floats(0, 1),
+    typical_p=st.just(1.0) | st.floats(0.001, 1),
 )
 def test_sampling_is_that_of_the_model_package(
-    logits: list[float], uniform: float, temperature: float, top_k: int, top_p: float, min_p: float
+    logits: list[float], uniform: float, temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float
 ) -> None:
     """The id is the one that sampling draws, unless a number lies within 1e-9 of a border; the log-probability too."""
     scores = np.array(logits, np.float32)
-    params = SamplingParams(temperature, top_k, top_p, min_p)
+    params = SamplingParams(temperature, top_k, top_p, min_p, typical_p)
     if temperature > 0:
         _assume_no_border(scores.astype(np.float64), uniform, params)
     id, logprob = _native_sample(scores, uniform, params)
@@ -233,15 +234,32 @@ def _assume_no_border(scores: np.ndarray, uniform: float, params: SamplingParams
     chosen = np.zeros_like(weights)
     chosen[order[: len(kept)]] = kept
     chosen[order[0]] = weights[order[0]]
+    if params.typical_p < 1:
+        chosen = _typical(chosen, params.typical_p)
     cumulative = np.cumsum(chosen) / chosen.sum()
     assume(np.abs(cumulative - uniform).min() > 1e-9)
+
+
+def _typical(weights: np.ndarray, typical_p: float) -> np.ndarray:
+    """What locally typical sampling keeps of the weights; gives up where rounding decides."""
+    q = weights / weights.sum()
+    information = -np.log(q, out=np.full_like(q, -np.inf), where=q > 0)
+    entropy = (q[q > 0] * information[q > 0]).sum()
+    distance = np.where(q > 0, np.abs(information - entropy), np.inf)
+    order = np.argsort(distance, kind="stable")
+    mass = np.cumsum(q[order])
+    assume(np.abs(mass - typical_p).min() > 1e-9)
+    last = distance[order[min(int((mass < typical_p).sum()), len(q) - 1)]]
+    same = weights == weights[order[min(int((mass < typical_p).sum()), len(q) - 1)]]
+    assume(same.all() or np.abs(distance[~same & (q > 0)] - last).min(initial=1) > 1e-9)
+    return np.where(distance <= last, weights, 0.0)
 
 
 def test_a_large_vocabulary_is_filtered_alike() -> None:
     """65,536 ids, with and without filters: the same ids as model.network.sampling."""
     rng = np.random.default_rng(2)
     logits = rng.normal(size=65536).astype(np.float32) * 3
-    for params in (SamplingParams(), SamplingParams(0.8, 40, 0.95, 0.0), SamplingParams(1.0, 0, 0.9, 0.001)):
+    for params in (SamplingParams(), SamplingParams(0.8, 40, 0.95, 0.0), SamplingParams(1, 0, 0.9, 0.001, 0.5)):
         for uniform in rng.random(3):
             assert _native_sample(logits, uniform, params)[0] == _torch_sample(logits, uniform, params)[0]
 

@@ -17,7 +17,8 @@
     FIELD(double, temperature)  \
     FIELD(int32_t, top_k)       \
     FIELD(double, top_p)        \
-    FIELD(double, min_p)
+    FIELD(double, min_p)        \
+    FIELD(double, typical_p)
 
 #define SAMPLING_DECLARE(type, name) type name;
 typedef struct { SAMPLING_FIELDS(SAMPLING_DECLARE) } sampling_t;
@@ -25,16 +26,21 @@ typedef struct { SAMPLING_FIELDS(SAMPLING_DECLARE) } sampling_t;
 /* Whether every parameter is a number that the code below can work with. The comparisons are false for NaN. */
 static int sampling_is_valid(const sampling_t *s)
 {
-    return s->temperature >= 0.0 && s->temperature < INFINITY && s->top_k >= 0 && s->top_p >= 0.0 && s->min_p >= 0.0;
+    return s->temperature >= 0.0 && s->temperature < INFINITY && s->top_k >= 0 && s->top_p >= 0.0 && s->min_p >= 0.0 &&
+           s->typical_p >= 0.0;
 }
 
 /* Whether any filter may remove an id. */
-INLINE int sampling_has_filters(const sampling_t *s) { return s->top_k > 0 || s->top_p < 1.0 || s->min_p > 0.0; }
+INLINE int sampling_has_filters(const sampling_t *s)
+{
+    return s->top_k > 0 || s->top_p < 1.0 || s->min_p > 0.0 || s->typical_p < 1.0;
+}
 
 /* A thread's memory for sampling, (V,) each. */
 typedef struct {
-    double *weight; /* exp((logit - max) / temperature) */
-    int32_t *heap;  /* ids; the most probable is at the root */
+    double *weight;     /* exp((logit - max) / temperature) */
+    double *typicality; /* minus the distance of an id's information content from the entropy */
+    int32_t *heap;      /* ids; the most probable, or the most typical, is at the root */
     uint8_t *keep;
 } sampling_scratch_t;
 
@@ -145,6 +151,31 @@ static void filter(const sampling_scratch_t *d, int n, const sampling_t *s)
     }
 }
 
+/* Takes from `keep` what typical_p drops. The information content of an id is (max - logit) / temperature plus a
+ * constant, which cancels out of its distance from the entropy. A heap gives ids by distance, the nearest first. */
+static void filter_typical(const sampling_scratch_t *d, const float *logits, double max, int n, const sampling_t *s)
+{
+    const double *weight = d->weight;
+    double total = 0.0, expected = 0.0, mass = 0.0, last = 0.0;
+    int left = 0;
+    for (int i = 0; i < n; i++) {
+        d->typicality[i] = ((double)logits[i] - max) / s->temperature;
+        if (!d->keep[i] || weight[i] == 0.0) continue;
+        total += weight[i];
+        expected += weight[i] * d->typicality[i];
+        d->heap[left++] = i;
+    }
+    expected /= total;
+    for (int i = 0; i < n; i++) d->typicality[i] = -fabs(d->typicality[i] - expected);
+    for (int i = left / 2 - 1; i >= 0; i--) sift_down(d->heap, left, i, d->typicality);
+    while (left > 0 && mass < s->typical_p * total) {
+        int32_t id = heap_pop(d->heap, left--, d->typicality);
+        mass += weight[id];
+        last = d->typicality[id];
+    }
+    for (int i = 0; i < n; i++) d->keep[i] = d->keep[i] && d->typicality[i] >= last;
+}
+
 /* The lowest id with the largest logit. */
 INLINE int32_t argmax(const float *logits, int n)
 {
@@ -185,7 +216,8 @@ static int32_t draw(const float *logits, int n, const sampling_t *s, double rand
         }
         if (sampling_has_filters(s)) {
             filter(d, n, s);
-            d->keep[best] = 1; /* the most probable id is always kept */
+            d->keep[best] = 1; /* these filters always keep the most probable id */
+            if (s->typical_p < 1.0) filter_typical(d, logits, max, n, s);
             total = 0.0;
             for (int i = 0; i < n; i++) total += weight[i] = d->keep[i] ? weight[i] : 0.0;
         }

@@ -29,7 +29,7 @@ ServiceError
 ├── StoreUnavailable       503  the session store does not answer
 ├── StorageFailed          503  a file cannot be written or read
 ├── Draining               503  this worker is shutting down
-├── TimedOut               504  the request's timeout_s passed before any text was generated
+├── TimedOut               504  the time was up (timeout_s, at most MAX_GENERATION_S) before the prompt was read
 └── StorageFull            507  the disk has no space left, or the quota is used up
 
 Each class has its HTTP status and its code; `retry_after_s` says when a retry can succeed. The response body is
@@ -264,7 +264,7 @@ class Draining(ServiceError):
 
 
 class TimedOut(ServiceError):
-    """Raised when the request's timeout_s passed before any text was generated."""
+    """Raised when the request's time was up (timeout_s, at most MAX_GENERATION_S) before its prompt was read."""
 
     status, code = 504, "timeout"
 

@@ -80,6 +80,11 @@ class SessionLease:
         with contextlib.suppress(StoreUnavailable):
             self._store.abandon(self.session_id, self._token)
 
+    def discard(self) -> None:
+        """Forget the turn and release the lease."""
+        with contextlib.suppress(StoreUnavailable):
+            self._store.discard(self.session_id, self._token)
+
     def _schedule_renewal(self) -> None:
         self._renew_at = time.monotonic() + self._lease_s / 3
 
@@ -113,6 +118,10 @@ class CommitPolicy(Protocol):
         """Release the session without storing anything."""
         ...
 
+    def discard(self) -> None:
+        """Forget a turn of which nothing was read and nothing can be resumed: its prompt is not kept."""
+        ...
+
 
 class NotSaved:
     """A text that is not kept, because the session store does not answer."""
@@ -131,6 +140,9 @@ class NotSaved:
 
     def abandon(self) -> None:
         """There is nothing to release."""
+
+    def discard(self) -> None:
+        """There is nothing to forget."""
 
 
 class AlreadySaved(NotSaved):
@@ -175,7 +187,7 @@ class SaveTurn:
             self._lease.save(session)
 
     def finish(self, end: End, session: Session | None) -> bool:
-        """Store where the text ended; if not even the prompt was read, where it would have begun."""
+        """Store where the text ended; of one that can be resumed from its start, where it would have begun."""
         if self._stored is not None and end.finish_reason not in COMPLETE and not self._is_newer(session):
             self._lease.abandon()  # what the client was sent is stored already
             return True
@@ -189,6 +201,10 @@ class SaveTurn:
     def abandon(self) -> None:
         """Release the lease."""
         self._lease.abandon()
+
+    def discard(self) -> None:
+        """Forget the turn and release the lease."""
+        self._lease.discard()
 
     def _is_newer(self, session: Session | None) -> bool:
         """Whether a session is beyond what is stored of the turn."""

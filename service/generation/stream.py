@@ -15,7 +15,7 @@ from model.network.state import HiddenState
 from service.engine.stream import Chunk, End, Failed, FinishReason, StateCapture, Stream
 from service.errors import ServiceError, SessionConflict, TimedOut
 from service.generation.commit import CommitPolicy
-from service.generation.plan import GenerationPlan
+from service.generation.plan import GenerationPlan, Origin
 from service.generation.rewind import last_chars
 from service.inspection.token_logprobs import TokenLogprobs
 from service.models.loaded_model import LoadedModel, ModelLease
@@ -97,6 +97,7 @@ class RunningGeneration:
         self._position = plan.received_position  # of the text that the client has
         self._end: End | None = None
         self._is_over = False  # the session is committed or given up
+        self._is_announced = False  # the client knows the session's id before the end
 
     @property
     def model(self) -> LoadedModel:
@@ -110,6 +111,7 @@ class RunningGeneration:
 
     def start_info(self) -> dict[str, Any]:
         """Return what is known before any text is generated: the data of a stream's first event."""
+        self._is_announced = True
         return {
             "session_id": self._policy.session_id,
             "position": self._position,
@@ -155,7 +157,10 @@ class RunningGeneration:
             self._lease.release()
         state = self._end.state
         if state is None:
-            raise TimedOut("timeout_s passed before the prompt was read; the session is where it was")
+            raise TimedOut(
+                "the request's time was up (timeout_s, at most MAX_GENERATION_S) before its prompt was read; nothing "
+                "of it is stored, and a session is where it was"
+            )
         record = self._plan.record
         return GenerationResult(
             finish_reason=self._end.finish_reason,
@@ -223,7 +228,15 @@ class RunningGeneration:
         raise error if isinstance(error, ServiceError) else ServiceError("internal error; the log has the details")
 
     def _commit(self, end: End) -> bool:
+        if end.state is None and self._plan.origin is Origin.NEW and not self._can_be_resumed(end):
+            self._policy.discard()
+            return False
         return self._policy.finish(end, self._session(end.state) if end.state is not None else None)
+
+    def _can_be_resumed(self, end: End) -> bool:
+        """Whether a client may ask again for a turn of which nothing was read: it left, and it can name the turn."""
+        can_name = self._is_announced or not self._plan.is_new_session or bool(self._plan.record.key)
+        return end.finish_reason == "cancelled" and can_name
 
     def _session(self, state: HiddenState) -> Session:
         return Session(state, self._plan.record.seed, last_chars(self._recent_text, self._recent_text_chars))

@@ -138,6 +138,18 @@ class MemorySessions:
                 if not fields.get("turn"):
                     self._turns.pop(name, None)
 
+    def discard(self, session_id: str, token: str) -> None:
+        """Implement SessionStore.discard."""
+        name = digest(session_id)
+        with self._lock:
+            fields = self._turns.get(name)
+            if fields is None or fields["token"] != token:
+                return
+            keys = [key for key in fields.get("keys", []) if key != fields.get("key")]
+            self._turns.pop(name)
+            if keys:
+                self._turns[name] = {"token": token, "until": 0, "keys": keys}
+
     def create(self, session_id: str, session: Session) -> None:
         """Implement SessionStore.create."""
         with self._lock:

@@ -116,6 +116,15 @@ redis.call('HSET', KEYS[2], 'until', 0)
 if redis.call('HEXISTS', KEYS[2], 'turn') == 0 then redis.call('DEL', KEYS[2]) end
 return 1
 """
+_DISCARD = """
+if redis.call('HGET', KEYS[2], 'token') ~= ARGV[1] then return 0 end
+local found = redis.call('HMGET', KEYS[2], 'key', 'keys')
+local key, keys = found[1] or '', found[2] or ''
+redis.call('HDEL', KEYS[2], 'turn', 'start', 'before', 'end', 'key')
+redis.call('HSET', KEYS[2], 'until', 0, 'keys', string.sub(keys, 1, #keys - #key))
+if #keys == #key then redis.call('DEL', KEYS[2]) end
+return 1
+"""
 
 
 class RedisSessions:
@@ -134,7 +143,7 @@ class RedisSessions:
         self._turn_ttl_ms = turn_ttl_s * 1000
         self._paused_until = 0.0
         sources = {"load": _LOAD, "acquire": _ACQUIRE, "begin": _BEGIN, "renew": _RENEW, "save": _SAVE}
-        sources |= {"commit": _COMMIT, "abandon": _ABANDON}
+        sources |= {"commit": _COMMIT, "abandon": _ABANDON, "discard": _DISCARD}
         self._scripts = {name: client.register_script(source) for name, source in sources.items()}
 
     def load(self, session_id: str) -> tuple[Session | None, StoredTurn | None]:
@@ -191,6 +200,10 @@ class RedisSessions:
     def abandon(self, session_id: str, token: str) -> None:
         """Implement SessionStore.abandon."""
         self._run("abandon", session_id, token)
+
+    def discard(self, session_id: str, token: str) -> None:
+        """Implement SessionStore.discard."""
+        self._run("discard", session_id, token)
 
     def create(self, session_id: str, session: Session) -> None:
         """Implement SessionStore.create."""

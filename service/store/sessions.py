@@ -270,6 +270,13 @@ class SessionStore(Protocol):
         """Release the lease without storing anything; no effect if the lease was lost."""
         ...
 
+    def discard(self, session_id: str, token: str) -> None:
+        """Forget the turn and its Idempotency-Key, and release the lease; no effect if the lease was lost.
+
+        The session stays where the turn began; one that began with this turn is gone.
+        """
+        ...
+
     def create(self, session_id: str, session: Session) -> None:
         """Store a session without a turn, such as a fork."""
         ...

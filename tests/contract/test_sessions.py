@@ -257,6 +257,30 @@ def test_a_new_session_that_was_abandoned_never_was(sessions: SessionStore) -> N
         sessions.acquire(id, lease_s=10)
 
 
+def test_a_turn_that_is_discarded_leaves_nothing(sessions: SessionStore) -> None:
+    """Neither its prompt nor its key; the session is where it was, and one that began with the turn never was."""
+    a, b = "a" * 32, "b" * 32
+    id = saved(sessions, session(), key=a)
+    token = sessions.acquire(id, lease_s=10).token
+    assert sessions.begin(id, token, record(7, key=b), session(), 10)
+    sessions.discard(id, "of another")
+    assert sessions.load(id)[1] is not None
+    sessions.discard(id, token)
+    sessions.discard(id, token)
+    assert loaded(sessions, id).to_bytes() == session().to_bytes()
+    assert sessions.load(id)[1] is None
+    for key, is_known in ((a, True), (b, False)):
+        leased = sessions.acquire(id, lease_s=10, key=key)
+        assert (leased.turn, leased.has_key) == (None, is_known)
+        sessions.abandon(id, leased.token)
+    new = new_session_id()
+    token = sessions.acquire(new, is_new=True, lease_s=10).token
+    sessions.begin(new, token, record(), None, 10)
+    sessions.discard(new, token)
+    assert sessions.load(new) == (None, None)
+    assert sessions.delete(new) is False
+
+
 def test_committing_twice_is_committing_once(sessions: SessionStore) -> None:
     """A commit whose answer was lost may be sent again."""
     id = saved(sessions, session())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import threading
 import uuid
@@ -17,6 +18,8 @@ from model.checkpoints.file_format import Checkpoint
 from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
 from model.stepper.generate import write
+from service.store.connect import connect
+from service.store.sessions import digest
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.servers import Event, RedisServer, Service, eventually, parse_events
 
@@ -290,6 +293,30 @@ def test_a_timeout_ends_a_text_where_it_is(other: Service) -> None:
     assert other.generate(session_id=made["session_id"], max_chars=5)["position"] == made["position"] + 5
     late = other.post(prompt="hello " * 20_000, timeout_s=0.001)
     assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
+    assert "MAX_GENERATION_S" in late.json()["error"]["message"]
+
+
+def test_a_turn_that_read_nothing_is_not_stored(other: Service, redis_server: RedisServer) -> None:
+    """Late ones, in both forms, with and without a session or a key, leave no key; a prompt is stored once."""
+    client = connect(redis_server.url)
+    prompt = "".join(random.Random(1).choices("abcdefgh ", k=90_000))
+    old = other.generate(max_chars=5)
+    before = set(client.keys("lh:{*}"))
+    for stream in (False, True):
+        for session in ({}, {"session_id": old["session_id"]}):
+            body = {"prompt": prompt, "timeout_s": 0.001, "stream": stream, **session}
+            key = {"Idempotency-Key": str(uuid.uuid4())}
+            for headers in ({}, key):
+                late = other.client.post("/generate", json=body, headers=headers)
+                error = parse_events(late.text)[-1].data["error"] if stream else late.json()["error"]
+                assert error["code"] == "timeout", error
+    assert set(client.keys("lh:{*}")) - before == set()
+    assert other.generate(session_id=old["session_id"], max_chars=5)["position"] == old["position"] + 5
+    made = other.generate(prompt=prompt, max_chars=5)
+    stored = [client.get(f"lh:{{{digest(made['session_id'])}}}")]
+    stored += client.hvals(f"lh:{{{digest(made['session_id'])}}}:turn")
+    assert sum(map(len, stored)) < 1.2 * len(prompt)
+    client.close()
 
 
 def test_an_emptied_redis_ends_sessions_and_nothing_else(store: Path, expected: str) -> None:

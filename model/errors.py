@@ -6,6 +6,7 @@ ModelError
 │   └── TextTooShort       it is too short for its split, batch size and sequence length
 ├── UnknownCharacters      a text has characters that the vocabulary lacks
 ├── CheckpointError        a checkpoint is missing, truncated, of another format or modified
+│   └── PromotionConflict  another checkpoint was promoted or rolled back in the meantime
 ├── StateError             the bytes of a stored hidden state are damaged or of another layout
 ├── TrainingError          a training run cannot continue, for example because its loss is not a number
 └── StorageError           a file cannot be written, or a folder cannot be locked
@@ -87,6 +88,10 @@ class UnknownCharacters(ModelError, ValueError):
 
 class CheckpointError(ModelError):
     """Raised when a checkpoint is missing, truncated, of another format or modified."""
+
+
+class PromotionConflict(CheckpointError):
+    """Raised when another checkpoint was promoted, or rolled back, since the caller read which one is promoted."""
 
 
 class StateError(ModelError):

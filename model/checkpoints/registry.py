@@ -1,7 +1,9 @@
 """The folder of checkpoints: listing, registering, promotion, roll back and retention.
 
 `promoted.json` beside the files names the checkpoint to serve, and those promoted before it, the newest first. Every
-change of it happens under the folder's lock. Retention never removes the promoted checkpoint or its predecessor.
+change of it happens under the folder's lock, and counts its `version`. Where several machines share the folder, a lock
+may hold on one of them alone: there, a process claims the next version in Redis first (service/store/promotions.py).
+Retention never removes the promoted checkpoint or its predecessor.
 """
 
 from __future__ import annotations
@@ -15,44 +17,67 @@ from typing import Any
 
 from model.atomic_files import atomic_write, folder_lock
 from model.checkpoints.file_format import read_info
-from model.errors import CheckpointError
+from model.errors import CheckpointError, PromotionConflict
 
 PROMOTED = "promoted.json"
 """The file that names the promoted checkpoint."""
 _HISTORY = 20  # promotions that can be undone
+_MAX_VERSION = 2**53
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\.safetensors")  # no name can point outside the folder
 
 
-def promote(path: Path) -> None:
+def promote(path: Path, expected_version: int | None = None) -> None:
     """Make a checkpoint the one that is served from its folder.
 
+    Args:
+        path: The checkpoint.
+        expected_version: What `promotion_version` returned when the caller decided; None: whatever is promoted now.
+
     Raises:
+        PromotionConflict: promoted.json was changed since then.
         CheckpointError: promoted.json cannot be used.
         StorageError: promoted.json cannot be written.
     """
     with folder_lock(path.parent):
-        earlier = [name for name in promotion_history(path.parent) if name != path.name]
-        _write_history(path.parent, [path.name, *earlier])
+        names, version = _read_history(path.parent)
+        _check_version(path.parent, version, expected_version)
+        _write_history(path.parent, [path.name, *(name for name in names if name != path.name)], version + 1)
 
 
-def roll_back(folder: Path) -> Path:
+def roll_back(folder: Path, expected_version: int | None = None) -> Path:
     """Undo the last promotion: promote its predecessor. A second call goes one further back.
 
     Predecessors whose files have been removed are skipped.
+
+    Args:
+        folder: The folder of the checkpoints.
+        expected_version: As in `promote`.
 
     Returns:
         The checkpoint that is promoted now.
 
     Raises:
+        PromotionConflict: promoted.json was changed since then.
         CheckpointError: There is no predecessor.
         StorageError: promoted.json cannot be written.
     """
     with folder_lock(folder):
-        remaining = [name for name in promotion_history(folder)[1:] if (folder / name).is_file()]
+        names, version = _read_history(folder)
+        _check_version(folder, version, expected_version)
+        remaining = [name for name in names[1:] if (folder / name).is_file()]
         if not remaining:
             raise CheckpointError("no earlier promotion exists, or its file has been removed", field=str(folder))
-        _write_history(folder, remaining)
+        _write_history(folder, remaining, version + 1)
     return folder / remaining[0]
+
+
+def promotion_version(folder: Path) -> int:
+    """Return how often promoted.json has been changed: who decides by what is promoted passes it to `promote`.
+
+    Raises:
+        CheckpointError: promoted.json cannot be used.
+    """
+    return _read_history(folder)[1]
 
 
 def promoted_path(folder: Path) -> Path | None:
@@ -71,20 +96,7 @@ def promotion_history(folder: Path) -> list[str]:
     Raises:
         CheckpointError: promoted.json cannot be used.
     """
-    path = folder / PROMOTED
-    try:
-        record = json.loads(path.read_bytes())
-        names = [record["checkpoint"], *record["before"]]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        expected = "{'checkpoint': name, 'before': [names]}"
-        raise CheckpointError(f"cannot be used ({error})", field=str(path), expected=expected) from error
-    for name in names:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            expected = "a file name like val1.4302-step004200.safetensors"
-            raise CheckpointError(f"names {name!r}", field=str(path), value=name, expected=expected)
-    return names
+    return _read_history(folder)[0]
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
@@ -163,9 +175,35 @@ def prune(folder: Path, keep: int) -> list[str]:
     return removed
 
 
-def _write_history(folder: Path, names: list[str]) -> None:
+def _read_history(folder: Path) -> tuple[list[str], int]:
+    """Read the names and the version of promoted.json; a file of an earlier layout has version 0."""
+    path = folder / PROMOTED
+    try:
+        record = json.loads(path.read_bytes())
+        names, version = [record["checkpoint"], *record["before"]], record.get("version", 0)
+    except FileNotFoundError:
+        return [], 0
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        expected = "{'checkpoint': name, 'before': [names], 'version': number}"
+        raise CheckpointError(f"cannot be used ({error})", field=str(path), expected=expected) from error
+    for name in names:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            expected = "a file name like val1.4302-step004200.safetensors"
+            raise CheckpointError(f"names {name!r}", field=str(path), value=name, expected=expected)
+    if type(version) is not int or not 0 <= version < _MAX_VERSION:
+        raise CheckpointError("has no usable version", field=str(path), expected=f"a number below {_MAX_VERSION}")
+    return names, version
+
+
+def _check_version(folder: Path, version: int, expected: int | None) -> None:
+    if expected is not None and version != expected:
+        raise PromotionConflict("another checkpoint was promoted in the meantime", field=str(folder / PROMOTED))
+
+
+def _write_history(folder: Path, names: list[str], version: int) -> None:
+    record = {"checkpoint": names[0], "before": names[1:_HISTORY], "version": version}
     with atomic_write(folder / PROMOTED) as file:
-        file.write(json.dumps({"checkpoint": names[0], "before": names[1:_HISTORY]}, indent=1).encode())
+        file.write(json.dumps(record, indent=1).encode())
 
 
 def _modified(path: Path) -> datetime:

@@ -63,7 +63,7 @@ def retrain(job_id: str, request: JsonObject) -> None:
                 record,
                 is_bootstrap=is_bootstrap,
                 is_cancelled=lambda: monitor.is_cancelled,
-                announce_promotion=RedisPromotions(client).announce,
+                promotions=RedisPromotions(client),
             )
             result = training.run()
         except KeyboardInterrupt:  # interrupted where the training has nothing to keep yet

@@ -11,13 +11,14 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from model.checkpoints import file_format, registry
 from model.checkpoints.file_format import Checkpoint
 from model.config import ModelConfig, TrainConfig
-from model.errors import CheckpointError, ConfigError, StorageError, TrainingError
+from model.errors import CheckpointError, ConfigError, PromotionConflict, StorageError, TrainingError
 from model.evaluation.advice import TrainingSetup, advise_on_final_loss, advise_on_losses, advise_on_setup
 from model.evaluation.validation import Validation
 from model.text.corpus import Corpus
@@ -28,10 +29,14 @@ from service.jobs import promotion_policy
 from service.jobs.record import MAX_SAMPLES, MAX_VALIDATIONS, Decision, JobResult, JsonObject
 from service.jobs.request import JobRequest
 from service.store.corpora import Corpora
+from service.store.promotions import Promotions, change_promotion
 
 SAMPLE_CHARS = 240
 _TEXTS = "texts"  # in the run folder: the ids of a large corpus
 _PROGRESS_INTERVAL_S = 0.5
+_PROMOTION_CONFLICT = (
+    "another checkpoint was promoted at the same time, so this one was not; POST /models/ID/promote can promote it"
+)
 _INTERIM_CHECKPOINTS = 2  # of a bootstrap job: the promoted one and its predecessor
 
 
@@ -71,7 +76,7 @@ class Training:
     log: JobLog
     is_bootstrap: bool  # no model existed when the job began: better checkpoints are promoted as they come
     is_cancelled: Callable[[], bool]
-    announce_promotion: Callable[[], None]
+    promotions: Promotions
     _validations: list[Validation] = field(default_factory=list)
     _samples: list[JsonObject] = field(default_factory=list)
     _progress_at: float = -math.inf  # when progress was reported last
@@ -100,6 +105,7 @@ class Training:
         if path is None:
             return JobResult(cancelled=True)
         checkpoint_dir = self.environment.checkpoint_dir
+        version = _promotion_version(checkpoint_dir)
         registered = registry.register(path, checkpoint_dir)
         info = file_format.read_info(registered)
         self._advise(final_loss=float(info.run["val_loss"]))
@@ -110,9 +116,8 @@ class Training:
             decision = Decision(False, "the job was cancelled; its best checkpoint can be promoted by hand")
         else:
             decision = promotion_policy.decide(self.request.promote, registered, corpus, self.environment.device)
-        if decision.promoted:
-            registry.promote(registered)
-            self.announce_promotion()
+        if decision.promoted and not self._promote(registered, version):
+            decision = Decision(False, _PROMOTION_CONFLICT)
         self._remove_unused_files(registered)
         return JobResult(cancelled, info.as_dict(), decision)
 
@@ -219,17 +224,26 @@ class Training:
     def _promote_interim(self, path: Path, val_loss: float) -> None:
         """Promote a better checkpoint of a bootstrap job while the training goes on."""
         checkpoint_dir = self.environment.checkpoint_dir
-        promoted = registry.promoted_path(checkpoint_dir)
+        version, promoted = _promotion_version(checkpoint_dir), registry.promoted_path(checkpoint_dir)
         if promoted is not None and file_format.read_info(promoted).run["val_loss"] <= val_loss:
             return  # promoted by an earlier attempt of this job
         registered = registry.register(path, checkpoint_dir)
-        registry.promote(registered)
-        self.announce_promotion()
+        if not self._promote(registered, version):
+            self.log.note(_PROMOTION_CONFLICT)
+            return
         self.log.emit("promoted", {"name": registered.name})
         self._interim = [p for p in self._interim if p != registered] + [registered]
         for old in self._interim[:-_INTERIM_CHECKPOINTS]:
             old.unlink(missing_ok=True)
         self._interim = self._interim[-_INTERIM_CHECKPOINTS:]
+
+    def _promote(self, path: Path, version: int) -> bool:
+        """Promote a checkpoint; False if another process has changed promoted.json since it had this version."""
+        try:
+            change_promotion(self.promotions, version, partial(registry.promote, path))
+        except PromotionConflict:
+            return False
+        return True
 
     def _best_checkpoint(self) -> Path | None:
         """Return the run's best checkpoint so far; the trainer has removed the others."""
@@ -244,6 +258,14 @@ class Training:
                 path.unlink(missing_ok=True)
         registry.prune(self.environment.checkpoint_dir, self.environment.keep_checkpoints)
         shutil.rmtree(self.environment.run_dir, ignore_errors=True)
+
+
+def _promotion_version(folder: Path) -> int:
+    """The version of promoted.json; 0 if it cannot be used, which the promotion will say."""
+    try:
+        return registry.promotion_version(folder)
+    except CheckpointError:
+        return 0
 
 
 def _rounded(validation: Validation) -> JsonObject:

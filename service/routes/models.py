@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from flask import Blueprint, Response, jsonify
@@ -12,7 +13,7 @@ from service.errors import ModelConflict, NoModel, UnknownModel
 from service.models.manager import ModelManager
 from service.routes.body import read_body
 from service.schemas import EmptyBody
-from service.store.promotions import Promotions
+from service.store.promotions import Promotions, change_promotion
 
 
 def blueprint(folder: Path, manager: ModelManager, promotions: Promotions) -> Blueprint:
@@ -35,21 +36,21 @@ def blueprint(folder: Path, manager: ModelManager, promotions: Promotions) -> Bl
         if path is None:
             raise UnknownModel(f"{model_id}: no such model; GET /models lists all")
         try:
+            version = registry.promotion_version(folder)
             self_test.verify_checkpoint(file_format.load(path))
-            registry.promote(path)
+            change_promotion(promotions, version, partial(registry.promote, path))
         except (CheckpointError, StorageError) as e:
             raise ModelConflict(str(e)) from e
-        promotions.announce()
         return jsonify(promoted=file_format.read_info(path).as_dict())
 
     @routes.post("/rollback")
     def rollback() -> Response:
         read_body(EmptyBody)
         try:
-            path = registry.roll_back(folder)
+            version = registry.promotion_version(folder)
+            path = change_promotion(promotions, version, partial(registry.roll_back, folder))
         except (CheckpointError, StorageError) as e:
             raise ModelConflict(str(e)) from e
-        promotions.announce()
         return jsonify(promoted=file_format.read_info(path).as_dict())
 
     return routes

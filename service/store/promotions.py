@@ -1,21 +1,38 @@
-"""Notification of a promotion, from the process that promoted to every process that serves: read promoted.json now.
+"""Promotions among processes: of two that promote at once one wins, and every process that serves is notified.
 
-A process that misses the notification reads the file a moment later anyway, so an unreachable Redis loses nothing.
+The file promoted.json counts its versions. Who wants to write the next one claims its number first; the lock of the
+folder is not enough where several machines share it. A process that misses a notification reads the file a moment later
+anyway, and without Redis the lock and the version in the file decide, so an unreachable Redis loses nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import redis
 
+from model.errors import PromotionConflict
+
+T = TypeVar("T")
 _CHANNEL = "lh:promoted"
+_CLAIM_S = 60
+"""A process that died between its claim and its write blocks that version no longer than this."""
 
 
 class Promotions(Protocol):
-    """Sends and awaits notifications."""
+    """Claims versions of promoted.json, and sends and awaits notifications."""
+
+    def claim(self, version: int) -> bool:
+        """Claim the change from this version to the next: of all processes one gets True. Never raises."""
+        ...
+
+    def release(self, version: int) -> None:
+        """Give a claim back, if nothing was changed. Never raises."""
+        ...
 
     def announce(self) -> None:
         """Notify every process of a promotion. Never raises."""
@@ -26,12 +43,45 @@ class Promotions(Protocol):
         ...
 
 
+def change_promotion(promotions: Promotions, version: int, change: Callable[[int], T]) -> T:
+    """Change promoted.json with `change(version)`, if no other process does so at the same time, and announce it.
+
+    Args:
+        promotions: Where the change is claimed and announced.
+        version: What `registry.promotion_version` returned when the caller decided.
+        change: Such as `registry.promote`.
+
+    Raises:
+        PromotionConflict: Another process has changed it, or is about to.
+    """
+    if not promotions.claim(version):
+        raise PromotionConflict("another checkpoint is promoted at the same time", field="promoted.json")
+    try:
+        changed = change(version)
+    except BaseException:
+        promotions.release(version)
+        raise
+    promotions.announce()
+    return changed
+
+
+def _claim_key(version: int) -> str:
+    return f"lh:promotion:{version}"
+
+
 class MemoryPromotions:
     """Notifications within one process."""
 
     def __init__(self) -> None:
         """Begin without a notification."""
         self._announced = threading.Event()
+
+    def claim(self, version: int) -> bool:
+        """Return True: within one machine the lock of the folder and the version in the file decide."""
+        return True
+
+    def release(self, version: int) -> None:
+        """There is nothing to give back."""
 
     def announce(self) -> None:
         """Notify this process of a promotion."""
@@ -50,6 +100,18 @@ class RedisPromotions:
         """Use this client; it subscribes at the first `wait`."""
         self._client = client
         self._subscription: Any = None
+
+    def claim(self, version: int) -> bool:
+        """Claim a version in Redis; True if Redis does not answer."""
+        try:
+            return bool(self._client.set(_claim_key(version), b"", nx=True, ex=_CLAIM_S))
+        except redis.RedisError:
+            return True
+
+    def release(self, version: int) -> None:
+        """Delete the claim, which would also expire."""
+        with contextlib.suppress(redis.RedisError):
+            self._client.delete(_claim_key(version))
 
     def announce(self) -> None:
         """Notify every process of a promotion, if Redis answers."""

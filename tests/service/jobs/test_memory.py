@@ -24,6 +24,7 @@ from pathlib import Path
 from service.jobs.request import JobRequest
 from service.jobs.training import JobEnvironment, Training
 from service.store.corpora import Corpora
+from service.store.promotions import MemoryPromotions
 
 class Log:
     def put(self, **fields): pass
@@ -34,7 +35,7 @@ folder, names = Path(sys.argv[1]), sys.argv[2].split(",")
 settings = {"steps": 2, "batch_size": 4, "seq_length": 8, "n_hidden": 8, "n_embed": 4, "validations": 1}
 request = JobRequest(names if len(names) > 1 else names[0], "quick", "if_better", False, settings)
 environment = JobEnvironment(folder / "checkpoints", folder / "run", Corpora(folder / "corpora", 2**40), "cpu", 10)
-training = Training(request, environment, Log(), False, lambda: False, lambda: None)
+training = Training(request, environment, Log(), False, lambda: False, MemoryPromotions())
 result = training.run()
 print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 """

@@ -1,0 +1,127 @@
+"""Of several processes that promote at the same time one wins, and the others are told."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.checkpoints import registry
+from model.checkpoints.file_format import Checkpoint
+from model.errors import CheckpointError, PromotionConflict
+from service.jobs.request import JobRequest
+from service.jobs.training import JobEnvironment, Training
+from service.store.connect import connect
+from service.store.corpora import Corpora
+from service.store.promotions import MemoryPromotions, Promotions, RedisPromotions, change_promotion
+from tests.conftest import random_checkpoint
+from tests.servers import RedisServer
+
+
+@pytest.fixture
+def client(redis_server: RedisServer) -> Iterator[Any]:
+    client = connect(redis_server.url)
+    client.delete(*client.keys("lh:promotion:*") or ["none"])
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system on which a lock of another machine holds nobody back."""
+    monkeypatch.setattr(registry, "folder_lock", lambda _: contextlib.nullcontext())
+
+
+def race(client: Any, paths: list[Path], version: int) -> tuple[list[Path], list[Path]]:
+    """Promote all at once; return who won and who was told."""
+    barrier, won, told = threading.Barrier(len(paths)), [], []
+
+    def promote(path: Path) -> None:
+        promotions = RedisPromotions(client)
+        barrier.wait()
+        try:
+            change_promotion(promotions, version, partial(registry.promote, path))
+        except PromotionConflict:
+            told.append(path)
+        else:
+            won.append(path)
+
+    threads = [threading.Thread(target=promote, args=(path,)) for path in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return won, told
+
+
+def test_of_many_machines_one_promotes(client: Any, tmp_path: Path, without_locks: None) -> None:
+    """Each decided by the same version; promoted.json has the winner's name, and the next change goes through."""
+    paths = [random_checkpoint(n_layers=1, n_hidden=4, seed=seed).save(tmp_path) for seed in range(8)]
+    for version in range(5):
+        won, told = race(client, paths, version)
+        assert (len(won), len(told)) == (1, len(paths) - 1)
+        assert registry.promoted_path(tmp_path) == won[0]
+        assert registry.promotion_version(tmp_path) == version + 1
+
+
+@pytest.mark.parametrize("where", ["memory", "redis", "no redis"])
+def test_who_decided_by_an_old_version_is_told(client: Any, tmp_path: Path, where: str) -> None:
+    """Also by the file alone: a promotion by the command line claims nothing."""
+    promotions: Promotions = MemoryPromotions()
+    if where != "memory":
+        promotions = RedisPromotions(client if where == "redis" else connect("unix:///nowhere/redis.sock"))
+    first, second = (random_checkpoint(n_layers=1, n_hidden=4, seed=seed).save(tmp_path) for seed in (0, 1))
+    version = registry.promotion_version(tmp_path)
+    registry.promote(first)
+    for change in (partial(registry.promote, second), partial(registry.roll_back, tmp_path)):
+        with pytest.raises(PromotionConflict):
+            change_promotion(promotions, version, change)
+    assert registry.promoted_path(tmp_path) == first
+    change_promotion(promotions, registry.promotion_version(tmp_path), partial(registry.promote, second))
+    assert registry.promoted_path(tmp_path) == second
+
+
+def test_a_change_that_fails_gives_its_claim_back(client: Any, tmp_path: Path) -> None:
+    """A roll-back without a predecessor does not block the promotion after it."""
+    path = random_checkpoint(n_layers=1, n_hidden=4).save(tmp_path)
+    promotions = RedisPromotions(client)
+    with pytest.raises(CheckpointError, match="no earlier promotion"):
+        change_promotion(promotions, 0, partial(registry.roll_back, tmp_path))
+    change_promotion(promotions, 0, partial(registry.promote, path))
+    assert registry.promoted_path(tmp_path) == path
+
+
+class Log:
+    """What a training reports."""
+
+    def put(self, **fields: Any) -> None: ...
+
+    def emit(self, name: str, data: dict[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+def test_a_training_that_loses_says_so(client: Any, tmp_path: Path, tiny: Checkpoint) -> None:
+    """Another machine has claimed the version: the job finishes, its checkpoint is kept, and the decision says why."""
+    checkpoints = tmp_path / "checkpoints"
+    served = tiny.save(checkpoints)
+    registry.promote(served)
+    corpora = Corpora(tmp_path / "corpora", 1 << 20)
+    text = iter([b"to be or not to be\n" * 100, b""])
+    corpora.put("words", lambda _: next(text))
+    settings = {"steps": 2, "batch_size": 4, "seq_length": 8, "n_hidden": 8, "n_embed": 4, "validations": 1}
+    request = JobRequest("words", "quick", "always", False, settings)
+    environment = JobEnvironment(checkpoints, tmp_path / "run", corpora, "cpu", 10)
+    assert RedisPromotions(client).claim(registry.promotion_version(checkpoints))
+    result = Training(request, environment, Log(), False, lambda: False, RedisPromotions(client)).run()
+    assert result.decision is not None
+    assert result.decision.promoted is False
+    assert "at the same time" in result.decision.reason
+    assert registry.promoted_path(checkpoints) == served
+    assert result.checkpoint is not None
+    assert (checkpoints / result.checkpoint["name"]).exists()

@@ -123,6 +123,8 @@ class Client:
                 request = self._http.build_request("POST", "/generate", json=payload, headers={"Idempotency-Key": key})
             try:
                 response = await self._http.send(request, stream=True)
+                if response.status_code == 204:  # all of the text is here; only the stream's last event was lost
+                    return session_id, position
                 if response.status_code != 200:
                     await response.aread()
                     self._counts[f"{response.status_code} {response.json()['error']['code']}"] += 1

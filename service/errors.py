@@ -14,10 +14,12 @@ ServiceError
 ├── UnknownCorpus          404  no corpus has this name
 ├── NoTurn                 404  the session has no turn that could be resumed
 ├── SessionConflict        409  another request writes the session, or the session is not at the requested position
+│   ├── SessionBusy        409  another request writes the session
 │   ├── TurnInterrupted    409  the session's last turn was interrupted: resume it or send `position`
 │   ├── ModelChanged       409  the session was written by another model
 │   └── UnreadableSession  409  the stored session was written in a layout that this version cannot read
 ├── UnreadableJob          409  the stored record of the job is damaged
+├── KeyReused              409  the Idempotency-Key was used for another job
 ├── JobHasEnded            409  a job that has ended cannot be cancelled
 ├── ModelConflict          409  the checkpoint cannot be promoted, or there is none to roll back to
 ├── CorpusConflict         409  the corpus exists already or cannot be changed
@@ -167,6 +169,12 @@ class SessionConflict(ServiceError):
     status, code = 409, "session_conflict"
 
 
+class SessionBusy(SessionConflict):
+    """Raised when another request writes the session, so that this one can succeed later."""
+
+    retry_after_s = 1
+
+
 class TurnInterrupted(SessionConflict):
     """Raised when a session's last turn was interrupted, so that only its client knows how much was received."""
 
@@ -189,6 +197,12 @@ class UnreadableJob(ServiceError):
     """Raised when the stored record of a job is damaged, or cannot be one of this version."""
 
     status, code = 409, "unreadable_job"
+
+
+class KeyReused(ServiceError):
+    """Raised when an Idempotency-Key was used for another job; details contain `job`."""
+
+    status, code = 409, "key_reused"
 
 
 class JobHasEnded(ServiceError):

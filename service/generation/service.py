@@ -15,6 +15,7 @@ from service.errors import (
     BadRequest,
     ModelChanged,
     NoTurn,
+    SessionBusy,
     SessionConflict,
     StoreUnavailable,
     TurnInterrupted,
@@ -38,6 +39,10 @@ from service.store.sessions import (
     digest,
     new_session_id,
 )
+
+LEASE_WAIT_S = 0.5
+"""For the end of a text whose client has left: the worker that has it notices that within a quarter of a second."""
+_LEASE_POLL_S = 0.025
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +162,15 @@ class GenerationService:
             on_error.pop_all()
             return generation
 
+    def is_received(self, session_id: str, after: int) -> bool:
+        """Whether a client that has a session's text up to a position has all of its last turn, which is complete.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
+        """
+        session, turn = self._sessions.load(session_id)
+        return turn is not None and turn.is_complete and session is not None and session.position == after
+
     def fork(self, session_id: str, position: int | None, seed: int | None) -> tuple[str, Session]:
         """Create a copy of a session, as it is or as it was at a position.
 
@@ -200,7 +214,7 @@ class GenerationService:
         """Lease the request's session or a new one; (None, None) if the store does not answer and none is needed."""
         lease_s = self._options.lease_s
         if session_id is not None:
-            return session_id, self._sessions.acquire(session_id, lease_s=lease_s, key=key, request=request)
+            return session_id, self._acquire_when_free(session_id, key, request)
         try:
             new_id = _id_for_key(key, self._sessions.idempotency_salt(key)) if key else new_session_id()
             leased = self._sessions.acquire(new_id, lease_s=lease_s, is_new=True, key=key, request=request)
@@ -209,6 +223,17 @@ class GenerationService:
             if key:
                 raise  # without the store, it is unknown whether the turn of this key has begun
             return None, None
+
+    def _acquire_when_free(self, session_id: str, key: str, request: str) -> LeasedSession:
+        """Lease a session, waiting a moment for the request that has it: its client may just have stopped it."""
+        give_up_at = time.monotonic() + LEASE_WAIT_S
+        while True:
+            try:
+                return self._sessions.acquire(session_id, lease_s=self._options.lease_s, key=key, request=request)
+            except SessionBusy:
+                if time.monotonic() >= give_up_at:
+                    raise
+            time.sleep(_LEASE_POLL_S)
 
     def _session_lease(
         self, session_id: str | None, leased: LeasedSession | None, on_error: ExitStack

@@ -16,7 +16,7 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
-from service.errors import JobHasEnded, JobQueueFull, StoreUnavailable, UnknownJob, UnreadableJob
+from service.errors import JobHasEnded, JobQueueFull, KeyReused, StoreUnavailable, UnknownJob, UnreadableJob
 from service.jobs.record import JOBS_KEY, Job, JobEvent, JobRecord, JobState, JsonObject, StoredJob
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ _RETRAIN_NAMES = {RETRAIN, "service.jobs.run.retrain"}  # the second is what job
 _KEEP_S = 30 * 86_400
 _BOOTSTRAP_KEY = "lh:bootstrap-job"
 _OLD_BOOTSTRAP_KEY = "lh:first-job"
+_KEY_PREFIX = "lh:jobs:key:"
+_KEEP_KEY_S = 86_400
 _LOCK_KEY = "lh:jobs:lock"
 _STATES = {
     JobStatus.STARTED: JobState.RUNNING,
@@ -103,14 +105,24 @@ class JobQueue:
         self._max_queued = max_queued
         self._queue = rq.Queue(QUEUE, connection=client, serializer=JSONSerializer, job_class=RetrainJob)
 
-    def submit(self, request: JsonObject) -> str:
-        """Queue a job and return its id.
+    def submit(self, request: JsonObject, key: str = "") -> str:
+        """Queue a job and return its id; a request that was sent before with the same key is the same job.
+
+        Args:
+            request: What to train.
+            key: The digest of the request's Idempotency-Key; empty for none. It is kept for a day.
 
         Raises:
             JobQueueFull: As many jobs as allowed are queued.
+            KeyReused: The key was used for another request.
         """
         with _redis_errors_as_unavailable(), self._lock():
-            return self._enqueue(request)
+            job_id = self._submitted_with(key, request) if key else None
+            if job_id is None:
+                job_id = self._enqueue(request)
+                if key:
+                    self._client.set(_KEY_PREFIX + key, job_id, ex=_KEEP_KEY_S)
+            return job_id
 
     def submit_bootstrap(self, request: JsonObject) -> tuple[str, bool]:
         """Queue the bootstrap job, which trains the first model, unless one is queued or running.
@@ -230,6 +242,16 @@ class JobQueue:
                 return
             after = batch[-1].id if batch else after
             yield batch
+
+    def _submitted_with(self, key: str, request: JsonObject) -> str | None:
+        """The job that was submitted with this key, if its record is still stored."""
+        stored: Any = self._client.get(_KEY_PREFIX + key)
+        record = JobRecord(self._client, stored.decode()).read() if stored is not None else None
+        if record is None:
+            return None
+        if record.request != request:
+            raise KeyReused("this Idempotency-Key was used for another request", job=f"/jobs/{stored.decode()}")
+        return str(stored.decode())
 
     def _enqueue(self, request: JsonObject) -> str:
         if self._queue.count >= self._max_queued:

@@ -1,6 +1,6 @@
 // One turn: POST /generate as a stream, resumed where it stopped when the connection is lost.
 
-import { newIdempotencyKey, request, ServiceError } from "./api.js";
+import { newIdempotencyKey, request, requestJson, ServiceError } from "./api.js";
 import { sleep } from "./dom.js";
 import { readEvents } from "./sse.js";
 
@@ -34,6 +34,14 @@ export async function* streamTurn(body, signal, resume = null) {
       if (!isConnected) yield { name: "reconnected", data: { after } };
       isConnected = true;
       tries = 0;
+      if (response.status === 204) {
+        // All of the text has arrived; only the stream's last event was lost.
+        const { turn, seed, position } = await requestJson("GET", `/sessions/${session}`);
+        const usage = { generated_chars: position - turn.start_position };
+        const finish_reason = turn.status;
+        yield { name: "done", data: { session_id: session, finish_reason, seed, position, usage, saved: true } };
+        return;
+      }
       for await (const event of readEvents(response)) {
         if (event.name === "error") throw new ServiceError(0, event.data.error, 0);
         if (event.name === "start") {

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from typing import TypeVar
 
 from flask import current_app, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from service.errors import BodyTooLarge, WrongMediaType
+from service.errors import BadRequest, BodyTooLarge, WrongMediaType
 from service.schemas import Body, parse_body
 
 BodyT = TypeVar("BodyT", bound=Body)
+_IDEMPOTENCY_KEY = r"[\x21-\x7e]{16,128}"
+
+
+def idempotency_key() -> str:
+    """Return the value of the current request's Idempotency-Key header; empty without it.
+
+    Raises:
+        BadRequest: It is so short that another client could send it by chance, or too long.
+    """
+    key = request.headers.get("Idempotency-Key", "")
+    if key and not re.fullmatch(_IDEMPOTENCY_KEY, key):
+        raise BadRequest("Idempotency-Key", key, "16 to 128 visible characters that no other client sends, like a UUID")
+    return key
 
 
 def read_body(schema: type[BodyT]) -> BodyT:

@@ -7,8 +7,11 @@ from typing import IO
 from flask import Blueprint, Response, jsonify, request
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
-from service.errors import BadRequest
+from service.errors import BadRequest, WrongMediaType
 from service.store.corpora import Corpora, too_large
+
+_FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+"""What `curl -F` and `curl -d` send: an envelope around the text, or the text without its line ends."""
 
 
 def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
@@ -22,6 +25,10 @@ def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
     @routes.put("/<corpus_name:name>")
     def put(name: str) -> tuple[Response, int, dict[str, str]]:
         """Store the body, which is read as it arrives and no further than the limit."""
+        if request.mimetype in _FORMS:
+            curl = f"curl -T FILE {request.url}"
+            expected = f"the text itself, as text/plain or without a Content-Type: {curl}"
+            raise WrongMediaType("Content-Type", request.mimetype, expected)
         request.max_content_length = max_bytes
         only_new = request.headers.get("If-None-Match") == "*"
         try:

@@ -9,11 +9,11 @@ event: error   data: {"error": {"code", "message"}}                 or this end:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from service.errors import ServiceError
 from service.generation.stream import RunningGeneration
-from service.routes.sse import HEARTBEAT, Heartbeat, encode_event
+from service.routes.sse import HEARTBEAT, ClientConnection, Heartbeat, encode_event
 
 POLL_INTERVAL_S = 0.25
 """While nothing is generated, the client is checked this often."""
@@ -22,10 +22,10 @@ POLL_INTERVAL_S = 0.25
 class GenerationEvents:
     """Implements `EventSource`: the server calls `close` however the response ends, also if it never began."""
 
-    def __init__(self, running: RunningGeneration, is_disconnected: Callable[[], bool]) -> None:
+    def __init__(self, running: RunningGeneration, client: ClientConnection) -> None:
         """Take over a generation; it is closed with this object."""
         self._running = running
-        self._is_disconnected = is_disconnected
+        self._client = client
 
     def __iter__(self) -> Iterator[bytes]:
         """Return the encoded events; to be called once."""
@@ -33,8 +33,10 @@ class GenerationEvents:
         yield encode_event(running.start_info(), name="start")
         try:
             for chunk in running.chunks(POLL_INTERVAL_S):
-                if self._is_disconnected():
+                if self._client.has_left():
                     return
+                if self._client.should_probe():
+                    yield HEARTBEAT
                 if chunk is not None:
                     logprobs = {"logprobs": chunk.token_logprobs} if chunk.token_logprobs is not None else {}
                     yield encode_event({"text": chunk.text, **logprobs}, id=chunk.position)

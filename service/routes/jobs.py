@@ -24,10 +24,11 @@ from flask import Blueprint, Response, jsonify, request
 from service.errors import BadRequest, Draining, Overloaded, ServiceError, StoreUnavailable
 from service.jobs.queue import JobQueue
 from service.jobs.request import validate
-from service.routes.body import read_body
+from service.routes.body import idempotency_key, read_body
 from service.routes.sse import HEARTBEAT, Heartbeat, encode_event, event_stream_head, event_stream_response
 from service.schemas import RetrainRequest
 from service.store.corpora import Corpora
+from service.store.sessions import digest
 
 MAX_FOLLOWERS = 8  # event streams of one process: each holds a thread
 _EVENT_ID = r"[0-9]{1,20}(-[0-9]{1,20})?"
@@ -55,7 +56,8 @@ def blueprint(
     @routes.post("/retrain")
     def retrain() -> tuple[Response, int, dict[str, str]]:
         job_request = validate(read_body(RetrainRequest), corpora, checkpoint_dir)
-        job = job_queue().get(job_queue().submit(job_request.as_dict()))
+        key = idempotency_key()
+        job = job_queue().get(job_queue().submit(job_request.as_dict(), digest(key) if key else ""))
         address = f"/jobs/{job.job_id}"
         submitted = {"job_id": job.job_id, "state": job.state, "position": job.position, "request": job.record.request}
         return jsonify({**submitted, "job": address}), 202, {"Location": address}

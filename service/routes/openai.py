@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from flask import Blueprint, Response, g, jsonify
 
@@ -16,7 +16,7 @@ from service.openai.tokenizer import Tokenizer
 from service.operations.limits import RateLimiter
 from service.routes.body import read_body
 from service.routes.generation_events import POLL_INTERVAL_S
-from service.routes.sse import HEARTBEAT, Heartbeat, client_disconnect_check, encode_event, event_stream_response
+from service.routes.sse import HEARTBEAT, ClientConnection, Heartbeat, encode_event, event_stream_response
 
 _CLIENT_CLOSED_REQUEST = 499
 _DONE = b"data: [DONE]\n\n"
@@ -33,14 +33,14 @@ def blueprint(
         body = read_body(CompletionRequest)
         if body.echo and body.logprobs is not None:
             characters.hit(f"characters:{g.get('client_id', '')}", sum(map(len, body.prompts)))
-        is_disconnected = client_disconnect_check()
+        client = ClientConnection(is_stream=bool(body.stream))
         completion = completions.start(body)
         if body.stream:
-            return event_stream_response(_CompletionEvents(completion, is_disconnected))
+            return event_stream_response(_CompletionEvents(completion, client))
         try:
             whole = WholeCompletion(completion)
             for part in completion.parts(POLL_INTERVAL_S):
-                if is_disconnected():
+                if client.has_left():
                     return Response(status=_CLIENT_CLOSED_REQUEST)
                 if part is not None:
                     whole.add(part)
@@ -74,18 +74,20 @@ def blueprint(
 class _CompletionEvents:
     """Implements `EventSource`: `data:` lines only, the last of which is [DONE], or an error."""
 
-    def __init__(self, completion: RunningCompletion, is_disconnected: Callable[[], bool]) -> None:
+    def __init__(self, completion: RunningCompletion, client: ClientConnection) -> None:
         """Take over a completion; it is closed with this object."""
         self._completion = completion
-        self._is_disconnected = is_disconnected
+        self._client = client
 
     def __iter__(self) -> Iterator[bytes]:
         """Return the encoded events; to be called once."""
         encoder, heartbeat = ChunkEncoder(self._completion), Heartbeat()
         try:
             for part in self._completion.parts(POLL_INTERVAL_S):
-                if self._is_disconnected():
+                if self._client.has_left():
                     return
+                if self._client.should_probe():
+                    yield HEARTBEAT
                 if part is not None:
                     yield encode_event(encoder.chunk(part))
                     heartbeat.sent()

@@ -12,7 +12,7 @@ from service.generation.rewind import last_chars, rewindable_range
 from service.generation.service import GenerationService
 from service.routes.body import read_body
 from service.routes.generation_events import GenerationEvents
-from service.routes.sse import client_disconnect_check, event_stream_head, event_stream_response
+from service.routes.sse import ClientConnection, event_stream_head, event_stream_response
 from service.schemas import MAX_TOP_LOGPROBS, ForkRequest
 from service.store.sessions import SessionStore, StoredTurn
 
@@ -39,7 +39,7 @@ def blueprint(generation: GenerationService, sessions: SessionStore, recent_text
 
     @routes.get("/<session_id:session_id>/stream")
     def stream(session_id: str) -> Response:
-        after, top_logprobs, is_disconnected = _after(), _top_logprobs(), client_disconnect_check()
+        after, top_logprobs, client = _after(), _top_logprobs(), ClientConnection(is_stream=True)
         if request.method == "HEAD":  # to resume would take the session over from the client that reads its stream
             session, turn = sessions.load(session_id)
             if session is None and turn is None:
@@ -47,8 +47,10 @@ def blueprint(generation: GenerationService, sessions: SessionStore, recent_text
             if turn is None:
                 raise NoTurn("the session has no turn that could be resumed")
             return event_stream_head()
+        if after is not None and generation.is_received(session_id, after):
+            return Response(status=204)  # on 204 an EventSource does not reconnect
         running = generation.resume(session_id, after, top_logprobs)
-        return event_stream_response(GenerationEvents(running, is_disconnected))
+        return event_stream_response(GenerationEvents(running, client))
 
     @routes.post("/<session_id:session_id>/fork")
     def fork(session_id: str) -> tuple[Response, int]:

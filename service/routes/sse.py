@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from flask import Response, request
@@ -19,6 +19,7 @@ HEARTBEAT = b": waiting\n\n"
 """A comment. Proxies close a connection on which nothing is sent for a while."""
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _PEEK_INTERVAL_S = 0.1
+_INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 _encode_json = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps makes one for each call
 
 
@@ -72,25 +73,46 @@ class Heartbeat:
         return time.monotonic() - self._last_sent > self._interval_s
 
 
-def client_disconnect_check() -> Callable[[], bool]:
-    """Return a function that says whether the current request's client has closed the connection.
+class ClientConnection:
+    """The connection of the current request: whether its client has left while the response is made.
 
-    It peeks at the socket, at most ten times a second. Without it, a closed connection shows only at the second write.
+    It peeks at the socket, at most ten times a second; without it, a closed connection shows at the second write only.
+    A client that has closed only its sending side looks the same as one that is gone, until something is sent: the
+    system of one that is gone refuses it. So something is sent then: to a stream a comment (`should_probe`), else the
+    interim response 100, which HTTP/1.1 clients skip.
     """
-    connection: socket.socket | None = request.environ.get("gunicorn.socket")
-    last_peek = 0.0
 
-    def is_disconnected() -> bool:
-        nonlocal last_peek
+    def __init__(self, *, is_stream: bool) -> None:
+        """Watch the connection of the current request.
+
+        Args:
+            is_stream: Whether the response is a stream; then the caller sends a comment when `should_probe` says so.
+        """
+        self._socket: socket.socket | None = request.environ.get("gunicorn.socket")
+        self._may_send_interim = not is_stream and request.environ.get("SERVER_PROTOCOL") == "HTTP/1.1"
+        self._last_peek = 0.0
+        self._is_half_closed = False
+        self._is_probe_due = False
+
+    def has_left(self) -> bool:
+        """Whether the client has closed the connection."""
         now = time.monotonic()
-        if connection is None or now - last_peek < _PEEK_INTERVAL_S:
+        if self._socket is None or now - self._last_peek < _PEEK_INTERVAL_S:
             return False
-        last_peek = now
+        self._last_peek = now
         try:
-            return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+            is_open = self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+            if not is_open and not self._is_half_closed:
+                self._is_half_closed = self._is_probe_due = True
+                if self._may_send_interim:
+                    self._socket.sendall(_INTERIM)
         except BlockingIOError:
             return False
         except OSError:
             return True
+        return False
 
-    return is_disconnected
+    def should_probe(self) -> bool:
+        """Whether a comment is to be sent now, once, to learn whether anybody still reads."""
+        is_due, self._is_probe_due = self._is_probe_due, False
+        return is_due

@@ -11,7 +11,7 @@ from typing import Any
 
 from cachetools import TTLCache
 
-from service.errors import SessionConflict, UnknownSession
+from service.errors import SessionBusy, SessionConflict, UnknownSession
 from service.store.sessions import (
     KEY_REUSED,
     LEASE_HELD,
@@ -72,7 +72,7 @@ class MemorySessions:
                 raise UnknownSession("the session does not exist or has expired")
             has_same_key = bool(key) and turn.get("key") == key
             if turn.get("until", 0) > self._now_ms() and not force and not has_same_key:
-                raise SessionConflict(LEASE_HELD)
+                raise SessionBusy(LEASE_HELD)
             session, stored = decode_stored(data, {**turn, "until": 0}, self._now_ms())
             if has_same_key and stored is not None and stored.record.request != request:
                 raise SessionConflict(KEY_REUSED)

@@ -22,7 +22,7 @@ from typing import Any
 
 import redis
 
-from service.errors import SessionConflict, StoreUnavailable, UnknownSession, UnreadableSession
+from service.errors import SessionBusy, SessionConflict, StoreUnavailable, UnknownSession, UnreadableSession
 from service.store.sessions import (
     KEY_REUSED,
     LEASE_HELD,
@@ -170,7 +170,7 @@ class RedisSessions:
         if reply[0] == b"reused":
             raise SessionConflict(KEY_REUSED)
         if reply[0] == b"busy":
-            raise SessionConflict(LEASE_HELD)
+            raise SessionBusy(LEASE_HELD)
         _, record, fields, has_key = reply
         try:
             session, turn = decode_stored(record, dict(zip(TURN_FIELDS, fields, strict=True)), 0)

@@ -104,7 +104,7 @@ def test_a_stopped_text_ends_again_where_it_ended(other: Service, expected: str)
     for after in (5 + 20, client.at):
         events = other.resume(client.session_id, after)
         assert text_of(events) == expected[after - 5 : end]
-        assert events[-1].data["finish_reason"] == "stop"
+        assert after == 5 + end or events[-1].data["finish_reason"] == "stop"
     assert other.client.get(f"/sessions/{client.session_id}").json()["position"] == 5 + end
 
 

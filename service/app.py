@@ -82,8 +82,8 @@ def create_app(settings: Settings | None = None) -> Flask:
         allowed_hosts=s.allowed_hosts,
         behind_proxy=s.trusted_proxies > 0,
     )
-    limiter = RateLimiter(s.rate_limit, s.redis_url)
-    scored_characters = RateLimiter(s.chars_limit, s.redis_url)
+    limiter = RateLimiter(s.rate_limit, stores.redis)
+    scored_characters = RateLimiter(s.chars_limit, stores.redis)
 
     app = Flask(__name__, static_folder=None)
     app.json = _JsonProvider(app)

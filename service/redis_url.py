@@ -27,8 +27,11 @@ def check_url(url: str) -> None:
             return
         client = redis.Redis.from_url(f"{scheme.removesuffix('+cluster')}://{rest}")
         connection: Any = client.connection_pool.make_connection()
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"expected a URL like redis://localhost:6379/0: {error}") from error
+    except (ValueError, TypeError):  # whose messages may repeat a part of the URL, such as the password
+        raise ValueError(
+            "expected a URL like redis://localhost:6379/0 or redis+sentinel://localhost:26379/mymaster; special "
+            "characters in its user and password are written as %XX; a port and a database are numbers"
+        ) from None
     if scheme == "unix" and not connection.path:
         raise ValueError("expected a URL like unix:///run/redis.sock: it has no path")
 
@@ -49,5 +52,7 @@ def sentinel_parts(url: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]
 
 
 def redacted(url: str) -> str:
-    """Return a URL as it may be printed: not at all where a user, a password or an option might be in it."""
-    return "..." if "@" in url or "?" in url else repr(url)
+    """Return a URL as it may be printed: not at all where a secret might be in it, or be all of it."""
+    scheme, separator, _ = url.partition("://")
+    is_plain = bool(separator) and scheme in SCHEMES and "@" not in url and "?" not in url
+    return repr(url) if is_plain else "..."

@@ -228,7 +228,7 @@ def read_settings(*, embeds_redis: bool = False) -> Settings:
         settings = Settings()  # type: ignore[call-arg]  # every field has a default, in the form Field(default, ...)
     except ValidationError as e:
         problems = [_problem(str(x["loc"][0]), x["input"], x["msg"]) for x in e.errors()]
-        raise SettingsError("; ".join(problems)) from e
+        raise SettingsError("; ".join(problems)) from None  # a traceback would show all values, secrets too
     if settings.workers > 1 and not settings.redis_url and not embeds_redis:
         raise SettingsError(
             f"WORKERS={settings.workers!r}: more than one needs REDIS_URL, because sessions must be shared"

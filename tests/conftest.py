@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from model.native.build import BuildError, build
 from model.native.library import Unsupported
 from model.network.char_rnn import CharRNN
 from model.text.vocab import Vocabulary
-from tests.servers import RedisServer, Service
+from tests.servers import OUTPUTS, RedisServer, Service, find_secrets
 
 settings.register_profile("quick", max_examples=60, deadline=None)
 settings.register_profile("many", max_examples=10_000, deadline=None)
@@ -33,6 +34,15 @@ def random_checkpoint(cell: str = "lstm", n_layers: int = 2, n_hidden: int = 24,
     network.head.weight.data.mul_(12)
     weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     return Checkpoint(config, ALPHABET, weights, 2.5 + seed / 10, 100, 10, 2.5, "0" * 64, {"lr": 0.004})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_secret_is_printed() -> Iterator[None]:
+    """Search all that the run's processes have printed for the password that they were given."""
+    yield
+    found = find_secrets()
+    assert not found, f"a process printed the planted secret: see {OUTPUTS}/{found[0]}"
+    shutil.rmtree(OUTPUTS)
 
 
 @pytest.fixture(scope="session")

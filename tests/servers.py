@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -15,13 +17,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 
 from service.store.redis_server import find_server_program
 
 ROOT = Path(__file__).parent.parent
+SECRET = "planted-secret-" + secrets.token_hex(8)
+"""The password of every Redis that tests start, and part of keys: no output of any process may contain it."""
+OUTPUTS = Path(tempfile.mkdtemp(prefix="lh-outputs-"))
+"""What the processes of this run have printed; conftest searches it at the end."""
 
 
 def eventually(holds: Callable[[], bool], within_s: float = 30.0) -> None:
@@ -39,12 +45,13 @@ class RedisServer:
         self._program = program or find_server_program()
         self._folder = Path(tempfile.mkdtemp(prefix="lh-"))
         self._options = options
-        self.url = f"unix://{self._folder}/redis.sock"
+        self.url = f"unix://:{SECRET}@{self._folder}/redis.sock"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         command = [self._program, "--port", "0", "--unixsocket", f"{self._folder}/redis.sock"]
         command += ["--dir", str(self._folder), "--appendonly", "yes", "--loglevel", "warning"]
+        command += ["--requirepass", SECRET]
         self._process = subprocess.Popen([*command, *self._options], stdout=subprocess.DEVNULL)
         eventually((self._folder / "redis.sock").exists)
 
@@ -57,9 +64,32 @@ class RedisServer:
             shutil.rmtree(self._folder)
             self._folder.mkdir()
 
+    def send_signal(self, number: signal.Signals) -> None:
+        """SIGSTOP makes it mute: connections are accepted, and no command is answered."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def remove(self) -> None:
         self.stop()
         shutil.rmtree(self._folder)
+
+
+_n_outputs = itertools.count()
+
+
+def output_file() -> IO[bytes]:
+    """A new file for what a process prints, which is searched for secrets at the end of the run."""
+    return open(OUTPUTS / f"{next(_n_outputs)}", "wb")
+
+
+def find_secrets() -> list[str]:
+    """The files in which a process printed the secret."""
+    return [path.name for path in OUTPUTS.iterdir() if SECRET.encode() in path.read_bytes()]
+
+
+def _check_answer(response: httpx.Response) -> None:
+    if "content-length" in response.headers:  # not a stream
+        assert SECRET not in response.read().decode(errors="replace"), "an answer contains the planted secret"
 
 
 @dataclass
@@ -84,11 +114,12 @@ class Service:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self.client = httpx.Client(base_url=self.url, timeout=60)
+        self.client = httpx.Client(base_url=self.url, timeout=60, event_hooks={"response": [_check_answer]})
         command = [sys.executable, "-m", "service.server"]
-        self._process = subprocess.Popen(
-            command, cwd=ROOT, env=self._environment, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        with output_file() as output:
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, env=self._environment, stdout=output, stderr=output, start_new_session=True
+            )
         eventually(self._answers, within_s=60)
 
     def _answers(self) -> bool:
@@ -187,7 +218,8 @@ class Worker:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "service.jobs"]
-        self.process = subprocess.Popen(command, cwd=ROOT, env=self._environment, stderr=subprocess.DEVNULL)
+        with output_file() as output:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=self._environment, stdout=output, stderr=output)
 
     def horse(self) -> int | None:
         """The process id of the training that runs, if one does."""

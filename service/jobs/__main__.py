@@ -36,7 +36,7 @@ def main() -> int:
         if subprocess.run(command, check=False).returncode:
             return 1
     with device_lock(settings.device, settings.runs_dir):
-        RetrainWorker(connect(url), settings.runs_dir).work(logging_level="WARNING")
+        RetrainWorker(connect(url, breaker=False), settings.runs_dir).work(logging_level="WARNING")
     return 0
 
 

@@ -47,7 +47,7 @@ def retrain(job_id: str, request: JsonObject) -> None:
     """
     settings = read_settings()
     run_dir = run_folder(settings.runs_dir, job_id)
-    client = connect(settings.queue_url)
+    client = connect(settings.queue_url, breaker=False)
     record = JobRecord(client, job_id)
     attempt = record.begin_attempt()
     if attempt > 1:

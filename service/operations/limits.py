@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from limits import RateLimitItem, parse
 from limits.errors import StorageError
-from limits.storage import storage_from_string
+from limits.storage import MemoryStorage, RedisStorage, Storage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
 from service.errors import RateLimited
@@ -15,16 +16,15 @@ from service.errors import RateLimited
 class RateLimiter:
     """Counts the requests of each client against one rate."""
 
-    def __init__(self, rate: str, redis_url: str = "") -> None:
+    def __init__(self, rate: str, client: Any = None) -> None:
         """Set the rate.
 
         Args:
             rate: Such as "60/minute"; empty for no limit.
-            redis_url: Where the counts are shared; empty counts in this process.
+            client: The Redis, as store.connect makes it, in which the counts are shared; None counts in this process.
         """
         self._rate: RateLimitItem | None = parse(rate) if rate else None
-        url = redis_url.replace("unix://", "redis+unix://", 1) if redis_url.startswith("unix://") else redis_url
-        storage = storage_from_string(url, wrap_exceptions=True) if rate and url else storage_from_string("memory://")
+        storage = MemoryStorage() if client is None else _ClientStorage(client)
         self._window = SlidingWindowCounterRateLimiter(storage)
 
     def hit(self, client: str, cost: int = 1) -> None:
@@ -58,3 +58,19 @@ class RateLimiter:
         error = RateLimited(f"too many requests: at most {rate} are allowed")
         error.retry_after_s = max(1, round(self._window.get_window_stats(rate, client).reset_time - time.time()))
         return error
+
+
+class _ClientStorage(RedisStorage):
+    """The library's storage on the client that the stores use, too: of any kind, and with the same circuit breaker.
+
+    The library would make a client of its own from a URL, which knows fewer kinds of URL and waits longer.
+    """
+
+    STORAGE_SCHEME = None  # type: ignore[assignment]
+
+    def __init__(self, client: Any) -> None:
+        Storage.__init__(self, wrap_exceptions=True)
+        self.key_prefix, self.target_server = self.PREFIX, "redis"
+        self.dependency = self.dependencies["redis"].module
+        self.storage = client
+        self.initialize_storage("")

@@ -10,13 +10,12 @@
     lh:salt:{digest}   the random value from which the id of a session is made of an Idempotency-Key
 
 The first two share a hash tag, so that a cluster keeps them on one node. If Redis does not answer, every call raises
-StoreUnavailable; for PAUSE_S after that, calls raise it at once, so that threads do not pile up behind timeouts.
+StoreUnavailable.
 """
 
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -36,8 +35,6 @@ from service.store.sessions import (
     decode_stored,
     digest,
 )
-
-PAUSE_S = 1.0
 
 _NOW = """
 local t = redis.call('TIME')
@@ -141,7 +138,6 @@ class RedisSessions:
         self._client = client
         self._ttl_s = ttl_s
         self._turn_ttl_ms = turn_ttl_s * 1000
-        self._paused_until = 0.0
         sources = {"load": _LOAD, "acquire": _ACQUIRE, "begin": _BEGIN, "renew": _RENEW, "save": _SAVE}
         sources |= {"commit": _COMMIT, "abandon": _ABANDON, "discard": _DISCARD}
         self._scripts = {name: client.register_script(source) for name, source in sources.items()}
@@ -237,12 +233,9 @@ class RedisSessions:
         return self._call(lambda: self._scripts[script](keys=_keys(session_id), args=args))
 
     def _call(self, command: Callable[[], Any]) -> Any:
-        if time.monotonic() < self._paused_until:
-            raise StoreUnavailable("the session store did not answer a moment ago")
         try:
             return command()
         except (redis.ConnectionError, redis.TimeoutError) as e:
-            self._paused_until = time.monotonic() + PAUSE_S
             raise StoreUnavailable("the session store does not answer") from e
         except redis.RedisError as e:
             raise StoreUnavailable(f"the session store answered with an error: {e}") from e

@@ -6,6 +6,7 @@ import pytest
 
 from service.errors import RateLimited
 from service.operations.limits import RateLimiter
+from service.store.connect import connect
 from tests.servers import RedisServer
 
 
@@ -22,11 +23,11 @@ def test_each_client_has_its_own_count() -> None:
 
 def test_a_count_is_shared_through_redis(redis_server: RedisServer) -> None:
     """Two processes on one Redis count together; while Redis is unreachable nobody is refused."""
-    one, other = RateLimiter("2/hour", redis_server.url), RateLimiter("2/hour", redis_server.url)
+    one, other = (RateLimiter("2/hour", connect(redis_server.url)) for _ in range(2))
     one.hit("shared")
     other.hit("shared")
     with pytest.raises(RateLimited):
         one.hit("shared")
-    unreachable = RateLimiter("2/hour", "unix:///nowhere/redis.sock")
+    unreachable = RateLimiter("2/hour", connect("unix:///nowhere/redis.sock"))
     for _ in range(5):
         unreachable.hit("shared")

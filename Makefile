@@ -5,6 +5,8 @@ LOCKS := $(wildcard deploy/environment/locks/*.txt)
 PAGE_TOOLS := tests/e2e/page
 CORPUS ?=
 MINUTES ?= 3
+PROCESSES ?= 2
+ORDER ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-browser launcher-kills fresh stack check check-page docs lock clean
@@ -17,8 +19,8 @@ serve: .venv/.ready .venv/.kernel ## serve on HOST:PORT, and train a first model
 	@if [ -f "$(CORPUS)" ]; then set -- --corpus "$(CORPUS)"; elif [ -n "$(CORPUS)" ]; then set -- --corpus $(CORPUS); else set --; fi; \
 	exec $(BIN)/python -m service "$$@" --minutes $(MINUTES)
 
-test: .venv/.ready-test .venv/.kernel .venv/.prometheus ## every test
-	$(BIN)/python -m pytest
+test: .venv/.ready-test .venv/.kernel .venv/.prometheus ## every test, in two processes (PROCESSES=2), in the order of the files or not (ORDER=random)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile $(if $(filter random,$(ORDER)),-p randomly)
 
 test-browser: .venv/.ready-test .venv/.kernel ## the page in a real headless Chromium: CHROMIUM=path, or Debian's is installed (as root)
 	@$(PYTHON) -m deploy.environment --browser || echo "browser its packages could not be installed"

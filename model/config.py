@@ -16,11 +16,18 @@ Cell = Literal["lstm", "gru", "rnn"]
 Schedule = Literal["cosine", "linear", "constant"]
 TrainPrecision = Literal["fp32", "bf16", "fp16"]
 WeightPrecision = Literal["fp32", "int8"]
+PrecisionChoice = Literal["auto", "fp32", "int8"]
 Device = Literal["auto", "cpu", "cuda"]
 EvaluationProtocol = Literal["windowed", "stateful", "dynamic"]
 
 WEIGHT_PRECISIONS: tuple[WeightPrecision, ...] = get_args(WeightPrecision)
 """Precisions of the weights in the native CPU stepper."""
+
+PRECISION_CHOICES: tuple[PrecisionChoice, ...] = get_args(PrecisionChoice)
+"""Precisions that a setting can name; auto is int8 where the checkpoint says that it costs next to nothing."""
+
+MAX_INT8_COST = 0.001
+"""The most that int8 may add to the loss, nats per character, for auto to choose it."""
 
 DEVICES: tuple[Device, ...] = get_args(Device)
 """Devices that a setting can name; auto is a GPU where there is one."""

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model import data_folder
-from model.config import Device, WeightPrecision
+from model.config import Device, PrecisionChoice
 from service.redis_url import check_url, redacted
 
 _MIN_KEY_CHARS = 16
@@ -59,8 +59,10 @@ class Settings(BaseSettings):
         "after a day",
     )
     device: Device = Field("auto", description="cpu or cuda; auto uses a GPU if there is one")
-    precision: WeightPrecision = Field(
-        "fp32", description="number format of the weights in the CPU stepper; int8 is faster and less exact"
+    precision: PrecisionChoice = Field(
+        "auto",
+        description="number format of the weights in the CPU stepper: fp32, or int8, which is up to 3.5 times as fast; "
+        "auto is int8 for a checkpoint whose training measured that it adds at most 0.001 nats to the loss",
     )
     slots: int = Field(64, ge=1, le=4096, description="requests that one worker process generates at the same time")
     max_waiting: int = Field(

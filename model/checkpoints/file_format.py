@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from model.atomic_files import atomic_write
-from model.config import ModelConfig, protocol_name
+from model.config import MAX_INT8_COST, ModelConfig, PrecisionChoice, WeightPrecision, protocol_name
 from model.errors import CheckpointError, ModelError
 from model.network.char_rnn import CharRNN
 from model.text.normalization import normalization_of
@@ -46,11 +46,18 @@ class Checkpoint:
     options: Mapping[str, Any]  # the TrainConfig of the run
     self_test: str = ""  # text that the trainer generated, see model.checkpoints.self_test; empty: no self-test
     created: str = ""  # UTC, ISO 8601
+    int8_cost: float | None = None  # nats per character that int8 weights add; None: not measured
 
     @property
     def file_name(self) -> str:
         """The validation loss and the step, for example `val1.4302-step004200.safetensors`."""
         return f"val{self.val_loss:.4f}-step{self.step:06d}.safetensors"
+
+    def weight_precision(self, choice: PrecisionChoice = "auto") -> WeightPrecision:
+        """Return the precision to serve with; auto is int8 if the trainer measured that it costs at most 0.001 nats."""
+        if choice != "auto":
+            return choice
+        return "int8" if self.int8_cost is not None and self.int8_cost <= MAX_INT8_COST else "fp32"
 
     @property
     def fingerprint(self) -> str:
@@ -96,6 +103,7 @@ class Checkpoint:
                     "normalization": self.vocab.normalization,
                     "self_test": self.self_test,
                     "created": stamped.created,
+                    "int8_cost": self.int8_cost,
                 }
             ),
         }
@@ -138,6 +146,7 @@ class CheckpointInfo:
             "options": run["options"],
             "corpus_sha256": run["corpus_sha256"],
             "created": run["created"],
+            "int8_cost": run.get("int8_cost"),
             "bytes": self.size_bytes,
         }
 
@@ -213,6 +222,7 @@ def load(path: Path) -> Checkpoint:
             options=run["options"],
             self_test=run.get("self_test", ""),
             created=run["created"],
+            int8_cost=None if run.get("int8_cost") is None else float(run["int8_cost"]),
         )
     _check_weights(checkpoint, f"checkpoint {path}")
     if checkpoint.fingerprint != metadata.get("fingerprint"):

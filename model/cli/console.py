@@ -42,7 +42,8 @@ def print_scores(part: str, n_characters: int, losses: Mapping[EvaluationProtoco
 def print_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Print what a checkpoint is, where it came from and which stepper runs it on this machine."""
     c = checkpoint.config
-    stepper = choose(checkpoint.network(), n_slots=1, device="cpu")[1]
+    stepper = choose(checkpoint.network(), n_slots=1, device="cpu", precision=checkpoint.weight_precision())[1]
+    cost = "not measured" if checkpoint.int8_cost is None else f"{checkpoint.int8_cost:.5f} nats per character"
     rows = {
         "file": path,
         "fingerprint": checkpoint.fingerprint,
@@ -55,6 +56,7 @@ def print_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "corpus": f"sha256 {checkpoint.corpus_sha256}",
         "options": ", ".join(f"{k}={v}" for k, v in checkpoint.options.items()),
         "created": checkpoint.created,
+        "int8 adds": cost,
         "stepper": f"on this machine's CPU: {stepper}",
     }
     for name, value in rows.items():

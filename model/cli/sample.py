@@ -7,7 +7,7 @@ import argparse
 from model import arguments
 from model.checkpoints import file_format
 from model.cli import options
-from model.config import WEIGHT_PRECISIONS
+from model.config import PRECISION_CHOICES
 from model.network.sampling import MAX_SEED, SamplingParams
 from model.stepper.choose import choose
 from model.stepper.generate import write
@@ -37,9 +37,9 @@ def configure(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--precision",
-        type=arguments.one_of(WEIGHT_PRECISIONS),
-        default="fp32",
-        help="of the native stepper's weights: fp32 or int8 (default fp32)",
+        type=arguments.one_of(PRECISION_CHOICES),
+        default="auto",
+        help="of the native stepper's weights: fp32, int8 or auto, as the service chooses (default auto)",
     )
 
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     """Print the prompt and its continuation, character by character."""
     loaded = file_format.load(options.chosen_checkpoint(args))
     params = SamplingParams.from_attributes(args)
-    stepper, _ = choose(loaded.network(), n_slots=1, device="cpu", precision=args.precision)
+    stepper, _ = choose(loaded.network(), n_slots=1, device="cpu", precision=loaded.weight_precision(args.precision))
     prompt = loaded.vocab.normalize(args.prompt)
     loaded.vocab.encode(prompt)  # an error comes before the first character
     print(prompt, end="")

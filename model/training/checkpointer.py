@@ -20,6 +20,7 @@ from model.checkpoints.registry import promoted_path
 from model.config import TrainConfig
 from model.errors import CheckpointError
 from model.evaluation.protocols import sampled_loss
+from model.evaluation.quantization import int8_cost
 from model.evaluation.validation import MAX_CHARACTERS
 from model.text.corpus import Corpus
 from model.training.distributed import Distributed
@@ -129,6 +130,7 @@ class Checkpointer:
             corpus_sha256=self._corpus.sha256,
             options=self._config.as_dict(),
         )
+        checkpoint = replace(checkpoint, int8_cost=int8_cost(checkpoint.network(), self._corpus.val))
         path = self_test.record(checkpoint).save(self._folder)
         superseded = self._unless_promoted(s.best_checkpoint, path)
         s.best_val_loss, s.best_checkpoint, s.validations_since_best = val_loss, path, 0

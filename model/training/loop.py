@@ -21,6 +21,7 @@ from model.checkpoints.file_format import Checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.errors import TrainingError
 from model.evaluation.protocols import sampled_loss
+from model.evaluation.validation import sample_size
 from model.stepper.generate import write
 from model.stepper.reference import ReferenceStepper
 from model.text.corpus import Corpus, Streams
@@ -35,8 +36,6 @@ from model.training.warm_start import load_matching_weights
 _REPORT_STEPS = 20
 _REPORT_S = 1.0
 _RESUME_STATE_S = 60.0  # a resume state is written at least this often, besides those at each validation
-_MIN_VALIDATION_CHARACTERS = 16384
-_VALIDATION_SHARE = 0.06  # characters read for validation, of those trained on: about a fiftieth of the time
 
 
 def fit(
@@ -264,7 +263,7 @@ class _Trainer:
         """
         s, c = self.state, self.config
         trained = s.budget.total_steps * c.batch_size * c.seq_length
-        characters = max(_MIN_VALIDATION_CHARACTERS, int(_VALIDATION_SHARE * trained / c.validations))
+        characters = sample_size(trained, c.validations)
         with s.learner.all_cores():
             val_loss = sampled_loss(s.learner.average, self.corpus.val, characters)
         s.validations_since_best += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from service.store.redis_server import find_server_program, why_unusable
 
 _START_S = 120.0  # it may have much to read
 _STOP_S = 10.0  # it has to write the end of its log
+_SOCKET = "redis.sock"
+_MAX_SOCKET_PATH = 103  # bytes; the smallest limit of the systems that are supported, macOS's
 _FAILED = "REDIS_URL='': the embedded Redis did not start"
 
 
@@ -32,11 +35,11 @@ def embedded_redis(supervisor: Supervisor, folder: Path) -> Iterator[tuple[str, 
         SettingsError: The server does not start.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sockets = Path(tempfile.gettempdir()) / f"longhand-{secrets.token_hex(8)}"  # short: a socket's path has a limit
+    sockets = _socket_folder()
     supervisor.remove_at_end(sockets)
     sockets.mkdir(mode=0o700)
-    server = Child("redis", _command(folder.resolve(), sockets / "redis.sock"))
-    url = f"unix://{sockets}/redis.sock"
+    server = Child("redis", _command(folder.resolve(), sockets / _SOCKET))
+    url = f"unix://{sockets / _SOCKET}"
     supervisor.start(server)
     try:
         try:
@@ -48,6 +51,14 @@ def embedded_redis(supervisor: Supervisor, folder: Path) -> Iterator[tuple[str, 
         yield url, server
     finally:
         supervisor.stop([server], _STOP_S)
+
+
+def _socket_folder() -> Path:
+    """Return a new folder's path in the temporary folder, or in /tmp where TMPDIR is too long for a socket in it."""
+    name = f"longhand-{secrets.token_hex(8)}"
+    candidates = [Path(parent) / name for parent in (tempfile.gettempdir(), "/tmp", "/var/tmp")]  # noqa: S108
+    fits = [path for path in candidates if len(os.fsencode(path / _SOCKET)) <= _MAX_SOCKET_PATH]
+    return next((path for path in fits if os.access(path.parent, os.W_OK)), candidates[0])
 
 
 def _command(folder: Path, socket: Path) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from model.checkpoints import file_format, self_test
+from model.config import PrecisionChoice
 from model.stepper.choose import choose
 from service.engine.engine import Engine
 from service.engine.observer import Observer
@@ -23,7 +24,7 @@ class ModelLoader:
     """Loads checkpoints with the operator's choices."""
 
     device: Literal["auto", "cpu", "cuda"]
-    precision: Literal["fp32", "int8"]
+    precision: PrecisionChoice
     slots: int
     max_waiting: int
     block_s: float
@@ -37,7 +38,8 @@ class ModelLoader:
         """
         checkpoint = file_format.load(path)
         self_test.verify_checkpoint(checkpoint)
-        stepper, reason = choose(checkpoint.network(), self.slots, self.device, self.precision)
+        precision = checkpoint.weight_precision(self.precision)
+        stepper, reason = choose(checkpoint.network(), self.slots, self.device, precision)
         log.info("stepper: %s", reason)
         try:
             self_test.verify_stepper(stepper, checkpoint)

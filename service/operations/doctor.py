@@ -142,11 +142,13 @@ def _text() -> str:
 def _stepper(settings: Settings, chosen: list[Stepper]) -> str:
     path = registry.promoted_path(settings.checkpoint_dir)
     if path is not None:
-        network = file_format.load(path).network()
+        checkpoint = file_format.load(path)
+        network, precision = checkpoint.network(), checkpoint.weight_precision(settings.precision)
     else:
         shape = {name: value for name, value in PRESETS["quick"].items() if name in ModelConfig.__dataclass_fields__}
         network = CharRNN(ModelConfig(vocab_size=_VOCABULARY, **shape))
-    stepper, reason = choose(network, _ROWS, settings.device, settings.precision)
+        precision = "int8" if settings.precision == "auto" else settings.precision  # as of a trained model
+    stepper, reason = choose(network, _ROWS, settings.device, precision)
     chosen.append(stepper)
     if reason.startswith("reference"):
         advice = "where there is a C compiler, python -m model.native.build compiles the native code"

@@ -16,7 +16,7 @@ from tests.servers import ROOT
 SETTINGS = {name.upper(): field for name, field in Settings.model_fields.items()}
 
 
-def shown(default: Any) -> str:
+def written(default: Any) -> str:
     if isinstance(default, float):
         return f"{default:g}"
     return "" if default in ("", ()) else str(default)
@@ -26,7 +26,7 @@ def test_the_example_has_every_setting_with_its_default_and_description() -> Non
     """The descriptions are those of `python -m service --help`."""
     found = example()
     for name, field in SETTINGS.items():
-        assert found[name] == (shown(field.default), field.description)
+        assert found[name] == (written(field.default), field.description)
 
 
 def test_compose_passes_every_setting() -> None:

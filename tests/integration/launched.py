@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import uuid
 from pathlib import Path
@@ -41,8 +43,7 @@ class Launched:
         self.folder = folder
         self.mark = uuid.uuid4().hex
         self.port = int(environment.get("PORT", free_port()))
-        self._temporary = folder / "tmp"
-        self._temporary.mkdir(exist_ok=True)
+        self._temporary = Path(environment.pop("TMPDIR", "") or tempfile.mkdtemp(prefix="launched-"))
         own = {"PORT": str(self.port), "SLOTS": "4", "OMP_NUM_THREADS": "1", "TMPDIR": str(self._temporary)}
         paths = os.pathsep.join([*environment.pop("PYTHONPATH", "").split(os.pathsep), str(ROOT)]).strip(os.pathsep)
         inherited = {k: v for k, v in os.environ.items() if k not in ("HOST", "REDIS_URL", "WORKERS")}
@@ -138,4 +139,5 @@ class Launched:
         if status >= 0:
             assert not (data / "launcher.json").exists()
         assert list(self._temporary.glob("longhand-*")) == []
+        shutil.rmtree(self._temporary)  # torch keeps an empty folder there
         return status

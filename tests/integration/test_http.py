@@ -175,12 +175,12 @@ def test_a_restart_changes_nothing(store: Path, redis_server: RedisServer, expec
 
 def test_readers_that_leave_free_their_slots(store: Path) -> None:
     """As many clients as slots and places hang up, streaming or not, running or waiting: the next is served."""
-    service = Service(CHECKPOINT_DIR=str(store), SLOTS="2", MAX_WAITING="2")
+    service = Service(CHECKPOINT_DIR=str(store), SLOTS="2", MAX_WAITING="2", MAX_CHARS="100000000")
     service.start()
     for stream in ("true", "false"):
         leavers = []
         for _ in range(4):
-            body = f'{{"max_chars": 100000, "stream": {stream}}}'.encode()
+            body = f'{{"max_chars": 100000000, "stream": {stream}}}'.encode()
             s = socket.create_connection(("127.0.0.1", service.port))
             head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             head += f"Content-Length: {len(body)}"

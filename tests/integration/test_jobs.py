@@ -61,7 +61,7 @@ class Stack:
         return job
 
     def ended(self, id: str) -> dict[str, Any]:
-        eventually(lambda: self.job(id)["state"] not in ("queued", "running"), within_s=90)
+        eventually(lambda: self.job(id)["state"] not in ("queued", "running"), within_s=300)
         return self.job(id)
 
     def is_at(self, id: str, attempt: int) -> bool:

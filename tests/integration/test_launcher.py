@@ -188,6 +188,20 @@ def test_every_address_of_this_machine_can_be_listened_on(tmp_path: Path, store:
     launched.stop(signal.SIGTERM)
 
 
+def test_a_temporary_folder_with_a_long_name(tmp_path: Path, store: Path) -> None:
+    """A socket's path has about 100 bytes: the embedded Redis listens elsewhere, and leaves nothing there either."""
+    temporary = tmp_path / ("a" * 100)
+    temporary.mkdir()
+    launched = Launched(tmp_path, CHECKPOINT_DIR=str(store), TMPDIR=str(temporary))
+    eventually(launched.is_ready, within_s=60)
+    title = next(command for command in launched.processes().values() if "redis.sock" in command)
+    socket = Path(title.rpartition("unixsocket:")[2].split()[0])
+    assert socket.is_socket()
+    assert temporary not in socket.parents
+    launched.stop(signal.SIGTERM)
+    assert not socket.parent.exists()
+
+
 def test_two_workers_share_the_embedded_redis(tmp_path: Path, store: Path) -> None:
     """WORKERS=2: one session's requests are answered by both processes."""
     launched = Launched(tmp_path, WORKERS="2", CHECKPOINT_DIR=str(store))

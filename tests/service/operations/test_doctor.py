@@ -31,7 +31,7 @@ def test_a_machine_with_which_nothing_is_wrong(capsys: pytest.CaptureFixture[str
     status, lines = examined(capsys)
     assert (status, lines["result"]) == (0, "nothing is wrong")
     assert list(lines) == [*NAMES, "result"]
-    assert lines["stepper"] == "native, fp32"
+    assert lines["stepper"] == "native, int8"
     assert "Valkey" in lines["redis"]
     assert not (tmp_path / "data").exists()
 

@@ -28,6 +28,7 @@ from service.routes import (
     access,
     converters,
     corpora,
+    cors,
     error_responses,
     generate,
     health,
@@ -39,6 +40,7 @@ from service.routes import (
     page,
     sessions,
 )
+from service.routes.root_path import RootPath
 from service.settings import Settings, loopback_only, read_settings
 from service.store.connect import connect
 from service.store.corpora import Corpora
@@ -80,6 +82,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         s.api_keys,
         loopback_only=loopback_only(s),
         allowed_hosts=s.allowed_hosts,
+        allowed_origins=s.cors_origins,
         behind_proxy=s.trusted_proxies > 0,
     )
     limiter = RateLimiter(s.rate_limit, stores.redis)
@@ -88,10 +91,14 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask(__name__, static_folder=None)
     app.json = _JsonProvider(app)
     app.config["MAX_CONTENT_LENGTH"] = s.max_body_bytes
+    app.wsgi_app = RootPath(app.wsgi_app, s.root_path)  # type: ignore[method-assign]
     if s.trusted_proxies:  # without it, every client has the proxy's address
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=s.trusted_proxies, x_proto=0)  # type: ignore[method-assign]
+        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
+            app.wsgi_app, x_for=s.trusted_proxies, x_proto=0, x_prefix=s.trusted_proxies
+        )
     error_responses.register(app)
     converters.register(app)
+    cors.register(app, s.cors_origins)
     access.for_everyone(app, authenticator)
     for blueprint in (
         generate.blueprint(generation),

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model import data_folder
@@ -127,6 +127,16 @@ class Settings(BaseSettings):
         description="comma-separated host names, besides localhost, that requests may name when HOST is loopback and "
         "API_KEYS is empty",
     )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="comma-separated origins whose web pages may use the service, such as https://app.example; "
+        "empty: none; * allows all, and needs API_KEYS",
+    )
+    root_path: str = Field(
+        "",
+        description="path below which a reverse proxy offers the service, such as /longhand; empty: none, or the "
+        "X-Forwarded-Prefix of a trusted proxy",
+    )
     rate_limit: str = Field(
         "", description="generation requests allowed per key or client address, such as 60/minute; empty: no limit"
     )
@@ -208,6 +218,32 @@ class Settings(BaseSettings):
             if not re.fullmatch(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:]+", host):
                 raise ValueError("expected comma-separated host names without scheme and port, such as box.example")
         return hosts
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, value: str | tuple[str, ...]) -> tuple[str, ...]:
+        origins = tuple(origin.strip() for origin in value.split(",")) if isinstance(value, str) else value
+        for origin in origins:
+            if not re.fullmatch(
+                r"\*|[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?", origin
+            ):
+                raise ValueError("expected comma-separated origins without a path, such as https://app.example, or *")
+        return origins
+
+    @field_validator("root_path")
+    @classmethod
+    def _path(cls, value: str) -> str:
+        path = value.rstrip("/")
+        if path and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", path):
+            raise ValueError("expected a path that begins with a slash, such as /longhand")
+        return path
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _any_origin_needs_keys(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if "*" in value and not info.data.get("api_keys"):
+            raise ValueError("expected API_KEYS, too: without keys every web page could use the service")
+        return value
 
     @field_validator("rate_limit", "chars_limit")
     @classmethod

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import ipaddress
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from service.errors import Forbidden, Unauthorized
@@ -44,6 +44,7 @@ class Authenticator:
         *,
         loopback_only: bool,
         allowed_hosts: Iterable[str] = (),
+        allowed_origins: Iterable[str] = (),
         behind_proxy: bool = False,
     ) -> None:
         """Set the keys.
@@ -53,12 +54,14 @@ class Authenticator:
             api_keys: Open generation; none opens it to everyone who can connect.
             loopback_only: Whether the service listens on loopback only.
             allowed_hosts: Host names, besides those of loopback, under which clients may use the service without keys.
+            allowed_origins: Origins, besides the service's own, whose web pages may use the service without keys.
             behind_proxy: Whether proxies are trusted; then a connection over loopback may come from anywhere.
         """
         self._admin_key = admin_key.encode()
         self._api_keys = [key.encode() for key in api_keys]
         self._loopback_only = loopback_only
         self._allowed_hosts = {host.lower() for host in allowed_hosts}
+        self._allowed_origins = {origin.lower() for origin in allowed_origins}
         self._behind_proxy = behind_proxy
         self._wrong_keys = RateLimiter(_WRONG_KEY_RATE)
 
@@ -69,6 +72,8 @@ class Authenticator:
             Forbidden: The Host header names neither loopback nor an allowed host, or the request is cross-origin.
         """
         if self._loopback_only and not self._api_keys:
+            if source.origin is not None and source.origin.lower() in self._allowed_origins:
+                source = replace(source, origin=None)
             _check_browser(source, self._allowed_hosts, "a loopback name or a name in ALLOWED_HOSTS")
 
     def check_admin(self, source: RequestSource) -> None:

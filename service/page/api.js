@@ -1,5 +1,7 @@
 // HTTP requests to the service. Keys are kept in memory only: after a reload the page asks for them again.
 
+/** The service's address: the page may be offered below a path of a proxy. */
+export const SERVICE = new URL("..", import.meta.url);
 const ADMIN_PATHS = /^\/(retrain|jobs|corpora|models)\b/;
 const keys = { admin: "", api: "" };
 let promptForKey = async () => null; // set by keys.js: (kind, message) => the key, or null when the user gives none
@@ -36,7 +38,7 @@ export async function request(method, path, { body, headers = {}, signal, mayPro
     if (keys[kind]) allHeaders.Authorization = `Bearer ${keys[kind]}`;
     if (isJson) allHeaders["Content-Type"] = "application/json";
     const payload = isJson ? JSON.stringify(body) : body;
-    const response = await fetch(path, { method, headers: allHeaders, body: payload, signal });
+    const response = await fetch(new URL(path.slice(1), SERVICE), { method, headers: allHeaders, body: payload, signal });
     if (response.ok) return response;
     const error = await errorFrom(response);
     const needsKey = error.status === 401 || (error.status === 403 && keys[kind]);

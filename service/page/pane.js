@@ -2,7 +2,7 @@
 
 import * as address from "./address.js";
 import { AnnotatedText } from "./annotated-text.js";
-import { requestJson, ServiceError } from "./api.js";
+import { requestJson, SERVICE, ServiceError } from "./api.js";
 import { detailsPanel } from "./details-panel.js";
 import { cloneTemplate, formatCount, onSubmit, partsOf, setStatus } from "./dom.js";
 import { clearFieldErrors, readFields, showFieldError } from "./fields.js";
@@ -226,7 +226,7 @@ export class Pane {
 
   #copyAsCurl() {
     const body = JSON.stringify({ ...this.body(), stream: true });
-    const command = `curl -N --json '${body.replaceAll("'", "'\\''")}' ${location.origin}/generate`;
+    const command = `curl -N --json '${body.replaceAll("'", "'\\''")}' ${SERVICE}generate`;
     this.parts.command.textContent = command;
     this.parts.command.hidden = false;
     // Browsers have no clipboard for pages over plain HTTP, except from localhost.

@@ -7,7 +7,9 @@ from flask import Blueprint, Flask, g, request
 from service.operations.auth import Authenticator, RequestSource
 from service.operations.limits import RateLimiter
 
-_FORWARDING_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP", "Via")
+_FORWARDING_HEADERS = (
+    "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Prefix", "X-Forwarded-Proto", "X-Real-IP", "Via",
+)  # fmt: skip
 
 
 def for_everyone(app: Flask, authenticator: Authenticator) -> None:

@@ -35,7 +35,7 @@ def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
             stored, is_new = corpora.put(name, _Body(request.stream, request.content_length).read, only_new=only_new)
         except RequestEntityTooLarge as e:
             raise too_large(max_bytes, request.content_length) from e
-        return jsonify(stored.as_dict()), 201 if is_new else 200, {"Location": f"/corpora/{name}"}
+        return jsonify(stored.as_dict()), 201 if is_new else 200, {"Location": f"{request.script_root}/corpora/{name}"}
 
     @routes.get("/<corpus_name:name>")
     def get(name: str) -> Response:

@@ -60,7 +60,7 @@ def blueprint(
         job = job_queue().get(job_queue().submit(job_request.as_dict(), digest(key) if key else ""))
         address = f"/jobs/{job.job_id}"
         submitted = {"job_id": job.job_id, "state": job.state, "position": job.position, "request": job.record.request}
-        return jsonify({**submitted, "job": address}), 202, {"Location": address}
+        return jsonify({**submitted, "job": address}), 202, {"Location": request.script_root + address}
 
     @routes.get("/jobs")
     def listing() -> Response:

@@ -9,7 +9,7 @@ PROCESSES ?= 2
 ORDER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser launcher-kills fresh stack check check-page docs lock clean
+.PHONY: help serve test test-browser launcher-kills client-kills fresh stack check check-page docs lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -29,6 +29,9 @@ test-browser: .venv/.ready-test .venv/.kernel ## the page in a real headless Chr
 
 launcher-kills: .venv/.ready-test .venv/.kernel ## kill -9 of the launcher 20 times in its first 10 seconds: the next start works each time
 	LAUNCHER_KILLS=20 $(BIN)/python -m pytest -q -s tests/integration/test_launcher_kills.py
+
+client-kills: .venv/.ready-test .venv/.kernel ## 100 streams of the client through 20 kill -9 of workers: exact texts
+	CLIENT_STREAMS=100 CLIENT_KILLS=20 $(BIN)/python -m pytest -q -s tests/longhand/test_lost_streams.py -k kills
 
 fresh: ## the first commands of a newcomer in clean clones, with every supported Python found here (FRESH=system: one): minutes, gigabytes
 	@FRESH_LINKS="$(FRESH_LINKS)" FRESH_CACHE="$(FRESH_CACHE)" $(PYTHON) -m tests.e2e.fresh $(FRESH)

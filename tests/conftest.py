@@ -26,14 +26,16 @@ torch.set_num_threads(1)  # the tests' models are small: threads would only wait
 ALPHABET = Vocabulary("\n !'abcdefghijklmnopqrstuvwxyz")
 
 
-def random_checkpoint(cell: str = "lstm", n_layers: int = 2, n_hidden: int = 24, seed: int = 0) -> Checkpoint:
+def random_checkpoint(
+    cell: str = "lstm", n_layers: int = 2, n_hidden: int = 24, seed: int = 0, alphabet: Vocabulary = ALPHABET
+) -> Checkpoint:
     """A model of random weights, loud enough that its distributions are far from flat."""
     torch.manual_seed(seed)
-    config = ModelConfig(len(ALPHABET), n_hidden, n_layers, n_embed=8, cell=cell)  # type: ignore[arg-type]
+    config = ModelConfig(len(alphabet), n_hidden, n_layers, n_embed=8, cell=cell)  # type: ignore[arg-type]
     network = CharRNN(config)
     network.head.weight.data.mul_(12)
     weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    return Checkpoint(config, ALPHABET, weights, 2.5 + seed / 10, 100, 10, 2.5, "0" * 64, {"lr": 0.004})
+    return Checkpoint(config, alphabet, weights, 2.5 + seed / 10, 100, 10, 2.5, "0" * 64, {"lr": 0.004})
 
 
 @pytest.fixture(scope="session", autouse=True)

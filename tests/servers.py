@@ -104,6 +104,9 @@ class Event:
 class Service:
     """The service under gunicorn, on a free port; keyword arguments are its environment."""
 
+    started_path = "/readyz"
+    """Answers 200 when the service has started."""
+
     def __init__(self, **environment: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -126,7 +129,7 @@ class Service:
         assert self._process is not None
         assert self._process.poll() is None, "the service ended while it was starting"
         try:
-            return self.client.get("/readyz").status_code == 200
+            return self.client.get(self.started_path).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -175,6 +178,11 @@ class Service:
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         return [int(pid) for pid in children.read_text().split()]
 
+    def kill_worker(self, pid: int) -> None:
+        """kill -9 of one of the workers; gunicorn starts another."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
     def signal_workers(self, number: signal.Signals) -> None:
         for pid in self.workers():
             with contextlib.suppress(ProcessLookupError):
@@ -207,6 +215,12 @@ class Service:
 
     def streamed_text(self, **body: Any) -> str:
         return "".join(e.data["text"] for e in self.events(**body) if e.name == "message")
+
+
+class ServiceWithoutModel(Service):
+    """A service that has a model later, or never: it answers, but it is not ready."""
+
+    started_path = "/healthz"
 
 
 class Worker:

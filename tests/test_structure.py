@@ -12,7 +12,7 @@ import pytest
 
 from tests.servers import ROOT
 
-MODULES = sorted([*ROOT.glob("model/**/*.py"), *ROOT.glob("service/**/*.py")])
+MODULES = sorted(path for package in ("longhand", "model", "service") for path in ROOT.glob(f"{package}/**/*.py"))
 FLASK = {"service/app.py"}
 PROGRAMS = ("__main__", "gunicorn_config")  # run, and not imported: a server's configuration reads the settings
 REDIS = ("service/app.py", "service/redis_url.py", "service/store/", "service/jobs/")
@@ -53,6 +53,8 @@ def test_imports_go_one_way() -> None:
 @pytest.mark.parametrize(
     ("module", "line"),
     [
+        ("longhand/core.py", "import service.schemas"),
+        ("longhand/schemas.py", "import torch"),
         ("model/text/vocab.py", "import service.settings"),
         ("model/network/state.py", "from model.stepper import generate"),
         ("service/engine/scheduler.py", "from service.routes import sse"),
@@ -61,7 +63,7 @@ def test_imports_go_one_way() -> None:
 )
 def test_an_import_that_breaks_a_contract_is_found(tmp_path: Path, module: str, line: str) -> None:
     """The contracts can fail: each of these imports, added to a copy, breaks one."""
-    for folder in ("model", "service"):
+    for folder in ("longhand", "model", "service"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.so", "page", "__pycache__"))
     shutil.copy(ROOT / ".importlinter", tmp_path)
     with (tmp_path / module).open("a") as file:
@@ -93,6 +95,12 @@ for name in {[n for n in names if not n.endswith(PROGRAMS)]!r}:
 assert threading.active_count() == before, threading.enumerate()
 """
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, env={"PORT": "not a number"})
+
+
+def test_the_client_loads_little() -> None:
+    """A program that only calls a server loads no torch, no Flask, and nothing of the service."""
+    loaded = "{'torch', 'numpy', 'flask', 'redis', 'gunicorn', 'model', 'service'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", f"import longhand, sys; assert not {loaded}, {loaded}"], cwd=ROOT, check=True)
 
 
 def test_a_worker_forks_without_torch() -> None:

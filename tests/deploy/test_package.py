@@ -19,7 +19,17 @@ import pytest
 import model
 from tests.servers import ROOT, eventually
 
-SOURCES = ("model", "service", "deploy", "pyproject.toml", "MANIFEST.in", "requirements.txt", "README.md", "LICENSE")
+SOURCES = (
+    "longhand",
+    "model",
+    "service",
+    "deploy",
+    "pyproject.toml",
+    "MANIFEST.in",
+    "requirements.txt",
+    "README.md",
+    "LICENSE",
+)
 
 
 class Installation:

@@ -17,9 +17,17 @@ import pytest
 from model.checkpoints import registry
 from model.checkpoints.file_format import load
 from service.routes.jobs import MAX_FOLLOWERS
-from tests.servers import RedisServer, Service, Worker, eventually, parse_events
+from tests.servers import RedisServer, ServiceWithoutModel, Worker, eventually, parse_events
 
-SMALL = {"corpus": "words", "steps": 60, "batch_size": 4, "seq_length": 16, "n_hidden": 16, "n_embed": 8, "lr": 0.01}
+SMALL: dict[str, Any] = {
+    "corpus": "words",
+    "steps": 60,
+    "batch_size": 4,
+    "seq_length": 16,
+    "n_hidden": 16,
+    "n_embed": 8,
+    "lr": 0.01,
+}
 ENDLESS = {**SMALL, "steps": 10**7}
 
 
@@ -43,7 +51,7 @@ class Stack:
             "MAX_QUEUED_JOBS": "2",
             "KEEP_CHECKPOINTS": "3",
         }
-        self.service, self.worker = Service(**environment), Worker(**environment)
+        self.service, self.worker = ServiceWithoutModel(**environment), Worker(**environment)
 
     def close(self) -> None:
         self.worker.stop()
@@ -89,20 +97,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One service and one worker; the first job that a test submits makes the first model."""
     stack = Stack(tmp_path_factory.mktemp("stack"))
     stack.worker.start()
-    stack.service._answers = lambda: _is_up(stack.service)  # type: ignore[method-assign]
     stack.service.start()
     assert stack.service.client.put("/corpora/words", content=words(3000)).status_code == 201
     assert stack.ended(stack.submit(**SMALL))["state"] == "finished"
     yield stack
     stack.close()
-
-
-def _is_up(service: Service) -> bool:
-    """Whether the process answers, with or without a model."""
-    try:
-        return service.client.get("/healthz").status_code == 200
-    except Exception:
-        return False
 
 
 def test_a_job_from_request_to_result(stack: Stack) -> None:

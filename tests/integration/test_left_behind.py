@@ -15,7 +15,7 @@ import torch
 
 from model.atomic_files import atomic_write, remove_abandoned
 from service.jobs.tasks import _is_out_of_memory
-from tests.integration.test_jobs import ENDLESS, SMALL, Stack, _is_up, words
+from tests.integration.test_jobs import ENDLESS, SMALL, Stack, words
 from tests.servers import ROOT, eventually
 
 TEMPORARY = ".text.0123456789abcdef.tmp"
@@ -25,7 +25,6 @@ TEMPORARY = ".text.0123456789abcdef.tmp"
 def stack(tmp_path: Path) -> Iterator[Stack]:
     """A service without a model, and a worker that is not started yet."""
     stack = Stack(tmp_path)
-    stack.service._answers = lambda: _is_up(stack.service)  # type: ignore[method-assign]
     stack.service.start()
     assert stack.service.client.put("/corpora/words", content=words(3000)).status_code == 201
     yield stack

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 import redis
@@ -17,7 +16,7 @@ import redis
 from model.checkpoints.file_format import Checkpoint
 from tests.conftest import ALPHABET
 from tests.integration.test_inspection import rows
-from tests.servers import RedisServer, Service, eventually
+from tests.servers import RedisServer, Service, ServiceWithoutModel, eventually
 
 API_KEY, ADMIN_KEY = "a-readers-key-001", "the-operators-key"
 SAMPLED: dict[str, Any] = {"model": "longhand", "prompt": "hello", "seed": 7, "temperature": 0.9, "top_p": 0.95}
@@ -272,25 +271,13 @@ def test_a_full_server_is_a_rate_limit_error_that_the_client_waits_for(store: Pa
 
 def test_without_a_model(tmp_path: Path) -> None:
     """No model: an empty list, and an InternalServerError of 503 that says when to come again."""
-    with NoModel(tmp_path) as service, client_of(service, max_retries=0) as client:
+    service = ServiceWithoutModel(CHECKPOINT_DIR=str(tmp_path), REDIS_URL="")
+    with service, client_of(service, max_retries=0) as client:
         assert list(client.models.list()) == []
         with pytest.raises(openai.InternalServerError) as error:
             client.completions.create(**SAMPLED)
         assert (error.value.status_code, error.value.code) == (503, "no_model")
         assert error.value.response.headers["retry-after"] == "5"
-
-
-class NoModel(Service):
-    """A service without a checkpoint; it is never ready."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(CHECKPOINT_DIR=str(folder), REDIS_URL="")
-
-    def _answers(self) -> bool:
-        try:
-            return self.client.get("/healthz").status_code == 200
-        except httpx.TransportError:
-            return False
 
 
 def test_an_error_in_a_stream_is_raised_by_the_client(store: Path) -> None:

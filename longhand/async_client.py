@@ -1,0 +1,300 @@
+"""The asynchronous client, for asyncio and trio. Its methods are those of longhand/client.py."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, Literal, Self, Unpack
+
+import httpx
+
+from longhand.core import DEFAULT_URL, Core, generate_call, http_options
+from longhand.resumable import GenerationStream, JobStream
+from longhand.retry import RetryPolicy
+from longhand.schemas import (
+    Checkpoint,
+    Chunk,
+    Corpus,
+    Fork,
+    GenerateOptions,
+    Generation,
+    Job,
+    JobEvent,
+    Models,
+    Score,
+    Session,
+)
+from longhand.transport import AsyncTransport
+
+
+class AsyncClient:
+    """A client of one server. It can be used by several tasks at once.
+
+    Every method raises a LonghandError if it does not succeed (longhand/errors.py). What can succeed later is sent
+    again (longhand/retry.py).
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        key: str | None = None,
+        retry_for_s: float = 60.0,
+        timeout_s: float = 60.0,
+        http: httpx.AsyncClient | None = None,
+    ) -> None:
+        """Connect nothing yet.
+
+        Args:
+            base_url: The server's address.
+            key: One of API_KEYS; for training and promotion, ADMIN_KEY.
+            retry_for_s: How long failures in a row are tolerated; 0: nothing is sent again.
+            timeout_s: For connecting, and without a byte from the server. A stream has a sign of life every 5 seconds.
+            http: An httpx client to use instead, with its own base_url, headers and time-outs; `close` closes it.
+
+        Raises:
+            ValueError: A value cannot be used.
+        """
+        retry = RetryPolicy(retry_for_s)
+        if http is None:
+            http = httpx.AsyncClient(**http_options(base_url, key, timeout_s))
+        self._core = Core(AsyncTransport(http), retry)
+
+    async def __aenter__(self) -> Self:
+        """Return the client; it is closed at the end of the block."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the client."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._core.transport.close()
+
+    # ---- texts
+
+    async def generate(
+        self, prompt: str = "", *, idempotency_key: str | None = None, **options: Unpack[GenerateOptions]
+    ) -> Generation:
+        """Generate a text and return it whole.
+
+        Args:
+            prompt: The text to continue.
+            idempotency_key: The same request with the same key gives the same turn; None: one is made.
+            options: Parameters of POST /generate (docs/api.md).
+        """
+        async with self.stream(prompt, idempotency_key=idempotency_key, **options) as stream:
+            async for _ in stream:
+                pass
+        return stream.result
+
+    def stream(
+        self, prompt: str = "", *, idempotency_key: str | None = None, **options: Unpack[GenerateOptions]
+    ) -> AsyncStream:
+        """Generate a text and return its chunks as they are generated; arguments as for `generate`.
+
+        A stream that is lost is resumed on whichever worker answers, with the next character.
+        """
+        first = generate_call(prompt, options, idempotency_key)
+        return AsyncStream(GenerationStream(self._core, first=first, logprobs=options.get("logprobs")))
+
+    def resume(self, session_id: str, *, after: int | None = None, logprobs: int | None = None) -> AsyncStream:
+        """Return a session's last text as a stream again.
+
+        Args:
+            session_id: The session.
+            after: The position of the last character that is known; None: the whole text.
+            logprobs: As for `generate`.
+        """
+        return AsyncStream(GenerationStream(self._core, session_id=session_id, after=after, logprobs=logprobs))
+
+    async def score(
+        self,
+        text: str,
+        *,
+        session_id: str | None = None,
+        logprobs: int | None = None,
+        on_unknown: Literal["error", "skip"] | None = None,
+    ) -> Score:
+        """Return the loss of a text, alone or as the continuation of a session."""
+        return await self._core.score(text, session_id, logprobs, on_unknown)
+
+    # ---- sessions
+
+    async def session(self, session_id: str) -> Session:
+        """Return what a session holds."""
+        return await self._core.session(session_id)
+
+    async def fork(self, session_id: str, *, position: int | None = None, seed: int | None = None) -> Fork:
+        """Copy a session, as it is or as it was at a position.
+
+        A request that is repeated because its answer was lost leaves a copy that expires unused.
+        """
+        return await self._core.fork(session_id, position, seed)
+
+    async def delete_session(self, session_id: str) -> None:
+        """Delete a session."""
+        await self._core.delete_session(session_id)
+
+    # ---- training
+
+    async def retrain(self, *, idempotency_key: str | None = None, **settings: Any) -> Job:
+        """Queue a training and return its job.
+
+        Args:
+            idempotency_key: As for `generate`.
+            settings: Parameters of POST /retrain (docs/api.md).
+        """
+        return await self._core.retrain(settings, idempotency_key)
+
+    async def jobs(self) -> list[Job]:
+        """Return the stored jobs, the latest first."""
+        return await self._core.jobs()
+
+    async def job(self, job_id: str) -> Job:
+        """Return a job."""
+        return await self._core.job(job_id)
+
+    def follow_job(self, job_id: str) -> AsyncJobProgress:
+        """Return a job's progress as a stream, resumed when it is lost; its result is the job that has ended."""
+        return AsyncJobProgress(JobStream(self._core, job_id))
+
+    async def cancel_job(self, job_id: str) -> Job:
+        """Cancel a queued or running job."""
+        return await self._core.cancel_job(job_id)
+
+    async def put_corpus(self, name: str, text: str) -> Corpus:
+        """Store a text to train on."""
+        return await self._core.put_corpus(name, text)
+
+    async def corpora(self) -> list[Corpus]:
+        """Return the stored texts."""
+        return await self._core.corpora()
+
+    async def delete_corpus(self, name: str) -> None:
+        """Delete a stored text."""
+        await self._core.delete_corpus(name)
+
+    # ---- models
+
+    async def models(self) -> Models:
+        """Return the checkpoints, and the model that answers now."""
+        return await self._core.models()
+
+    async def promote(self, model_id: str) -> Checkpoint:
+        """Make a checkpoint the served one."""
+        return await self._core.promote(model_id)
+
+    async def rollback(self) -> Checkpoint:
+        """Undo the last promotion, and return the checkpoint that is promoted now."""
+        return await self._core.rollback()
+
+
+class AsyncStream:
+    """A text while it is generated: iterate over its chunks. Use it in a `async with` block, or read it to its end."""
+
+    def __init__(self, stream: GenerationStream) -> None:
+        """Wrap the stream; AsyncClient.stream and AsyncClient.resume make it."""
+        self._stream = stream
+
+    async def __aenter__(self) -> Self:
+        """Send the request; its errors are raised here."""
+        await self._stream.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the stream."""
+        await self.close()
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        """Return the stream itself."""
+        return self
+
+    async def __anext__(self) -> Chunk:
+        """Return the next chunk."""
+        chunk = await self._stream.receive()
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+    async def close(self) -> None:
+        """Stop here: the server keeps the session at what was sent, or a little further."""
+        await self._stream.close()
+
+    @property
+    def text(self) -> str:
+        """What was received so far."""
+        return self._stream.text
+
+    @property
+    def session_id(self) -> str | None:
+        """The session; None before the first event, and if the server could not store it."""
+        return self._stream.session_id
+
+    @property
+    def position(self) -> int | None:
+        """The position after the last character that was received; None before the first event."""
+        return self._stream.position
+
+    @property
+    def reconnects(self) -> int:
+        """How often the stream was resumed."""
+        return self._stream.reconnects
+
+    @property
+    def result(self) -> Generation:
+        """The whole text and how it ended, once the stream was read to its end."""
+        if self._stream.result is None:
+            raise RuntimeError("the stream was not read to its end yet")
+        return self._stream.result
+
+
+class AsyncJobProgress:
+    """A job's progress: iterate over its events. Use it in a `async with` block, or read it to its end."""
+
+    def __init__(self, stream: JobStream) -> None:
+        """Wrap the stream; AsyncClient.follow_job makes it."""
+        self._stream = stream
+
+    async def __aenter__(self) -> Self:
+        """Send the request; its errors are raised here."""
+        await self._stream.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the stream; the job goes on."""
+        await self.close()
+
+    def __aiter__(self) -> AsyncIterator[JobEvent]:
+        """Return the stream itself."""
+        return self
+
+    async def __anext__(self) -> JobEvent:
+        """Return the next event."""
+        event = await self._stream.receive()
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    async def close(self) -> None:
+        """Stop to follow the job, which goes on."""
+        await self._stream.close()
+
+    @property
+    def reconnects(self) -> int:
+        """How often the stream was resumed."""
+        return self._stream.reconnects
+
+    @property
+    def result(self) -> Job:
+        """The job, once it has ended and the stream was read to its end."""
+        if self._stream.result is None:
+            raise RuntimeError("the job has not ended yet, or its stream was not read to its end")
+        return self._stream.result

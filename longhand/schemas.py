@@ -1,0 +1,195 @@
+"""The parameters of requests, and the answers. docs/api.md describes every field.
+
+Answers keep fields that this version does not know (`model_extra`), so that a newer server can be used.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class GenerateOptions(TypedDict, total=False):
+    """The parameters of POST /generate beside `prompt`. One that is None is not sent."""
+
+    session_id: str | None
+    max_chars: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    stop: list[str]
+    seed: int | None
+    position: int | None
+    on_new_model: Literal["reencode", "conflict"]
+    timeout_s: float | None
+    on_unknown: Literal["error", "skip"]
+    logprobs: int | None
+
+
+class Answer(BaseModel):
+    """Base of all answers."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+
+class ModelName(Answer):
+    """The model that answered."""
+
+    fingerprint: str
+    name: str
+
+
+class Logprob(Answer):
+    """The log-probability of one character; `top`: character, log-probability and probability of the likeliest."""
+
+    logprob: float
+    probability: float
+    top: list[tuple[str, float, float]] = Field(default_factory=list)
+
+
+class StreamStart(Answer):
+    """A stream's first event."""
+
+    session_id: str | None
+    position: int
+    seed: int
+    model: ModelName
+    reencoded: bool = False
+
+
+class Chunk(Answer):
+    """New text of a stream; `position` is that of the session after it."""
+
+    text: str
+    position: int
+    logprobs: list[Logprob] | None = None
+
+
+class Usage(Answer):
+    """Characters of one turn."""
+
+    prompt_chars: int
+    generated_chars: int
+    reused_chars: int
+
+
+class Generation(Answer):
+    """A generated text, and how it ended. Of a stream that was resumed with `resume`, the part from there on."""
+
+    text: str
+    finish_reason: str
+    session_id: str | None
+    position: int
+    seed: int
+    model: ModelName
+    usage: Usage
+    saved: bool
+    reencoded: bool = False
+    logprobs: list[Logprob] | None = None
+
+
+class Turn(Answer):
+    """A session's last turn."""
+
+    status: str
+    start_position: int
+    text_before: str
+
+
+class PositionRange(Answer):
+    """The positions that `position` and fork accept."""
+
+    start: int = Field(alias="from")
+    end: int = Field(alias="to")
+
+
+class Session(Answer):
+    """What a session holds."""
+
+    session_id: str
+    position: int
+    seed: int
+    model: str
+    recent_text: str
+    rewindable: PositionRange
+    turn: Turn | None = None
+
+
+class Fork(Answer):
+    """A new session that continues on its own."""
+
+    session_id: str
+    position: int
+    seed: int
+
+
+class Score(Answer):
+    """The loss of a text; `surprisal` in bits for each character, None for one that was skipped."""
+
+    text: str
+    bits_per_character: float
+    nats_per_character: float
+    characters: int
+    position: int
+    surprisal: list[float | None]
+    model: ModelName
+    logprobs: list[Logprob | None] | None = None
+
+
+class Job(Answer):
+    """A training job."""
+
+    job_id: str
+    state: Literal["queued", "running", "finished", "failed", "cancelled"]
+    request: dict[str, Any]
+    position: int | None = None
+    attempt: int = 0
+    progress: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+    error: str | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the job is neither queued nor running."""
+        return self.state not in ("queued", "running")
+
+
+class JobEvent(Answer):
+    """Progress of a job. `name` is progress, validation, sample, promoted or note; `data` is as in docs/api.md."""
+
+    name: str
+    data: dict[str, Any]
+
+
+class Checkpoint(Answer):
+    """A trained model."""
+
+    id: str
+    name: str
+    val_loss: float | None = None
+    train_loss: float | None = None
+    step: int | None = None
+    network: dict[str, Any] = Field(default_factory=dict)
+    promoted: bool = False
+
+
+class Models(Answer):
+    """The checkpoints, the newest first, and the model that answers now."""
+
+    models: list[Checkpoint]
+    serving: ModelName | None = None
+
+
+class Corpus(Answer):
+    """A text to train on; `error` instead of the figures if it cannot be read."""
+
+    name: str
+    bytes: int | None = None
+    characters: int | None = None
+    distinct_characters: int | None = None
+    sha256: str | None = None
+    notes: list[str] = Field(default_factory=list)
+    error: str | None = None

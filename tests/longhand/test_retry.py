@@ -1,0 +1,119 @@
+"""What is sent again and when: the policy by itself, without a server."""
+
+from __future__ import annotations
+
+import typing
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import httpx
+import pytest
+
+import longhand
+from longhand.errors import STREAM_STATUSES, APIError, ConnectionFailed, LonghandError, response_error, stream_error
+from longhand.retry import RetryPolicy
+from service import errors
+from service.schemas import GenerateRequest
+
+REFUSED = ConnectionFailed("refused", was_sent=False)
+LOST = ConnectionFailed("lost", was_sent=True)
+
+
+def answer(status: int, code: str = "", retry_after: str = "") -> APIError:
+    """The error of a response of the service, or without a code of a gateway."""
+    headers = {"Retry-After": retry_after} if retry_after else {}
+    request = httpx.Request("POST", "http://user:secret@server:81/generate?key=1")
+    body = {"json": {"error": {"code": code, "message": "no"}}} if code else {"text": "<h1>Bad\nGateway</h1>"}
+    return response_error(httpx.Response(status, headers=headers, request=request, **body))
+
+
+@pytest.mark.parametrize(
+    ("error", "if_repeatable", "else_"),
+    [
+        (REFUSED, True, True),
+        (LOST, True, False),
+        (answer(429, "queue_full", "1"), True, True),
+        (answer(503, "draining", "1"), True, True),
+        (answer(409, "session_conflict", "1"), True, True),
+        (answer(503, "storage_failed"), False, False),
+        (answer(409, "session_conflict"), False, False),
+        (answer(422, "invalid_request"), False, False),
+        (answer(500, "internal"), False, False),
+        (answer(504, "timeout"), False, False),
+        (answer(502), True, False),
+        (answer(503), True, False),
+        (answer(504, retry_after="1"), True, False),
+        (answer(301), False, False),
+        (longhand.InvalidResponse("no JSON"), False, False),
+    ],
+    ids=repr,
+)
+def test_what_is_sent_again(error: LonghandError, if_repeatable: bool, else_: bool) -> None:
+    """The table of longhand/retry.py."""
+    for is_repeatable, expected in ((True, if_repeatable), (False, else_)):
+        attempts = RetryPolicy(60).attempts()
+        if expected:
+            assert attempts.delay_after(error, is_repeatable=is_repeatable) >= 0
+        else:
+            with pytest.raises(type(error)) as raised:
+                attempts.delay_after(error, is_repeatable=is_repeatable)
+            assert (raised.value, raised.value.attempts) == (error, 1)
+
+
+def test_retry_after_is_obeyed_up_to_the_bound() -> None:
+    """In seconds and as a date; a time beyond the bound ends it at once, and the error says when it would have been."""
+    assert RetryPolicy(60).attempts().delay_after(answer(429, "queue_full", "7"), is_repeatable=False) == 7
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    assert 25 < RetryPolicy(60).attempts().delay_after(answer(503, "no_model", date), is_repeatable=False) <= 30
+    past = format_datetime(datetime.now(UTC) - timedelta(seconds=30), usegmt=True)
+    assert RetryPolicy(60).attempts().delay_after(answer(503, "no_model", past), is_repeatable=False) == 0
+    late = answer(429, "job_queue_full", "61")
+    with pytest.raises(longhand.Overloaded) as raised:
+        RetryPolicy(60).attempts().delay_after(late, is_repeatable=True)
+    assert "the next would be 61.0 s later" in raised.value.__notes__[0]
+
+
+def test_delays_grow_and_end() -> None:
+    """Without a Retry-After they double up to 5 s; together they never pass the bound."""
+    attempts = RetryPolicy(1e6).attempts()
+    delays = [attempts.delay_after(LOST, is_repeatable=True) for _ in range(60)]
+    assert all(0.05 * 2**n <= delay <= 0.1 * 2**n for n, delay in enumerate(delays[:5]))
+    assert max(delays) <= 5
+    with pytest.raises(ConnectionFailed):
+        RetryPolicy(0).attempts().delay_after(LOST, is_repeatable=True)
+    for wrong in (-1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="retry_for_s: got"):
+            RetryPolicy(wrong)
+
+
+def service_errors(kind: type[errors.ServiceError] = errors.ServiceError) -> list[type[errors.ServiceError]]:
+    return [kind, *(each for sub in kind.__subclasses__() for each in service_errors(sub))]
+
+
+@pytest.mark.parametrize("kind", service_errors(), ids=lambda kind: kind.__name__)
+def test_every_error_of_the_service_has_its_class(kind: type[errors.ServiceError]) -> None:
+    """By status; a 5xx that has no class of its own is a ServerError. In a stream the code says the same."""
+    error = answer(kind.status, kind.code)
+    assert (error.status, error.code, str(error)) == (kind.status, kind.code, "no")
+    assert (type(error) is longhand.ServerError) == (kind.status in (500, 507))
+    in_stream = stream_error(f'{{"error": {{"code": "{kind.code}", "message": "no", "field": "x", "expected": "y"}}}}')
+    assert isinstance(in_stream, APIError)
+    assert (in_stream.field, in_stream.expected) == ("x", "y")
+    if kind.code in STREAM_STATUSES and "code" in vars(kind):
+        assert in_stream.status == kind.status
+        assert type(in_stream) is type(error)
+        assert (in_stream.retry_after_s is not None) == (kind.retry_after_s is not None)
+
+
+def test_a_gateway_s_error_is_quoted() -> None:
+    """In one line, without the address's credentials."""
+    error = answer(502)
+    assert str(error) == "http://server:81 answered 502: <h1>Bad Gateway</h1>"
+    assert (error.code, error.field, error.retry_after_s) == ("", None, None)
+    assert isinstance(stream_error("nothing"), longhand.InvalidResponse)
+
+
+def test_the_parameters_are_those_of_the_service() -> None:
+    """The typed parameters of `generate` are the fields of the request's body."""
+    ours = set(typing.get_type_hints(longhand.GenerateOptions))
+    assert ours == set(GenerateRequest.model_fields) - {"prompt", "stream"}

@@ -29,6 +29,7 @@ from typing import Any
 import httpx
 
 from model.checkpoints import registry
+from model.network.penalties import prompt_codes
 from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
 from model.stepper.generate import write
@@ -36,6 +37,8 @@ from tests.conftest import ALPHABET, random_checkpoint
 from tests.servers import ROOT, RedisServer, Service, parse_events
 
 TURNS = 2
+SAMPLING = SamplingParams(0.9, typical_p=0.95, repetition_penalty=1.1, frequency_penalty=0.3, presence_penalty=0.2)
+LOGIT_BIAS = {"e": -1.0, " ": 0.5}
 
 
 @dataclass
@@ -99,7 +102,8 @@ class Client:
         session_id, position = "", 0
         for n in lengths:
             prompt = "".join(rng.choices(ALPHABET.characters, k=rng.randrange(0, 30)))
-            payload = {"prompt": prompt, "max_chars": n, "temperature": 0.9, "seed": session.seed, "stream": True}
+            payload = {"prompt": prompt, "max_chars": n, "seed": session.seed, "stream": True}
+            payload |= {**SAMPLING.as_dict(), "logit_bias": LOGIT_BIAS}
             session.turns.append({"prompt": prompt, "max_chars": n})
             session.text += prompt
             if session_id:
@@ -249,12 +253,17 @@ def compare(sessions: list[ClientSession], counts: Counter[str], network: Any, s
     """Compare every text with the one that a stepper writes by itself, and count what happened."""
     (stepper, _), changed = choose(network, 1), 0
     for session in sessions:
-        text = ""
+        text, codes = "", list[int]()  # and what of the text was generated, for the penalties
         for turn in session.turns:
             prompt = text + turn["prompt"]
-            text = prompt + "".join(
-                write(stepper, ALPHABET, prompt, turn["max_chars"], SamplingParams(0.9), session.seed, block_steps=256)
-            )
+            codes += prompt_codes(ALPHABET.encode(turn["prompt"])).tolist()
+            generated = write(
+                stepper, ALPHABET, prompt, turn["max_chars"], SAMPLING, session.seed, 256, logit_bias=LOGIT_BIAS,
+                before=codes,
+            )  # fmt: skip
+            new = "".join(generated)
+            text = prompt + new
+            codes += ALPHABET.encode(new).tolist()
         changed += text != session.text
     return {
         "sessions": len(sessions),

@@ -84,6 +84,8 @@ def _type(field: dict[str, Any]) -> str:
         return ", ".join(code(_json(value)) for value in field["enum"])
     if field.get("type") == "array":
         return f"list of {_items(field['items'])}"
+    if field.get("type") == "object":
+        return f"object of {_items(field['additionalProperties'])}"
     if field.get("type", "null") == "null":
         return "object" if "$ref" in field else "null"
     low, above = field.get("minimum"), field.get("exclusiveMinimum")

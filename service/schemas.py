@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from model.network.penalties import MAX_LOGIT_BIAS
 from model.network.sampling import MAX_SEED, SamplingParameter, SamplingParams
 from service.errors import BadRequest, MalformedBody
 from service.store.sessions import SESSION_ID
@@ -27,6 +28,7 @@ from service.store.sessions import SESSION_ID
 SessionId = Annotated[str, StringConstraints(pattern=f"^{SESSION_ID}$")]
 OnUnknown = Literal["error", "skip"]
 MAX_STOP_STRINGS, MAX_STOP_CHARS = 16, 256
+MAX_BIASES = 1000
 MAX_CORPORA = 64
 MAX_TOP_LOGPROBS = 10
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
@@ -76,6 +78,16 @@ class GenerateRequest(_SamplingFields):
     session_id: SessionId | None = Field(None, description="continue this session; without it, a new one is created")
     max_chars: int = Field(200, ge=0, description="generate at most this many characters; 0 only reads the prompt")
     stop: list[str] = Field(default_factory=list, description="stop strings: the text ends before the first of these")
+    min_chars: int = Field(
+        0,
+        ge=0,
+        description="stop strings are not matched in so many generated characters, so the text is as long at least",
+    )
+    logit_bias: dict[str, float] = Field(
+        default_factory=dict,
+        description="what is added to the logit of single characters: -100 to 100 by character; -100 all but excludes "
+        "one",
+    )
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="default: the session's seed, or a random one")
     position: int | None = Field(None, ge=0, description="rewind the session to this position first")
     on_new_model: Literal["reencode", "conflict"] = Field(
@@ -95,6 +107,14 @@ class GenerateRequest(_SamplingFields):
     def _check_stop(cls, value: list[str]) -> list[str]:
         if len(value) > MAX_STOP_STRINGS or any(not 1 <= len(s) <= MAX_STOP_CHARS for s in value):
             raise unexpected(f"at most {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_CHARS} characters")
+        return value
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _check_logit_bias(cls, value: dict[str, float]) -> dict[str, float]:
+        bound = int(MAX_LOGIT_BIAS)
+        if len(value) > MAX_BIASES or any(not key or abs(bias) > bound for key, bias in value.items()):
+            raise unexpected(f"at most {MAX_BIASES} characters, each with a number from -{bound} to {bound}")
         return value
 
     @property
@@ -208,6 +228,7 @@ def parse_body(schema: type[BodyT], data: bytes) -> BodyT:
 _EXPECTED: Mapping[str, str] = {
     "bool_type": "a boolean, true or false",
     "finite_number": "a finite number",
+    "dict_type": "an object",
     "float_type": "a number",
     "greater_than": "a value greater than {gt}",
     "greater_than_equal": "a value greater than or equal to {ge}",

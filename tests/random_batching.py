@@ -13,6 +13,7 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
+from model.network.penalties import LogitBias, prompt_codes, stack_windows
 from model.network.sampling import SamplingParams, as_batch, random_values
 from model.stepper import SAMPLE, Block, BlockResult, Stepper
 
@@ -25,6 +26,7 @@ class Text:
     length: int  # ids to be sampled
     seed: int
     params: SamplingParams
+    bias: dict[int, float] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -57,12 +59,19 @@ def random_texts(rng: Random, count: int, vocab: int, longest: int = 30) -> list
             top_p=rng.choice([1.0, 1.0, 0.8]),
             min_p=rng.choice([0.0, 0.0, 0.05]),
             typical_p=rng.choice([1.0, 1.0, 0.7]),
+            repetition_penalty=rng.choice([1.0, 1.0, 1.3, 0.8]),
+            frequency_penalty=rng.choice([0.0, 0.0, 0.5, -0.5]),
+            presence_penalty=rng.choice([0.0, 0.0, 1.0]),
+            penalty_window=rng.choice([1, 5, 64]),
         )
+
+    def bias() -> dict[int, float]:
+        return {rng.randrange(vocab): rng.uniform(-5, 5) for _ in range(rng.choice([0, 0, 1, 4]))}
 
     def prompt() -> list[int]:
         return [rng.randrange(vocab) for _ in range(rng.randint(1, 20))]
 
-    return [Text(prompt(), rng.randint(1, longest), rng.randrange(2**63), params()) for _ in range(count)]
+    return [Text(prompt(), rng.randint(1, longest), rng.randrange(2**63), params(), bias()) for _ in range(count)]
 
 
 def block_of(texts: list[Text], progress: list[Progress], slots: list[int], steps: list[int]) -> Block:
@@ -80,7 +89,15 @@ def block_of(texts: list[Text], progress: list[Progress], slots: list[int], step
         forced_ids=forced_ids,
         random_values=random_values([t.seed for t in texts], [p.steps for p in progress], longest),
         sampling=as_batch([t.params for t in texts]),
+        windows=stack_windows([window_of(t, p) for t, p in zip(texts, progress, strict=True)]),
+        logit_bias=LogitBias.of([t.bias for t in texts]),
     )
+
+
+def window_of(text: Text, done: Progress) -> NDArray[np.int32]:
+    """The codes of everything before the next id that is sampled, whatever the text's penalties look at."""
+    read = prompt_codes(np.array(text.prompt[1:], np.int32))
+    return np.concatenate([read, np.array(done.ids, np.int32)]).astype(np.int32)
 
 
 def advance(stepper: Stepper, texts: list[Text], progress: list[Progress], slots: list[int], steps: list[int]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from model import arguments
 from model.checkpoints import file_format
 from model.cli import options
 from model.config import PRECISION_CHOICES
+from model.network.penalties import MAX_LOGIT_BIAS
 from model.network.sampling import MAX_SEED, SamplingParams
 from model.stepper.choose import choose
 from model.stepper.generate import write
@@ -30,6 +32,12 @@ def configure(command: argparse.ArgumentParser) -> None:
         kind = arguments.number(p.type, p.minimum, p.maximum, accepts=p.accepts, expected=p.expected)
         command.add_argument("--" + p.name.replace("_", "-"), type=kind, default=p.default, help=help)
     command.add_argument(
+        "--logit-bias",
+        type=_logit_bias,
+        default={},
+        help="what is added to the logits of characters, as JSON: '{\"e\": -5}' (default: nothing)",
+    )
+    command.add_argument(
         "--seed",
         type=arguments.number(int, 0, MAX_SEED),
         default=0,
@@ -49,8 +57,24 @@ def run(args: argparse.Namespace) -> None:
     params = SamplingParams.from_attributes(args)
     stepper, _ = choose(loaded.network(), n_slots=1, device="cpu", precision=loaded.weight_precision(args.precision))
     prompt = loaded.vocab.normalize(args.prompt)
-    loaded.vocab.encode(prompt)  # an error comes before the first character
+    loaded.vocab.encode(prompt + "".join(args.logit_bias))  # an error comes before the first character
     print(prompt, end="")
-    for text in write(stepper, loaded.vocab, prompt, args.max_chars, params, args.seed):
+    for text in write(stepper, loaded.vocab, prompt, args.max_chars, params, args.seed, logit_bias=args.logit_bias):
         print(text, end="", flush=True)
     print()
+
+
+def _logit_bias(value: str) -> dict[str, float]:
+    """Parse the argument: a JSON object of numbers by character."""
+    try:
+        biases = json.loads(value)
+        is_valid = isinstance(biases, dict) and all(
+            len(key) == 1 and isinstance(bias, int | float) and abs(bias) <= MAX_LOGIT_BIAS
+            for key, bias in biases.items()
+        )
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        expected = f"a JSON object with single characters and numbers from -{MAX_LOGIT_BIAS:g} to {MAX_LOGIT_BIAS:g}"
+        raise arguments.unexpected(value, expected)
+    return {key: float(bias) for key, bias in biases.items()}

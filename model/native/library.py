@@ -75,7 +75,9 @@ class BlockArrays(ctypes.Structure):
     _fields_ = [
         ("rows", ctypes.c_int32),
         ("steps", ctypes.c_int32),
+        ("window_size", ctypes.c_int32),
         *[(name, POINTER) for name in ("slots", "row_steps", "forced_ids", "random_values", "sampling", "score_ids")],
+        *[(name, POINTER) for name in ("windows", "bias_starts", "bias_ids", "bias_values")],
         *[(name, POINTER) for name in ("ids", "logprobs")],
         ("bad_row", ctypes.c_int32),
         ("bad_step", ctypes.c_int32),

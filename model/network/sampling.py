@@ -6,6 +6,8 @@ The filters apply in the order of Hugging Face: temperature, top_k, top_p on wha
 most probable id, typical_p on what the others left. The id is the inverse of the cumulative distribution over the kept
 ids, in id order.
 
+Bias and penalties come before all of this: penalties.py.
+
 To add a parameter, add a field to `SamplingParams`, its line to `SAMPLING_FIELDS` in the C header sampling.h, and the
 rule itself to `_filter` here and to `filter` there. Requests, turn records, sequences, blocks and the command line
 carry the whole object.
@@ -86,6 +88,21 @@ class SamplingParams:
         1.0, 0, 1, "sample from the smallest set of characters whose information content is closest to the expected "
         "one, and whose probabilities add up to this much (locally typical sampling); 1 is off", exclusive_minimum=True,
     )  # fmt: skip
+    repetition_penalty: float = _parameter(
+        1.0, 0, 10, "divides the logits (multiplies negative ones) of the characters in the last penalty_window "
+        "characters of prompt and generated text; 1 is off", exclusive_minimum=True, is_filter=False,
+    )  # fmt: skip
+    frequency_penalty: float = _parameter(
+        0.0, -2, 2, "subtracted from a character's logit for each time that it was generated within the last "
+        "penalty_window characters; 0 is off", is_filter=False,
+    )  # fmt: skip
+    presence_penalty: float = _parameter(
+        0.0, -2, 2, "subtracted once from the logit of a character that was generated within the last penalty_window "
+        "characters; 0 is off", is_filter=False,
+    )  # fmt: skip
+    penalty_window: int = _parameter(
+        64, 1, 1024, "how many characters before the next one the three penalties look at", is_filter=False
+    )
 
     @classmethod
     @lru_cache(maxsize=1)
@@ -116,6 +133,11 @@ class SamplingParams:
     def as_dict(self) -> dict[str, int | float]:
         """All parameters by name, for JSON."""
         return asdict(self)
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether what is drawn depends on the recent text, beyond the network's state."""
+        return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
 
 
 _FILTERS = tuple(p for p in SamplingParams.fields() if p.is_filter)
@@ -176,6 +198,7 @@ def sample(
     *,
     score_ids: Tensor | None = None,
     filtered: bool | None = None,
+    adjusted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw one id per row.
 
@@ -188,19 +211,21 @@ def sample(
         score_ids: (B,) an id to report the log-probability of instead of the drawn one; negative: the drawn one.
         filtered: Whether any row has a filter, if the caller knows. Otherwise the tensors are read, which waits for
             a GPU. It changes no bit.
+        adjusted: (B, V) the logits to draw from, after bias and penalties; None: `logits`.
 
     Returns:
-        The ids (B,) int64, and the natural log-probabilities (B,) float64 under the unfiltered distribution at
-        temperature 1.
+        The ids (B,) int64, and the natural log-probabilities (B,) float64 under the unfiltered distribution of
+        `logits` at temperature 1.
     """
     logits = logits.double()
-    probs = _kept(logits, params, filtered)  # (B, V)
+    drawn_from = logits if adjusted is None else adjusted.double()
+    probs = _kept(drawn_from, params, filtered)  # (B, V)
     cumulative = probs.cumsum(dim=-1)
     target = random_value.double()[:, None] * cumulative[:, -1:]
     ids = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
     last_kept = probs.shape[-1] - 1 - (probs.flip(-1) > 0).to(torch.int8).argmax(dim=-1)
     ids = torch.minimum(ids, last_kept)
-    ids = torch.where(params["temperature"] == 0, logits.argmax(dim=-1), ids)
+    ids = torch.where(params["temperature"] == 0, drawn_from.argmax(dim=-1), ids)
     scored = ids if score_ids is None else torch.where(score_ids >= 0, score_ids, ids)
     logprobs = torch.log_softmax(logits, dim=-1).gather(-1, scored[:, None]).squeeze(-1)
     return ids, logprobs

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from model.network.penalties import LogitBias
 from model.network.sampling import SamplingBatch
 
 SAMPLE = -1
@@ -25,7 +26,8 @@ class Block:
 
     At step k a row is fed `forced_ids[k]`, or the id that step k-1 produced where that is SAMPLE, and produces the id
     that follows. A prompt is forced ids, decoding is SAMPLE, and a row passes from one to the other inside a block.
-    `forced_ids[0]` is never SAMPLE: it is the row's `next_input`.
+    `forced_ids[0]` is never SAMPLE: it is the row's `next_input`. The ids that are sampled in the block join the row's
+    window; forced ids are in it from the start.
     """
 
     slots: NDArray[np.int32]  # (B,) rows of the state table, all different
@@ -34,6 +36,8 @@ class Block:
     random_values: NDArray[np.float64]  # (K, B) in [0, 1): the random number for the id that step k produces
     sampling: SamplingBatch  # (B,) the sampling parameters of each row
     score_ids: NDArray[np.int32] | None = None  # (K, B) ids whose log-probabilities are asked for, or NO_SCORE
+    windows: NDArray[np.int32] | None = None  # (B, W) what penalties look at before the first sampled id: penalties.py
+    logit_bias: LogitBias | None = None  # added to the logits before sampling
 
 
 @dataclass(frozen=True, slots=True)

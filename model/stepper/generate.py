@@ -6,8 +6,8 @@ same text from a stepper in blocks. The service, which runs many texts at once, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,14 @@ import torch
 from numpy.typing import NDArray
 
 from model.network.char_rnn import CharRNN
+from model.network.penalties import (
+    LogitBias,
+    adjusted_logits,
+    advance_window,
+    new_window,
+    prompt_codes,
+    stack_windows,
+)
 from model.network.sampling import SamplingParams, as_batch, as_tensors, random_values, sample
 from model.stepper import SAMPLE, Block, Stepper
 from model.text.vocab import Vocabulary
@@ -37,13 +45,30 @@ def generate(
     params: SamplingParams | None = None,
     seed: int = 0,
     stop: Sequence[str] = (),
+    min_chars: int = 0,
+    logit_bias: Mapping[str, float] | None = None,
 ) -> Generated:
     """Continue a prompt by up to max_chars characters, one network call per character.
+
+    Args:
+        network: The network.
+        vocab: Its vocabulary.
+        prompt: The text to continue.
+        max_chars: How many characters to generate.
+        params: The sampling parameters; None draws from the distribution as it is.
+        seed: The seed of the text.
+        stop: The text ends before the first of these strings.
+        min_chars: A stop string that begins before so many characters were generated does not count.
+        logit_bias: Is added to the logits of characters.
 
     Raises:
         UnknownCharacters: The prompt has characters that the vocabulary lacks.
     """
-    sampling = as_tensors(as_batch([params or SamplingParams()]))
+    params = params or SamplingParams()
+    sampling = as_tensors(as_batch([params]))
+    biases = LogitBias.of([bias_by_id(vocab, logit_bias or {})])
+    bias = None if biases is None else torch.from_numpy(biases.dense(1, len(vocab)))
+    codes = prompt_codes(vocab.encode(prompt)).tolist()
     state = network.zero_state(1)
     ids = [vocab.start, *vocab.encode(prompt).tolist()]
     for id in ids[:-1]:
@@ -52,10 +77,15 @@ def generate(
     for n in range(max_chars):
         logits, state = network(torch.tensor([[next_input]]), state)  # (1, 1, V)
         random_value = torch.from_numpy(random_values([seed], [len(prompt) + n], 1)[:, 0])
-        sampled, _ = sample(logits[:, 0], random_value, sampling)
+        window = torch.tensor([codes], dtype=torch.int64) if params.has_penalties and codes else None
+        adjusted = None
+        if window is not None or bias is not None:
+            adjusted = adjusted_logits(logits[:, 0], window, bias, sampling)
+        sampled, _ = sample(logits[:, 0], random_value, sampling, adjusted=adjusted)
         next_input = int(sampled)
+        codes.append(next_input)
         text += vocab.characters[next_input]
-        complete = [s for s in stop if text.endswith(s)]
+        complete = [s for s in stop if text.endswith(s) and len(text) - len(s) >= min_chars]
         if complete:
             return Generated(text[: len(text) - len(max(complete, key=len))], "stop")
     return Generated(text, "length")
@@ -70,6 +100,8 @@ def write(
     seed: int = 0,
     block_steps: int = 32,
     start: int = 0,
+    logit_bias: Mapping[str, float] | None = None,
+    before: Sequence[int] = (),
 ) -> Iterator[str]:
     """Continue a prompt on slot 0 of a stepper, and yield the text of each block.
 
@@ -82,24 +114,40 @@ def write(
         seed: The seed of the text.
         block_steps: The most steps of a block. It changes no character.
         start: The position of the prompt's first character, for a text whose beginning is not read.
+        logit_bias: Is added to the logits of characters.
+        before: The codes of the prompt for the penalties (model.network.penalties), if part of it was generated
+            before; by default all of it was read.
 
     Raises:
         UnknownCharacters: The prompt has characters that the vocabulary lacks.
     """
     stepper.write(0, None)
-    to_feed = np.array([vocab.start, *vocab.encode(prompt)], dtype=np.int32)
+    params = params or SamplingParams()
+    ids = vocab.encode(prompt)
+    window = new_window(params, np.array(before, np.int32) if len(before) else prompt_codes(ids))
+    bias = LogitBias.of([bias_by_id(vocab, logit_bias or {})])
+    to_feed = np.array([vocab.start, *ids], dtype=np.int32)
     position, remaining = start, max_chars
     while remaining:
         steps = min(block_steps, len(to_feed) - 1 + remaining)
         fed = to_feed[:steps]
-        result = stepper.run(
-            one_row_block(0, fed, steps, random_values([seed], [position], steps), params or SamplingParams())
-        )
+        block = one_row_block(0, fed, steps, random_values([seed], [position], steps), params)
+        result = stepper.run(replace(block, windows=stack_windows([window]), logit_bias=bias))
         new = result.ids[len(fed) - 1 : steps, 0] if len(fed) == len(to_feed) else result.ids[:0, 0]
         to_feed = to_feed[steps:] if len(to_feed) > steps else result.ids[steps - 1 : steps, 0]
         position, remaining = position + steps, remaining - len(new)
+        window = advance_window(params, window, new)
         if len(new):
             yield vocab.decode(new)
+
+
+def bias_by_id(vocab: Vocabulary, logit_bias: Mapping[str, float]) -> dict[int, float]:
+    """A bias by character as one by id.
+
+    Raises:
+        UnknownCharacters: The vocabulary lacks a character.
+    """
+    return dict(zip(vocab.encode("".join(logit_bias)).tolist(), logit_bias.values(), strict=True))
 
 
 def one_row_block(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.network.char_rnn import CharRNN
+from model.network.penalties import NO_CHARACTER, adjusted_logits, has_penalties
 from model.network.sampling import SamplingParams, as_batch, as_tensors, has_filters, sample
 from model.stepper import NO_SCORE, SAMPLE, Block, BlockResult
 from model.stepper.layers import Layers, StateTable
@@ -57,26 +58,52 @@ class ReferenceStepper(StateTable):
         ids = torch.zeros((k_steps, padded), dtype=torch.int64, device=self._device)
         logprobs = torch.full((k_steps, padded), torch.nan, dtype=torch.float64, device=self._device)
         fed = self._padded(block.forced_ids[0].astype(np.int64), padded, 0)
+        windows, bias = self._windows(block, padded), self._bias(block, padded)
         for k in range(k_steps):
             is_running = (steps > k)[:, None, None, None]
             state = torch.where(is_running, self._layers.advance(fed, state, TILE), state)
             if needs_logits[k]:
                 for t in range(0, padded, TILE):
                     tile = slice(t, t + TILE)
+                    logits = self._layers.logits(state[tile])  # (TILE, V)
+                    params = {name: values[tile] for name, values in sampling.items()}
+                    adjusted = None
+                    if windows is not None or bias is not None:
+                        window_tile = None if windows is None else windows[tile]
+                        adjusted = adjusted_logits(logits, window_tile, None if bias is None else bias[tile], params)
                     ids[k, tile], logprobs[k, tile] = sample(
-                        self._layers.logits(state[tile]),  # (TILE, V)
+                        logits,
                         numbers[k, tile],
-                        {name: values[tile] for name, values in sampling.items()},
+                        params,
                         score_ids=scored[k, tile],
                         filtered=filtered,
+                        adjusted=adjusted,
                     )
             is_sampled = forced[k] == SAMPLE
             logprobs[k] = torch.where(is_sampled | (scored[k] != NO_SCORE), logprobs[k], torch.nan)
             fed = ids[k] = torch.where(is_sampled, ids[k], forced[k])
+            if windows is not None:
+                moved = torch.cat([windows[:, 1:], fed[:, None]], dim=1)
+                windows = torch.where(is_sampled[:, None], moved, windows)
         self._table[slots] = state[:n_rows]
         return BlockResult(
             ids[:, :n_rows].cpu().numpy().astype(np.int32), logprobs[:, :n_rows].cpu().numpy().astype(np.float32)
         )
+
+    def _windows(self, block: Block, n_rows: int) -> Tensor | None:
+        """The rows' windows (n_rows, W) int64, wide enough for the widest; None if no row has a penalty."""
+        if not has_penalties(block.sampling):
+            return None
+        given = np.empty((len(block.slots), 0), np.int32) if block.windows is None else block.windows
+        width = max(given.shape[1], int(block.sampling["penalty_window"].max()))
+        whole = np.full((n_rows, width), NO_CHARACTER, dtype=np.int64)
+        whole[: len(given), width - given.shape[1] :] = given
+        return torch.from_numpy(whole).to(self._device)
+
+    def _bias(self, block: Block, n_rows: int) -> Tensor | None:
+        if block.logit_bias is None:
+            return None
+        return torch.from_numpy(block.logit_bias.dense(n_rows, self._layers.config.vocab_size)).to(self._device)
 
     def _padded(self, values: NDArray[N], size: int, fill: float) -> Tensor:
         """Copy (..., B) to the device, with `fill` in the rows from B to `size`."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from model.network.penalties import LogitBias, stack_windows
 from model.network.sampling import as_batch, random_values
 from model.stepper import SAMPLE, Block
 from service.engine.sequence import Sequence
@@ -90,6 +91,8 @@ class Scheduler:
             forced_ids=forced_ids,
             random_values=random_values([s.request.seed for _, s in rows], [s.position for _, s in rows], k),
             sampling=as_batch(s.request.sampling for _, s in rows),
+            windows=stack_windows([s.window for _, s in rows]),
+            logit_bias=LogitBias.of([s.request.logit_bias for _, s in rows]),
         )
 
     def record(self, block: Block, seconds: float) -> None:

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from model.network.penalties import Window, advance_window, new_window
 from model.network.sampling import SamplingParams
 from service.engine.stop_strings import StopScanner
 from service.engine.stream import Stream
 
 StateArray = NDArray[np.floating]
+_NO_TEXT: Window = np.empty(0, dtype=np.int32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +33,9 @@ class SequenceRequest:
     seed: int
     state: StateArray | None = None  # (S, L, H); None: the zero state of a new text
     stop: tuple[str, ...] = ()
+    min_chars: int = 0  # no stop string is matched in so many generated characters
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # id -> what is added to its logit
+    window: Window = field(default_factory=lambda: _NO_TEXT)  # the text before the first generated character, as codes
     snapshot_every_s: float | None = None  # attach the state to a chunk this often; None: never
     deadline: float | None = None  # time.monotonic() at which the text ends
     captures: Mapping[int, str] = field(default_factory=dict)  # position -> key of a StateCapture to put on the stream
@@ -83,7 +88,8 @@ class Sequence:
         self.to_feed = request.feed  # (n,) n >= 1: what the next block feeds before it samples
         self.position = request.start_position  # characters of the text up to and including to_feed[0]
         self.remaining = request.max_chars
-        self._stop_scanner = StopScanner(request.stop)
+        self.window = new_window(request.sampling, request.window)  # what penalties look at next
+        self._stop_scanner = StopScanner(request.stop, request.min_chars)
         self._held_logprobs: list[float] = []  # one per character that the scanner holds back
         self._replay_point = self._replay_point_at(request.state) if self._stop_scanner.is_active else None
         self._captures = deque(sorted(request.captures.items()))
@@ -139,6 +145,7 @@ class Sequence:
         self.to_feed = self.to_feed[steps:] if fed > steps else ids[-1:]
         self.position += steps
         self.remaining -= len(new)
+        self.window = advance_window(self.request.sampling, self.window, new)
         return new
 
     def scan(self, text: str, logprobs: list[float]) -> tuple[str, list[float], bool]:

@@ -1,7 +1,8 @@
 """Stop strings in a text that arrives in chunks.
 
 A text stops at the first character that completes any stop string, and ends before the longest one that is complete
-there. What may still become a stop string is held back. How the text is cut into chunks changes nothing.
+there. A match must begin after the first `min_chars` characters of the text. What may still become a stop string is
+held back. How the text is cut into chunks changes nothing.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Sequence
 class StopScanner:
     """Takes the generated text chunk by chunk and returns how much of it may be sent."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        """Search for these strings, none of which is empty."""
+    def __init__(self, stops: Sequence[str], skip_chars: int = 0) -> None:
+        """Search for these strings, none of which is empty, in everything after the first `skip_chars` characters."""
         self._stops = tuple(stops)
+        self._skip_chars = skip_chars
         self._longest = max((len(s) for s in stops), default=0)
         self._held = ""
 
@@ -36,6 +38,17 @@ class StopScanner:
         """
         if not self._stops:
             return text, False
+        skipped, text = text[: self._skip_chars], text[self._skip_chars :]
+        self._skip_chars -= len(skipped)
+        sendable, is_stopped = self._search(text)
+        return skipped + sendable, is_stopped
+
+    def flush(self) -> str:
+        """Return what was held back, for a text that ends without a stop string."""
+        held, self._held = self._held, ""
+        return held
+
+    def _search(self, text: str) -> tuple[str, bool]:
         unsent = self._held + text
         end = min((at + len(s) for s in self._stops if (at := unsent.find(s)) >= 0), default=None)
         if end is not None:
@@ -44,11 +57,6 @@ class StopScanner:
         held_chars = self._partial_match(unsent)
         self._held = unsent[len(unsent) - held_chars :]
         return unsent[: len(unsent) - held_chars], False
-
-    def flush(self) -> str:
-        """Return what was held back, for a text that ends without a stop string."""
-        held, self._held = self._held, ""
-        return held
 
     def _partial_match(self, text: str) -> int:
         """The length of the longest suffix of the text with which a stop string begins."""

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import StateError, UnknownCharacters
+from model.network.penalties import NO_CHARACTER, PROMPT_CODE
 from model.network.state import HiddenState
 from service.engine.sequence import SequenceRequest
 from service.errors import BadRequest, ModelChanged, UnreadableSession
 from service.models.loaded_model import LoadedModel
 from service.store.prefixes import PrefixStore, prefix_keys
-from service.store.sessions import Session, StoredTurn, TurnRecord
+from service.store.sessions import RecentText, Session, StoredTurn, TurnRecord
 
 log = logging.getLogger(__name__)
 _NOTHING: NDArray[np.int32] = np.empty(0, dtype=np.int32)
@@ -44,7 +45,7 @@ class GenerationPlan:
     start: Session | None  # the session before the turn; None: the turn begins the session
     stored: Session | None  # the newest save of a resumed turn; the session is never set back before it
     sequence: SequenceRequest
-    recent_text: str  # the end of the session's text before the first character that the engine generates
+    recent: RecentText  # the end of the session's text before the first character that the engine generates
     received_position: int  # the client has the text up to here; what is generated before it is not sent again
     top_logprobs: int | None  # alternatives for each character; None: no log-probabilities are sent
 
@@ -80,7 +81,7 @@ def plan_turn(
         start=start,
         stored=None,
         sequence=_with_options(sequence, record, options, is_stored=session_id is not None),
-        recent_text=(start.recent_text if start else "") + record.prompt,
+        recent=(start.recent if start else RecentText()).read(record.prompt),
         received_position=record.prompt_end,
         top_logprobs=options.top_logprobs,
     )
@@ -107,7 +108,7 @@ def plan_again(
     after = record.prompt_end if after is None else max(after, record.prompt_end)
     if after > end:
         raise BadRequest("Last-Event-ID", after, f"a position from {record.prompt_end} to {end}")
-    sequence, recent_text = from_nearest_save(model, turn, session, after)
+    sequence, recent = from_nearest_save(model, turn, session, after)
     return GenerationPlan(
         origin=origin,
         session_id=session_id,
@@ -116,7 +117,7 @@ def plan_again(
         start=turn.start,
         stored=session,
         sequence=_with_options(sequence, record, options, is_stored=origin is Origin.RESUMED),
-        recent_text=recent_text,
+        recent=recent,
         received_position=after,
         top_logprobs=options.top_logprobs,
     )
@@ -128,6 +129,11 @@ def whole_turn(model: LoadedModel, record: TurnRecord, start: Session | None) ->
     Raises:
         UnreadableSession: What is stored of the session is damaged.
     """
+    sequence = _reading_turn(model, record, start)
+    return _with_text(sequence, model, record, (start.recent if start else RecentText()).read(record.prompt))
+
+
+def _reading_turn(model: LoadedModel, record: TurnRecord, start: Session | None) -> SequenceRequest:
     vocab = model.engine.vocab
     try:
         prompt = vocab.encode(record.prompt)
@@ -147,7 +153,7 @@ def whole_turn(model: LoadedModel, record: TurnRecord, start: Session | None) ->
 
 def from_nearest_save(
     model: LoadedModel, turn: StoredTurn, session: Session | None, position: int
-) -> tuple[SequenceRequest, str]:
+) -> tuple[SequenceRequest, RecentText]:
     """Request a turn from its newest save at or before `position`, or from its start.
 
     Returns:
@@ -166,8 +172,25 @@ def from_nearest_save(
             state = save.state
             model.check_state(state)
             sequence = _sequence(record, state.next_input, _NOTHING, state.position, state.values, remaining)
-            return sequence, save.recent_text
-    return whole_turn(model, record, turn.start), turn.text_before
+            return _with_text(sequence, model, record, save.recent), save.recent
+    return whole_turn(model, record, turn.start), turn.recent_before
+
+
+def _with_text(request: SequenceRequest, model: LoadedModel, record: TurnRecord, before: RecentText) -> SequenceRequest:
+    """Add what sampling depends on beside the state: the text before the first generated character, and the biases."""
+    vocab = model.engine.vocab
+    bias = {vocab.characters.index(c): value for c, value in record.logit_bias.items() if c in vocab.characters}
+    generated_before = max(0, request.start_position - record.prompt_end)
+    request = replace(request, logit_bias=bias, min_chars=max(0, record.min_chars - generated_before))
+    if not record.sampling.has_penalties:
+        return request
+    recent = before.last(record.sampling.penalty_window)
+    ids = [vocab.characters.find(c) for c in recent.text]
+    window = [
+        NO_CHARACTER if id < 0 else id if is_generated else PROMPT_CODE - id
+        for id, is_generated in zip(ids, recent.flags(), strict=True)
+    ]
+    return replace(request, window=np.array(window, dtype=np.int32))
 
 
 def _from_cached_prefix(request: SequenceRequest, model: LoadedModel, prefixes: PrefixStore) -> SequenceRequest:

@@ -8,7 +8,7 @@ from service.engine.stream import Chunk, End, Failed, Stream
 from service.errors import ServiceError, SessionConflict, TimedOut
 from service.generation.plan import from_nearest_save, whole_turn
 from service.models.loaded_model import LoadedModel
-from service.store.sessions import Session, StoredTurn
+from service.store.sessions import RecentText, Session, StoredTurn
 
 _TIMEOUT_S = 60.0
 """For the next block of a sequence; it may have to wait for a slot."""
@@ -53,23 +53,19 @@ def rewound_session(
     record = turn.record
     if position == record.start_position:
         return turn.start
-    request, recent_text = from_nearest_save(model, turn, session, position)
+    request, recent = from_nearest_save(model, turn, session, position)
     if position < record.prompt_end:
         read = replace(record, prompt=record.prompt[: position - record.start_position], max_chars=0)
         request = whole_turn(model, read, turn.start)
-        recent_text = (turn.start.recent_text if turn.start else "") + read.prompt
+        recent = (turn.start.recent if turn.start else RecentText()).read(read.prompt)
     else:
         beyond = record.prompt_end + record.max_chars - position
         request = replace(request, max_chars=request.max_chars - beyond)
     text, end = _read_to_end(model.engine.submit(request))
     if end.state is None or end.state.position != position:
         raise SessionConflict(f"position {position} cannot be reached: the turn's text ends before it", position=low)
-    return Session(end.state, record.seed, last_chars(recent_text + text, recent_text_chars))
-
-
-def last_chars(text: str, count: int) -> str:
-    """Return the last characters of a text; none if count is 0."""
-    return text[-count:] if count else ""
+    recent = recent.generate(text).last(recent_text_chars)
+    return Session(end.state, record.seed, recent.text, recent.generated)
 
 
 def _read_to_end(stream: Stream) -> tuple[str, End]:

@@ -25,7 +25,7 @@ from service.generation.commit import AlreadySaved, CommitPolicy, NotSaved, Save
 from service.generation.plan import GenerationPlan, Origin, PlanOptions, plan_again, plan_turn
 from service.generation.rewind import rewound_session
 from service.generation.stream import RunningGeneration
-from service.generation.validation import ValidatedRequest, validate
+from service.generation.validation import ValidatedRequest, check_penalty_window, validate
 from service.inspection.token_logprobs import TokenLogprobs
 from service.models.loaded_model import LoadedModel, ModelLease
 from service.models.manager import ModelManager
@@ -100,6 +100,7 @@ class GenerationService:
             lease = on_error.enter_context(self._models.admit())
             model = lease.model
             validated = validate(request, model, self._options.max_chars, self._options.max_prompt_chars)
+            check_penalty_window(request, self._options.recent_text_chars)
             self._check_capacity(model, request.logprobs)
             key = digest(*([key_id] if key_id else []), idempotency_key) if idempotency_key else ""
             request_digest = digest(request.model_dump_json())
@@ -197,7 +198,7 @@ class GenerationService:
                 session = rewound_session(lease.model, turn, session, position, self._options.recent_text_chars)
         if session is None:
             raise BadRequest("position", position, "a position in the session's first turn, which is not saved yet")
-        fork = Session(session.state, session.seed if seed is None else seed, session.recent_text)
+        fork = Session(session.state, session.seed if seed is None else seed, session.recent_text, session.generated)
         fork_id = new_session_id()
         self._sessions.create(fork_id, fork)
         return fork_id, fork
@@ -275,6 +276,8 @@ class GenerationService:
             reencoded=start is not None and not model.wrote(start.state),
             key=key,
             request=request_digest,
+            min_chars=request.min_chars,
+            logit_bias=validated.logit_bias,
         )
         options = self._plan_options(request.logprobs, request.timeout_s)
         is_new_session = request.session_id is None
@@ -346,8 +349,15 @@ def _commit_policy(plan: GenerationPlan, lease: SessionLease | None) -> CommitPo
 def _token_logprobs(plan: GenerationPlan, model: LoadedModel) -> TokenLogprobs | None:
     if plan.top_logprobs is None:
         return None
-    logprobs = TokenLogprobs(model.network, model.engine.vocab, plan.record.sampling, plan.top_logprobs)
     sequence = plan.sequence
+    logprobs = TokenLogprobs(
+        model.network,
+        model.engine.vocab,
+        plan.record.sampling,
+        plan.top_logprobs,
+        window=sequence.window,
+        logit_bias=sequence.logit_bias,
+    )
     if sequence.start_position >= plan.record.prompt_end:  # else the state at the prompt's end will be captured
         logprobs.begin_at(sequence.state, int(sequence.feed[0]))
     return logprobs

@@ -16,7 +16,6 @@ from service.engine.stream import Chunk, End, Failed, FinishReason, StateCapture
 from service.errors import ServiceError, SessionConflict, TimedOut
 from service.generation.commit import CommitPolicy
 from service.generation.plan import GenerationPlan, Origin
-from service.generation.rewind import last_chars
 from service.inspection.token_logprobs import TokenLogprobs
 from service.models.loaded_model import LoadedModel, ModelLease
 from service.store.prefixes import PrefixStore
@@ -93,7 +92,7 @@ class RunningGeneration:
         self._logprobs = logprobs
         self._prefixes = prefixes
         self._recent_text_chars = recent_text_chars
-        self._recent_text = plan.recent_text
+        self._recent = plan.recent
         self._position = plan.received_position  # of the text that the client has
         self._end: End | None = None
         self._is_over = False  # the session is committed or given up
@@ -200,7 +199,7 @@ class RunningGeneration:
 
     def _take(self, chunk: Chunk) -> Chunk | None:
         """Process a chunk; return the part of it that the client does not have yet."""
-        self._recent_text = last_chars(self._recent_text + chunk.text, self._recent_text_chars)
+        self._recent = self._recent.generate(chunk.text).last(self._recent_text_chars)
         if chunk.snapshot is not None:
             self._policy.snapshot(self._session(chunk.snapshot))
         if self._logprobs is not None:
@@ -239,4 +238,5 @@ class RunningGeneration:
         return end.finish_reason == "cancelled" and can_name
 
     def _session(self, state: HiddenState) -> Session:
-        return Session(state, self._plan.record.seed, last_chars(self._recent_text, self._recent_text_chars))
+        recent = self._recent.last(self._recent_text_chars)
+        return Session(state, self._plan.record.seed, recent.text, recent.generated)

@@ -15,6 +15,7 @@ class ValidatedRequest:
 
     request: GenerateRequest
     prompt: str  # as the model reads it: normalized, and without the characters that were skipped
+    logit_bias: dict[str, float]  # by character, as the model reads it
     stop: list[str]  # the stop strings that the model can generate
 
 
@@ -36,7 +37,33 @@ def validate(request: GenerateRequest, model: LoadedModel, max_chars: int, max_p
     ids = model.encode("prompt", prompt, request.on_unknown)
     if len(ids) != len(prompt):
         prompt = model.engine.vocab.decode(ids)
-    return ValidatedRequest(request, prompt, _stop_strings(model, request))
+    if request.min_chars > request.max_chars:
+        raise BadRequest("min_chars", request.min_chars, f"at most max_chars, which is {request.max_chars}")
+    return ValidatedRequest(request, prompt, _logit_bias(model, request), _stop_strings(model, request))
+
+
+def check_penalty_window(request: GenerateRequest, recent_text_chars: int) -> None:
+    """Check that a session keeps as much text as the penalties look at, so that they continue with it.
+
+    Raises:
+        BadRequest: It does not.
+    """
+    sampling = request.sampling
+    if sampling.has_penalties and sampling.penalty_window > recent_text_chars:
+        expected = f"at most {recent_text_chars}, the characters that a session keeps (SESSION_RECENT_TEXT_CHARS)"
+        raise BadRequest("penalty_window", sampling.penalty_window, expected)
+
+
+def _logit_bias(model: LoadedModel, request: GenerateRequest) -> dict[str, float]:
+    """The biases by normalized character, without characters that are skipped."""
+    biases: dict[str, float] = {}
+    for key, value in request.logit_bias.items():
+        character = model.normalize(key)
+        if len(character) != 1:
+            raise BadRequest("logit_bias", key, "single characters as keys")
+        if len(model.encode(f"logit_bias.{key}", character, request.on_unknown)):
+            biases[character] = value
+    return biases
 
 
 def _stop_strings(model: LoadedModel, request: GenerateRequest) -> list[str]:

@@ -11,6 +11,7 @@ Without alternatives there is only `logprob`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.network.penalties import LogitBias, Window, adjusted_logits, advance_window, stack_windows
 from model.network.sampling import SamplingParams, as_batch, as_tensors, distribution
 from model.text.vocab import Vocabulary
 from service.inspection.scorer import Scorer, own_logprobs
@@ -29,13 +31,33 @@ _DIGITS = 5
 class TokenLogprobs:
     """Computes them for one text, as it is generated."""
 
-    def __init__(self, network: OnDemandNetwork, vocab: Vocabulary, sampling: SamplingParams, top: int) -> None:
-        """Prepare; without alternatives (top 0) the network is not loaded."""
+    def __init__(
+        self,
+        network: OnDemandNetwork,
+        vocab: Vocabulary,
+        sampling: SamplingParams,
+        top: int,
+        *,
+        window: Window,
+        logit_bias: Mapping[int, float],
+    ) -> None:
+        """Prepare; without alternatives (top 0) the network is not loaded.
+
+        Args:
+            network: Of the model.
+            vocab: Its vocabulary.
+            sampling: How the text is sampled.
+            top: The number of alternatives.
+            window: What penalties look at before the first character.
+            logit_bias: By id.
+        """
         self._network = network
         self._vocab = vocab
         self._sampling = sampling
         self._top = top
         self._scorer: Scorer | None = None
+        self._window = window
+        self._bias = LogitBias.of([logit_bias])
 
     def begin_at(self, state: NDArray[np.floating] | None, next_input: int) -> None:
         """Set the state (S, L, H) before the first character that is computed."""
@@ -53,21 +75,54 @@ class TokenLogprobs:
             return [{"logprob": round(logprob, _DIGITS)} for logprob in logprobs]
         assert self._scorer is not None, "begin_at comes before the first text"
         ids = self._vocab.encode(text)
-        computed = token_logprobs(self._scorer.read(ids), ids, self._vocab, self._sampling, self._top)
+        logits = self._scorer.read(ids)
+        adjusted = self._adjusted(logits, ids)
+        computed = token_logprobs(logits, ids, self._vocab, self._sampling, self._top, adjusted)
         return [{**item, "logprob": round(own, _DIGITS)} for item, own in zip(computed, logprobs, strict=True)]
+
+    def _adjusted(self, logits: Tensor, ids: NDArray[np.int32]) -> Tensor | None:
+        """The logits (T, V) after bias and penalties; None if there are neither."""
+        has_penalties, n = self._sampling.has_penalties, len(ids)
+        if not n or (self._bias is None and not has_penalties):
+            return None
+        bias = None if self._bias is None else torch.from_numpy(self._bias.dense(1, len(self._vocab)))
+        windows = None
+        if has_penalties:
+            before = []
+            for id in ids:
+                before.append(self._window)
+                self._window = advance_window(self._sampling, self._window, np.array([id]))
+            stacked = stack_windows(before)
+            windows = None if stacked is None else torch.from_numpy(stacked.astype(np.int64))
+        return adjusted_logits(logits, windows, bias, as_tensors(as_batch([self._sampling] * n)))
 
 
 @torch.inference_mode()
 def token_logprobs(
-    logits: Tensor, ids: NDArray[np.int32], vocab: Vocabulary, sampling: SamplingParams, top: int
+    logits: Tensor,
+    ids: NDArray[np.int32],
+    vocab: Vocabulary,
+    sampling: SamplingParams,
+    top: int,
+    adjusted: Tensor | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the log-probabilities of ids (T,), whose logits are (T, V), and of `top` alternatives."""
+    """Return the log-probabilities of ids (T,) and of `top` alternatives.
+
+    Args:
+        logits: (T, V).
+        ids: (T,).
+        vocab: Of the ids.
+        sampling: How the ids were sampled.
+        top: The number of alternatives.
+        adjusted: (T, V) the logits after bias and penalties; None: there were none.
+    """
     own = own_logprobs(logits, ids).tolist()
     if not top:
         return [{"logprob": round(logprob, _DIGITS)} for logprob in own]
     logprobs = torch.log_softmax(logits, dim=-1)  # (T, V)
     column = torch.from_numpy(ids.astype(np.int64))[:, None]
-    probabilities = distribution(logits, as_tensors(as_batch([sampling] * len(ids))))  # (T, V)
+    drawn_from = logits if adjusted is None else adjusted
+    probabilities = distribution(drawn_from, as_tensors(as_batch([sampling] * len(ids))))  # (T, V)
     order = logprobs.sort(dim=-1, descending=True, stable=True).indices[:, :top]  # (T, top)
     rows = zip(
         own,

@@ -8,7 +8,7 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, request
 
 from service.errors import BadRequest, NoTurn, UnknownSession
-from service.generation.rewind import last_chars, rewindable_range
+from service.generation.rewind import rewindable_range
 from service.generation.service import GenerationService
 from service.routes.body import read_body
 from service.routes.generation_events import GenerationEvents
@@ -72,7 +72,7 @@ def _turn(turn: StoredTurn, recent_text_chars: int) -> dict[str, Any]:
     return {
         "status": turn.status,
         "start_position": turn.record.prompt_end,
-        "text_before": last_chars(turn.text_before, recent_text_chars),
+        "text_before": turn.recent_before.last(recent_text_chars).text,
     }
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import secrets
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from model.errors import StateError
@@ -24,8 +25,10 @@ SESSION_ID = "[A-Za-z0-9_-]{22,64}"
 RECENT_TEXT_CHARS = 1024
 MAX_IDEMPOTENCY_KEYS = 32
 """Of the turns of one session: so many are recognised when a request is sent again."""
-_LAYOUT = 2
-_HEAD = struct.Struct("<BQI")  # layout, seed, bytes of the state
+_LAYOUT = 3
+MAX_PENALTY_WINDOW = next(int(p.maximum) for p in SamplingParams.fields() if p.name == "penalty_window")
+_HEAD_2 = struct.Struct("<BQI")  # layout, seed, bytes of the state
+_HEAD_3 = struct.Struct("<BQIH")  # and bytes of `generated`
 _TURN_LAYOUT = 2
 MAX_TURN_CHARS = 10**8
 """The longest text of one turn: no setting allows more."""
@@ -34,13 +37,40 @@ COMPLETE = ("length", "stop")
 _FINISH_REASONS = ("", *COMPLETE, "cancelled", "timeout")
 
 
+@dataclass(frozen=True, slots=True)
+class RecentText:
+    """The end of a session's text, and which of its characters were generated rather than read as a prompt."""
+
+    text: str = ""
+    generated: int = 0  # bit i: whether the i-th character from the end was generated
+
+    def read(self, prompt: str) -> RecentText:
+        """The recent text after a prompt."""
+        return RecentText(self.text + prompt, self.generated << len(prompt))
+
+    def generate(self, text: str) -> RecentText:
+        """The recent text after generated text."""
+        ones = (1 << len(text)) - 1
+        return RecentText(self.text + text, self.generated << len(text) | ones)
+
+    def last(self, count: int) -> RecentText:
+        """The last characters; none if count is 0."""
+        n_flags = min(count, MAX_PENALTY_WINDOW)
+        return RecentText(self.text[-count:] if count else "", self.generated & ((1 << n_flags) - 1))
+
+    def flags(self) -> list[bool]:
+        """For each character, whether it was generated."""
+        return [bool(self.generated >> i & 1) for i in range(len(self.text) - 1, -1, -1)]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Session:
     """What is kept of a text between requests."""
 
     state: HiddenState
     seed: int
-    recent_text: str  # the end of the text, which another model re-encodes
+    recent_text: str  # the end of the text, which another model re-encodes, and which penalties look at
+    generated: int = 0  # which of its characters were generated, see RecentText
 
     @property
     def position(self) -> int:
@@ -48,9 +78,16 @@ class Session:
         return self.state.position
 
     def to_bytes(self) -> bytes:
-        """Encode in layout 2: layout, seed and the state's length, the state, the recent text in UTF-8."""
+        """Encode in layout 3: layout, seed and the lengths of the next two, the state, `generated`, the recent text."""
         state = self.state.to_bytes()
-        return _HEAD.pack(_LAYOUT, self.seed, len(state)) + state + self.recent_text.encode()
+        generated = self.generated.to_bytes((self.generated.bit_length() + 7) // 8, "little")
+        head = _HEAD_3.pack(_LAYOUT, self.seed, len(state), len(generated))
+        return head + state + generated + self.recent_text.encode()
+
+    @property
+    def recent(self) -> RecentText:
+        """The recent text with what was generated of it."""
+        return RecentText(self.recent_text, self.generated)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Session:
@@ -79,13 +116,23 @@ def _read_layout_1(data: bytes) -> Session:
 
 
 def _read_layout_2(data: bytes) -> Session:
-    _, seed, length = _HEAD.unpack_from(data)
-    end = _HEAD.size + length
+    _, seed, length = _HEAD_2.unpack_from(data)
+    end = _HEAD_2.size + length
     seed = checked_integer("seed", seed, MAX_SEED)
-    return Session(HiddenState.from_bytes(data[_HEAD.size : end]), seed, data[end:].decode())
+    return Session(HiddenState.from_bytes(data[_HEAD_2.size : end]), seed, data[end:].decode())
 
 
-_READERS: dict[int, Callable[[bytes], Session]] = {1: _read_layout_1, 2: _read_layout_2}
+def _read_layout_3(data: bytes) -> Session:
+    _, seed, state_length, length = _HEAD_3.unpack_from(data)
+    begin, end = _HEAD_3.size + state_length, _HEAD_3.size + state_length + length
+    if end > len(data):
+        raise ValueError(f"{end} bytes are announced")
+    state = HiddenState.from_bytes(data[_HEAD_3.size : begin])
+    seed, generated = checked_integer("seed", seed, MAX_SEED), int.from_bytes(data[begin:end], "little")
+    return Session(state, seed, data[end:].decode(), generated)
+
+
+_READERS: dict[int, Callable[[bytes], Session]] = {1: _read_layout_1, 2: _read_layout_2, 3: _read_layout_3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +150,8 @@ class TurnRecord:
     reencoded: bool = False  # whether the model read the session's recent text instead of continuing its state
     key: str = ""  # a digest of the Idempotency-Key, if the request has one
     request: str = ""  # a digest of the request
+    min_chars: int = 0  # no stop string is matched in so many generated characters
+    logit_bias: dict[str, float] = field(default_factory=dict)  # character -> what is added to its logit
 
     @property
     def prompt_end(self) -> int:
@@ -148,6 +197,12 @@ class TurnRecord:
             checked_string(name, getattr(self, name))
         if type(self.stop) is not list or not all(isinstance(stop, str) and stop for stop in self.stop):
             raise StateError(field="stop", value=self.stop, expected="a list of strings that are not empty")
+        checked_integer("min_chars", self.min_chars, MAX_TURN_CHARS)
+        if type(self.logit_bias) is not dict or not all(
+            len(character) == 1 and type(value) is float and math.isfinite(value)
+            for character, value in self.logit_bias.items()
+        ):
+            raise StateError(field="logit_bias", value=self.logit_bias, expected="finite numbers by character")
         if type(self.reencoded) is not bool:
             raise StateError(field="reencoded", value=self.reencoded, expected="true or false")
 
@@ -182,7 +237,12 @@ class StoredTurn:
     @property
     def text_before(self) -> str:
         """The end of the session's text before the generated text: what was there, and the prompt."""
-        return (self.start.recent_text if self.start else "") + self.record.prompt
+        return self.recent_before.text
+
+    @property
+    def recent_before(self) -> RecentText:
+        """The same, with what was generated of it."""
+        return (self.start.recent if self.start else RecentText()).read(self.record.prompt)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

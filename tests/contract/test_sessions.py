@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,9 +94,8 @@ def sessions(kind: Kind) -> SessionStore:
 
 def session(position: int = 7, seed: int = 3, recent_text: str = "früh\n") -> Session:
     values = np.random.default_rng(position).normal(size=(2, 1, 8)).astype(np.float32)
-    return Session(
-        HiddenState(values, next_input=4, position=position, fingerprint="f" * 16, numerics="n"), seed, recent_text
-    )
+    state = HiddenState(values, next_input=4, position=position, fingerprint="f" * 16, numerics="n")
+    return Session(state, seed, recent_text, generated=0b01101)
 
 
 def record(start: int = 0, **more: Any) -> TurnRecord:
@@ -376,13 +375,15 @@ def test_nobody_gets_a_session_by_looking_into_redis(redis_server: RedisServer) 
 
 
 def test_older_layouts_are_read() -> None:
-    """A record of layout 1, as the first version wrote it, is the same session; an unknown layout is named."""
-    new = session()
+    """Records of layouts 1 and 2, as earlier versions wrote them, are the same session; an unknown layout is named."""
+    new = replace(session(), generated=0)
     state, recent_text = new.state.to_bytes(), new.recent_text.encode()
     header = json.dumps({"seed": 3, "state_bytes": len(state)}).encode()
     old = Session.from_bytes(struct.pack("<BH", 1, len(header)) + header + state + recent_text)
     assert old.to_bytes() == new.to_bytes()
-    with pytest.raises(StateError, match=r"layout '63', expected one of \[1, 2\]"):
+    old = Session.from_bytes(struct.pack("<BQI", 2, 3, len(state)) + state + recent_text)
+    assert old.to_bytes() == new.to_bytes()
+    with pytest.raises(StateError, match=r"layout '63', expected one of \[1, 2, 3\]"):
         Session.from_bytes(b"c" + new.to_bytes())
 
 

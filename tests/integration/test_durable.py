@@ -108,6 +108,54 @@ def test_a_stopped_text_ends_again_where_it_ended(other: Service, expected: str)
     assert other.client.get(f"/sessions/{client.session_id}").json()["position"] == 5 + end
 
 
+TUNED: dict[str, Any] = {
+    "repetition_penalty": 1.2,
+    "frequency_penalty": 0.4,
+    "presence_penalty": 0.6,
+    "penalty_window": 100,
+    "typical_p": 0.9,
+    "logit_bias": {"e": -2.0, " ": 1.0},
+}
+
+
+def test_what_penalties_depend_on_survives(store: Path, redis_server: RedisServer, other: Service) -> None:
+    """A killed worker, a new turn, a rewound and a forked session: the text is that of one request."""
+    whole = other.generate(**{**PAYLOAD, **TUNED, "max_chars": 3000})["text"]
+    assert whole != other.generate(**{**PAYLOAD, "max_chars": 3000})["text"]
+    dying = Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, **QUICK)
+    dying.start()
+    client = Cut(dying, 200, **{**TUNED, "max_chars": 2000})
+    dying.kill()
+    assert client.text + text_of(other.resume(client.session_id, client.at)) == whole[:2000]
+    how = {"temperature": PAYLOAD["temperature"], **TUNED}
+    assert other.generate(session_id=client.session_id, max_chars=500, **how)["text"] == whole[2000:2500]
+    fork = other.client.post(f"/sessions/{client.session_id}/fork", json={}).json()["session_id"]
+    for session_id in (client.session_id, fork):
+        assert other.generate(session_id=session_id, max_chars=500, **how)["text"] == whole[2500:]
+    back = other.generate(session_id=client.session_id, position=5 + 2700, max_chars=300, **how)
+    assert back["text"] == whole[2700:]
+
+
+def test_a_stop_string_does_not_count_before_min_chars(other: Service, expected: str) -> None:
+    """The text ends before the first match that begins after min_chars characters, also when it is resumed."""
+    stop = expected[20:22]
+    at = expected.index(stop, 1000)
+    client = Cut(other, 50, stop=[stop], min_chars=1000)
+    for after in (5 + 20, client.at, 5 + 1000):
+        events = other.resume(client.session_id, after)
+        assert text_of(events) == expected[after - 5 : at]
+        assert events[-1].data["finish_reason"] == "stop"
+
+
+def test_penalties_look_at_no_more_than_a_session_keeps(store: Path) -> None:
+    """422 for a window that could not be continued with, which names the setting."""
+    with Service(CHECKPOINT_DIR=str(store), SESSION_RECENT_TEXT_CHARS="50") as service:
+        refused = service.post(max_chars=5, presence_penalty=1.0)
+        assert refused.status_code == 422
+        assert "at most 50, the characters that a session keeps" in refused.json()["error"]["message"]
+        assert service.post(max_chars=5, presence_penalty=1.0, penalty_window=50).status_code == 200
+
+
 def test_an_interrupted_turn_wants_to_be_resumed_or_placed(
     store: Path, redis_server: RedisServer, other: Service, expected: str
 ) -> None:

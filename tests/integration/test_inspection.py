@@ -61,6 +61,23 @@ def drawn_from(
     return [probs[i] / whole if i in kept else 0.0 for i in range(len(probs))]
 
 
+def adjusted(logits: torch.Tensor, how: dict[str, Any], generated: str) -> torch.Tensor:
+    """Bias and penalties by their definition, one character at a time in plain Python."""
+    if not {"logit_bias", "repetition_penalty", "frequency_penalty", "presence_penalty"} & set(how):
+        return logits
+    size = how.get("penalty_window", 64)
+    window, own = (how["prompt"] + generated)[-size:], generated[-size:]
+    changed = []
+    for character, start in zip(ALPHABET.characters, logits.tolist(), strict=True):
+        logit = start + how.get("logit_bias", {}).get(character, 0.0)
+        if character in window:
+            r = how.get("repetition_penalty", 1.0)
+            logit = logit / r if logit > 0 else logit * r
+        logit -= how.get("frequency_penalty", 0.0) * own.count(character)
+        changed.append(logit - (how.get("presence_penalty", 0.0) if character in own else 0.0))
+    return torch.tensor(changed, dtype=logits.dtype)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     "how",
@@ -69,6 +86,8 @@ def drawn_from(
         {"prompt": "", "seed": 3},
         {**PAYLOAD, "temperature": 0},
         {**PAYLOAD, "typical_p": 0.6},
+        {**PAYLOAD, "repetition_penalty": 1.5, "frequency_penalty": 0.3, "presence_penalty": 1.0, "penalty_window": 9},
+        {**PAYLOAD, "logit_bias": {"e": -100.0, "a": 1.5}, "frequency_penalty": -0.5},
         {**PAYLOAD, "stop": ["e", "a"]},
     ],
 )
@@ -81,9 +100,9 @@ def test_logprobs_are_what_the_characters_were_drawn_from(
     assert answer["text"] == service.generate(**body)["text"]
     assert len(answer["logprobs"]) == len(answer["text"])
     logits = rows(tiny, how["prompt"] + answer["text"])[len(how["prompt"]) :]
-    for entry, character, row in zip(answer["logprobs"], answer["text"], logits, strict=True):
+    for t, (entry, character, row) in enumerate(zip(answer["logprobs"], answer["text"], logits, strict=True)):
         model = torch.log_softmax(row, dim=-1)
-        probs = drawn_from(row, *(how.get(k, d) for k, d in KNOBS.items()))
+        probs = drawn_from(adjusted(row, how, answer["text"][:t]), *(how.get(k, d) for k, d in KNOBS.items()))
         own = ALPHABET.characters.index(character)
         assert entry["logprob"] == pytest.approx(float(model[own]), abs=2e-4)
         assert entry["probability"] == pytest.approx(probs[own], abs=2e-4)

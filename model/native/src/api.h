@@ -23,12 +23,16 @@ typedef struct {
 
 /* model.stepper.Block and BlockResult. */
 typedef struct {
-    int32_t rows, steps;
+    int32_t rows, steps, window_size;
     const int32_t *slots, *row_steps; /* (B,) */
     const int32_t *forced_ids;        /* (K, B) */
     const double *random_values;      /* (K, B) */
     const sampling_t *sampling;       /* (B,) */
     const int32_t *score_ids;         /* (K, B), negative where nothing is asked for; or NULL */
+    const int32_t *windows;           /* (B, window_size), see model/network/penalties.py; or NULL */
+    const int32_t *bias_starts;       /* (B + 1,): a row's entries of bias_ids and bias_values; or NULL */
+    const int32_t *bias_ids;
+    const double *bias_values;
     int32_t *ids;                     /* (K, B) */
     float *logprobs;                  /* (K, B) */
     int32_t bad_row, bad_step;        /* where an invalid value is, if lh_run refuses the block */
@@ -45,7 +49,9 @@ enum {
     LH_FORCED_ID,
     LH_RANDOM_VALUE,
     LH_SAMPLING,
-    LH_SCORE_ID
+    LH_SCORE_ID,
+    LH_WINDOW,
+    LH_LOGIT_BIAS
 };
 
 /* One lstm layer over T characters, for training. Everything is contiguous; hidden is a multiple of 8. */

@@ -44,6 +44,13 @@ static int check(lh_stepper *s, lh_block *b)
         if (b->row_steps[r] < 1 || b->row_steps[r] > b->steps) return invalid(b, LH_STEPS, r, 0);
         if (b->forced_ids[r] < 0) return invalid(b, LH_FIRST_SAMPLE, r, 0);
         if (!sampling_is_valid(&b->sampling[r])) return invalid(b, LH_SAMPLING, r, 0);
+        for (int i = 0; b->windows && i < b->window_size; i++) {
+            int32_t code = b->windows[(size_t)r * b->window_size + i];
+            if (code >= s->model.vocab || code < -1 - s->model.vocab) return invalid(b, LH_WINDOW, r, 0);
+        }
+        for (int i = b->bias_starts ? b->bias_starts[r] : 0; b->bias_starts && i < b->bias_starts[r + 1]; i++)
+            if (b->bias_ids[i] < 0 || b->bias_ids[i] >= s->model.vocab || !(fabs(b->bias_values[i]) < INFINITY))
+                return invalid(b, LH_LOGIT_BIAS, r, 0);
     }
     for (int k = 0; k < b->steps; k++)
         for (int r = 0; r < b->rows; r++) {
@@ -191,11 +198,17 @@ static size_t lay_out(lh_stepper *s, char *base)
     s->order = allocate(&at, slots * sizeof(int32_t));
     for (int i = 0; i < m->threads; i++) {
         s->scratch[i] = allocate(&at, sizeof(scratch_t));
+        float *adjusted = allocate(&at, (size_t)m->vocab * sizeof(float));
+        double *bias = allocate(&at, (size_t)m->vocab * sizeof(double));
+        int32_t *occurrences = allocate(&at, (size_t)m->vocab * sizeof(int32_t));
+        int32_t *generated = allocate(&at, (size_t)m->vocab * sizeof(int32_t));
         double *weight = allocate(&at, (size_t)m->vocab * sizeof(double));
         double *typicality = allocate(&at, (size_t)m->vocab * sizeof(double));
         int32_t *heap = allocate(&at, (size_t)m->vocab * sizeof(int32_t));
         uint8_t *keep = allocate(&at, (size_t)m->vocab);
-        if (base) s->scratch[i]->sampling = (sampling_scratch_t){weight, typicality, heap, keep};
+        if (!base) continue;
+        s->scratch[i]->sampling =
+            (sampling_scratch_t){adjusted, bias, occurrences, generated, weight, typicality, heap, keep};
     }
     return at.used;
 }
@@ -288,8 +301,12 @@ EXPORT int32_t lh_sample(const char *instruction_set, const float *logits, int32
 {
     size_t n = (size_t)vocab;
     const lh_kernels *kernels = kernels_named(instruction_set);
-    sampling_scratch_t scratch = {malloc(n * sizeof(double)), malloc(n * sizeof(double)), malloc(n * sizeof(int32_t)),
-                                  malloc(n)};
+    sampling_scratch_t scratch = {
+        .weight = malloc(n * sizeof(double)),
+        .typicality = malloc(n * sizeof(double)),
+        .heap = malloc(n * sizeof(int32_t)),
+        .keep = malloc(n),
+    };
     int32_t id = -1;
     if (kernels && scratch.weight && scratch.typicality && scratch.heap && scratch.keep) {
         uint64_t mode = float_mode_enter();

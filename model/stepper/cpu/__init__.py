@@ -41,6 +41,8 @@ _INVALID = {
     7: "random_values[{step}, {row}] is not in [0, 1)",
     8: "sampling[{row}] has a parameter that is negative or not finite",
     9: "score_ids[{step}, {row}] is not an id",
+    10: "windows[{row}] has a code that stands for no id",
+    11: "logit_bias: row {row} has an id or a value that is none",
 }
 
 
@@ -126,8 +128,23 @@ class CpuStepper:
             _address("sampling", block.sampling, SAMPLING_DTYPE, (rows,)),
             None if block.score_ids is None else _address("score_ids", block.score_ids, np.int32, (steps, rows)),
         )
+        windows, bias = block.windows, block.logit_bias
+        window_size = 0 if windows is None else windows.shape[-1]
+        window = None if windows is None else _address("windows", windows, np.int32, (rows, window_size))
+        biases: tuple[int | None, ...] = (None, None, None)
+        if bias is not None:
+            n = len(bias.ids)
+            starts = bias.starts
+            if len(starts) != rows + 1 or (starts[0], starts[-1]) != (0, n) or bool((np.diff(starts) < 0).any()):
+                raise ValueError(f"logit_bias.starts: expected {rows + 1} rising indices from 0 to {n}")
+            biases = (
+                _address("logit_bias.starts", bias.starts, np.int32, (rows + 1,)),
+                _address("logit_bias.ids", bias.ids, np.int32, (n,)),
+                _address("logit_bias.values", bias.values, np.float64, (n,)),
+            )
         result = BlockResult(np.empty((steps, rows), np.int32), np.empty((steps, rows), np.float32))
-        arrays = BlockArrays(rows, steps, *fields, result.ids.ctypes.data, result.logprobs.ctypes.data)
+        results = (result.ids.ctypes.data, result.logprobs.ctypes.data)
+        arrays = BlockArrays(rows, steps, window_size, *fields, window, *biases, *results)
         with self._lock:
             code = self._library.lh_run(self._open(), ctypes.byref(arrays))
         if code == _MEMORY:

@@ -8,7 +8,8 @@ tests; the capture and the replays are tested only where there is a GPU.
 Batch invariance comes from fixed shapes: rows come in tiles of TILE, and every product, softmax and cumulative sum is
 of one tile, whatever the number of tiles. A graph holds GRAPH_STEPS steps or one; a block of K steps replays the first
 K // GRAPH_STEPS times and the second K % GRAPH_STEPS times, without waiting for the host in between. Graphs are
-captured when they are first needed: for each power of two of tiles, for blocks with and without filters.
+captured when they are first needed: for each power of two of tiles, for blocks with and without filters, and with and
+without bias or penalties.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 
 from model.network.char_rnn import CharRNN
+from model.network.penalties import NO_CHARACTER, has_penalties
 from model.network.sampling import has_filters
-from model.stepper import NO_SCORE, Block, BlockResult
+from model.stepper import NO_SCORE, SAMPLE, Block, BlockResult
 from model.stepper.cuda.body import CAPACITY, Body
 from model.stepper.layers import Layers, StateTable
 
@@ -63,7 +65,7 @@ class CudaStepper(StateTable):
         shape = (n_slots + 1, *self._layers.state_shape)  # the last slot is for rows that only fill a tile
         self._table = torch.zeros(shape, dtype=dtype, device=self._device)
         self._bodies: dict[int, Body] = {}
-        self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[int, int, bool, bool], torch.cuda.CUDAGraph] = {}
         self._memory: Any = None  # the graphs share it, because only one runs at a time
 
     @torch.inference_mode()
@@ -93,12 +95,15 @@ class CudaStepper(StateTable):
         steps, n = block.forced_ids.shape
         body = self._body(n)
         filtered = has_filters(block.sampling)
+        adjusted = block.logit_bias is not None or has_penalties(block.sampling)
         body.load(block, no_slot=self.n_slots)
+        if adjusted:
+            body.load_adjustment(block)
         body.state.copy_(self._table[body.slots])
         for _ in range(steps // GRAPH_STEPS):
-            self._replay(body, GRAPH_STEPS, filtered)
+            self._replay(body, GRAPH_STEPS, filtered, adjusted)
         for _ in range(steps % GRAPH_STEPS):
-            self._replay(body, 1, filtered)
+            self._replay(body, 1, filtered, adjusted)
         self._table[body.slots] = body.state
         both = torch.stack([body.ids[:steps, :n].double(), body.logprobs[:steps, :n]]).cpu().numpy()  # one copy
         return BlockResult(both[0].astype(np.int32), both[1].astype(np.float32))
@@ -112,34 +117,35 @@ class CudaStepper(StateTable):
             self._bodies[tiles] = Body(self._layers, tiles * self._tile, self._tile, self._dtype, self._device)
         return self._bodies[tiles]
 
-    def _replay(self, body: Body, steps: int, filtered: bool) -> None:
+    def _replay(self, body: Body, steps: int, filtered: bool, adjusted: bool) -> None:
         """Advance the body by `steps`: with a graph, captured at the first use, or eagerly on a CPU."""
         if not self._is_gpu:
             for _ in range(steps):
-                body.step(filtered)
+                body.step(filtered, adjusted)
             return
-        key = (body.rows, steps, filtered)
+        key = (body.rows, steps, filtered, adjusted)
         if key not in self._graphs:
-            self._graphs[key] = self._capture(body, steps, filtered)
+            self._graphs[key] = self._capture(body, steps, filtered, adjusted)
         self._graphs[key].replay()
 
-    def _capture(self, body: Body, steps: int, filtered: bool) -> torch.cuda.CUDAGraph:
+    def _capture(self, body: Body, steps: int, filtered: bool, adjusted: bool) -> torch.cuda.CUDAGraph:
         """Capture a graph of so many steps. The warm-up changes the buffers, so their values are restored."""
-        saved = [t.clone() for t in (body.state, body.fed, body.k, body.ids, body.logprobs)]
+        changed = (body.state, body.fed, body.k, body.ids, body.logprobs, body.windows)
+        saved = [t.clone() for t in changed]
         side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
             for _ in range(_WARM_UP):
                 body.k.zero_()
-                body.step(filtered)
+                body.step(filtered, adjusted)
         torch.cuda.current_stream(self._device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         # thread_local: another thread may load the next model onto the GPU meanwhile
         with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
             for _ in range(steps):
-                body.step(filtered)
+                body.step(filtered, adjusted)
         self._memory = self._memory or graph.pool()
-        for buffer, value in zip((body.state, body.fed, body.k, body.ids, body.logprobs), saved, strict=True):
+        for buffer, value in zip(changed, saved, strict=True):
             buffer.copy_(value)
         return graph
 
@@ -159,5 +165,21 @@ def _part(block: Block, start: int, ids: NDArray[np.int32]) -> tuple[Block, NDAr
         random_values=block.random_values[start:end, rows],
         sampling=block.sampling[rows],
         score_ids=None if block.score_ids is None else block.score_ids[start:end, rows],
+        windows=_windows_at(block, start, ids, rows) if has_penalties(block.sampling) else None,
+        logit_bias=None if block.logit_bias is None else block.logit_bias.rows(rows),
     )
     return part, rows
+
+
+def _windows_at(block: Block, start: int, ids: NDArray[np.int32], rows: NDArray[np.intp]) -> NDArray[np.int32] | None:
+    """The windows of some rows before step `start`: those of the block, and what was sampled since."""
+    if not start:
+        return None if block.windows is None else block.windows[rows]
+    width = int(block.sampling["penalty_window"].max())
+    windows = np.full((len(rows), width), NO_CHARACTER, dtype=np.int32)
+    for window, b in zip(windows, rows, strict=True):
+        before = np.empty(0, np.int32) if block.windows is None else block.windows[b]
+        sampled = ids[:start, b][block.forced_ids[1 : start + 1, b] == SAMPLE]
+        known = np.concatenate([before, sampled])[-width:]
+        window[width - len(known) :] = known
+    return windows

@@ -10,11 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.network.penalties import NO_CHARACTER, adjusted_logits
 from model.network.sampling import SamplingParams, as_batch, as_tensors, sample
 from model.stepper import NO_SCORE, SAMPLE, Block
 from model.stepper.layers import Layers
 
 CAPACITY = 256  # steps of a block that the buffers hold
+(_WINDOW,) = (int(p.maximum) for p in SamplingParams.fields() if p.name == "penalty_window")
 
 
 class Body:
@@ -36,6 +38,8 @@ class Body:
         self.score_ids = filled((CAPACITY, rows), NO_SCORE, torch.int64)
         self.random_values = filled((CAPACITY, rows), 0, torch.float64)
         self.sampling = as_tensors(as_batch([SamplingParams()] * rows), device)
+        self.windows = filled((rows, _WINDOW), NO_CHARACTER, torch.int64)
+        self.bias = filled((rows, layers.config.vocab_size), 0, torch.float64)
         self.ids = filled((CAPACITY, rows), 0, torch.int64)
         self.logprobs = filled((CAPACITY, rows), 0, torch.float64)
 
@@ -58,13 +62,25 @@ class Body:
             buffer.copy_(sampling[name])
         self.k.zero_()
 
+    def load_adjustment(self, block: Block) -> None:
+        """Copy what bias and penalties need; only steps with `adjusted` read it."""
+        windows = np.full(tuple(self.windows.shape), NO_CHARACTER, dtype=np.int64)
+        if block.windows is not None:
+            width = min(block.windows.shape[1], _WINDOW)
+            windows[: len(block.windows), _WINDOW - width :] = block.windows[:, block.windows.shape[1] - width :]
+        self.windows.copy_(torch.from_numpy(windows))
+        if block.logit_bias is None:
+            self.bias.zero_()
+        else:
+            self.bias.copy_(torch.from_numpy(block.logit_bias.dense(*self.bias.shape)))
+
     def _fill(self, buffer: Tensor, values: NDArray[np.int32] | NDArray[np.float64], rest: float) -> None:
         """Copy (..., B) into a buffer, and `rest` into its rows from B on."""
         whole = np.full(tuple(buffer.shape), rest, dtype=values.dtype)
         whole[..., : values.shape[-1]] = values
         buffer.copy_(torch.from_numpy(whole))
 
-    def step(self, filtered: bool) -> None:
+    def step(self, filtered: bool, adjusted: bool = False) -> None:
         """Feed every row that still runs, draw the id that follows, and set up the next step."""
         is_running = (self.steps > self.k)[:, None, None, None]
         new = self._layers.advance(self.fed, self.state, self._tile)
@@ -72,7 +88,7 @@ class Body:
         numbers = self.random_values.index_select(0, self.k)[0]
         score_ids = self.score_ids.index_select(0, self.k)[0]
         sampled = [
-            self._sample(slice(t, t + self._tile), numbers, score_ids, filtered)
+            self._sample(slice(t, t + self._tile), numbers, score_ids, filtered, adjusted)
             for t in range(0, self.rows, self._tile)
         ]
         ids, logprobs = (torch.cat(parts) for parts in zip(*sampled, strict=True))
@@ -82,14 +98,22 @@ class Body:
         logprobs = torch.where(is_sampled | (score_ids != NO_SCORE), logprobs, torch.nan)
         self.ids.index_copy_(0, self.k, ids[None])
         self.logprobs.index_copy_(0, self.k, logprobs[None])
+        if adjusted:
+            moved = torch.cat([self.windows[:, 1:], ids[:, None]], dim=1)
+            self.windows.copy_(torch.where(is_sampled[:, None], moved, self.windows))
         self.fed.copy_(ids)
         self.k.add_(1)
 
-    def _sample(self, tile: slice, numbers: Tensor, score_ids: Tensor, filtered: bool) -> tuple[Tensor, Tensor]:
+    def _sample(
+        self, tile: slice, numbers: Tensor, score_ids: Tensor, filtered: bool, adjusted: bool
+    ) -> tuple[Tensor, Tensor]:
+        logits = self._layers.logits(self.state[tile])
+        params = {name: values[tile] for name, values in self.sampling.items()}
         return sample(
-            self._layers.logits(self.state[tile]),
+            logits,
             numbers[tile],
-            {name: values[tile] for name, values in self.sampling.items()},
+            params,
             score_ids=score_ids[tile],
             filtered=filtered,
+            adjusted=adjusted_logits(logits, self.windows[tile], self.bias[tile], params) if adjusted else None,
         )

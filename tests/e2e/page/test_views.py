@@ -259,7 +259,8 @@ def test_a_dropped_file_is_trained_on(visit: Visiting, training_service: Service
 INVALID = [
     ("max_chars", "-1"), ("max_chars", "1e9"), ("max_chars", "many"), ("temperature", "hot"), ("temperature", "101"),
     ("temperature", "0.001"), ("top_k", "-1"), ("top_k", "1.5"), ("top_p", "0"), ("top_p", "2"), ("min_p", "2"),
-    ("typical_p", "0"), ("seed", "-1"), ("seed", "12345678901234567890"), ("stop", "É"), ("prompt", "hÉllo"),
+    ("typical_p", "0"), ("repetition_penalty", "0"), ("seed", "-1"), ("seed", "12345678901234567890"),
+    ("stop", "É"), ("prompt", "hÉllo"),
 ]  # fmt: skip
 
 

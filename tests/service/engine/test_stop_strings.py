@@ -13,16 +13,16 @@ TEXT = st.text("ab", max_size=40)
 STOPS = st.lists(st.text("ab", min_size=1, max_size=5), max_size=4)
 
 
-@given(text=TEXT, stops=STOPS, cuts=st.lists(st.integers(0, 40), max_size=10))
-def test_cuts_change_nothing(text: str, stops: list[str], cuts: list[int]) -> None:
-    """In any chunks, the scanner returns what a character-by-character search returns."""
+@given(text=TEXT, stops=STOPS, cuts=st.lists(st.integers(0, 40), max_size=10), skip=st.just(0) | st.integers(0, 45))
+def test_cuts_change_nothing(text: str, stops: list[str], cuts: list[int], skip: int) -> None:
+    """In any chunks, the scanner returns what a character-by-character search returns, after characters it skips."""
     expected, expected_stop = text, False
     for end in range(1, len(text) + 1):
-        complete = [s for s in stops if text[:end].endswith(s)]
+        complete = [s for s in stops if text[:end].endswith(s) and end - len(s) >= skip]
         if complete:
             expected, expected_stop = text[: end - len(max(complete, key=len))], True
             break
-    scanner = StopScanner(stops)
+    scanner = StopScanner(stops, skip)
     bounds = sorted({0, len(text), *[c for c in cuts if c < len(text)]})
     sent, is_stopped = "", False
     for a, b in pairwise(bounds):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, multiple, rule
 
 from model.checkpoints.file_format import Checkpoint
+from model.network.penalties import prompt_codes
 from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
 from model.stepper.generate import write
@@ -76,6 +77,7 @@ class Plain:
     prompt: str = ""
     payload: dict[str, Any] = field(default_factory=dict)
     interrupted: bool = False
+    codes: list[int] = field(default_factory=list)  # of `text`, for penalties: what was generated, what was read
 
     def next(self, model: int, prompt: str, n: int, params: SamplingParams) -> str:
         """What must come after `prompt`; begins the oracle's turn."""
@@ -85,16 +87,22 @@ class Plain:
             self.read_from = len(self.text) - len(self.read)
             self.model = model
         self.turn_start, self.prompt = len(self.text), prompt
-        return "".join(write(ALONE[model], ALPHABET, self.read + prompt, n, params, self.seed, start=self.read_from))
+        before = self.codes + prompt_codes(ALPHABET.encode(prompt)).tolist()
+        alone = write(
+            ALONE[model], ALPHABET, self.read + prompt, n, params, self.seed, start=self.read_from, before=before
+        )
+        return "".join(alone)
 
-    def record(self, characters: str) -> None:
-        self.read += characters
-        self.text += characters
+    def record(self, generated: str, prompt: str = "") -> None:
+        self.read += prompt + generated
+        self.text += prompt + generated
+        self.codes += prompt_codes(ALPHABET.encode(prompt)).tolist() + ALPHABET.encode(generated).tolist()
 
     def back_to(self, position: int) -> None:
         """Forget what came after a position of the last turn."""
         cut = len(self.text) - position
         self.text = self.text[:position]
+        self.codes = self.codes[:position]
         if position == self.turn_start:
             self.read, self.read_from, self.model = self.before
         elif cut:
@@ -102,7 +110,15 @@ class Plain:
 
 
 PARAMS = st.builds(
-    SamplingParams, st.sampled_from([0.0, 0.7, 1.0]), st.sampled_from([0, 3]), st.sampled_from([0.8, 1.0]), st.just(0.0)
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 0.7, 1.0]),
+    top_k=st.sampled_from([0, 3]),
+    top_p=st.sampled_from([0.8, 1.0]),
+    typical_p=st.sampled_from([0.6, 1.0]),
+    repetition_penalty=st.sampled_from([1.0, 1.5]),
+    frequency_penalty=st.sampled_from([0.0, 0.7]),
+    presence_penalty=st.sampled_from([0.0, 1.0]),
+    penalty_window=st.sampled_from([3, RECENT_TEXT_CHARS]),
 )
 TEXT = st.text(st.sampled_from(ALPHABET.characters), max_size=6)
 LENGTH = st.integers(0, 25)
@@ -156,7 +172,7 @@ class Sessions(RuleBasedStateMachine):
         plain = Plain(running.start_info()["session_id"], seed, self.model)
         expected = plain.next(self.model, prompt, n, params)
         assert self.read(running) == expected
-        plain.record(prompt + expected)
+        plain.record(expected, prompt)
         return plain
 
     @rule(plain=sessions, worker=st.integers(0, 1), prompt=TEXT, n=LENGTH, params=PARAMS)
@@ -170,7 +186,7 @@ class Sessions(RuleBasedStateMachine):
         running = self.workers[worker].generate(request)
         assert running.start_info()["position"] == len(plain.text) + len(prompt)
         assert self.read(running) == expected
-        plain.record(prompt + expected)
+        plain.record(expected, prompt)
 
     @rule(
         plain=sessions,
@@ -255,6 +271,7 @@ class Sessions(RuleBasedStateMachine):
             return multiple()
         assert session.position == len(plain.text)
         twin = Plain(id, plain.seed, plain.model, plain.read, plain.read_from, plain.text, len(plain.text))
+        twin.codes = list(plain.codes)
         twin.before = (plain.read, plain.read_from, plain.model)
         return twin
 

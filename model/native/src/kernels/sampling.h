@@ -13,12 +13,16 @@
 #include "simd.h"
 
 /* The fields of SamplingParams in model/network/sampling.py, in its order; a test compares the layouts. */
-#define SAMPLING_FIELDS(FIELD)  \
-    FIELD(double, temperature)  \
-    FIELD(int32_t, top_k)       \
-    FIELD(double, top_p)        \
-    FIELD(double, min_p)        \
-    FIELD(double, typical_p)
+#define SAMPLING_FIELDS(FIELD)        \
+    FIELD(double, temperature)        \
+    FIELD(int32_t, top_k)             \
+    FIELD(double, top_p)              \
+    FIELD(double, min_p)              \
+    FIELD(double, typical_p)          \
+    FIELD(double, repetition_penalty) \
+    FIELD(double, frequency_penalty)  \
+    FIELD(double, presence_penalty)   \
+    FIELD(int32_t, penalty_window)
 
 #define SAMPLING_DECLARE(type, name) type name;
 typedef struct { SAMPLING_FIELDS(SAMPLING_DECLARE) } sampling_t;
@@ -27,7 +31,8 @@ typedef struct { SAMPLING_FIELDS(SAMPLING_DECLARE) } sampling_t;
 static int sampling_is_valid(const sampling_t *s)
 {
     return s->temperature >= 0.0 && s->temperature < INFINITY && s->top_k >= 0 && s->top_p >= 0.0 && s->min_p >= 0.0 &&
-           s->typical_p >= 0.0;
+           s->typical_p >= 0.0 && s->repetition_penalty > 0.0 && s->repetition_penalty < INFINITY &&
+           fabs(s->frequency_penalty) < INFINITY && fabs(s->presence_penalty) < INFINITY && s->penalty_window > 0;
 }
 
 /* Whether any filter may remove an id. */
@@ -36,8 +41,18 @@ INLINE int sampling_has_filters(const sampling_t *s)
     return s->top_k > 0 || s->top_p < 1.0 || s->min_p > 0.0 || s->typical_p < 1.0;
 }
 
+/* Whether what is drawn depends on the recent text. */
+INLINE int sampling_has_penalties(const sampling_t *s)
+{
+    return s->repetition_penalty != 1.0 || s->frequency_penalty != 0.0 || s->presence_penalty != 0.0;
+}
+
 /* A thread's memory for sampling, (V,) each. */
 typedef struct {
+    float *adjusted;      /* logits after bias and penalties */
+    double *bias;         /* what is added to each logit */
+    int32_t *occurrences; /* of an id in the window of the penalties */
+    int32_t *generated;   /* of those, how many were sampled */
     double *weight;     /* exp((logit - max) / temperature) */
     double *typicality; /* minus the distance of an id's information content from the entropy */
     int32_t *heap;      /* ids; the most probable, or the most typical, is at the root */
@@ -199,6 +214,29 @@ static float score(const float *logits, int n, int32_t id, const sampling_scratc
 {
     double max = logits[argmax(logits, n)];
     return (float)((double)logits[id] - max - log_of(weigh(logits, n, max, d->weight)));
+}
+
+/* Adds a character to the counts, from its code in a window: see model/network/penalties.py. */
+INLINE void count(const sampling_scratch_t *d, int32_t code)
+{
+    if (code == -1) return;
+    int32_t id = code >= 0 ? code : -2 - code;
+    d->occurrences[id]++;
+    d->generated[id] += code >= 0;
+}
+
+/* Fills `adjusted` from bias and counts. In double, rounded once: as adjusted_logits in penalties.py does. */
+static void adjust(const float *logits, int n, const sampling_t *s, const sampling_scratch_t *d)
+{
+    for (int i = 0; i < n; i++) {
+        double logit = (double)logits[i] + d->bias[i];
+        if (d->occurrences[i] > 0)
+            logit = logit > 0.0 ? logit / s->repetition_penalty : logit * s->repetition_penalty;
+        double frequency = s->frequency_penalty * d->generated[i];
+        logit = logit - frequency;
+        logit = logit - (d->generated[i] > 0 ? s->presence_penalty : 0.0);
+        d->adjusted[i] = (float)logit;
+    }
 }
 
 /* Draws an id; its log-probability, as `score` gives it, goes to *logprob. */

@@ -139,6 +139,31 @@ static void head_phase(lh_stepper *s, int k, int thread)
     }
 }
 
+/* The logits that the row's id is drawn from at step k: `logits`, or what bias and penalties make of them. */
+static const float *logits_to_draw(const lh_stepper *s, int k, int column, const float *logits,
+                                   const sampling_scratch_t *d)
+{
+    const lh_block *b = s->block;
+    const sampling_t *params = &b->sampling[column];
+    int n = s->model.vocab, has_penalties = sampling_has_penalties(params);
+    int first = b->bias_starts ? b->bias_starts[column] : 0, end = b->bias_starts ? b->bias_starts[column + 1] : 0;
+    if (!has_penalties && first == end) return logits;
+    memset(d->bias, 0, (size_t)n * sizeof(double));
+    memset(d->occurrences, 0, (size_t)n * sizeof(int32_t));
+    memset(d->generated, 0, (size_t)n * sizeof(int32_t));
+    for (int i = first; i < end; i++) d->bias[b->bias_ids[i]] = b->bias_values[i];
+    if (has_penalties) {
+        int left = params->penalty_window; /* the ids that earlier steps sampled, then the row's window */
+        for (int j = k - 1; j >= 0 && left > 0; j--)
+            if (b->forced_ids[(size_t)(j + 1) * b->rows + column] == SAMPLE_ID)
+                count(d, b->ids[(size_t)j * b->rows + column]), left--;
+        const int32_t *window = b->windows ? b->windows + (size_t)column * b->window_size : NULL;
+        for (int i = b->windows ? b->window_size - 1 : -1; i >= 0 && left > 0; i--, left--) count(d, window[i]);
+    }
+    adjust(logits, n, params, d);
+    return d->adjusted;
+}
+
 static void draw_phase(lh_stepper *s, int k, int thread)
 {
     const lh_block *b = s->block;
@@ -148,9 +173,12 @@ static void draw_phase(lh_stepper *s, int k, int thread)
         size_t at = (size_t)k * b->rows + column;
         const float *logits = s->logits + (size_t)row * s->vstride;
         const sampling_scratch_t *scratch = &s->scratch[thread]->sampling;
-        if (b->ids[at] == SAMPLE_ID)
-            b->ids[at] = draw(logits, s->model.vocab, &b->sampling[column], b->random_values[at], scratch,
+        if (b->ids[at] == SAMPLE_ID) {
+            const float *drawn_from = logits_to_draw(s, k, column, logits, scratch);
+            b->ids[at] = draw(drawn_from, s->model.vocab, &b->sampling[column], b->random_values[at], scratch,
                               &b->logprobs[at]);
+            if (drawn_from != logits) b->logprobs[at] = score(logits, s->model.vocab, b->ids[at], scratch);
+        }
         if (b->score_ids && b->score_ids[at] >= 0)
             b->logprobs[at] = score(logits, s->model.vocab, b->score_ids[at], scratch);
     }

@@ -8,6 +8,7 @@ from typing import Any
 from service.operations import metrics
 from service.operations.address import host_and_port
 from service.parent_death import signal_on_parent_death
+from service.server.process_limit import check_limit, request_threads
 from service.settings import read_settings
 
 _settings = read_settings()
@@ -15,8 +16,8 @@ _settings = read_settings()
 bind = host_and_port(_settings.host, _settings.port)
 workers = _settings.workers
 worker_class = "service.server.worker.BufferedThreadWorker"
-# A stream holds a thread, and so does a request that waits for a slot; 16 more serve refusals, sessions, health checks.
-threads = _settings.slots + _settings.max_waiting + 16
+threads = request_threads(_settings)
+check_limit(_settings)
 # Slow and idle clients hold a connection but no thread. Each connection is a file descriptor: raise their limit.
 _soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 _files = min(_hard, 65536) if _hard != resource.RLIM_INFINITY else 65536

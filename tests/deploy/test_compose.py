@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.files import COMPOSE, OURS, compose
+from service.server.process_limit import needed_threads
+from service.settings import Settings
+from tests.deploy.files import COMPOSE, KUSTOMIZATIONS, OURS, compose, containers, environment, rendered
 from tests.servers import ROOT
 
 
@@ -53,12 +56,44 @@ def test_every_container_is_restricted(name: str, service: dict[str, Any]) -> No
 
 
 def test_ports_are_published_on_loopback() -> None:
-    """Ports are published on loopback unless BIND is set, and Redis's not at all."""
+    """Unless BIND says otherwise; what has no keys stays on loopback even then, and Redis's port is not published."""
     for path in COMPOSE:
         for name, service in compose(path)["services"].items():
+            address = "${BIND:-127.0.0.1}:" if name in ("api", "proxy") else "127.0.0.1:"
             for port in service.get("ports") or []:
-                assert port.startswith("${BIND:-127.0.0.1}:"), f"{path.name}: {name}: {port}"
+                assert port.startswith(address), f"{path.name}: {name}: {port}"
     assert "ports" not in compose(ROOT / "docker-compose.yml")["services"]["redis"]
+
+
+def test_keys_and_passwords_reach_only_who_needs_them() -> None:
+    """The api has the keys, the trainer does not; Redis has a password that nobody can forget to set."""
+    services = compose(ROOT / "docker-compose.yml")["services"]
+    for name in ("trainer", "sweep", "redis"):
+        assert not {"ADMIN_KEY", "API_KEYS"} & set(environment(services[name])), name
+    assert "${REDIS_PASSWORD:?" in environment(services["api"])["REDIS_URL"]
+    assert environment(services["redis"]) == {"REDISCLI_AUTH": "${REDIS_PASSWORD}"}
+    assert 'requirepass $$REDISCLI_AUTH"' in services["redis"]["command"][-1]
+    for container in containers([each for folder in KUSTOMIZATIONS for each in rendered(folder)]):
+        if container["name"] != "api":
+            assert not {"ADMIN_KEY", "API_KEYS"} & {variable["name"] for variable in container["env"]}
+
+
+def test_images_are_named_by_whole_versions() -> None:
+    """No tag that moves with each release: major.minor.patch, and a variable that takes a digest."""
+    images = [s["image"] for path in COMPOSE for s in compose(path)["services"].values() if "image" in s]
+    others = [image for image in images if "LONGHAND_IMAGE" not in image]
+    assert len(others) == 4
+    for image in others:
+        assert re.fullmatch(r"\$\{[A-Z]+_IMAGE:-[a-z/]+:v?\d+\.\d+\.\d+(-[a-z]+)?\}", image), image
+    dockerfile = (ROOT / "deploy/Dockerfile").read_text()
+    assert re.search(r"^ARG PYTHON_IMAGE=python:\d+\.\d+\.\d+-slim-[a-z]+$", dockerfile, re.MULTILINE)
+
+
+def test_a_container_may_have_the_threads_that_it_needs() -> None:
+    """Eight workers with the default slots on a machine of 64 cores."""
+    limit = compose(ROOT / "docker-compose.yml")["services"]["api"]["pids_limit"]
+    default = int(re.fullmatch(r"\$\{PIDS_LIMIT:-(\d+)\}", limit)[1])  # type: ignore[index]
+    assert default >= needed_threads(Settings.model_validate({"workers": 8}), cores=64)
 
 
 def test_files_that_are_mounted_exist() -> None:

@@ -46,7 +46,8 @@ def test_names_that_are_referred_to_exist(objects: list[tuple[str, dict[str, Any
     """Selectors match pods; volume claims and scale targets exist. The schema does not check that."""
     for folder in KUSTOMIZATIONS:
         ours = [item for name, item in objects if name == folder.name]
-        pods = [item["spec"]["template"] for item in ours if item["kind"] == "Deployment"]
+        by_hand = [item for name, item in objects if name == "job"]
+        pods = [item["spec"]["template"] for item in [*ours, *by_hand] if item["kind"] in ("Deployment", "Job")]
         labels = [pod["metadata"]["labels"] for pod in pods]
         claims = {item["metadata"]["name"] for item in ours if item["kind"] == "PersistentVolumeClaim"}
         for item in ours:
@@ -62,6 +63,22 @@ def test_names_that_are_referred_to_exist(objects: list[tuple[str, dict[str, Any
         for pod in pods:
             for volume in pod["spec"]["volumes"]:
                 assert volume.get("persistentVolumeClaim", {}).get("claimName") in {None, *claims}
+
+
+def test_every_pod_reaches_and_is_reached_by_few(objects: list[tuple[str, dict[str, Any]]]) -> None:
+    """A policy for each kind of pod, also for the training that is applied by hand; every peer and port is named."""
+    policies = [item for _, item in objects if item["kind"] == "NetworkPolicy"]
+    for name, item in objects:
+        if item["kind"] in ("Deployment", "Job"):
+            labels = item["spec"]["template"]["metadata"]["labels"].items()
+            of_pod = [p["spec"] for p in policies if p["spec"]["podSelector"]["matchLabels"].items() <= labels]
+            assert of_pod, f"{name}: {item['metadata']} has no policy"
+    for policy in policies:
+        assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+        for direction, peers in (("ingress", "from"), ("egress", "to")):
+            for rule in policy["spec"][direction]:
+                assert rule[peers]
+                assert rule["ports"]
 
 
 def test_every_container_is_restricted(objects: list[tuple[str, dict[str, Any]]]) -> None:

@@ -59,6 +59,7 @@ class Stack:
         settings = {
             "PORT": port,
             "ADMIN_KEY": KEY,
+            "REDIS_PASSWORD": "of-the-stack",
             "BOOTSTRAP_MINUTES": 0.5,
             "DRAIN_TIMEOUT_S": 1,
             "LEASE_S": 2,

@@ -84,11 +84,14 @@ def _has_nvidia_gpu() -> bool:
 
 
 def _cpu_source(pip: Pip, version: str) -> list[str] | None:
-    """Return pip's options for a source that has the CPU build: TORCH_INDEX, what pip is configured with, PyTorch's."""
+    """Return pip's options for a source that has the CPU build: TORCH_INDEX, what pip is configured with, PyTorch's.
+
+    An index takes the place of pip's own: of two that compete, the one with the higher version would win.
+    """
     if index := os.environ.get("TORCH_INDEX"):
         sources = [["--index-url" if "://" in index else "--find-links", index]]
     else:
-        sources = [[], ["--extra-index-url", CPU_INDEX]]
+        sources = [[], ["--index-url", CPU_INDEX]]
     return next((source for source in sources if version in pip.versions("torch", *source)), None)
 
 

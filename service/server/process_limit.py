@@ -38,5 +38,5 @@ def check_limit(settings: Settings, file: Path = LIMIT_FILE) -> None:
     if limit < needed:
         raise SettingsError(
             f"SLOTS={settings.slots}, MAX_WAITING={settings.max_waiting}, WORKERS={settings.workers}: need up to "
-            f"{needed} threads, and this container may have {limit}; set fewer, or raise its limit (compose: PIDS_LIMIT)"
+            f"{needed} threads, and this container may have {limit}; set fewer, or raise that (compose: PIDS_LIMIT)"
         )

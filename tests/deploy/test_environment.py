@@ -111,7 +111,7 @@ class FakePip(Pip):
 
 VERSION = torch_build.locked_version()
 CPU = f"{VERSION}+cpu"
-PYTORCH = f"--extra-index-url {torch_build.CPU_INDEX}"
+PYTORCH = f"--index-url {torch_build.CPU_INDEX}"
 
 
 @pytest.mark.parametrize(

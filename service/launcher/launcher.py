@@ -143,15 +143,15 @@ def _supervise(
         if not is_ready and is_alive(settings.host, settings.port):
             is_ready = True
             say("serve", service_url(settings.host, settings.port) + _reach(settings.host))
-        if bootstrap.process.poll():  # it has said why
+        if bootstrap.exit_status:  # it has said why
             return 1
         if ended := [child for child in restarted if not child.is_running]:
-            say(ended[0].name, f"ended with status {ended[0].process.returncode}; it is started again")
+            say(ended[0].name, f"ended with status {ended[0].exit_status}; it is started again")
             supervisor.pause(_RESTART_S)
             supervisor.start(ended[0])
             continue  # others may have ended meanwhile
         supervisor.wait(None if is_ready else _PROBE_S)
-    status = server.process.returncode
+    status = server.exit_status or 0
     say("server", f"ended with status {status}")
     return status if status >= 0 else 128 - status
 

@@ -58,21 +58,38 @@ class Child:
     command: Sequence[str]
     quick_signal: signal.Signals = signal.SIGTERM
     process: subprocess.Popen[bytes] = field(init=False)
+    on_end: Callable[[int], None] = field(init=False)
 
     @property
     def is_running(self) -> bool:
-        """Whether it has not ended."""
-        return self.process.poll() is None
+        """Whether it has not ended.
+
+        The first call after its end takes its process id back from the reaper, and only then from the system, which may
+        give the id to another process at once.
+        """
+        if self.process.returncode is not None:
+            return False
+        if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return True
+        self.on_end(self.process.pid)
+        self.process.wait()
+        return False
+
+    @property
+    def exit_status(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+        return None if self.is_running else self.process.returncode
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal, unless the child has ended."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(number)
+        if self.is_running:
+            os.kill(self.process.pid, number)
 
     def kill_group(self) -> None:
-        """Kill the child and the processes of its group."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        """Kill the child and the processes of its group, unless the child has ended."""
+        if self.is_running:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
 
 class Supervisor:
@@ -122,10 +139,9 @@ class Supervisor:
     def start(self, child: Child) -> Child:
         """Start a child, or start it again after it has ended."""
         assert self._lock is not None
-        if child in self._children:
-            self._tell_reaper(reaper.deregistration(child.process.pid))
-        else:
+        if child not in self._children:
             self._children.append(child)
+        child.on_end = self._deregister
         pipe = self._pipe.fileno()
         command = command_line(child.command, parent=os.getpid(), pipe=pipe, stop_signal=child.quick_signal)
         child.process = subprocess.Popen(command, pass_fds=(pipe, self._lock), start_new_session=True)
@@ -159,7 +175,7 @@ class Supervisor:
         deadline = time.monotonic() + limit_s
         while not condition():
             if child is not None and not child.is_running:
-                raise ChildEnded(f"{child.name} ended with status {child.process.returncode}")
+                raise ChildEnded(f"{child.name} ended with status {child.exit_status}")
             if time.monotonic() > deadline:
                 return False
             self.wait(_POLL_S)
@@ -195,15 +211,19 @@ class Supervisor:
             signals += 1
             for child in running:
                 child.send(child.quick_signal) if number is not None and signals == 1 else child.kill_group()
-        for child in list(children):
-            self._tell_reaper(reaper.deregistration(child.process.pid))
-            if child in self._children:
-                self._children.remove(child)
+        self._children = [child for child in self._children if child not in children]
 
     def _next_signal(self, timeout_s: float | None) -> int | None:
         """Wait for a signal and return its number, or None after the timeout."""
         is_readable, _, _ = select.select([self._signals], [], [], timeout_s)
-        return os.read(self._signals, 1)[0] if is_readable else None
+        number = os.read(self._signals, 1)[0] if is_readable else None
+        if number == signal.SIGCHLD:
+            for child in self._children:
+                child.is_running  # noqa: B018 - takes the ids of ended children back
+        return number
+
+    def _deregister(self, pid: int) -> None:
+        self._tell_reaper(reaper.deregistration(pid))
 
     def _tell_reaper(self, line: bytes) -> None:
         with contextlib.suppress(BrokenPipeError):

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import rq
 import torch
@@ -18,7 +19,7 @@ from model.checkpoints import registry
 from model.errors import CheckpointError, ModelError
 from model.network.device import resolve_device
 from service.errors import ServiceError
-from service.jobs.queue import run_folder
+from service.jobs.queue import JobQueue, run_folder
 from service.jobs.record import OUT_OF_MEMORY, JobRecord, JobResult, JsonObject
 from service.jobs.request import JobRequest
 from service.jobs.training import JobEnvironment, Training
@@ -29,7 +30,7 @@ from service.store.promotions import RedisPromotions
 
 _POLL_S = 0.25
 _CANCEL_GRACE_S = 2.0  # a cancelled training may end by itself for so long, then it is interrupted
-_NICENESS = 10  # a training shares its machine with the service; a bootstrap job shares it with nothing
+_NICENESS = 10  # a training shares its machine with the service; someone waits for the model of a bootstrap job
 
 
 def retrain(job_id: str, request: JsonObject) -> None:
@@ -54,7 +55,9 @@ def retrain(job_id: str, request: JsonObject) -> None:
         record.note(f"attempt {attempt}")
     with _JobMonitor(record) as monitor:
         try:
-            is_bootstrap = record.set_if_absent("is_bootstrap", _nothing_is_promoted(settings))
+            is_bootstrap = record.set_if_absent(
+                "is_bootstrap", _nothing_is_promoted(settings) or _was_queued_by_a_start(settings, client, job_id)
+            )
             if not is_bootstrap:
                 os.nice(_NICENESS)
             training = Training(
@@ -101,6 +104,11 @@ def _nothing_is_promoted(settings: Settings) -> bool:
         return registry.promoted_path(settings.checkpoint_dir) is None
     except CheckpointError:
         return False
+
+
+def _was_queued_by_a_start(settings: Settings, client: Any, job_id: str) -> bool:
+    """Whether a start queued the job because the promoted model is of other texts than it names."""
+    return JobQueue(client, settings.max_queued_jobs).bootstrap_job_id() == job_id
 
 
 def _environment(settings: Settings, run_dir: Path) -> JobEnvironment:

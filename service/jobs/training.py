@@ -1,7 +1,8 @@
 """One training, from its request to its result: read the corpora, fit, decide, promote. No Redis and no queue here.
 
 A training works in a run folder of its own. Only complete checkpoints are copied from there to the folder that the
-service reads. A bootstrap job promotes each better checkpoint at once; any other job promotes at most its last one.
+service reads. A bootstrap job, which a start queues because no model of its text is served, promotes each better
+checkpoint at once; any other job promotes at most its last one.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Training:
     request: JobRequest
     environment: JobEnvironment
     log: JobLog
-    is_bootstrap: bool  # no model existed when the job began: better checkpoints are promoted as they come
+    is_bootstrap: bool  # no model of the text existed before: better checkpoints are promoted as they come
     is_cancelled: Callable[[], bool]
     promotions: Promotions
     _validations: list[Validation] = field(default_factory=list)
@@ -111,7 +112,7 @@ class Training:
         self._advise(final_loss=float(info.run["val_loss"]))
         cancelled = self.is_cancelled()
         if self._interim:
-            decision = Decision(True, "there was no model before this job")
+            decision = Decision(True, "there was no model of this text before this job")
         elif cancelled:
             decision = Decision(False, "the job was cancelled; its best checkpoint can be promoted by hand")
         else:
@@ -224,8 +225,8 @@ class Training:
     def _promote_interim(self, path: Path, val_loss: float) -> None:
         """Promote a better checkpoint of a bootstrap job while the training goes on."""
         checkpoint_dir = self.environment.checkpoint_dir
-        version, promoted = _promotion_version(checkpoint_dir), registry.promoted_path(checkpoint_dir)
-        if promoted is not None and file_format.read_info(promoted).run["val_loss"] <= val_loss:
+        version = _promotion_version(checkpoint_dir)
+        if self._promoted_loss(file_format.read_info(path).run["corpus_sha256"]) <= val_loss:
             return  # promoted by an earlier attempt of this job
         registered = registry.register(path, checkpoint_dir)
         if not self._promote(registered, version):
@@ -244,6 +245,15 @@ class Training:
         except PromotionConflict:
             return False
         return True
+
+    def _promoted_loss(self, corpus_sha256: str) -> float:
+        """Return the validation loss of the promoted checkpoint; infinity if none of this text can be used."""
+        try:
+            promoted = registry.promoted_path(self.environment.checkpoint_dir)
+            run = file_format.read_info(promoted).run if promoted is not None else {}
+        except CheckpointError:
+            return math.inf
+        return float(run["val_loss"]) if run.get("corpus_sha256") == corpus_sha256 else math.inf
 
     def _best_checkpoint(self) -> Path | None:
         """Return the run's best checkpoint so far; the trainer has removed the others."""

@@ -17,7 +17,8 @@ from tests.servers import RedisServer, eventually
 def test_a_bootstrap_model_is_trained_live(tmp_path: Path) -> None:
     """Ready without a model, 503 with the job's link until the first validation, then texts; the terminal shows it.
 
-    A second start serves at once; one with another text trains on that, and serves the old model meanwhile.
+    A second start serves at once; one with another text serves the old model until the first checkpoint of the new
+    text, while its training goes on.
     """
     corpus = tmp_path / "My Own Words.txt"
     corpus.write_text(words(20000))
@@ -50,10 +51,12 @@ def test_a_bootstrap_model_is_trained_live(tmp_path: Path) -> None:
     second.stop(signal.SIGINT)
 
     corpus.write_text(words(20000).upper())
-    third = Launched(tmp_path, "--corpus", str(corpus), "--minutes", "0.1")
+    third = Launched(tmp_path, "--corpus", str(corpus), "--minutes", "10")
     eventually(lambda: (third.ready() or {}).get("model") is not None, within_s=60)
     assert any("was trained on another text" in line for line in third.lines)
     eventually(lambda: third.generate().json()["model"]["fingerprint"] != made["id"], within_s=120)
+    (newest, _) = third.client.get("/jobs").json()["jobs"]
+    assert newest["state"] == "running"
     third.stop(signal.SIGTERM)
 
 

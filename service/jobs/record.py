@@ -303,8 +303,8 @@ def record_key(job_id: str) -> str:
 
 @contextlib.contextmanager
 def suppress_redis_errors() -> Iterator[None]:
-    """Ignore that Redis is unreachable or slow."""
-    with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
+    """Ignore that Redis is unreachable, slow or full."""
+    with contextlib.suppress(redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError):
         yield
 
 

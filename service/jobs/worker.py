@@ -40,6 +40,7 @@ HEARTBEAT_S = 2
 DEAD_AFTER_S = 10  # without a heartbeat for so long, a worker counts as dead and its job goes to another worker
 _MAINTENANCE_INTERVAL_S = 5  # between two searches for dead workers
 _ALIVE_WITHIN_S = 30  # for the health check
+_FULL_RETRY_S = 1.0
 _KEEP_ENDED_S = 10  # a job that is about to be tried again counts as failed for a moment
 _KEEP_UNKNOWN_S = 86_400
 OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
@@ -75,6 +76,20 @@ class RetrainWorker(Worker):
             log.exception("RQ's registries of jobs are damaged; dead workers may go unnoticed")
         with contextlib.suppress(StoreUnavailable):
             remove_unused_files(self._runs_dir, JobQueue(self.connection, max_queued=0))
+
+    def dequeue_job_and_maintain_ttl(self, *args: Any, **kwargs: Any) -> Any:
+        """Wait for a job. A Redis whose memory is full ends the wait for a moment, not the worker."""
+        while True:
+            try:
+                return super().dequeue_job_and_maintain_ttl(*args, **kwargs)
+            except redis.OutOfMemoryError as error:
+                log.warning("Redis is full: %s; the worker tries again in %g s", error, _FULL_RETRY_S)
+                time.sleep(_FULL_RETRY_S)
+
+    def heartbeat(self, *args: Any, **kwargs: Any) -> None:
+        """Send a heartbeat; a Redis whose memory is full costs this one only."""
+        with contextlib.suppress(redis.OutOfMemoryError):
+            super().heartbeat(*args, **kwargs)
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
         """Fork the process of a job."""

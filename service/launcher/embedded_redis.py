@@ -72,7 +72,8 @@ def _command(folder: Path, socket: Path) -> list[str]:
         "loglevel": "warning",
         "logfile": "redis.log",
         "maxmemory": "1gb",
-        "maxmemory-policy": "volatile-ttl",
+        "maxmemory-policy": "volatile-lru",
+        "maxmemory-samples": "10",
     }
     return [find_server_program(), *(part for name, value in options.items() for part in (f"--{name}", value))]
 

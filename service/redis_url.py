@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import redis
 
@@ -39,16 +40,36 @@ def check_url(url: str) -> None:
 def sentinel_parts(url: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]]:
     """Split a sentinel URL into the sentinels' addresses, the name of the service, and the client's options.
 
+    A user, a password and a service that contain special characters are percent-encoded.
+
     Raises:
-        ValueError: A port or the number of the database is not a number, or there is no service.
+        ValueError: A part is missing or cannot be read; the message contains no password.
     """
     parts = urlsplit(url)
-    hosts = parts.netloc.rpartition("@")[2].split(",")
-    sentinels = [(host.partition(":")[0], int(host.partition(":")[2] or _SENTINEL_PORT)) for host in hosts]
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    sentinels = [_host_and_port(host) for host in hosts.split(",")]
     service, _, db = parts.path.strip("/").partition("/")
     if not service:
         raise ValueError("the name of the service is missing, as in redis+sentinel://localhost:26379/mymaster")
-    return sentinels, service, {"db": int(db or 0), "username": parts.username or None, "password": parts.password}
+    if not re.fullmatch(r"\d*", db):
+        raise ValueError(f"expected the number of the database after the service, got {db!r}")
+    if parts.query:
+        raise ValueError("expected no options after '?' in a URL of sentinels")
+    username, separator, password = credentials.partition(":")
+    options = {
+        "db": int(db or 0),
+        "username": unquote(username) or None,
+        "password": unquote(password) if separator else None,
+    }
+    return sentinels, unquote(service), options
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """Split host:port; an IPv6 address is in brackets."""
+    parts = urlsplit(f"//{address}")
+    if not parts.hostname:
+        raise ValueError("expected host:port of each sentinel, separated by commas")
+    return parts.hostname, parts.port or _SENTINEL_PORT
 
 
 def redacted(url: str) -> str:

@@ -16,6 +16,7 @@ from service.jobs.worker import RetrainWorker, device_lock, worker_alive
 from service.settings import Settings, SettingsError, read_settings
 from service.store.connect import connect
 from service.store.corpora import Corpora
+from service.store.redis_server import require_usable
 
 
 def main() -> int:
@@ -35,6 +36,11 @@ def main() -> int:
         command = [sys.executable, "-m", "service.jobs", "--bootstrap-only", "--minutes", str(args.minutes)]
         if subprocess.run(command, check=False).returncode:
             return 1
+    try:
+        require_usable("JOBS_REDIS_URL" if settings.jobs_redis_url else "REDIS_URL", url)
+    except SettingsError as e:
+        print(f"error   {e}", file=sys.stderr)
+        return 1
     with device_lock(settings.device, settings.runs_dir):
         RetrainWorker(connect(url, breaker=False), settings.runs_dir).work(logging_level="WARNING")
     return 0

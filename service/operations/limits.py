@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import redis
 from limits import RateLimitItem, parse
 from limits.errors import StorageError
 from limits.storage import MemoryStorage, RedisStorage, Storage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
 from service.errors import RateLimited
+from service.settings import SettingsError
+
+_PASSING = (redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError, redis.ReadOnlyError)
+"""Errors of a server that will answer later."""
 
 
 class RateLimiter:
@@ -26,6 +31,23 @@ class RateLimiter:
         self._rate: RateLimitItem | None = parse(rate) if rate else None
         storage = MemoryStorage() if client is None else _ClientStorage(client)
         self._window = SlidingWindowCounterRateLimiter(storage)
+
+    def require_working(self, setting: str) -> None:
+        """Check that requests can be counted. A Redis that cannot be reached now is not an error here.
+
+        Args:
+            setting: The name of the rate's setting.
+
+        Raises:
+            SettingsError: The Redis refuses what the limiter sends, so that no request would ever be limited.
+        """
+        try:
+            if self._rate is not None:
+                self._window.hit(self._rate, "start", cost=0)
+        except StorageError as error:
+            cause = error.__cause__
+            if isinstance(cause, redis.AuthenticationError) or not isinstance(cause, _PASSING):
+                raise SettingsError(f"{setting}: the Redis of REDIS_URL cannot count requests ({cause})") from error
 
     def hit(self, client: str, cost: int = 1) -> None:
         """Count a request. While Redis is unreachable no request is refused: the engine's queue is bounded anyway.

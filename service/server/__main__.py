@@ -6,6 +6,11 @@ import sys
 
 from gunicorn.app.wsgiapp import WSGIApplication
 
+from service.operations.limits import RateLimiter
+from service.settings import Settings, SettingsError, read_settings
+from service.store.connect import close, connect
+from service.store.redis_server import require_usable
+
 
 class Server(WSGIApplication):
     """gunicorn with the service's configuration, in the installation that runs this module."""
@@ -14,11 +19,35 @@ class Server(WSGIApplication):
         """Stay in the current folder. gunicorn would import from it, whatever lies there."""
 
 
-def main() -> None:
+def main() -> int | None:
     """Run the server until it is stopped. Options of gunicorn may follow on the command line."""
+    try:
+        _check(read_settings())
+    except SettingsError as error:
+        print(f"error   {error}", file=sys.stderr)
+        return 1
     sys.argv[1:] = ["-c", "python:service.server.gunicorn_config", *sys.argv[1:], "service.app:create_app()"]
     Server("%(prog)s [OPTIONS]", prog="python -m service.server").run()
+    return None
+
+
+def _check(settings: Settings) -> None:
+    """Find out before any process is forked whether the Redis servers can be used, if they answer.
+
+    Raises:
+        SettingsError: One cannot.
+    """
+    for name, url in (("REDIS_URL", settings.redis_url), ("JOBS_REDIS_URL", settings.jobs_redis_url)):
+        if url:
+            require_usable(name, url)
+    if settings.redis_url and (settings.rate_limit or settings.chars_limit):
+        client = connect(settings.redis_url)
+        try:
+            for name, rate in (("RATE_LIMIT", settings.rate_limit), ("CHARS_LIMIT", settings.chars_limit)):
+                RateLimiter(rate, client).require_working(name)
+        finally:
+            close(client)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

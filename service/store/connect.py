@@ -7,6 +7,7 @@ moment, then one of them tries, and the others fail until it has an answer.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from typing import Any, TypeVar
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.cluster import RedisCluster
+from redis.cluster import ClusterNode, RedisCluster
+from redis.exceptions import RedisClusterException
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -26,6 +28,7 @@ TIMEOUT_S = 2.0
 PAUSE_S = 1.0
 """How long commands fail at once after one got no answer."""
 _TRIAL_S = 5.0  # a command that tries counts as lost after this time
+_DEMOTED = ("READONLY", "UNBLOCKED")
 
 
 class CircuitBreaker:
@@ -88,8 +91,38 @@ class _Redis(_Guarded, redis.Redis):
     """One server."""
 
 
-class _RedisCluster(_Guarded, RedisCluster):
+class _Cluster(RedisCluster):
+    """A cluster that does not answer is a connection error; redis-py raises an error outside of its own tree."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        except RedisClusterException as error:
+            raise redis.ConnectionError(f"the cluster cannot be used ({error})") from error
+
+
+class _GuardedCluster(_Guarded, _Cluster):
     """A cluster."""
+
+
+class _FailoverRetry(Retry):
+    """A retry also where the server answers that it has become a replica.
+
+    After a failover, connections to the old primary stay open, and each write on them is answered with READONLY (by
+    Redis 6.2 somewhere in the error of a script), a blocked read with UNBLOCKED. As a connection error, it closes the
+    connection, and the next one asks the name server or the sentinels again.
+    """
+
+    def call_with_retry(self, do: Callable[[], Any], *args: Any, **options: Any) -> Any:
+        def checked() -> Any:
+            try:
+                return do()
+            except redis.ResponseError as error:
+                if isinstance(error, redis.ReadOnlyError) or any(word in str(error) for word in _DEMOTED):
+                    raise redis.ConnectionError(f"the server has become a replica ({error})") from error
+                raise
+
+        return super().call_with_retry(checked, *args, **options)
 
 
 def connect(url: str, *, breaker: bool = True) -> Any:
@@ -103,14 +136,42 @@ def connect(url: str, *, breaker: bool = True) -> Any:
             redis+sentinel://host:port,host:port/SERVICE[/db] names the sentinels of a service.
         breaker: Whether commands fail at once while the server does not answer. False for a process that has nothing
             else to do than to wait for Redis.
+
+    Raises:
+        redis.ConnectionError: The cluster does not answer.
     """
-    one, cluster = (_Redis, _RedisCluster) if breaker else (redis.Redis, RedisCluster)
+    one, cluster = (_Redis, _GuardedCluster) if breaker else (redis.Redis, _Cluster)
     scheme, _, rest = url.partition("://")
     if scheme.endswith("+cluster"):
-        return cluster.from_url(f"{scheme.removesuffix('+cluster')}://{rest}", **_options())
+        return _connect_to_cluster(f"{scheme.removesuffix('+cluster')}://{rest}", cluster)
     if scheme == "redis+sentinel":
         return _connect_by_sentinel(url, one)
     return one.from_url(url, health_check_interval=30, **_options())
+
+
+def close(client: Any) -> None:
+    """Close the connections of a client that `connect` made, also those to sentinels."""
+    client.close()
+    if isinstance(client, RedisCluster):  # its close() leaves the nodes' pools open
+        client.disconnect_connection_pools()  # type: ignore[no-untyped-call]
+    manager = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+    if manager is not None:
+        client.connection_pool.disconnect()
+        manager.close()
+
+
+def _connect_to_cluster(url: str, kind: type[RedisCluster]) -> Any:
+    nodes: list[ClusterNode] = []  # from_url adds the node of the URL
+    try:
+        return kind.from_url(url, startup_nodes=nodes, **_options())
+    except RedisClusterException as error:
+        raise redis.ConnectionError(str(error)) from error
+    finally:
+        # The client forgets this node's first connection once the cluster has named its nodes.
+        for node in nodes:
+            if node.redis_connection is not None:
+                with contextlib.suppress(redis.RedisError, OSError):
+                    node.redis_connection.connection_pool.disconnect()
 
 
 def _connect_by_sentinel(url: str, kind: type[redis.Redis]) -> Any:
@@ -123,5 +184,5 @@ def _options() -> dict[str, Any]:
     return {
         "socket_timeout": TIMEOUT_S,
         "socket_connect_timeout": 1.0,
-        "retry": Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), 2, (redis.ConnectionError,)),
+        "retry": _FailoverRetry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), 2, (redis.ConnectionError,)),
     }

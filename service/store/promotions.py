@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import redis
+from redis.exceptions import RedisClusterException
 
 from model.errors import PromotionConflict
 
@@ -130,6 +131,6 @@ class RedisPromotions:
             while (remaining := deadline - time.monotonic()) > 0:
                 if self._subscription.get_message(timeout=remaining) is not None:
                     return
-        except redis.RedisError:
+        except (redis.RedisError, RedisClusterException):  # the second is not one of the first
             self._subscription = None
             time.sleep(max(0.0, deadline - time.monotonic()))

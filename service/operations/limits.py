@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import redis
 from limits import RateLimitItem, parse
 from limits.errors import StorageError
 from limits.storage import MemoryStorage, RedisStorage, Storage
@@ -13,9 +12,7 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 
 from service.errors import RateLimited
 from service.settings import SettingsError
-
-_PASSING = (redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError, redis.ReadOnlyError)
-"""Errors of a server that will answer later."""
+from service.store.redis_server import is_temporary
 
 
 class RateLimiter:
@@ -45,9 +42,8 @@ class RateLimiter:
             if self._rate is not None:
                 self._window.hit(self._rate, "start", cost=0)
         except StorageError as error:
-            cause = error.__cause__
-            if isinstance(cause, redis.AuthenticationError) or not isinstance(cause, _PASSING):
-                raise SettingsError(f"{setting}: the Redis of REDIS_URL cannot count requests ({cause})") from error
+            if not is_temporary(error.__cause__):
+                raise SettingsError(f"{setting}: the Redis of REDIS_URL cannot count requests ({error})") from error
 
     def hit(self, client: str, cost: int = 1) -> None:
         """Count a request. While Redis is unreachable no request is refused: the engine's queue is bounded anyway.

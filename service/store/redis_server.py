@@ -16,6 +16,7 @@ from service.store.connect import close, connect
 MINIMUM_VERSION = (6, 2)  # GETEX
 EVICTION_POLICIES = ("volatile-lru", "noeviction")
 """With the first, the sessions that were not used for the longest time go first; with the second, requests get 503."""
+_TEMPORARY = (redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError, redis.ReadOnlyError)
 _PROGRAMS = ("valkey-server", "redis-server")
 
 
@@ -65,6 +66,11 @@ def require_usable(name: str, url: str) -> None:
             print(f"warning {name}: {problem}", file=sys.stderr, flush=True)
     finally:
         close(client)
+
+
+def is_temporary(error: BaseException | None) -> bool:
+    """Whether a command that failed with this error may succeed later without a change of the settings."""
+    return isinstance(error, _TEMPORARY) and not isinstance(error, redis.AuthenticationError)
 
 
 def eviction_problem(client: Any) -> str | None:

@@ -38,7 +38,14 @@ def supports_native_lstm(network: CharRNN) -> bool:
     return True
 
 
-def native_lstm(inputs: Tensor, w_hh: Tensor, h0: Tensor, c0: Tensor, ids: Tensor | None = None) -> tuple[Tensor, ...]:
+def native_lstm(
+    inputs: Tensor,
+    w_hh: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    ids: Tensor | None = None,
+    starts: Tensor | None = None,
+) -> tuple[Tensor, ...]:
     """Run a window through one LSTM layer. All tensors are float32 on a CPU, ids are int64.
 
     Gradients flow into `inputs` and `w_hh` only: backpropagation is truncated at the start of the window.
@@ -49,6 +56,7 @@ def native_lstm(inputs: Tensor, w_hh: Tensor, h0: Tensor, c0: Tensor, ids: Tenso
         h0: The hidden state before the window (B, H).
         c0: The cell state before the window (B, H).
         ids: (B, T) the rows of `inputs` to read.
+        starts: (B, T) bool, where a row begins again from the zero state before the step; no gradient passes there.
 
     Returns:
         h (B, T, H), and c (B, T, H) without a gradient.
@@ -65,7 +73,7 @@ def native_lstm(inputs: Tensor, w_hh: Tensor, h0: Tensor, c0: Tensor, ids: Tenso
         inputs = F.pad(inputs.reshape(*inputs.shape[:-1], 4, hidden), (0, padding)).flatten(-2)
         w_hh = F.pad(w_hh.reshape(4, hidden, hidden), (0, padding, 0, padding)).flatten(0, 1)
         h0, c0 = F.pad(h0, (0, padding)), F.pad(c0, (0, padding))
-    h, c = _NativeLstm.apply(inputs, w_hh, h0, c0, ids)  # type: ignore[no-untyped-call]
+    h, c = _NativeLstm.apply(inputs, w_hh, h0, c0, ids, starts)  # type: ignore[no-untyped-call]
     return h[..., :hidden], c[..., :hidden]
 
 
@@ -79,7 +87,7 @@ def _library() -> tuple[ctypes.CDLL, bytes]:
 class _NativeLstm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, w_hh: Tensor, h0: Tensor, c0: Tensor, ids: Tensor | None
+        ctx: Any, inputs: Tensor, w_hh: Tensor, h0: Tensor, c0: Tensor, ids: Tensor | None, starts: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         hidden = w_hh.shape[1]
         shape = inputs.shape[:2] if ids is None else ids.shape
@@ -87,7 +95,9 @@ class _NativeLstm(torch.autograd.Function):
         ids = None if ids is None else ids.contiguous()
         h, c = inputs.new_empty(*shape, hidden), inputs.new_empty(*shape, hidden)
         gates = inputs.new_empty(*shape, 4 * hidden)
-        saved = {"ids": ids, "inputs": inputs, "weights": w_hh, "h0": h0, "c0": c0, "h": h, "c": c, "gates": gates}
+        starts = None if starts is None else starts.contiguous()
+        saved = {"ids": ids, "inputs": inputs, "weights": w_hh, "h0": h0, "c0": c0, "starts": starts}
+        saved |= {"h": h, "c": c, "gates": gates}
         _call("lh_lstm_forward", h.shape, saved)
         ctx.save_for_backward(*saved.values())
         ctx.mark_non_differentiable(c)
@@ -95,15 +105,18 @@ class _NativeLstm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        ids, inputs, w_hh, h0, c0, h, c, gates = ctx.saved_tensors
-        saved = {"ids": ids, "inputs": inputs, "weights": w_hh, "h0": h0, "c0": c0, "h": h, "c": c, "gates": gates}
+        ids, inputs, w_hh, h0, c0, starts, h, c, gates = ctx.saved_tensors
+        saved = {"ids": ids, "inputs": inputs, "weights": w_hh, "h0": h0, "c0": c0, "starts": starts}
+        saved |= {"h": h, "c": c, "gates": gates}
         d_gates = torch.empty_like(gates)
         d_inputs = None if ids is None else torch.zeros_like(inputs)
         saved |= {"d_h": gradients[0].contiguous(), "d_gates": d_gates, "d_inputs": d_inputs}
         _call("lh_lstm_backward", h.shape, saved)
         h_before = torch.cat([h0.unsqueeze(1), h[:, :-1]], dim=1)  # (B, T, H)
+        if starts is not None:
+            h_before.masked_fill_(starts[..., None], 0.0)
         d_w_hh = d_gates.flatten(0, 1).t() @ h_before.flatten(0, 1)
-        return d_gates if d_inputs is None else d_inputs, d_w_hh, None, None, None
+        return d_gates if d_inputs is None else d_inputs, d_w_hh, None, None, None, None
 
 
 def _call(function: str, shape: torch.Size, tensors: dict[str, Tensor | None]) -> None:

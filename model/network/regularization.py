@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import TrainConfig
@@ -23,7 +23,13 @@ _PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def regularized_forward(
-    network: CharRNN, ids: Tensor, state: State, config: TrainConfig, generator: torch.Generator, native: bool = False
+    network: CharRNN,
+    ids: Tensor,
+    state: State,
+    config: TrainConfig,
+    generator: torch.Generator,
+    native: bool = False,
+    starts: Tensor | None = None,
 ) -> tuple[Tensor, State]:
     """Run a window of characters under the regularization of a training run.
 
@@ -38,6 +44,7 @@ def regularized_forward(
         config: The probabilities.
         generator: The source of all random numbers.
         native: Whether to compute each layer with `native_lstm`; see `supports_native_lstm`.
+        starts: (B, T) bool, where a row begins a new text: its state is the zero state before that character.
 
     Returns:
         The logits (B, T, V) of the character after each, and the state after the window.
@@ -58,7 +65,9 @@ def regularized_forward(
             weights[1] = weights[1] * dropout_mask(tuple(weights[1].shape), config.weight_drop, generator)
         layer_state = [s[layer : layer + 1] for s in state]  # S of (1, B, H)
         if native:
-            x, new_state = _native_layer(x, layer_state, weights, ids if by_id and layer == 0 else None)
+            x, new_state = _native_layer(x, layer_state, weights, ids if by_id and layer == 0 else None, starts)
+        elif starts is not None:
+            x, new_state = _torch_layer_with_starts(network.config.cell, x, layer_state, weights, starts)
         else:
             x, new_state = _torch_layer(network.config.cell, x, layer_state, weights)
         new_states.append(new_state)
@@ -78,12 +87,49 @@ def _torch_layer(cell: str, x: Tensor, state: list[Tensor], weights: list[Tensor
     return out, (h,)
 
 
-def _native_layer(x: Tensor, state: list[Tensor], weights: list[Tensor], ids: Tensor | None) -> tuple[Tensor, State]:
+def _torch_layer_with_starts(
+    cell: str, x: Tensor, state: list[Tensor], weights: list[Tensor], starts: Tensor
+) -> tuple[Tensor, State]:
+    """Run a window whose rows begin again at `starts` through one layer.
+
+    torch's layers cannot reset a row inside a window. So each row is cut at its starts, the pieces are padded to equal
+    lengths and read side by side, and their outputs are put back in their places.
+    """
+    n_rows, n_steps = starts.shape
+    begins = starts.clone()
+    begins[:, 0] = True
+    rows, first = begins.nonzero(as_tuple=True)  # (P,) the row and the first step of each piece, row by row
+    piece_of = begins.flatten().cumsum(0).view(n_rows, n_steps) - 1  # (B, T)
+    offsets = torch.arange(n_steps, device=x.device)[None, :] - first[piece_of]  # (B, T) within the piece
+    lengths = torch.bincount(piece_of.flatten(), minlength=len(rows))
+    padded = x.new_zeros(len(rows), int(lengths.max()), x.shape[2]).index_put((piece_of, offsets), x)
+    carried = (~starts[rows, first])[None, :, None]  # pieces that continue what the window before ended with
+    initial = [torch.where(carried, s[:, rows], 0.0).contiguous() for s in state]
+    packed = nn.utils.rnn.pack_padded_sequence(padded, lengths.cpu(), batch_first=True, enforce_sorted=False)
+    order = packed.sorted_indices
+    initial = [s.index_select(1, order) for s in initial]
+    options: tuple[Any, ...] = (weights, True, 1, 0.0, True, False)
+    data, batch_sizes = packed.data, packed.batch_sizes
+    if cell == "lstm":
+        out, *after = torch.lstm(data, batch_sizes, initial, *options)
+    else:
+        function = torch.gru if cell == "gru" else torch.rnn_tanh
+        out, *after = function(data, batch_sizes, initial[0], *options)
+    packed_out = nn.utils.rnn.PackedSequence(out, batch_sizes, order, packed.unsorted_indices)
+    outputs, _ = nn.utils.rnn.pad_packed_sequence(packed_out, batch_first=True)  # (P, longest, H)
+    last = piece_of[:, -1]
+    assert packed.unsorted_indices is not None
+    return outputs[piece_of, offsets], tuple(s[:, packed.unsorted_indices][:, last] for s in after)
+
+
+def _native_layer(
+    x: Tensor, state: list[Tensor], weights: list[Tensor], ids: Tensor | None, starts: Tensor | None
+) -> tuple[Tensor, State]:
     """Run a window through one lstm layer by the native code; with `ids` (B, T), x (V, E) has one row per id."""
     w_ih, w_hh, b_ih, b_hh = weights
     # Times one, so that each bias has a gradient tensor of its own: gradients are summed and clipped in place.
     bias = b_ih + 1.0 * b_hh
-    h, c = native_lstm(F.linear(x, w_ih, bias), w_hh, state[0][0], state[1][0], ids)
+    h, c = native_lstm(F.linear(x, w_ih, bias), w_hh, state[0][0], state[1][0], ids, starts)
     return h, (h[None, :, -1], c[None, :, -1])
 
 

@@ -61,6 +61,7 @@ typedef struct {
     const float *inputs;  /* (V, 4 hidden), by id: what the input adds to i, f, g, o, with all biases */
     const float *weights; /* (4 hidden, hidden), recurrent */
     const float *h0, *c0; /* (rows, hidden) */
+    const uint8_t *starts; /* (rows, steps): not 0 where a row begins again from the zero state; or NULL */
     float *h, *c;         /* (rows, steps, hidden), after each step */
     float *gates;         /* (rows, steps, 4 hidden), activated */
     const float *d_h;     /* (rows, steps, hidden): the derivatives of the loss with respect to h */

@@ -67,6 +67,58 @@ def test_the_training_pass_is_the_same_either_way(knobs: dict[str, float], vocab
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_no_value_and_no_gradient_passes_a_start() -> None:
+    """A row that begins again inside a window gives what its two halves give alone, from the zero state."""
+    torch.manual_seed(1)
+    rows, steps, hidden, cut = 5, 9, 16, 4
+    inputs, w_hh = torch.randn(rows, steps, 4 * hidden), torch.randn(4 * hidden, hidden)
+    h0, c0, zero = torch.randn(rows, hidden), torch.randn(rows, hidden), torch.zeros(rows, hidden)
+    starts = torch.zeros(rows, steps, dtype=torch.bool)
+    starts[:, cut] = True
+    towards = torch.randn(rows, steps, hidden)
+
+    given = [inputs.requires_grad_(), w_hh.requires_grad_()]
+    h, _ = native_lstm(inputs, w_hh, h0, c0, starts=starts)
+    whole = torch.autograd.grad((h * towards).sum(), given)
+    first, _ = native_lstm(inputs[:, :cut], w_hh, h0, c0)
+    second, _ = native_lstm(inputs[:, cut:], w_hh, zero, zero)
+    halves = torch.cat([first, second], dim=1)
+    assert torch.equal(h, halves)
+    for ours, theirs in zip(whole, torch.autograd.grad((halves * towards).sum(), given), strict=True):
+        assert far(ours, theirs) < 1e-6
+    assert torch.equal(native_lstm(inputs, w_hh, h0, c0, starts=torch.zeros_like(starts))[0][:, :cut], first)
+
+
+@pytest.mark.parametrize(("cell", "native"), [("lstm", False), ("lstm", True), ("gru", False), ("rnn", False)])
+def test_rows_that_begin_again_are_read_as_texts_of_their_own(cell: str, native: bool) -> None:
+    """Logits, states and gradients are those of the pieces, each read alone; torch's layers and the native one."""
+    torch.manual_seed(2)
+    network = CharRNN(ModelConfig(12, n_hidden=20, n_layers=2, n_embed=8, cell=cell)).train()  # type: ignore[arg-type]
+    ids, config = torch.randint(12, (4, 15)), TrainConfig(reset=0.0)
+    starts = torch.rand(4, 15) < 0.25
+    starts[0], starts[1, 0] = False, True
+    state = tuple(torch.randn(2, 4, 20) * 0.3 for _ in range(network.config.state_tensors))
+    logits, after = regularized_forward(network, ids, state, config, torch.Generator(), native, starts)
+    rows, states = [], []
+    for row in range(4):
+        now, pieces = tuple(s[:, row : row + 1] for s in state), []
+        bounds = sorted({0, 15, *starts[row].nonzero().flatten().tolist()})
+        for a, b in zip(bounds, bounds[1:], strict=False):
+            now = network.zero_state(1) if bool(starts[row, a]) else now
+            out, now = network(ids[row : row + 1, a:b], now)
+            pieces.append(out)
+        rows.append(torch.cat(pieces, dim=1))
+        states.append(now)
+    expected = torch.cat(rows)
+    assert torch.allclose(logits, expected, atol=1e-5)
+    for ours, theirs in zip(after, zip(*states, strict=True), strict=True):
+        assert torch.allclose(ours, torch.cat(theirs, dim=1), atol=1e-5)
+    weights = list(network.parameters())
+    got = torch.autograd.grad(logits.square().mean(), weights)
+    for ours, theirs in zip(got, torch.autograd.grad(expected.square().mean(), weights), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_other_cells_and_types_are_not_supported() -> None:
     """They are trained with torch's layers."""
     assert supports_native_lstm(CharRNN(ModelConfig(5, n_hidden=4)))

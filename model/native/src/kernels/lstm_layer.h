@@ -23,6 +23,7 @@ typedef struct {
     float *rows[2];             /* (LSTM_ROWS, stride): h before and after a step; backwards, the gates' derivatives */
     float *carried;             /* (LSTM_ROWS, hidden + 16): backwards, dL/dh of the step after; written by 16 */
     float *cell;                /* (LSTM_ROWS, hidden): backwards, dL/dc */
+    float *zero;                /* (hidden): the state of a text that has not begun */
     zrow z[LSTM_ROWS];
     void *memory;
 } lstm_scratch_t;
@@ -40,7 +41,7 @@ static float *take(char **at, size_t floats)
 static int lstm_scratch_open(lstm_scratch_t *s, int hidden)
 {
     size_t wide = stride_of(4 * hidden), matrix = (size_t)4 * hidden * (size_t)((hidden + 15) / 16 * 16);
-    size_t floats = matrix + 2 * LSTM_ROWS * wide + 2 * LSTM_ROWS * (size_t)(hidden + 16) + 256;
+    size_t floats = matrix + 2 * LSTM_ROWS * wide + (2 * LSTM_ROWS + 1) * (size_t)(hidden + 16) + 256;
     if (posix_memalign(&s->memory, 64, floats * sizeof(float))) return 0;
     char *at = s->memory;
     s->packed = take(&at, matrix);
@@ -48,7 +49,15 @@ static int lstm_scratch_open(lstm_scratch_t *s, int hidden)
     s->rows[1] = take(&at, LSTM_ROWS * wide);
     s->carried = take(&at, LSTM_ROWS * (size_t)(hidden + 16));
     s->cell = take(&at, LSTM_ROWS * (size_t)hidden);
+    s->zero = take(&at, (size_t)hidden);
+    memset(s->zero, 0, (size_t)hidden * sizeof(float));
     return 1;
+}
+
+/* Whether a row begins again from the zero state at step t. */
+static int starts_at(const lh_lstm_layer *w, int row, int t)
+{
+    return w->starts && w->starts[(size_t)row * w->steps + t];
 }
 
 /* Pointers to `rows` compact rows, never fewer than a tile takes. */
@@ -84,6 +93,7 @@ static void forward_rows(const lh_lstm_layer *w, lstm_scratch_t *s, int first, i
         float *now = s->rows[~t & 1];
         for (int r = 0; r < count; r++) {
             size_t at = (size_t)(first + r) * steps + t;
+            if (starts_at(w, first + r, t)) memset(s->rows[t & 1] + r * stride, 0, H * sizeof(float));
             from[r] = w->inputs + (w->ids ? (size_t)w->ids[at] : at) * 4 * H;
         }
         const float *panel = s->packed;
@@ -96,6 +106,7 @@ static void forward_rows(const lh_lstm_layer *w, lstm_scratch_t *s, int first, i
             for (int r = 0; r < count; r++) {
                 size_t at = (size_t)(first + r) * steps + t;
                 const float *z = s->z[r].f, *before = t ? w->c + (at - 1) * H : w->c0 + (first + r) * H;
+                if (starts_at(w, first + r, t)) before = s->zero;
                 vf i = vf_sigmoid(vf_load(z)), f = vf_sigmoid(vf_load(z + 8));
                 vf g = vf_tanh(vf_load(z + 16)), o = vf_sigmoid(vf_load(z + 24));
                 vf c = vf_fma(f, vf_load(before + u), vf_mul(i, g));
@@ -125,11 +136,13 @@ static void pack_backward(const float *w, int hidden, float *to)
 
 /* The derivatives of one row's sums at step t. `carried` and `cell` are dL/dh and dL/dc from the step after; `cell` is
  * moved on to this step. */
-static void gates_backward(const lh_lstm_layer *w, int row, int t, const float *carried, float *cell, float *to)
+static void gates_backward(const lh_lstm_layer *w, const float *zero, int row, int t, const float *carried,
+                           float *cell, float *to)
 {
     const size_t H = (size_t)w->hidden, at = (size_t)row * w->steps + t;
     const float *gates = w->gates + at * 4 * H, *c = w->c + at * H, *d_h = w->d_h + at * H;
-    const float *before = t ? c - H : w->c0 + row * H;
+    const int starts = starts_at(w, row, t);
+    const float *before = starts ? zero : t ? c - H : w->c0 + row * H;
     float *out = w->d_gates + at * 4 * H;
     float *sum = w->d_inputs ? w->d_inputs + (size_t)w->ids[at] * 4 * H : NULL;
     const vf one = vf_all(1.0f), minus = vf_all(-1.0f); /* an fma with one is a sum */
@@ -145,7 +158,7 @@ static void gates_backward(const lh_lstm_layer *w, int row, int t, const float *
         d[1] = vf_mul(vf_mul(dc, vf_load(before + u)), vf_mul(f, ONE_MINUS(f)));
         d[2] = vf_mul(vf_mul(dc, i), ONE_MINUS_SQUARE(g));
         d[3] = vf_mul(vf_mul(dh, tanh_c), vf_mul(o, ONE_MINUS(o)));
-        vf_store(cell + u, vf_mul(dc, f));
+        vf_store(cell + u, starts ? vf_all(0.0f) : vf_mul(dc, f));
         for (int gate = 0; gate < 4; gate++) {
             size_t place = (size_t)gate * H + u;
             vf_store(to + place, d[gate]);
@@ -166,7 +179,7 @@ static void backward_rows(const lh_lstm_layer *w, lstm_scratch_t *s, int first, 
     for (int t = w->steps - 1; t >= 0; t--) {
         const float *a[LSTM_ROWS], *panel = s->packed;
         for (int r = 0; r < count; r++)
-            gates_backward(w, first + r, t, s->carried + r * carried, s->cell + r * H, s->rows[0] + r * stride);
+            gates_backward(w, s->zero, first + r, t, s->carried + r * carried, s->cell + r * H, s->rows[0] + r * stride);
         if (!t) break; /* backpropagation is truncated here */
         const int rows = row_pointers(a, s->rows[0], stride, count);
         for (int u = 0; u < hidden; u += BLOCK, panel += 4 * H * BLOCK) {
@@ -175,7 +188,8 @@ static void backward_rows(const lh_lstm_layer *w, lstm_scratch_t *s, int first, 
             multiply_segment(0, (const void *const *)a, NULL, rows, 4 * hidden, (const char *)panel, 0, 1, s->z);
             for (int r = 0; r < count; r++)
                 for (int v = 0; v < BLOCK; v += LANES)
-                    vf_store(s->carried + r * carried + u + v, vf_load(s->z[r].f + v));
+                    vf_store(s->carried + r * carried + u + v,
+                             starts_at(w, first + r, t) ? vf_all(0.0f) : vf_load(s->z[r].f + v));
         }
     }
 }

@@ -8,7 +8,7 @@ and model/ needs no further library for it.
 from __future__ import annotations
 
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 from model.errors import ConfigError
 
@@ -18,7 +18,7 @@ TrainPrecision = Literal["fp32", "bf16", "fp16"]
 WeightPrecision = Literal["fp32", "int8"]
 PrecisionChoice = Literal["auto", "fp32", "int8"]
 Device = Literal["auto", "cpu", "cuda"]
-EvaluationProtocol = Literal["windowed", "stateful", "dynamic"]
+EvaluationProtocol = Literal["windowed", "stateful", "dynamic", "items"]
 
 WEIGHT_PRECISIONS: tuple[WeightPrecision, ...] = get_args(WeightPrecision)
 """Precisions of the weights in the native CPU stepper."""
@@ -32,8 +32,8 @@ MAX_INT8_COST = 0.001
 DEVICES: tuple[Device, ...] = get_args(Device)
 """Devices that a setting can name; auto is a GPU where there is one."""
 
-PROTOCOLS: tuple[EvaluationProtocol, ...] = get_args(EvaluationProtocol)
-"""Evaluation protocols, see model.evaluation.protocols."""
+PROTOCOLS: tuple[EvaluationProtocol, ...] = ("windowed", "stateful", "dynamic")
+"""Evaluation protocols of texts, see model.evaluation.protocols. Lists have one, "items"."""
 
 _PROTOCOL_LETTERS = dict(zip("abc", PROTOCOLS, strict=True))
 
@@ -196,9 +196,9 @@ def protocol_name(name: str) -> EvaluationProtocol:
         ConfigError: There is no such protocol.
     """
     name = _PROTOCOL_LETTERS.get(name, name)
-    for protocol in PROTOCOLS:
+    for protocol in get_args(EvaluationProtocol):
         if name == protocol:
-            return protocol
+            return cast(EvaluationProtocol, protocol)
     raise ConfigError(field="protocol", value=name, expected=f"one of {', '.join(PROTOCOLS)}, or its letter a, b, c")
 
 

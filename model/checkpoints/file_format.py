@@ -21,14 +21,25 @@ from safetensors.torch import save
 from torch import Tensor
 
 from model.atomic_files import atomic_write
-from model.config import MAX_INT8_COST, ModelConfig, PrecisionChoice, WeightPrecision, protocol_name
+from model.config import (
+    MAX_INT8_COST,
+    EvaluationProtocol,
+    ModelConfig,
+    PrecisionChoice,
+    WeightPrecision,
+    protocol_name,
+)
 from model.errors import CheckpointError, ModelError
 from model.network.char_rnn import CharRNN
+from model.text.items.record import ItemRecord
 from model.text.normalization import normalization_of
 from model.text.vocab import Vocabulary
 
 FORMAT = "longhand-1"
 """The name and version of the layout, in the metadata of every checkpoint."""
+
+_ITEMS = "items."
+"""The beginning of the names of tensors that are no weights: those of an ItemRecord."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,7 @@ class Checkpoint:
     config: ModelConfig
     vocab: Vocabulary
     weights: Mapping[str, Tensor]
-    val_loss: float  # nats per character, stateful protocol
+    val_loss: float  # nats per character, by val_protocol
     val_characters: int  # the number of characters that val_loss was measured on
     step: int
     train_loss: float  # nats per character, running mean over the last windows
@@ -47,6 +58,7 @@ class Checkpoint:
     self_test: str = ""  # text that the trainer generated, see model.checkpoints.self_test; empty: no self-test
     created: str = ""  # UTC, ISO 8601
     int8_cost: float | None = None  # nats per character that int8 weights add; None: not measured
+    items: ItemRecord | None = None  # of a model of a list; None: of a text
 
     @property
     def file_name(self) -> str:
@@ -60,10 +72,17 @@ class Checkpoint:
         return "int8" if self.int8_cost is not None and self.int8_cost <= MAX_INT8_COST else "fp32"
 
     @property
+    def val_protocol(self) -> EvaluationProtocol:
+        """The protocol of val_loss."""
+        return "stateful" if self.items is None else "items"
+
+    @property
     def fingerprint(self) -> str:
         """Sixteen hex digits that identify the weights, the config and the vocabulary."""
         digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
         digest.update(self.vocab.characters.encode("utf-8", "surrogatepass"))
+        if self.vocab.end != "\n":
+            digest.update(b"end" + self.vocab.end.encode())
         for name in sorted(self.weights):
             digest.update(name.encode())
             digest.update(self.weights[name].contiguous().numpy().tobytes())
@@ -74,6 +93,7 @@ class Checkpoint:
         with torch.device("meta"):  # no memory and no random initial values, which cost more than all the rest
             network = CharRNN(self.config)
         network.load_state_dict({name: w.to(dtype, copy=True) for name, w in self.weights.items()}, assign=True)
+        network.item_end = None if self.items is None else self.vocab.start
         return network.eval().requires_grad_(False)
 
     def save(self, folder: Path) -> Path:
@@ -94,7 +114,7 @@ class Checkpoint:
             "run": json.dumps(
                 {
                     "val_loss": self.val_loss,
-                    "val_protocol": "stateful",
+                    "val_protocol": self.val_protocol,
                     "val_characters": self.val_characters,
                     "train_loss": self.train_loss,
                     "step": self.step,
@@ -104,10 +124,14 @@ class Checkpoint:
                     "self_test": self.self_test,
                     "created": stamped.created,
                     "int8_cost": self.int8_cost,
+                    **({"items": self.items.as_dict(), "end": self.vocab.end} if self.items is not None else {}),
                 }
             ),
         }
-        data = save({k: v.detach().cpu().contiguous() for k, v in self.weights.items()}, metadata=metadata)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.weights.items()}
+        if self.items is not None:
+            tensors |= {_ITEMS + name: torch.from_numpy(array) for name, array in self.items.arrays().items()}
+        data = save(tensors, metadata=metadata)
         path = folder / self.file_name
         with atomic_write(path) as file:
             file.write(data)
@@ -148,6 +172,7 @@ class CheckpointInfo:
             "created": run["created"],
             "int8_cost": run.get("int8_cost"),
             "bytes": self.size_bytes,
+            "items": run.get("items"),
         }
 
 
@@ -212,8 +237,8 @@ def load(path: Path) -> Checkpoint:
         run, characters = json.loads(metadata["run"]), json.loads(metadata["vocab"])
         checkpoint = Checkpoint(
             config=ModelConfig(**json.loads(metadata["config"])),
-            vocab=Vocabulary(characters, normalization_of(characters, run.get("normalization"))),
-            weights=weights,
+            vocab=Vocabulary(characters, normalization_of(characters, run.get("normalization")), run.get("end", "\n")),
+            weights={name: tensor for name, tensor in weights.items() if not name.startswith(_ITEMS)},
             val_loss=float(run["val_loss"]),
             val_characters=int(run["val_characters"]),
             step=int(run["step"]),
@@ -223,6 +248,7 @@ def load(path: Path) -> Checkpoint:
             self_test=run.get("self_test", ""),
             created=run["created"],
             int8_cost=None if run.get("int8_cost") is None else float(run["int8_cost"]),
+            items=_item_record(run.get("items"), weights),
         )
     _check_weights(checkpoint, f"checkpoint {path}")
     if checkpoint.fingerprint != metadata.get("fingerprint"):
@@ -233,6 +259,13 @@ def load(path: Path) -> Checkpoint:
             expected=f"{metadata.get('fingerprint')!r} from its metadata",
         )
     return checkpoint
+
+
+def _item_record(values: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> ItemRecord | None:
+    if values is None:
+        return None
+    arrays = {n.removeprefix(_ITEMS): t.numpy() for n, t in tensors.items() if n.startswith(_ITEMS)}
+    return ItemRecord.from_dict(values, arrays)
 
 
 def _check_weights(checkpoint: Checkpoint, name: str) -> None:

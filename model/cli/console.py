@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from model.checkpoints.file_format import Checkpoint
 from model.config import EvaluationProtocol
+from model.evaluation.item_losses import ItemLosses
 from model.evaluation.protocols import bits
 from model.stepper.choose import choose
 from model.text.memory_map import OnProgress
@@ -39,6 +40,15 @@ def print_scores(part: str, n_characters: int, losses: Mapping[EvaluationProtoco
         console.print(f"{part:<6}  ({protocol}) {nats:.4f} nats = {in_bits}, {n_characters:,} characters")
 
 
+def print_item_scores(part: str, losses: ItemLosses) -> None:
+    """Print the loss of the items of a list, in nats per character and per item."""
+    nats, n = losses.per_character, len(losses.nats)
+    console.print(
+        f"{part:<6}  (items) {nats:.4f} nats = {bits(nats):.4f} bits per character, {losses.per_item:.3f} nats = "
+        f"{bits(losses.per_item):.3f} bits per item, {n:,} items of {int(losses.characters.sum()):,} characters"
+    )
+
+
 def print_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Print what a checkpoint is, where it came from and which stepper runs it on this machine."""
     c = checkpoint.config
@@ -51,7 +61,7 @@ def print_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "vocabulary": f"{len(checkpoint.vocab)} characters: {checkpoint.vocab.characters[:100]!r}",
         "text": f"normalization {checkpoint.vocab.normalization}; prompts are normalized in the same way",
         "validation": f"{checkpoint.val_loss:.4f} nats = {bits(checkpoint.val_loss):.4f} bits per character, "
-        f"stateful protocol on {checkpoint.val_characters:,} characters",
+        f"{checkpoint.val_protocol} protocol on {checkpoint.val_characters:,} characters",
         "training": f"{checkpoint.train_loss:.4f} nats at step {checkpoint.step:,}",
         "corpus": f"sha256 {checkpoint.corpus_sha256}",
         "options": ", ".join(f"{k}={v}" for k, v in checkpoint.options.items()),
@@ -59,5 +69,11 @@ def print_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "int8 adds": cost,
         "stepper": f"on this machine's CPU: {stepper}",
     }
+    if (items := checkpoint.items) is not None:
+        rows["items"] = (
+            f"a list, {items.layout.description}: {items.n_train:,} to train on, {items.n_val:,} to validate, "
+            f"{items.val_loss_per_item:.3f} nats = {bits(items.val_loss_per_item):.3f} bits per item; the former "
+            f"are {'known by their hashes' if items.has_novelty else 'not known (--no-novelty)'}"
+        )
     for name, value in rows.items():
         console.print(f"{name:<12}{value}", markup=False)

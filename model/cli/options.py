@@ -15,9 +15,10 @@ from model.config import DEVICES, PRESETS, ModelConfig, TrainConfig
 from model.data_folder import data_folder
 from model.errors import CheckpointError, ConfigError
 from model.network.device import resolve_device
-from model.text.corpus import Corpus
+from model.text.corpus import Corpus, CorpusSizes
 from model.text.default_text import default_text
 from model.text.fitting import FittedConfig, fit_to_text
+from model.text.items.layout import TEXT, ItemLayout
 from model.text.memory_map import read_corpora
 from model.training.run_folder import RunFolder
 
@@ -123,7 +124,12 @@ def check_model_settings(settings: dict[str, Any]) -> None:
 
 
 def load_corpus(
-    files: Sequence[Path], config: TrainConfig, folder: Path, explicit: Collection[str], n_processes: int = 1
+    files: Sequence[Path],
+    config: TrainConfig,
+    folder: Path,
+    explicit: Collection[str],
+    n_processes: int = 1,
+    layout: ItemLayout = TEXT,
 ) -> tuple[Corpus, TrainConfig]:
     """Read and encode the texts, and adapt the settings that nobody set to them.
 
@@ -133,6 +139,7 @@ def load_corpus(
         folder: Large texts are encoded in `folder`/texts.
         explicit: The names of the settings that must not be changed.
         n_processes: How many processes share a batch.
+        layout: Whether the texts are lists.
 
     Returns:
         The corpus, whose notes say what was changed, and the settings that fit it.
@@ -143,13 +150,13 @@ def load_corpus(
     """
     fitted = FittedConfig(config, ())
 
-    def config_of(lengths: Sequence[int], n_distinct: int) -> TrainConfig:
+    def config_of(sizes: CorpusSizes, n_distinct: int) -> TrainConfig:
         nonlocal fitted
-        fitted = fit_to_text(config, lengths, n_distinct, explicit=explicit, n_processes=n_processes)
+        fitted = fit_to_text(config, sizes, n_distinct, explicit=explicit, n_processes=n_processes)
         return fitted.config
 
     with console.encoding() as on_progress:
-        corpus = read_corpora(files or [default_text()], config_of, folder / "texts", on_progress)
+        corpus = read_corpora(files or [default_text()], config_of, folder / "texts", on_progress, layout)
     return replace(corpus, notes=(*corpus.notes, *fitted.notes)), fitted.config
 
 

@@ -8,6 +8,7 @@ import json
 from model import arguments
 from model.checkpoints import file_format
 from model.cli import options
+from model.cli.lists import sample as items
 from model.config import PRECISION_CHOICES
 from model.network.penalties import MAX_LOGIT_BIAS
 from model.network.sampling import MAX_SEED, SamplingParams
@@ -15,6 +16,7 @@ from model.stepper.choose import choose
 from model.stepper.generate import write
 
 _MAX_CHARS = 10**9
+_DEFAULT_CHARS = 500
 
 
 def configure(command: argparse.ArgumentParser) -> None:
@@ -24,8 +26,7 @@ def configure(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-chars",
         type=arguments.number(int, 0, _MAX_CHARS),
-        default=500,
-        help="characters to generate (default 500)",
+        help="characters to generate (default 500); with --items, of the longest item (default: as in training)",
     )
     for p in SamplingParams.fields():
         help = f"{p.help} (default {p.default:g})"
@@ -49,17 +50,22 @@ def configure(command: argparse.ArgumentParser) -> None:
         default="auto",
         help="of the native stepper's weights: fp32, int8 or auto, as the service chooses (default auto)",
     )
+    items.add_items(command)
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the prompt and its continuation, character by character."""
     loaded = file_format.load(options.chosen_checkpoint(args))
     params = SamplingParams.from_attributes(args)
+    if args.items is not None:
+        items.print_items(args, loaded, params)
+        return
     stepper, _ = choose(loaded.network(), n_slots=1, device="cpu", precision=loaded.weight_precision(args.precision))
     prompt = loaded.vocab.normalize(args.prompt)
     loaded.vocab.encode(prompt + "".join(args.logit_bias))  # an error comes before the first character
     print(prompt, end="")
-    for text in write(stepper, loaded.vocab, prompt, args.max_chars, params, args.seed, logit_bias=args.logit_bias):
+    max_chars = _DEFAULT_CHARS if args.max_chars is None else args.max_chars
+    for text in write(stepper, loaded.vocab, prompt, max_chars, params, args.seed, logit_bias=args.logit_bias):
         print(text, end="", flush=True)
     print()
 

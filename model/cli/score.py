@@ -7,6 +7,7 @@ import argparse
 from model import arguments
 from model.checkpoints import file_format
 from model.cli import console, options
+from model.cli.lists import score as items
 from model.config import WEIGHT_PRECISIONS, TrainConfig
 from model.errors import ConfigError
 from model.evaluation import protocols
@@ -36,6 +37,7 @@ def configure(command: argparse.ArgumentParser) -> None:
         "stateful: one pass with the state carried; dynamic: the same by a model that continues to learn, slow "
         "(default windowed,stateful; with --precision, stateful)",
     )
+    items.add_items(command)
     command.add_argument(
         "--precision",
         type=arguments.one_of(WEIGHT_PRECISIONS),
@@ -51,6 +53,9 @@ def run(args: argparse.Namespace) -> None:
         expected = f"stateful with precision {args.precision}: a stepper reads the text in one pass"
         raise ConfigError(field="protocols", value=args.protocols, expected=expected)
     loaded = file_format.load(options.chosen_checkpoint(args))
+    if loaded.items is not None or args.each or args.above is not None or args.items not in (None, "auto", "text"):
+        items.run(args, loaded)
+        return
     ids = _part_of_text(args, loaded)
     network = loaded.network()
     if args.precision:

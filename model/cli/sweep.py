@@ -8,6 +8,7 @@ from model import arguments
 from model.atomic_files import remove_abandoned
 from model.checkpoints import file_format, registry
 from model.cli import console, options, training_console
+from model.cli.lists import options as list_options
 from model.config import ModelConfig, TrainConfig
 from model.training.learner import choose_workers
 
@@ -18,6 +19,7 @@ _MAX_RUNS = 10**6
 def configure(command: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     options.add_training(command, minutes_help=f"the budget of the whole sweep (default {_MINUTES:g})")
+    list_options.add_layout(command)
     command.add_argument(
         "--runs",
         type=arguments.number(int, 1, _MAX_RUNS),
@@ -51,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
     options.check_model_settings(settings)
     remove_abandoned(store)
     choose_workers(config, device, world_size=1)  # an error comes before a large text is read
-    corpus, config = options.load_corpus(args.corpus, config, store, options.explicit_settings(args))
+    explicit, layout = options.explicit_settings(args), list_options.item_layout(args)
+    corpus, config = options.load_corpus(args.corpus, config, store, explicit, layout=layout)
     training_console.print_notes(corpus)
     model = ModelConfig(vocab_size=len(corpus.vocab), **options.fields_of(ModelConfig, settings))
     sweep = Sweep(corpus, model, config, store, study=args.study, storage=args.storage, device=device)

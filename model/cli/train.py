@@ -12,8 +12,12 @@ from typing import Any
 from model.atomic_files import remove_abandoned
 from model.checkpoints import file_format, registry
 from model.cli import console, options, training_console
+from model.cli.lists import options as list_options
 from model.config import ModelConfig, TrainConfig
 from model.evaluation import protocols
+from model.evaluation.item_losses import item_losses
+from model.text.default_text import default_text
+from model.text.memory_map import detect_layout
 from model.training.distributed import Distributed, process_group
 from model.training.learner import choose_workers
 from model.training.loop import fit
@@ -26,6 +30,7 @@ _SAMPLE_CHARS = 120
 def configure(command: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     options.add_training(command)
+    list_options.add_layout(command)
     command.add_argument("--no-promote", action="store_true", help="do not make it the model that is served")
     command.add_argument("--resume", type=Path, metavar="RUN", help="continue an interrupted run: the run's folder")
     command.add_argument("--warm-start", type=Path, metavar="CHECKPOINT", help="start with this checkpoint's weights")
@@ -53,7 +58,9 @@ def _train(args: argparse.Namespace, distributed: Distributed, device: str) -> N
         shape |= options.fields_of(ModelConfig, options.explicit_settings(args))
         check_shape(warm_start.config, ModelConfig(**shape))
     explicit = settings if args.resume else options.explicit_settings(args)  # a resumed run keeps what it was
-    corpus, config = options.load_corpus(files, config, folder, explicit, distributed.world_size)
+    saved_layout = RunFolder(args.resume).settings()["metadata"].get("layout", {"items": "text"}) if args.resume else {}
+    layout = detect_layout(files or [default_text()], list_options.item_layout(args, saved_layout))
+    corpus, config = options.load_corpus(files, config, folder, explicit, distributed.world_size, layout)
     model = ModelConfig(**{**shape, "vocab_size": len(corpus.vocab)})
     run: Path | None = args.resume or (new_run_folder(folder / "runs") if distributed.is_main else None)
     fit_options: dict[str, Any] = {
@@ -66,6 +73,7 @@ def _train(args: argparse.Namespace, distributed: Distributed, device: str) -> N
         "metadata": {
             "corpus": [str(file.resolve()) for file in files],
             "checkpoint_folder": str(folder.resolve()),
+            "layout": layout.as_dict(),
         },
     }
     if not distributed.is_main:
@@ -86,9 +94,13 @@ def _train(args: argparse.Namespace, distributed: Distributed, device: str) -> N
         registry.promote(path)
     best_val_loss = min((v.val_loss for v in RunFolder(run).validations()), default=math.inf)
     training_console.print_result(checkpoint, path, run=run, best_val_loss=best_val_loss, promoted=not args.no_promote)
-    if len(corpus.test) and not interruptible.requested:
-        loss = protocols.loss(checkpoint.network(), corpus.test)
-        console.print_scores("test", len(corpus.test) - 1, {"stateful": loss})
+    if not len(corpus.test) or interruptible.requested:
+        return
+    if corpus.item_end is not None:
+        console.print_item_scores("test", item_losses(checkpoint.network(), corpus.test, corpus.item_end))
+        return
+    loss = protocols.loss(checkpoint.network(), corpus.test)
+    console.print_scores("test", len(corpus.test) - 1, {"stateful": loss})
 
 
 def _signals(distributed: Distributed) -> list[signal.Signals]:

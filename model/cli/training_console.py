@@ -61,9 +61,15 @@ def print_notes(corpus: Corpus) -> None:
 def _print_setup(corpus: Corpus, model: ModelConfig, setup: TrainingSetup) -> None:
     print_notes(corpus)
     test = f", {len(corpus.test):,} more are the test part" if len(corpus.test) else ""
+    part = f"the validation part is the last {len(corpus.val):,}{test}"
+    if (items := corpus.items) is not None:
+        test = f", {items.n_test:,} are the test part" if items.n_test else ""
+        part = (
+            f"{items.n_train:,} items are the training part, {items.n_val:,} the validation part{test} (by a hash of "
+            "the item); every loss counts an item's end as a character"
+        )
     console.print(
-        f"corpus  {corpus.n_characters:,} characters, {len(corpus.vocab)} distinct; "
-        f"the validation part is the last {len(corpus.val):,}{test}\n"
+        f"corpus  {corpus.n_characters:,} characters, {len(corpus.vocab)} distinct; {part}\n"
         f"model   {model.cell} {model.n_layers} x {model.n_hidden}, {model.n_parameters:,} parameters, "
         f"{model.n_parameters / corpus.n_characters:.2f} for each character"
     )
@@ -80,9 +86,10 @@ def _status(report: Progress) -> str:
 def _print_validation(report: Progress) -> None:
     assert report.val_loss is not None
     mark = " (best)" if report.is_best else ""
+    per_item = "" if report.val_loss_per_item is None else f", {bits(report.val_loss_per_item):.2f} bits per item"
     console.print(
         f"        step {report.step:,}: train {report.train_loss:.4f}, validation {report.val_loss:.4f} nats = "
-        f"{bits(report.val_loss):.4f} bits per character{mark}, {report.chars_per_s:,.0f} chars/s, "
+        f"{bits(report.val_loss):.4f} bits per character{per_item}{mark}, {report.chars_per_s:,.0f} chars/s, "
         f"{report.elapsed_s:.0f} s"
     )
     if report.sample is not None:
@@ -157,9 +164,11 @@ def print_result(checkpoint: Checkpoint, path: Path, *, run: Path, best_val_loss
         best_val_loss: The lowest loss of the validations during the run, in nats per character.
         promoted: Whether it was promoted.
     """
+    items = checkpoint.items
+    per_item = f", {bits(items.val_loss_per_item):.3f} bits per item" if items is not None else ""
     console.print(
         f"best    validation {checkpoint.val_loss:.4f} nats = {bits(checkpoint.val_loss):.4f} bits per character, "
-        f"stateful protocol on {checkpoint.val_characters:,} characters\n"
+        f"{checkpoint.val_protocol} protocol on {checkpoint.val_characters:,} characters{per_item}\n"
         f"saved   {path}{' (promoted: it will be served)' if promoted else ''}\n"
         f"curves  python -m model plot {run}",
         markup=False,

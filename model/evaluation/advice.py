@@ -14,7 +14,7 @@ from typing import Self
 
 from model.config import ModelConfig, TrainConfig
 from model.evaluation.validation import Validation
-from model.text.corpus import Corpus
+from model.text.corpus import Corpus, CorpusItems
 
 _MANY_PER_CHARACTER = 3.0  # parameters; char-rnn's README advises the same order of magnitude as the characters
 _FEW_PER_CHARACTER = 0.05
@@ -28,6 +28,11 @@ _MIN_VALIDATIONS = 3  # before a rule on overfitting or underfitting applies
 _MIN_VALIDATIONS_TO_IMPROVE = 4
 _LAST_DROP = 0.1  # part of the whole decrease that the last validation still brought
 _LOSS_SPIKE = 0.3  # nats between two validations
+_FEW_ITEMS = 1000  # different ones: fewer can be learned by heart before anything general is learned
+_MANY_DUPLICATES = 0.5  # part of the items
+_FEW_PATTERNS = 0.2  # different items when digits are taken for the same, of the different items
+_UNEQUAL_LENGTHS = 20.0  # the longest item to the mean one
+_SMALL_VALIDATION_ITEMS = 100
 _UNSTABLE_STATE = 0.15  # nats that the whole part lies above a sample of it: ten standard errors of a small part
 
 
@@ -40,11 +45,13 @@ class TrainingSetup:
     n_val: int  # characters of the validation part
     vocab_size: int
     dropout: float
+    items: CorpusItems | None = None  # of a list
 
     @classmethod
     def of(cls, model: ModelConfig, config: TrainConfig, corpus: Corpus) -> Self:
         """Return the numbers of a run of this model on this corpus."""
-        return cls(model.n_parameters, len(corpus.train), len(corpus.val), len(corpus.vocab), config.dropout)
+        n_train, n_val, vocab_size = len(corpus.train), len(corpus.val), len(corpus.vocab)
+        return cls(model.n_parameters, n_train, n_val, vocab_size, config.dropout, corpus.items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +123,55 @@ def _rare_characters(s: TrainingSetup) -> str | None:
     return (
         f"rare characters: {s.vocab_size:,} distinct ones in {s.n_train:,}, each seen {s.n_train / s.vocab_size:.0f} "
         "times on average, too seldom to be learned well; use more text, or a text with fewer distinct characters"
+    )
+
+
+def _few_items(s: TrainingSetup) -> str | None:
+    if s.items is None or s.items.n_distinct >= _FEW_ITEMS:
+        return None
+    return (
+        f"few items: {s.items.n_distinct:,} different ones can be learned by heart, and then nothing new is "
+        f"generated; use more items, a smaller n_hidden or more dropout (now {s.dropout:g})"
+    )
+
+
+def _duplicate_items(s: TrainingSetup) -> str | None:
+    if s.items is None:
+        return None
+    n = s.items.n_train + s.items.n_val + s.items.n_test
+    if n - s.items.n_distinct < _MANY_DUPLICATES * n:
+        return None
+    return (
+        f"duplicate items: {n - s.items.n_distinct:,} of {n:,} items equal another one, so the losses are mostly "
+        "those of frequent items; if their frequency means nothing, try duplicates = drop"
+    )
+
+
+def _items_that_differ_in_digits(s: TrainingSetup) -> str | None:
+    if s.items is None or s.items.n_patterns >= _FEW_PATTERNS * s.items.n_distinct:
+        return None
+    return (
+        f"items that differ in digits: {s.items.n_distinct:,} different items are {s.items.n_patterns:,} when digits "
+        "are taken for the same, so equal texts with other numbers are in both parts, and the validation loss says "
+        "little about new texts; replace the numbers by a placeholder, or split by a group column"
+    )
+
+
+def _unequal_lengths(s: TrainingSetup) -> str | None:
+    if s.items is None or s.items.longest < _UNEQUAL_LENGTHS * max(1.0, s.items.mean_length):
+        return None
+    return (
+        f"unequal lengths: the longest item has {s.items.longest:,} characters, the mean {s.items.mean_length:.0f}; "
+        "is it one item? Try another separator, a smaller max_item_chars with long_items = cut, or skip"
+    )
+
+
+def _few_validation_items(s: TrainingSetup) -> str | None:
+    if s.items is None or s.items.n_val >= _SMALL_VALIDATION_ITEMS:
+        return None
+    return (
+        f"few validation items: ranks among {s.items.n_val:,} items are no finer than {100 / max(1, s.items.n_val):.1f}"
+        "%; use more items, or a larger val_fraction"
     )
 
 
@@ -197,6 +253,11 @@ _SETUP_RULES: dict[str, Callable[..., str | None]] = {
     "few_parameters": _few_parameters,
     "small_validation_part": _small_validation_part,
     "rare_characters": _rare_characters,
+    "few_items": _few_items,
+    "duplicate_items": _duplicate_items,
+    "items_that_differ_in_digits": _items_that_differ_in_digits,
+    "unequal_lengths": _unequal_lengths,
+    "few_validation_items": _few_validation_items,
 }
 _LOSS_RULES: dict[str, Callable[..., str | None]] = {
     "overfitting": _overfitting,

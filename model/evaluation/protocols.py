@@ -6,6 +6,8 @@ stateful  (letter b)  one pass over the whole part, the state carried from chara
                       does, and the protocol of every loss that is not labelled otherwise.
 dynamic   (letter c)  the stateful pass by a model that continues to learn from the text it has read: see
                       model.evaluation.dynamic_evaluation.
+items               of the items of a list, each alone and its end counted as a character: see
+                    model.evaluation.item_losses.
 """
 
 from __future__ import annotations
@@ -125,6 +127,8 @@ def parse_protocols(text: str) -> tuple[EvaluationProtocol, ...]:
     names = list(text) if letters_only else [part.strip() for part in text.split(",")]
     try:
         parsed = {protocol_name(name) for name in names}
+        if not parsed <= set(PROTOCOLS):
+            raise ConfigError("the protocol of lists, which a text has not", field="protocol")
     except ConfigError as e:
         expected = f"{', '.join(PROTOCOLS)} separated by commas, or their letters a, b, c"
         raise ConfigError(field="protocols", value=text, expected=expected) from e

@@ -29,5 +29,6 @@ class Validation:
     step: int
     elapsed_s: float
     train_loss: float  # running mean over the last windows
-    val_loss: float  # stateful protocol, on a sample of the validation part
+    val_loss: float  # stateful protocol, of a list the items protocol, on a sample of the validation part
     is_best: bool = False  # no validation before it had a lower loss
+    val_loss_per_item: float | None = None  # nats per item of a list

@@ -62,6 +62,7 @@ class ModelArrays(ctypes.Structure):
         ("slots", ctypes.c_int32),
         ("is_int8", ctypes.c_int32),
         ("threads", ctypes.c_int32),
+        ("item_end", ctypes.c_int32),
         ("weights", POINTER * (MAX_LAYERS + 1)),
         ("initial", POINTER * (MAX_LAYERS + 1)),
         ("scale", POINTER * (MAX_LAYERS + 1)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -17,12 +19,17 @@ class CharRNN(nn.Module):
     Initial values: recurrent matrices orthogonal per gate (Saxe et al., 2014), so that signals neither vanish nor
     explode at the start; the bias of the lstm's forget gate is 1 (Jozefowicz et al., 2015), so that it keeps its state
     until it has learned what to forget.
+
+    Attributes:
+        item_end: The id that ends an item of a list: before it is read, the state is set to zero, so that an item does
+            not depend on those before it. None: the network is of a text, and its state is never reset.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         """Create the layers with initial values from torch's global generator."""
         super().__init__()
         self.config = config
+        self.item_end: int | None = None
         rnn_class = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[config.cell]
         self.embedding = nn.Embedding(config.vocab_size, config.n_embed)
         self.rnn = rnn_class(config.n_embed, config.n_hidden, config.n_layers, batch_first=True)
@@ -60,6 +67,19 @@ class CharRNN(nn.Module):
         Returns:
             The logits (B, T, V) of the character after each, and the state after the window.
         """
+        if self.item_end is None:
+            return self._read(ids, state)
+        starts = ids == self.item_end
+        cuts = [*starts.any(dim=0).nonzero().flatten().tolist(), ids.shape[1]]
+        logits = []
+        for first, last in pairwise(cuts if cuts[0] == 0 else [0, *cuts]):
+            state = tuple(torch.where(starts[None, :, first, None], 0.0, s) for s in state)
+            part, state = self._read(ids[:, first:last], state)
+            logits.append(part)
+        return torch.cat(logits, dim=1), state
+
+    def _read(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
+        """Run a window in which no item begins."""
         x = self.embedding(ids)  # (B, T, E)
         if self.config.cell == "lstm":
             out, new_state = self.rnn(x, state)  # (B, T, H)

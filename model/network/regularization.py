@@ -55,7 +55,7 @@ def regularized_forward(
     x = network.embedding.weight if by_id else network.embedding(ids)  # (V, E) or (B, T, E)
     if config.embed_dropout:
         x = x * dropout_mask((n_rows, 1, x.shape[2]), config.embed_dropout, generator)
-    if config.reset:
+    if config.reset and starts is None:
         draws = torch.rand((1, n_rows, 1), generator=generator, device=ids.device)
         state = tuple(torch.where(draws < config.reset, 0.0, s) for s in state)
     new_states = []
@@ -107,6 +107,7 @@ def _torch_layer_with_starts(
     initial = [torch.where(carried, s[:, rows], 0.0).contiguous() for s in state]
     packed = nn.utils.rnn.pack_padded_sequence(padded, lengths.cpu(), batch_first=True, enforce_sorted=False)
     order = packed.sorted_indices
+    assert order is not None
     initial = [s.index_select(1, order) for s in initial]
     options: tuple[Any, ...] = (weights, True, 1, 0.0, True, False)
     data, batch_sizes = packed.data, packed.batch_sizes

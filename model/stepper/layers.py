@@ -21,6 +21,7 @@ class Layers:
     def __init__(self, network: CharRNN, dtype: torch.dtype, device: torch.device) -> None:
         """Copy a network's weights to a device."""
         self.config = config = network.config
+        self._item_end = network.item_end
         self._layers = [
             {
                 kind: getattr(network.rnn, f"{kind}_l{layer}").detach().to(device, dtype)
@@ -36,7 +37,7 @@ class Layers:
         self.state_shape = (config.state_tensors, config.n_layers, config.n_hidden)  # (S, L, H)
 
     def advance(self, ids: Tensor, state: Tensor, tile: int) -> Tensor:
-        """Feed one id to each row.
+        """Feed one id to each row; the end of an item first sets the row's state to zero.
 
         Args:
             ids: (B,), B a multiple of `tile`.
@@ -46,6 +47,8 @@ class Layers:
         Returns:
             The state after the ids, (B, S, L, H).
         """
+        if self._item_end is not None:
+            state = torch.where((ids == self._item_end)[:, None, None, None], 0.0, state)
         return torch.cat([self._tile(ids[t : t + tile], state[t : t + tile]) for t in range(0, len(ids), tile)])
 
     def logits(self, state: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ overlap of windows. Only the set of characters is taken from the whole text, so 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,9 @@ from torch import Tensor
 from model.config import TrainConfig
 from model.errors import TextError, TextTooShort
 from model.text.decoding import read_text
+from model.text.items.layout import ItemLayout
+from model.text.items.splitting import LEFT_OUT, Hashes, SplittableItems
+from model.text.items.streams import ItemStreams
 from model.text.normalization import normalize
 from model.text.text_statistics import text_sha256
 from model.text.vocab import Vocabulary
@@ -26,12 +30,32 @@ Ids = NDArray[np.integer]
 
 MIN_EVALUATION_CHARS = 2
 """The shortest validation or test part: a character, and the one that it predicts."""
+_DIGITS = str.maketrans(dict.fromkeys("123456789", "0"))
+_ENCODED_ITEMS = 100_000  # at once: encoding takes up to 17 bytes for each character
 _NO_IDS: Ids = np.zeros(0, dtype=np.uint8)
 
 
 @dataclass(frozen=True)
+class CorpusItems:
+    """What is known of the items of a list, beside their ids."""
+
+    layout: ItemLayout
+    n_train: int  # items of the training part
+    n_val: int
+    n_test: int
+    n_distinct: int  # of all parts
+    n_patterns: int  # different items when every digit is taken for the same
+    longest: int  # characters
+    mean_length: float
+    train_hashes: Hashes  # of the different items of the training part, ascending; none where novelty is off
+
+
+@dataclass(frozen=True)
 class Corpus:
-    """A text as ids, split into parts."""
+    """A text as ids, split into parts.
+
+    The parts of a list have its items one after the other, each after the id of the vocabulary's `end`.
+    """
 
     vocab: Vocabulary
     train: Ids  # (N,) the start of the text
@@ -39,6 +63,7 @@ class Corpus:
     sha256: str  # of the decoded text in UTF-8
     notes: tuple[str, ...] = ()  # what was changed while the text was decoded
     test: Ids = field(default_factory=lambda: _NO_IDS)  # the end of the text: evaluated once, after the run
+    items: CorpusItems | None = None  # of a list; None for a text
 
     @classmethod
     def from_text(cls, text: str, config: TrainConfig, notes: Sequence[str] = ()) -> Corpus:
@@ -90,6 +115,45 @@ class Corpus:
         return cls(vocab, train, val, text_sha256("".join(texts)), tuple(notes), test)
 
     @classmethod
+    def from_items(
+        cls, split: SplittableItems, layout: ItemLayout, config: TrainConfig, sha256: str, notes: Sequence[str] = ()
+    ) -> Corpus:
+        """Split and encode the items of a list.
+
+        Raises:
+            TextError: There are too few for the split, or too many distinct characters.
+        """
+        check_lengths(split, config)
+        vocab = Vocabulary.of(split.alphabet, config.max_vocab, split.end)
+        part_of = split.part_of(config)
+        parts, counts = list[Ids](), list[int]()
+        for part in range(3):
+            places = np.flatnonzero(part_of == part).tolist()
+            counts.append(len(places))
+            pieces = [
+                vocab.encode("".join([split.end + split.items[i] for i in places[n : n + _ENCODED_ITEMS]]))
+                for n in range(0, len(places), _ENCODED_ITEMS)
+            ]
+            part_ids: Ids = np.concatenate([_NO_IDS, *pieces]).astype(id_type(vocab))
+            parts.append(part_ids)
+        left_out = int((part_of == LEFT_OUT).sum())
+        if left_out:
+            notes = [*notes, f"{left_out:,} items of evaluated groups are in the training part, too, and were left out"]
+        hashes = np.unique(split.hashes[part_of == 0]) if layout.novelty else split.hashes[:0]
+        items = CorpusItems(
+            layout,
+            n_train=counts[0],
+            n_val=counts[1],
+            n_test=counts[2],
+            n_distinct=len(np.unique(split.hashes)),
+            n_patterns=len({item.translate(_DIGITS) for item in split.items}),
+            longest=max(map(len, split.items)),
+            mean_length=split.n_characters / len(split.items) - 1,
+            train_hashes=hashes,
+        )
+        return cls(vocab, parts[0], parts[1], sha256, tuple(notes), parts[2], items)
+
+    @classmethod
     def from_file(cls, path: Path, config: TrainConfig) -> Corpus:
         """Read, encode and split a text file.
 
@@ -108,20 +172,63 @@ class Corpus:
         """The length of the text."""
         return len(self.train) + len(self.val) + len(self.test)
 
+    @property
+    def item_end(self) -> int | None:
+        """The id before each item of a list; None for a text."""
+        return None if self.items is None else self.vocab.start
+
+    def streams(self, config: TrainConfig, device: str = "cpu") -> Streams | ItemStreams:
+        """Return the batches that read the training part."""
+        if self.items is None:
+            return Streams(self.train, config.batch_size, config.seq_length, device)
+        return ItemStreams(self.train, self.vocab.start, config.batch_size, config.seq_length, config.seed, device)
+
 
 def id_type(vocab: Vocabulary) -> type[np.uint8] | type[np.uint16]:
     """Return the smallest integer type that holds every id."""
     return np.uint8 if len(vocab) <= 256 else np.uint16
 
 
-def check_lengths(lengths: Sequence[int], config: TrainConfig) -> None:
-    """Check that texts of these lengths, in characters, can be split and trained on.
+@dataclass(frozen=True, slots=True)
+class TextSizes:
+    """The lengths of texts that are split each for itself, and what a split makes of them."""
+
+    lengths: Sequence[int]
+
+    @property
+    def n_characters(self) -> int:
+        """Characters of all texts."""
+        return sum(self.lengths)
+
+    def evaluation_sizes(self, config: TrainConfig) -> tuple[int, int]:
+        """Return the characters of the validation and the test part of all texts together."""
+        sizes = [evaluation_sizes(n, config) for n in self.lengths]
+        return sum(n_val for n_val, _ in sizes), sum(n_test for _, n_test in sizes)
+
+    def smallest_fraction(self) -> float:
+        """Return the smallest fraction, in thousandths, that cuts enough characters for an evaluation from a text."""
+        return float(math.ceil(1000 * MIN_EVALUATION_CHARS / max(1, *self.lengths, 1)) / 1000)
+
+
+CorpusSizes = TextSizes | SplittableItems
+"""What is to be split: texts by their lengths, a list by its items."""
+
+
+def sizes_of(corpus: CorpusSizes | Sequence[int]) -> CorpusSizes:
+    """Return the sizes of a corpus; a sequence holds the lengths of texts."""
+    return corpus if isinstance(corpus, TextSizes | SplittableItems) else TextSizes(corpus)
+
+
+def check_lengths(lengths: CorpusSizes | Sequence[int], config: TrainConfig) -> None:
+    """Check that a list, or texts of these lengths in characters, can be split and trained on.
 
     Raises:
         TextTooShort: They cannot; the error says how many characters would be enough.
     """
-    n_val, n_test = (sum(part) for part in zip(*(evaluation_sizes(n, config) for n in lengths), strict=True))
-    n, n_train = sum(lengths), sum(lengths) - n_val - n_test
+    sizes = sizes_of(lengths)
+    n_val, n_test = sizes.evaluation_sizes(config)
+    n = sizes.n_characters
+    n_train = n - n_val - n_test
     needed_to_train = config.batch_size * (config.seq_length + 1)
     can_evaluate = n_val >= MIN_EVALUATION_CHARS and (n_test >= MIN_EVALUATION_CHARS or not config.test_fraction)
     if n_train >= needed_to_train and can_evaluate:
@@ -130,7 +237,11 @@ def check_lengths(lengths: Sequence[int], config: TrainConfig) -> None:
     needed_to_evaluate = max(int(MIN_EVALUATION_CHARS / fraction) + 1 for fraction in fractions)
     train_fraction = 1 - config.val_fraction - config.test_fraction
     needed = max(int(needed_to_train / train_fraction) + 1, needed_to_evaluate)
-    subject = f"the {len(lengths)} texts have" if len(lengths) > 1 else "the text has"
+    subject = "the text has"
+    if isinstance(sizes, SplittableItems):
+        subject = "the list has"
+    elif len(sizes.lengths) > 1:
+        subject = f"the {len(sizes.lengths)} texts have"
     fits = f"; a batch_size of 1 and a seq_length of {n_train - 1} would fit" if n_train >= 2 and can_evaluate else ""
     raise TextTooShort(
         f"{subject} {n} characters, {n_train} of them in the training part",
@@ -152,6 +263,9 @@ class Streams:
     end continues at the start of the ids: the only place in an epoch where the text is not contiguous.
     """
 
+    item_end: int | None = None
+    """A text has no items, see `ItemStreams`."""
+
     def __init__(self, ids: Ids, batch_size: int, seq_length: int, device: str = "cpu") -> None:
         """Prepare the batches.
 
@@ -169,6 +283,9 @@ class Streams:
         if device != "cpu":
             wide = ids.astype(np.int32) if ids.dtype == np.uint16 else np.array(ids)
             self._device_ids = torch.from_numpy(wide).to(device)
+
+    def prepare(self, step: int) -> None:
+        """Do what the windows of a step share: nothing."""
 
     def window(self, step: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Return the inputs and targets (B, T) int64 of some rows at a step; targets are the inputs moved by one."""

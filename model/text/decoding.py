@@ -1,14 +1,15 @@
 """The one decoder of text: files on the command line, uploads and training jobs are all decoded by it.
 
-It accepts UTF-8, drops a byte order mark, turns CR LF and CR into LF, and composes to Unicode NFC (see
-model.text.normalization, which does the same to prompts). The work is done by the standard library's incremental
-decoders; this class adds the position of an error and notes on what was changed.
+It accepts UTF-8, also compressed by gzip, drops a byte order mark, turns CR LF and CR into LF, and composes to Unicode
+NFC (see model.text.normalization, which does the same to prompts). The work is done by the standard library's
+incremental decoders; this class adds the position of an error and notes on what was changed.
 """
 
 from __future__ import annotations
 
 import codecs
 import io
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,21 +23,31 @@ _FOREIGN_BOMS = (  # UTF-32 before UTF-16: its little-endian mark begins with th
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
 _BOM_BYTES = 4
+_GZIP = b"\x1f\x8b"
+_GZIP_WBITS = 31  # zlib's name for the gzip format
+_INFLATED_BYTES = 1 << 22  # at once
 _CHUNK_BYTES = 1 << 20
 
 
 class TextDecoder:
     """Decode one text, given in chunks that may be cut anywhere."""
 
-    def __init__(self, name: str, normalization: Normalization = NORMALIZATION) -> None:
+    def __init__(
+        self, name: str, normalization: Normalization = NORMALIZATION, max_inflated: int | None = None
+    ) -> None:
         """Begin a text.
 
         Args:
             name: What it is, in the messages of errors.
             normalization: Without "nfc" the characters are not composed. Line ends are always changed.
+            max_inflated: The most bytes that a compressed text may have; None: any number.
         """
         self.name = name
+        self._max_inflated = max_inflated
+        self._head: bytes | None = b""  # the first bytes, until there are enough to see whether they are compressed
+        self._inflater: zlib._Decompress | None = None
         self.n_bytes = 0  # received
+        self.n_inflated = 0  # bytes of the text, before they are decoded: more than n_bytes where it is compressed
         self.n_characters = 0  # returned
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
         self._newlines = io.IncrementalNewlineDecoder(None, translate=True)
@@ -61,6 +72,47 @@ class TextDecoder:
             TextError: The bytes are not UTF-8, or the text is empty.
         """
         self.n_bytes += len(chunk)
+        if self._head is not None:
+            self._head += chunk
+            if len(self._head) < len(_GZIP) and not final:
+                return ""
+            chunk, self._head = self._head, None
+            if chunk.startswith(_GZIP):
+                self._inflater = zlib.decompressobj(_GZIP_WBITS)
+        if self._inflater is None:
+            self.n_inflated += len(chunk)
+            return self._decode(chunk, final=final)
+        return "".join([*map(self._decode, self._inflate(chunk, final=final)), *self._last(final=final)])
+
+    def _last(self, *, final: bool) -> list[str]:
+        return [self._decode(b"", final=True)] if final else []
+
+    def _inflate(self, chunk: bytes, *, final: bool) -> Iterator[bytes]:
+        """Yield the bytes of compressed ones, a few at a time; the file may have several members.
+
+        Raises:
+            TextError: They are damaged, end too early or are too many.
+        """
+        assert self._inflater is not None
+        try:
+            while chunk:
+                if self._inflater.eof:
+                    self._inflater = zlib.decompressobj(_GZIP_WBITS)
+                piece = self._inflater.decompress(chunk, _INFLATED_BYTES)
+                self.n_inflated += len(piece)
+                if self._max_inflated is not None and self.n_inflated > self._max_inflated:
+                    expected = f"at most {self._max_inflated:,} bytes when it is decompressed"
+                    raise TextError("decompresses to more", field=self.name, expected=expected)
+                yield piece
+                chunk = self._inflater.unused_data if self._inflater.eof else self._inflater.unconsumed_tail
+        except zlib.error as error:
+            problem = f"its gzip compression is damaged ({error})"
+            raise TextError(problem, field=self.name, expected="a complete .gz file") from error
+        if final and not self._inflater.eof:
+            raise TextError("its gzip compression ends too early", field=self.name, expected="a complete .gz file")
+
+    def _decode(self, chunk: bytes, *, final: bool = False) -> str:
+        """Decode the next bytes of the text itself."""
         if self._start is not None:
             self._start += chunk
             if len(self._start) < _BOM_BYTES and not final:
@@ -86,7 +138,8 @@ class TextDecoder:
     @property
     def notes(self) -> list[str]:
         """What was changed while the text was decoded, as sentences. Complete after the final call."""
-        notes = ["a byte order mark at the start was dropped"] if self._had_bom else []
+        notes = [f"decompressed from {self.n_bytes:,} to {self.n_inflated:,} bytes"] if self._inflater else []
+        notes += ["a byte order mark at the start was dropped"] if self._had_bom else []
         if self._n_cr:
             n_crlf = self._n_cr + self._n_lf - self._n_lines  # each CR LF became one LF
             notes.append(f"line ends became \\n ({n_crlf} CR LF, {self._n_cr - n_crlf} CR)")

@@ -13,7 +13,7 @@ from typing import Any
 
 from model.config import TrainConfig
 from model.errors import ConfigError, TextTooShort
-from model.text.corpus import MIN_EVALUATION_CHARS, evaluation_sizes
+from model.text.corpus import MIN_EVALUATION_CHARS, CorpusSizes, TextSizes, sizes_of
 
 _MAX_VAL_FRACTION = 0.5
 MAX_VOCABULARY = 65536  # an id has 16 bits
@@ -34,7 +34,7 @@ class FittedConfig:
 
 def fit_to_text(
     config: TrainConfig,
-    lengths: Sequence[int],
+    lengths: CorpusSizes | Sequence[int],
     n_distinct: int,
     *,
     explicit: Collection[str] = (),
@@ -48,7 +48,7 @@ def fit_to_text(
 
     Args:
         config: The settings.
-        lengths: The length of each text in characters.
+        lengths: The length of each text in characters, or a list's items.
         n_distinct: How many distinct characters all of them have.
         explicit: The names of the settings that must not be changed.
         n_processes: How many processes share a batch; each needs the same number of rows.
@@ -70,24 +70,25 @@ def fit_to_text(
         _check(config, "max_vocab", explicit, f"at least {n_distinct} ({reason})")
         change("max_vocab", n_distinct, reason)
 
-    n_val, n_test = _total_evaluation_sizes(lengths, config)
+    sizes = sizes_of(lengths)
+    n_val, n_test = sizes.evaluation_sizes(config)
     if n_val < MIN_EVALUATION_CHARS:
-        fraction = _smallest_fraction(max(lengths))
-        _check(config, "val_fraction", explicit, f"at least {fraction:g} for a text of {max(lengths):,} characters")
+        fraction, subject = sizes.smallest_fraction(), _description(sizes)
+        _check(config, "val_fraction", explicit, f"at least {fraction:g} for {subject}")
         if fraction > _MAX_VAL_FRACTION:
-            raise _too_short(lengths, needed=2 * MIN_EVALUATION_CHARS)
-        change("val_fraction", fraction, f"the text has only {max(lengths):,} characters")
+            raise _too_short(sizes, needed=2 * MIN_EVALUATION_CHARS)
+        change("val_fraction", fraction, f"this is {subject}")
     if config.test_fraction and n_test < MIN_EVALUATION_CHARS:
-        fraction = _smallest_fraction(max(lengths))
+        fraction = sizes.smallest_fraction()
         _check(config, "test_fraction", ["test_fraction"], f"at least {fraction:g} or 0, for this text")
 
-    n_train = sum(lengths) - sum(_total_evaluation_sizes(lengths, config))
+    n_train = sizes.n_characters - sum(sizes.evaluation_sizes(config))
     multiple = n_processes * max(1, config.workers)  # of rows: each process and each of its threads takes as many
     if config.batch_size * (config.seq_length + 1) <= n_train:
         return FittedConfig(config, tuple(notes))
     reason = f"the training part has {n_train:,} characters"
     if n_train < 2 * multiple:
-        raise _too_short(lengths, needed=math.ceil(2 * multiple / (1 - config.val_fraction - config.test_fraction)) + 1)
+        raise _too_short(sizes, needed=math.ceil(2 * multiple / (1 - config.val_fraction - config.test_fraction)) + 1)
     if "batch_size" not in explicit:
         rows = max(multiple, n_train // (config.seq_length + 1) // multiple * multiple)
         if rows < config.batch_size:
@@ -102,15 +103,10 @@ def fit_to_text(
     return FittedConfig(config, tuple(notes))
 
 
-def _total_evaluation_sizes(lengths: Sequence[int], config: TrainConfig) -> tuple[int, int]:
-    """Return the lengths of the validation and the test part of all texts together."""
-    sizes = [evaluation_sizes(n, config) for n in lengths]
-    return sum(n_val for n_val, _ in sizes), sum(n_test for _, n_test in sizes)
-
-
-def _smallest_fraction(length: int) -> float:
-    """Return the smallest fraction, in thousandths, that cuts enough characters for an evaluation from a text."""
-    return float(math.ceil(1000 * MIN_EVALUATION_CHARS / max(1, length)) / 1000)
+def _description(sizes: CorpusSizes) -> str:
+    if isinstance(sizes, TextSizes):
+        return f"a text of {max(sizes.lengths):,} characters"
+    return f"a list of {len(sizes.items):,} items"
 
 
 def _check(config: TrainConfig, name: str, explicit: Collection[str], expected: str) -> None:
@@ -119,5 +115,6 @@ def _check(config: TrainConfig, name: str, explicit: Collection[str], expected: 
         raise ConfigError(field=name, value=getattr(config, name), expected=expected)
 
 
-def _too_short(lengths: Sequence[int], needed: int) -> TextTooShort:
-    return TextTooShort(f"the text has {sum(lengths)} characters", needed=needed, expected=f"at least {needed}")
+def _too_short(sizes: CorpusSizes, needed: int) -> TextTooShort:
+    kind = "text" if isinstance(sizes, TextSizes) else "list"
+    return TextTooShort(f"the {kind} has {sizes.n_characters} characters", needed=needed, expected=f"at least {needed}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -18,8 +19,12 @@ import numpy as np
 from model.atomic_files import atomic_write
 from model.config import TrainConfig
 from model.errors import TextError, UnknownCharacters
-from model.text.corpus import Corpus, Ids, check_lengths, evaluation_sizes, id_type
+from model.text.corpus import Corpus, CorpusSizes, Ids, TextSizes, check_lengths, evaluation_sizes, id_type
 from model.text.decoding import TextDecoder, decode_file, read_text
+from model.text.items.detection import SAMPLE_CHARS, detect
+from model.text.items.layout import TEXT, ItemLayout
+from model.text.items.reading import ItemList
+from model.text.items.splitting import SplittableItems
 from model.text.normalization import normalize
 from model.text.text_statistics import TextStatistics
 from model.text.vocab import Vocabulary
@@ -34,8 +39,8 @@ Source = Path | str
 OnProgress = Callable[[str, float], None]
 """Called with the stage, "reading" or "encoding", and the part of it that is done, 0 to 1."""
 
-ConfigOf = Callable[[Sequence[int], int], TrainConfig]
-"""Returns the settings for texts of these lengths, which together have so many distinct characters."""
+ConfigOf = Callable[[CorpusSizes, int], TrainConfig]
+"""Returns the settings for texts of these lengths, or for a list, of so many distinct characters."""
 
 
 def read_corpus(
@@ -50,26 +55,73 @@ def read_corpora(
     config_of: ConfigOf,
     cache: Path,
     on_progress: OnProgress = lambda _stage, _done: None,
+    layout: ItemLayout = TEXT,
 ) -> Corpus:
     """Read texts of any size as a corpus. Each is split, so that the end of each is in the validation part.
+
+    A list is split by its items. It is read as a whole, which takes about 100 bytes an item beside its characters.
 
     Args:
         sources: The texts.
         config_of: Returns the settings: the sizes of the split and the limits to check.
         cache: The folder for the ids of large corpora.
         on_progress: Called while a large corpus is read.
+        layout: Whether the texts are lists, and how their items are found.
 
     Raises:
         TextError: The texts cannot be used; the error names the files.
         StorageError: The cache cannot be written.
     """
     try:
+        layout = detect_layout(sources, layout)
+        if layout.is_list:
+            return _read_list(sources, config_of, layout, on_progress)
         if is_large(sources):
             return _read_mapped(sources, config_of, cache, on_progress)
         return _read_whole(sources, config_of)
     except TextError as error:
         error.field = error.field or f"corpus {', '.join(_name(source) for source in sources)}"
         raise
+
+
+def detect_layout(sources: Sequence[Source], layout: ItemLayout) -> ItemLayout:
+    """Return the layout with "auto" replaced by what the texts are: a list only if each is one, of the same kind.
+
+    Raises:
+        TextError: A file cannot be used.
+    """
+    if layout.items != "auto":
+        return layout
+    found = []
+    for source in sources:
+        if isinstance(source, str):
+            found.append(detect(source, layout))
+            continue
+        start = ""
+        for text in _decode(source, TextDecoder(_label(source))):
+            start += text
+            if len(start) > SAMPLE_CHARS:
+                break
+        found.append(detect(start, layout, source.name))
+    return found[0] if all(other == found[0] for other in found) else replace(layout, items="text")
+
+
+def _read_list(sources: Sequence[Source], config_of: ConfigOf, layout: ItemLayout, on_progress: OnProgress) -> Corpus:
+    found, digest, notes = ItemList(layout), hashlib.sha256(), []
+    n_bytes, n_read = max(1, sum(_n_bytes(source) for source in sources)), 0
+    for source in sources:
+        decoder, chunks = TextDecoder(_label(source)), []
+        for text in _decode(source, decoder):
+            chunks.append(text)
+            on_progress("reading", min(1.0, (n_read + decoder.n_bytes) / n_bytes))
+        text = "".join(chunks)
+        digest.update(text.encode())
+        n_read += decoder.n_bytes
+        notes += _labelled(decoder.notes, source, sources)
+        found.add(text, _label(source))
+    split = SplittableItems.of(found, f"corpus {', '.join(_name(source) for source in sources)}")
+    config = config_of(split, len(split.alphabet))
+    return Corpus.from_items(split, layout, config, digest.hexdigest(), [*notes, *found.notes])
 
 
 def text_files_sha256(paths: Sequence[Path]) -> str:
@@ -96,7 +148,7 @@ def _read_whole(sources: Sequence[Source], config_of: ConfigOf) -> Corpus:
         text, source_notes = (normalize(source), []) if isinstance(source, str) else read_text(source)
         texts.append(text)
         notes += _labelled(source_notes, source, sources)
-    config = config_of([len(text) for text in texts], len(set[str]().union(*texts)))
+    config = config_of(TextSizes([len(text) for text in texts]), len(set[str]().union(*texts)))
     return Corpus.from_texts(texts, config, notes)
 
 
@@ -111,7 +163,7 @@ def _read_mapped(sources: Sequence[Source], config_of: ConfigOf, cache: Path, on
         n_read += decoder.n_bytes
         lengths.append(statistics.n_characters - before)
         notes += _labelled(decoder.notes, source, sources)
-    config = config_of(lengths, len(statistics.characters))
+    config = config_of(TextSizes(lengths), len(statistics.characters))
     vocab = Vocabulary.of(statistics.characters, config.max_vocab)
     check_lengths(lengths, config)
     n_val, n_test = (sum(part) for part in zip(*(evaluation_sizes(n, config) for n in lengths), strict=True))

@@ -22,6 +22,7 @@ class Vocabulary:
 
     characters: str
     normalization: Normalization = NORMALIZATION  # of the text that the characters are from
+    end: str = "\n"  # what ends a line, or an item of a list, and stands before the first one
     _table: NDArray[np.int32] = field(init=False, repr=False, compare=False)  # code point -> id, or -1
 
     def __post_init__(self) -> None:
@@ -39,7 +40,7 @@ class Vocabulary:
         object.__setattr__(self, "_table", table)
 
     @classmethod
-    def of(cls, text: str, max_size: int = 65536) -> Vocabulary:
+    def of(cls, text: str, max_size: int = 65536, end: str = "\n") -> Vocabulary:
         """Return the vocabulary of a text.
 
         Raises:
@@ -52,7 +53,7 @@ class Vocabulary:
             raise TextError(problem, value=len(points), expected=expected)
         if len(points) < 2:
             raise TextError(problem, value=len(points), expected="at least 2: there is nothing to learn")
-        return cls(characters_of(points))
+        return cls(characters_of(points), end=end)
 
     def __len__(self) -> int:
         """Return V, the number of characters."""
@@ -62,9 +63,9 @@ class Vocabulary:
     def start(self) -> int:
         """The id that is read before the first character of a text, so that an empty prompt can be continued.
 
-        It is the newline, after which lines begin, or else id 0. It counts in no position.
+        It is `end`, after which lines and items begin, or else id 0. It counts in no position.
         """
-        return max(self.characters.find("\n"), 0)
+        return max(self.characters.find(self.end), 0)
 
     def normalize(self, text: str) -> str:
         """Return a text as the reader of the training text would have read it. `encode` does not do this."""

@@ -19,10 +19,11 @@ from model.checkpoints.file_format import Checkpoint, load
 from model.checkpoints.registry import promoted_path
 from model.config import TrainConfig
 from model.errors import CheckpointError
-from model.evaluation.protocols import sampled_loss
 from model.evaluation.quantization import int8_cost
 from model.evaluation.validation import MAX_CHARACTERS
+from model.evaluation.validation_loss import ValidationLoss, validation_loss
 from model.text.corpus import Corpus
+from model.text.items.record import ItemRecord
 from model.training.distributed import Distributed
 from model.training.learner import Learner
 from model.training.run_folder import Progress, RunFolder
@@ -57,7 +58,9 @@ class RunState:
         """Seconds of training so far, those before an interruption included."""
         return self.elapsed_before_s + time.monotonic() - self.started_at
 
-    def progress(self, config: TrainConfig, n_train: int, val_loss: float | None, sample: str | None) -> Progress:
+    def progress(
+        self, config: TrainConfig, n_train: int, val_loss: ValidationLoss | None, sample: str | None
+    ) -> Progress:
         """Return a progress report.
 
         Args:
@@ -72,13 +75,14 @@ class RunState:
             total_steps=self.budget.total_steps or math.ceil(self.step * config.minutes * 60 / elapsed),
             epochs=characters / n_train,
             train_loss=float(self.mean_loss),
-            val_loss=val_loss,
+            val_loss=val_loss.per_character if val_loss is not None else None,
             best_val_loss=self.best_val_loss if math.isfinite(self.best_val_loss) else None,
             lr=self.lr,
             chars_per_s=characters / elapsed,
             elapsed_s=elapsed,
             best_checkpoint=self.best_checkpoint,
             sample=sample,
+            val_loss_per_item=val_loss.per_item if val_loss is not None else None,
         )
 
 
@@ -108,12 +112,11 @@ class Checkpointer:
         self._folder, self._run_folder, self._distributed = folder, run_folder, distributed
         self._writes_resume_state = bool(distributed.broadcast(int(run_folder is not None))[0])
 
-    def save_best(self, val_loss: float, characters: int) -> Path | None:
+    def save_best(self, val_loss: ValidationLoss) -> Path | None:
         """Save the averaged weights as the best checkpoint so far.
 
         Args:
-            val_loss: Their validation loss, nats per character.
-            characters: How many characters it was measured on.
+            val_loss: Their validation loss.
 
         Returns:
             The superseded checkpoint, to be deleted once a resume state names the new one; None when it stays.
@@ -123,17 +126,18 @@ class Checkpointer:
             config=s.learner.network.config,
             vocab=self._corpus.vocab,
             weights={name: tensor.detach().cpu() for name, tensor in s.learner.average.state_dict().items()},
-            val_loss=val_loss,
-            val_characters=characters,
+            val_loss=val_loss.per_character,
+            val_characters=val_loss.characters,
             step=s.step,
             train_loss=float(s.mean_loss),
             corpus_sha256=self._corpus.sha256,
             options=self._config.as_dict(),
+            items=_item_record(self._corpus, val_loss),
         )
         checkpoint = replace(checkpoint, int8_cost=int8_cost(checkpoint.network(), self._corpus.val))
         path = self_test.record(checkpoint).save(self._folder)
         superseded = self._unless_promoted(s.best_checkpoint, path)
-        s.best_val_loss, s.best_checkpoint, s.validations_since_best = val_loss, path, 0
+        s.best_val_loss, s.best_checkpoint, s.validations_since_best = val_loss.per_character, path, 0
         return superseded
 
     def write_resume_state(self, superseded: Path | None = None) -> None:
@@ -172,9 +176,9 @@ class Checkpointer:
             assert s.best_checkpoint is not None
             best, characters = load(s.best_checkpoint), min(MAX_CHARACTERS, len(self._corpus.val) - 1)
             if best.val_characters < characters:
-                network = best.network().to(s.mean_loss.device)
-                val_loss = sampled_loss(network, self._corpus.val, characters)
-                path = replace(best, val_loss=val_loss, val_characters=characters).save(self._folder)
+                measured = validation_loss(best.network().to(s.mean_loss.device), self._corpus)
+                best = replace(best, val_loss=measured.per_character, val_characters=measured.characters)
+                path = replace(best, items=_item_record(self._corpus, measured)).save(self._folder)
                 superseded, s.best_checkpoint = self._unless_promoted(s.best_checkpoint, path), path
         if s.is_between_steps:
             self.write_resume_state(superseded)
@@ -207,6 +211,17 @@ class Checkpointer:
     def _unless_promoted(self, superseded: Path | None, best: Path | None) -> Path | None:
         """Return the superseded checkpoint if it may be deleted: it is neither the best one nor promoted."""
         return None if superseded in (None, best, promoted_path(self._folder)) else superseded
+
+
+def _item_record(corpus: Corpus, val_loss: ValidationLoss) -> ItemRecord | None:
+    """Return what the checkpoint of a list records of it; None for a text."""
+    known, losses = corpus.items, val_loss.items
+    if known is None or losses is None:
+        return None
+    record = ItemRecord(
+        known.layout, known.n_train, known.n_val, known.n_test, known.n_distinct, train_hashes=known.train_hashes
+    )
+    return record.with_validation(losses.per_item, losses.statistics())
 
 
 def delete_superseded(checkpoint: Path | None) -> None:

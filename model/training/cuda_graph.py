@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from model.text.corpus import Streams
+from model.text.items.streams import ItemStreams
 from model.training.learner import Learner
 
 _WARM_UP_STEPS = 3  # before the capture, so that cuDNN has chosen its algorithms and the optimizer has its state
 
 
 class CudaGraphLearner(Learner):
-    """A Learner whose step is captured once and replayed; for one GPU, one process and one shard."""
+    """A Learner whose step is captured once and replayed; for a text, one GPU, one process and one shard."""
 
     _graph: torch.cuda.CUDAGraph | None = None
     _x: Tensor
@@ -24,7 +25,7 @@ class CudaGraphLearner(Learner):
     _loss: Tensor
     _warm_up_steps = 0
 
-    def step(self, streams: Streams, lr: float) -> Tensor:
+    def step(self, streams: Streams | ItemStreams, lr: float) -> Tensor:
         """Learn one window, see `Learner.step`."""
         x, y = streams.window(self.step_count, self._rows[0])
         if self._graph is None:

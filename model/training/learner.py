@@ -23,6 +23,7 @@ from model.network.char_rnn import CharRNN, State, detach
 from model.network.native_layer import supports_native_lstm
 from model.network.regularization import regularized_forward
 from model.text.corpus import Streams
+from model.text.items.streams import ItemStreams
 from model.training.distributed import Distributed
 
 _MIN_ROWS_PER_WORKER = 8  # with fewer rows a matrix product is too small to be worth a core
@@ -127,11 +128,11 @@ class Learner:
         finally:
             torch.set_num_threads(threads)
 
-    def step(self, streams: Streams, lr: float) -> Tensor:
+    def step(self, streams: Streams | ItemStreams, lr: float) -> Tensor:
         """Train on the next window.
 
         Args:
-            streams: The training text.
+            streams: The training text, or the items of a list.
             lr: The learning rate.
 
         Returns:
@@ -141,7 +142,10 @@ class Learner:
             group["lr"] = lr
         count = self.step_count
         self._average_weight.fill_(self.average_weight())
-        shards = self._map(lambda i: self._shard_gradients(i, *streams.window(count, self._rows[i])))
+        streams.prepare(count)
+        shards = self._map(
+            lambda i: self._shard_gradients(i, *streams.window(count, self._rows[i]), item_end=streams.item_end)
+        )
         loss = self._apply_gradients(shards)
         self.step_count += 1
         return loss
@@ -176,12 +180,13 @@ class Learner:
             return [work(i) for i in range(len(self._rows))]
         return list(self._pool.map(work, range(len(self._rows))))
 
-    def _shard_gradients(self, i: int, x: Tensor, y: Tensor) -> _ShardResult:
+    def _shard_gradients(self, i: int, x: Tensor, y: Tensor, item_end: int | None = None) -> _ShardResult:
         """Compute the gradients of a shard. They are returned, not accumulated: the threads share the parameters."""
+        starts = None if item_end is None else x == item_end
         precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._config.precision)
         with torch.autocast(torch.device(self._device).type, dtype=precision, enabled=precision is not None):
             logits, state = regularized_forward(
-                self.network, x, self._states[i], self._config, self._generators[i], self.native
+                self.network, x, self._states[i], self._config, self._generators[i], self.native, starts
             )
         nats = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten())
         # Small fp16 gradients would underflow; a constant factor is enough, because the gradient's norm is clipped.

@@ -20,11 +20,11 @@ import torch
 from model.checkpoints.file_format import Checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.errors import TrainingError
-from model.evaluation.protocols import sampled_loss
 from model.evaluation.validation import sample_size
+from model.evaluation.validation_loss import ValidationLoss, validation_loss
 from model.stepper.generate import write
 from model.stepper.reference import ReferenceStepper
-from model.text.corpus import Corpus, Streams
+from model.text.corpus import Corpus
 from model.training.checkpointer import Checkpointer, RunState, delete_superseded
 from model.training.cuda_graph import CudaGraphLearner
 from model.training.distributed import Distributed
@@ -120,11 +120,14 @@ class _Trainer:
         self.sample_chars = sample_chars
         self.run_folder, self.resume = run_folder, resume and run_folder is not None
         n_workers, native = self._numerics()
-        kind = CudaGraphLearner if device.startswith("cuda") and distributed.world_size == 1 else Learner
+        # A graph has fixed shapes; the items of a window have not.
+        has_graph = device.startswith("cuda") and distributed.world_size == 1 and corpus.items is None
+        kind = CudaGraphLearner if has_graph else Learner
         learner = kind(model, config, device, distributed, n_workers, native)
+        learner.average.item_end = corpus.item_end
         self.state = RunState(learner, Budget(config, len(corpus.train)), torch.tensor(math.nan, device=device))
         self.checkpointer = Checkpointer(self.state, corpus, config, folder, run_folder, distributed)
-        self.streams = Streams(corpus.train, config.batch_size, config.seq_length, device)
+        self.streams = corpus.streams(config, device)
         self.settings: dict[str, Any] = {
             "model": asdict(model),
             "train": config.as_dict(),
@@ -265,11 +268,11 @@ class _Trainer:
         trained = s.budget.total_steps * c.batch_size * c.seq_length
         characters = sample_size(trained, c.validations)
         with s.learner.all_cores():
-            val_loss = sampled_loss(s.learner.average, self.corpus.val, characters)
+            val_loss = validation_loss(s.learner.average, self.corpus, characters)
         s.validations_since_best += 1
         superseded = None
-        if val_loss < s.best_val_loss:
-            superseded = self.checkpointer.save_best(val_loss, min(characters, len(self.corpus.val) - 1))
+        if val_loss.per_character < s.best_val_loss:
+            superseded = self.checkpointer.save_best(val_loss)
         return self._log(val_loss, self._sample()), superseded
 
     def _sample(self) -> str | None:
@@ -278,7 +281,7 @@ class _Trainer:
         stepper = ReferenceStepper(self.state.learner.average, n_slots=1, device=self.device)
         return "".join(write(stepper, self.corpus.vocab, "", self.sample_chars, seed=self.config.seed))
 
-    def _log(self, val_loss: float | None, sample: str | None) -> Progress:
+    def _log(self, val_loss: ValidationLoss | None, sample: str | None) -> Progress:
         progress = self.state.progress(self.config, len(self.corpus.train), val_loss, sample)
         if self.run_folder is not None and self.distributed.is_main:
             self.run_folder.append_metrics(progress.metrics())

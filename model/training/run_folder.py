@@ -52,13 +52,14 @@ class Progress:
     total_steps: int  # an estimate until the budget has been converted to steps
     epochs: float  # passes over the training part so far
     train_loss: float  # nats per character, running mean over the last windows
-    val_loss: float | None  # nats per character, stateful protocol on a sample; None between validations
+    val_loss: float | None  # nats per character on a sample, by the corpus's protocol; None between validations
     best_val_loss: float | None  # the lowest so far; None before the first validation
     lr: float
     chars_per_s: float
     elapsed_s: float
     best_checkpoint: Path | None = None  # with the weights of best_val_loss; the next better one replaces it
     sample: str | None = None  # text generated at a validation, if sample_chars was given
+    val_loss_per_item: float | None = None  # nats per item of a list
 
     @property
     def is_best(self) -> bool:
@@ -95,6 +96,7 @@ def validation_of(metrics: Mapping[str, Any]) -> Validation | None:
         train_loss=metrics["train_loss"],
         val_loss=metrics["val_loss"],
         is_best=metrics["val_loss"] == metrics["best_val_loss"],
+        val_loss_per_item=metrics.get("val_loss_per_item"),
     )
 
 

@@ -15,6 +15,7 @@
 /* A network, packed by model/stepper/cpu/pack.py. Entry i is layer i; the entry after the last layer is the head. */
 typedef struct {
     int32_t layers, hidden, vocab, slots, is_int8, threads;
+    int32_t item_end; /* before this id is fed, a row's state becomes the zero state; -1: there is none */
     const void *weights[MAX_LAYERS + 1];  /* blocks of 16 outputs, see kernels/gemm.h: float, or int8_t */
     const float *initial[MAX_LAYERS + 1]; /* where a sum begins. [0]: (V, blocks, 16), by id; others: (blocks, 16) */
     const float *scale[MAX_LAYERS + 1];   /* int8: (blocks, 16), what an integer sum is multiplied by */

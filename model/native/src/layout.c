@@ -17,7 +17,7 @@ static const lh_field fields[] = {
     SAMPLING_FIELDS(SAMPLING_FIELD)
     WHOLE(lh_model)
     FIELD(lh_model, layers) FIELD(lh_model, hidden) FIELD(lh_model, vocab) FIELD(lh_model, slots)
-    FIELD(lh_model, is_int8) FIELD(lh_model, threads) FIELD(lh_model, weights) FIELD(lh_model, initial)
+    FIELD(lh_model, is_int8) FIELD(lh_model, threads) FIELD(lh_model, item_end) FIELD(lh_model, weights) FIELD(lh_model, initial)
     FIELD(lh_model, scale) FIELD(lh_model, instruction_set)
     WHOLE(lh_block)
     FIELD(lh_block, rows) FIELD(lh_block, steps) FIELD(lh_block, window_size) FIELD(lh_block, slots)

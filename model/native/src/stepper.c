@@ -193,6 +193,10 @@ static size_t lay_out(lh_stepper *s, char *base)
         for (int i = 0; i < 2; i++) s->hq[l][i] = allocate(&at, activations);
         s->c[l] = allocate(&at, rows * sizeof(float));
     }
+    s->zero_h = allocate(&at, (size_t)s->stride * sizeof(float));
+    s->zero_hq = allocate(&at, m->is_int8 ? (size_t)s->stride * (size_t)s->kernels->activation_bytes : 0);
+    if (base) memset(s->zero_h, 0, (size_t)s->stride * sizeof(float));
+    if (base && m->is_int8) s->kernels->quantize(s->zero_h, 0, s->stride, s->stride, s->zero_hq);
     s->logits = allocate(&at, slots * (size_t)s->vstride * sizeof(float));
     s->seen = allocate(&at, slots);
     s->order = allocate(&at, slots * sizeof(int32_t));

@@ -37,6 +37,8 @@ typedef struct lh_stepper {
     float *state; /* (slots, 2, L, H) */
     float *h[MAX_LAYERS][2], *c[MAX_LAYERS]; /* (rows, stride); h at even and odd steps */
     uint8_t *hq[MAX_LAYERS][2];              /* int8: h as activations, see kernels/simd.h */
+    float *zero_h;                           /* (stride,) */
+    uint8_t *zero_hq;                        /* int8: the same as activations */
     float *logits;                           /* (rows, vstride) */
     uint8_t *seen;                           /* (slots,) to find a slot that is there twice */
     scratch_t *scratch[MAX_THREADS];

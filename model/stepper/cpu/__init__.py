@@ -96,6 +96,7 @@ class CpuStepper:
             slots=n_slots,
             is_int8=precision == "int8",
             threads=threads,
+            item_end=-1 if network.item_end is None else network.item_end,
             instruction_set=self.instruction_set.encode(),
         )
         for i, weights in enumerate(packed.weights):

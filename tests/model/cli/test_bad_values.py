@@ -17,6 +17,7 @@ from model.network.sampling import MAX_SEED, SamplingParams
 
 NO_NUMBERS = ("nan", "inf", "-inf", "many", "", "1e400", "-1", "1" * 5000)
 FREE_TEXT = {"out", "store", "checkpoint", "resume", "warm_start"}  # paths: any text may be one
+NAMES = {"separator", "column", "group_column"}  # any text may be one
 
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -37,7 +38,7 @@ def commands() -> dict[str, ArgumentParser]:
 def options_with_values() -> Iterator[tuple[str, str]]:
     for command, arguments in commands().items():
         for action in arguments._actions:
-            if action.option_strings and action.nargs != 0 and action.dest not in FREE_TEXT:
+            if action.option_strings and action.nargs != 0 and action.dest not in FREE_TEXT | NAMES:
                 yield command, action.option_strings[-1]
 
 

@@ -35,7 +35,7 @@ int main(int count, char **arguments)
     FILE *file = count == 3 ? fopen(arguments[2], "rb") : NULL;
     if (!file) return 2;
     const int32_t *head = read_bytes(file, 7 * sizeof *head);
-    lh_model model = {.layers = head[0], .hidden = head[1], .vocab = head[2], .is_int8 = head[3], .threads = head[4]};
+    lh_model model = {.layers = head[0], .hidden = head[1], .vocab = head[2], .is_int8 = head[3], .threads = head[4], .item_end = -1};
     int32_t rows = model.slots = head[5], steps = head[6];
     model.instruction_set = arguments[1];
     for (int i = 0; i <= model.layers; i++) {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -103,7 +105,7 @@ def test_rows_that_begin_again_are_read_as_texts_of_their_own(cell: str, native:
     for row in range(4):
         now, pieces = tuple(s[:, row : row + 1] for s in state), []
         bounds = sorted({0, 15, *starts[row].nonzero().flatten().tolist()})
-        for a, b in zip(bounds, bounds[1:], strict=False):
+        for a, b in pairwise(bounds):
             now = network.zero_state(1) if bool(starts[row, a]) else now
             out, now = network(ids[row : row + 1, a:b], now)
             pieces.append(out)
@@ -111,8 +113,8 @@ def test_rows_that_begin_again_are_read_as_texts_of_their_own(cell: str, native:
         states.append(now)
     expected = torch.cat(rows)
     assert torch.allclose(logits, expected, atol=1e-5)
-    for ours, theirs in zip(after, zip(*states, strict=True), strict=True):
-        assert torch.allclose(ours, torch.cat(theirs, dim=1), atol=1e-5)
+    for s, tensor in enumerate(after):
+        assert torch.allclose(tensor, torch.cat([row[s] for row in states], dim=1), atol=1e-5)
     weights = list(network.parameters())
     got = torch.autograd.grad(logits.square().mean(), weights)
     for ours, theirs in zip(got, torch.autograd.grad(expected.square().mean(), weights), strict=True):

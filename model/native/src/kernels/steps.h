@@ -67,6 +67,13 @@ static int32_t id_fed(const lh_stepper *s, int k, int column)
     return k ? b->ids[(size_t)(k - 1) * b->rows + column] : b->forced_ids[column];
 }
 
+/* The row of h before a step: zeros where an item begins. */
+INLINE const void *h_before(const lh_stepper *s, int layer, int before, int row, int begins_item)
+{
+    if (!begins_item) return h_of(s, layer, before, row);
+    return s->model.is_int8 ? (const void *)s->zero_hq : s->zero_h;
+}
+
 /* Turns a panel's sums into c and h, for `rows` rows; `at` is where the sixteen units of the first row are. */
 static void apply_gates(lh_stepper *s, int layer, int now, size_t at, int rows, const zrow *z, const float *scale,
                         const float *const *initial)
@@ -102,11 +109,15 @@ static void layer_phase(lh_stepper *s, int layer, int k, int thread)
         int panel = item % panels;
         const float *initial[ROWS];
         for (int r = 0; r < count; r++) {
-            size_t at = layer ? 0 : (size_t)id_fed(s, k, s->order[first + r]) * panels;
+            const int32_t fed = id_fed(s, k, s->order[first + r]);
+            const int begins_item = fed == s->model.item_end;
+            size_t at = layer ? 0 : (size_t)fed * panels;
             initial[r] = l->initial + (at + panel) * PANEL;
             begin(s->model.is_int8, &z[r], PANEL, initial[r], l->offset + panel * PANEL);
             if (layer) t->row[0][r] = h_of(s, layer - 1, now, first + r);
-            t->row[layer ? 1 : 0][r] = h_of(s, layer, before, first + r);
+            t->row[layer ? 1 : 0][r] = h_before(s, layer, before, first + r, begins_item);
+            if (begins_item)
+                memset(s->c[layer] + (size_t)(first + r) * s->stride + (size_t)panel * UNITS, 0, UNITS * sizeof(float));
         }
         multiply(s, l, panel * BLOCKS, BLOCKS, count, t);
         size_t at = (size_t)first * s->stride + (size_t)panel * UNITS;

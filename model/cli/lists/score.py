@@ -1,0 +1,201 @@
+"""What `score` does with a model of a list: the loss of a part of its items, or every item of a file or a pipe."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from model import arguments
+from model.checkpoints.file_format import Checkpoint
+from model.cli import console
+from model.cli.lists import options
+from model.config import TrainConfig, WeightPrecision
+from model.errors import ConfigError, TextError
+from model.evaluation.item_losses import ItemLosses, item_losses
+from model.stepper.choose import choose
+from model.stepper.items import ItemScore, score_items
+from model.text.corpus import Corpus, Ids
+from model.text.decoding import TextDecoder, read_text
+from model.text.items.detection import detect
+from model.text.items.layout import ItemLayout
+from model.text.items.reading import items_of
+from model.text.items.record import DEFAULT_STATISTIC, STATISTICS, ItemRecord
+from model.text.memory_map import read_corpora
+from model.text.normalization import Normalization
+
+_SLOTS = 256
+_BATCH_ITEMS = 4096
+_READ_BYTES = 1 << 20
+_STDIN = "-"
+
+
+def add_items(command: argparse.ArgumentParser) -> None:
+    """Add the options of items."""
+    options.add_layout(command)
+    group = command.add_argument_group("items", "of a model of a list")
+    group.add_argument(
+        "--each",
+        action="store_true",
+        help="print each item: its rank among the validation items in percent, its bits, bits per character, the bits "
+        "and the position of its most surprising character. The corpus may be -, the standard input, read as it comes",
+    )
+    group.add_argument(
+        "--above",
+        type=arguments.number(float, 0, 100),
+        help="print only items of a higher rank: above 99.9 are those more surprising than 99.9%% of the validation "
+        "items",
+    )
+    group.add_argument(
+        "--rank-by",
+        type=arguments.one_of(STATISTICS),
+        default=DEFAULT_STATISTIC,
+        help=f"what is ranked: {', '.join(STATISTICS)} (default {DEFAULT_STATISTIC})",
+    )
+    group.add_argument("--json", action="store_true", help="each item as JSON")
+
+
+def run(args: argparse.Namespace, loaded: Checkpoint) -> None:
+    """Score a list.
+
+    Raises:
+        ConfigError: The model is not of a list, or an option does not fit.
+        TextError: The list cannot be read.
+    """
+    if (record := loaded.items) is None:
+        problem = "the model was trained on a text, so it scores no items"
+        raise ConfigError(problem, field="items", value=args.items, expected="a model of a list (train --items lines)")
+    if args.protocols is not None:
+        raise ConfigError(field="protocols", value=args.protocols, expected="none: a list has the protocol items")
+    if args.corpus is None:
+        raise ConfigError(field="corpus", value=None, expected="a file of items, or - for the standard input")
+    saved = {name: value for name, value in record.layout.as_dict().items() if name != "novelty"}
+    if args.items or args.separator or args.column:  # another kind of file than that of the training
+        saved = {name: value for name, value in saved.items() if name in ("max_item_chars", "long_items")}
+    layout = options.item_layout(args, saved)
+    if args.each or args.above is not None:
+        precision: WeightPrecision = args.precision or "fp32"
+        stepper, _ = choose(loaded.network(), n_slots=_SLOTS, device="cpu", precision=precision)
+        for batch in _batches(args.corpus, layout, loaded):
+            _print_each(args, record, score_items(stepper, loaded.vocab, batch))
+        return
+    _print_loss(args, loaded, layout)
+
+
+def _print_loss(args: argparse.Namespace, loaded: Checkpoint, layout: ItemLayout) -> None:
+    """Print the loss of a part, split as the model's run split its list."""
+    names = ("val_fraction", "test_fraction", "max_vocab")
+    fractions = {name: loaded.options[name] for name in names if name in loaded.options}
+    config = TrainConfig.from_dict({**fractions, "batch_size": 1, "seq_length": 1})
+    corpus = read_corpora([args.corpus], lambda _sizes, _n: config, args.store / "texts", layout=layout)
+    if args.part == "test" and not len(corpus.test):
+        problem = "got 'test', but the model's run has no test part (its test_fraction is 0)"
+        raise ConfigError(problem, field="part", value="test")
+    parts = {"val": [corpus.val], "test": [corpus.test], "all": [corpus.train, corpus.val, corpus.test]}[args.part]
+    ids = loaded.vocab.encode(_in_other_ends(corpus, loaded, np.concatenate(parts)))
+    if args.precision:
+        stepper, name = choose(loaded.network(), n_slots=_SLOTS, device="cpu", precision=args.precision)
+        scores = score_items(stepper, loaded.vocab, loaded.vocab.decode(ids).split(loaded.vocab.end)[1:])
+        nats, peaks = (np.array([value(score) for score in scores]) for value in (_nats, _peak_nats))
+        characters = np.array([len(score.logprobs) for score in scores])
+        console.print_item_scores(f"{args.part}, {name}", ItemLosses(nats, characters, peaks))
+        return
+    console.print_item_scores(args.part, item_losses(loaded.network(), ids, loaded.vocab.start))
+
+
+def _in_other_ends(corpus: Corpus, loaded: Checkpoint, ids: Ids) -> str:
+    """Return the items of a corpus as a text with the ends of the model."""
+    text, end = corpus.vocab.decode(ids), loaded.vocab.end
+    if corpus.vocab.end == end:
+        return text
+    if end in text:
+        problem = f"an item has {end!r}, which is the end of an item to this model"
+        raise TextError(problem, field="corpus", expected="items without it")
+    return text.replace(corpus.vocab.end, end)
+
+
+def _nats(score: ItemScore) -> float:
+    return -score.logprob
+
+
+def _peak_nats(score: ItemScore) -> float:
+    return -min(score.logprobs)
+
+
+def _batches(path: Path, layout: ItemLayout, loaded: Checkpoint) -> Iterator[list[str]]:
+    """Yield the normalized items of a file or of the standard input; lines of a pipe as soon as they are there."""
+    name, how = f"corpus {path}", loaded.vocab.normalization
+    if str(path) == _STDIN and layout.items in ("auto", "lines"):
+        yield from _lines_of_pipe(layout, how)
+        return
+    if str(path) == _STDIN:
+        decoder = TextDecoder("standard input", how)
+        text = decoder.decode(sys.stdin.buffer.read(), final=True)
+    else:
+        text, _ = read_text(path, how)
+    layout = detect(text, layout, path.name)
+    if not layout.is_list:
+        raise ConfigError("it seems to be no list", field=name, expected="a list, or how its items lie: --items lines")
+    items = items_of(text, layout, name, how).items
+    for first in range(0, len(items), _BATCH_ITEMS):
+        yield items[first : first + _BATCH_ITEMS]
+
+
+def _lines_of_pipe(layout: ItemLayout, how: Normalization) -> Iterator[list[str]]:
+    """Yield the lines of the standard input. Nothing is read ahead of what is scored, so a fast writer has to wait."""
+    descriptor, rest, n_lines = sys.stdin.fileno(), "", 0
+    decoder = TextDecoder("standard input", "newlines")  # composing keeps the last character back: lines are composed
+    lines_only = ItemLayout("lines", max_item_chars=layout.max_item_chars, long_items=layout.long_items)
+    while chunk := os.read(descriptor, _READ_BYTES):
+        text = rest + decoder.decode(chunk)
+        complete, newline, rest = text.rpartition("\n")
+        if newline:
+            yield from _in_batches(complete, lines_only, n_lines, how)
+            n_lines += complete.count("\n") + 1
+    last = rest + (decoder.decode(b"", final=True) if decoder.n_bytes else "")
+    if last:
+        yield from _in_batches(last, lines_only, n_lines, how)
+
+
+def _in_batches(text: str, layout: ItemLayout, n_lines: int, how: Normalization) -> Iterator[list[str]]:
+    items = items_of(text, layout, f"standard input, after line {n_lines}", how).items
+    for first in range(0, len(items), _BATCH_ITEMS):
+        yield items[first : first + _BATCH_ITEMS]
+
+
+def _print_each(args: argparse.Namespace, record: ItemRecord, scores: Sequence[ItemScore]) -> None:
+    ranks = record.ranks(np.array([score.statistic(args.rank_by) for score in scores]), args.rank_by)
+    lines = []
+    for score, rank in zip(scores, ranks.tolist(), strict=True):
+        if args.above is not None and not rank > args.above and not score.unknown:
+            continue
+        if args.json:
+            lines.append(json.dumps(as_dict(score, rank), ensure_ascii=False))
+        else:
+            position, peak = score.peak
+            lines.append(
+                f"{rank:7.3f}  {score.bits:8.2f} bits  {score.bits_per_character:6.3f} each  {peak:6.2f} at "
+                f"{position:<4} {score.text}"
+            )
+    if lines:
+        print("\n".join(lines), flush=True)
+
+
+def as_dict(score: ItemScore, rank: float) -> dict[str, object]:
+    """Return an item's score for JSON; what is infinite because of an unknown character is None."""
+    position, peak = score.peak
+    is_known = not score.unknown
+    return {
+        "text": score.text,
+        "bits": score.bits if is_known else None,
+        "bits_per_character": score.bits_per_character if is_known else None,
+        "peak": {"position": position, "bits": peak if is_known else None},
+        "rank": None if math.isnan(rank) else rank,  # NaN: the checkpoint has no validation items
+        "unknown": score.unknown,
+    }

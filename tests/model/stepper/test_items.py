@@ -1,0 +1,191 @@
+"""Items are scored exactly and generated in an order that only the seed decides."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.errors import ConfigError
+from model.network.char_rnn import CharRNN
+from model.network.sampling import SamplingParams
+from model.stepper import items as items_module
+from model.stepper.cpu import CpuStepper
+from model.stepper.items import (
+    LANES,
+    PATIENCE,
+    GeneratedItem,
+    ItemCollector,
+    ItemWish,
+    generate_items,
+    score_items,
+)
+from model.stepper.reference import ReferenceStepper
+from model.text.items.layout import ItemLayout
+from model.text.items.record import ItemRecord
+from model.text.items.splitting import item_hashes
+from model.text.vocab import Vocabulary
+
+pytestmark = pytest.mark.usefixtures("native_code")
+VOCAB = Vocabulary("\nabc")
+
+
+def network(end_bias: float = 1.0, scale: float = 2.0) -> CharRNN:
+    """A network whose items are short where the bias of the end is large."""
+    torch.manual_seed(11)
+    made = CharRNN(ModelConfig(len(VOCAB), n_hidden=24, n_embed=8)).eval().requires_grad_(False)
+    for parameter in made.parameters():
+        parameter.mul_(scale)
+    made.head.bias[0] = end_bias
+    made.item_end = VOCAB.start
+    return made
+
+
+def record(*training_items: str) -> ItemRecord:
+    """The record of a list with these training items."""
+    hashes = np.sort(item_hashes(training_items))
+    return ItemRecord(ItemLayout("lines"), len(training_items), 0, 0, len(training_items), train_hashes=hashes)
+
+
+def generated(
+    wish: ItemWish, seed: int = 1, known: ItemRecord | None = None, made: CharRNN | None = None, n_slots: int = LANES
+) -> tuple[list[GeneratedItem], dict[str, Any]]:
+    """The items, and how it ended."""
+    collector = ItemCollector(wish, known or record("a", "b"))
+    stepper = CpuStepper(made or network(), n_slots)
+    return list(generate_items(stepper, VOCAB, collector, SamplingParams(), seed)), collector.outcome()
+
+
+def every_item(longest: int) -> Iterator[str]:
+    """All items of up to so many characters."""
+    for n in range(longest + 1):
+        yield from map("".join, itertools.product("abc", repeat=n))
+
+
+def test_the_probabilities_of_all_items_add_up_to_one() -> None:
+    """Of a model whose items are short: the sum over every item there is, ends counted."""
+    scores = score_items(CpuStepper(network(end_bias=12.0, scale=0.5), 64), VOCAB, list(every_item(5)))
+    assert len(scores) == 364
+    assert math.fsum(math.exp(score.logprob) for score in scores) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_item_has_the_same_probability_in_every_batch(precision: Any) -> None:
+    """Bit for bit: alone, among hundreds of others, in another order, and with few slots."""
+    texts = [item for n, item in enumerate(every_item(6)) if n % 5 == 0] + ["abc" * 40]
+    together = score_items(CpuStepper(network(), 64, precision), VOCAB, texts)
+    backwards = score_items(CpuStepper(network(), 7, precision), VOCAB, texts[::-1])[::-1]
+    assert together == backwards
+    one = CpuStepper(network(), 1, precision)
+    assert [score_items(one, VOCAB, [text])[0] for text in texts[::9]] == together[::9]
+
+
+def test_scores_are_those_of_the_definition() -> None:
+    """Surprisal, its mean, and the most surprising character are those of the network's softmax."""
+    made = network()
+    (score,) = score_items(ReferenceStepper(made, 4), VOCAB, ["abca"])
+    ids = torch.tensor([[VOCAB.start, *VOCAB.encode("abca").tolist()]])
+    logits, _ = made(ids, made.zero_state(1))
+    nats = -torch.log_softmax(logits[0].double(), dim=-1)[range(5), [*VOCAB.encode("abca").tolist(), VOCAB.start]]
+    assert score.bits == pytest.approx(float(nats.sum()) / math.log(2), abs=1e-4)
+    assert score.bits_per_character == pytest.approx(score.bits / 5)
+    position, peak = score.peak
+    assert position == int(nats.argmax())
+    assert peak == pytest.approx(float(nats.max()) / math.log(2), abs=1e-4)
+    assert score.statistic("bits") == score.bits
+    assert score.statistic("peak_bits") == score.peak[1]
+
+
+def test_characters_that_the_vocabulary_lacks_are_infinitely_surprising() -> None:
+    """They are named, and the place of the first is the most surprising one."""
+    known, unknown = score_items(CpuStepper(network(), 4), VOCAB, ["ab", "abxcy"])
+    assert (known.unknown, unknown.unknown) == ("", "xy")
+    assert unknown.bits == math.inf
+    assert unknown.peak == (2, math.inf)
+    assert unknown.logprobs[:2] == known.logprobs[:2]
+
+
+def test_only_the_seed_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the number of slots, nor the length of blocks; fewer items are the first of more; other seeds give others."""
+    texts = [item.text for item in generated(ItemWish(200))[0]]
+    assert len(texts) == len(set(texts)) == 200
+    assert [item.text for item in generated(ItemWish(200), n_slots=90)[0]] == texts
+    assert [item.text for item in generated(ItemWish(20))[0]] == texts[:20]
+    assert [item.text for item in generated(ItemWish(200), seed=2)[0]] != texts
+    for steps in (1, 7):
+        monkeypatch.setattr(items_module, "_BLOCK_STEPS", steps)
+        assert [item.text for item in generated(ItemWish(200))[0]] == texts
+    monkeypatch.setattr(items_module, "_BUFFERED", 1)
+    assert [item.text for item in generated(ItemWish(200))[0]] == texts
+
+
+@pytest.mark.parametrize("prefix", ["", "ab"])
+def test_an_item_comes_with_the_probability_that_scoring_gives_it(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, its prefix and its end included, whatever the blocks are."""
+    items, _ = generated(ItemWish(100, prefix=prefix))
+    scores = score_items(CpuStepper(network(), 64), VOCAB, [item.text for item in items])
+    assert [item.logprob for item in items] == [score.logprob for score in scores]
+    assert all(item.text.startswith(prefix) for item in items)
+    monkeypatch.setattr(items_module, "_BLOCK_STEPS", 3)
+    assert generated(ItemWish(100, prefix=prefix))[0] == items
+
+
+def test_the_items_are_a_sample_of_the_model() -> None:
+    """Without conditions, the share of each short item is its probability."""
+    items, outcome = generated(ItemWish(6000, unique=False, min_chars=0))
+    assert outcome["rejected"] == {}
+    for score in score_items(CpuStepper(network(), 64), VOCAB, ["", "a", "b", "c", "ab"]):
+        p, share = math.exp(score.logprob), sum(item.text == score.text for item in items) / 6000
+        assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / 6000) + 1e-4, score.text
+
+
+def test_every_wish_is_kept() -> None:
+    """Lengths, novelty and uniqueness hold for each item; what was seen in training says so."""
+    known = record("a", "b", "ca", "abc")
+    items, outcome = generated(ItemWish(150, min_chars=1, max_chars=5), known=known)
+    assert outcome["finish_reason"] == "complete"
+    assert all(1 <= len(item.text) <= 5 for item in items)
+    assert {item.text for item in items if item.seen_in_training} == {"a", "b", "ca", "abc"} & {i.text for i in items}
+    novel, outcome = generated(ItemWish(150, novel=True, max_chars=5), known=known)
+    assert not {item.text for item in novel} & {"a", "b", "ca", "abc"}
+    assert outcome["rejected"]["seen"] > 0
+    assert outcome["generated"] + sum(outcome["rejected"].values()) == outcome["candidates"]
+
+
+def test_a_wish_that_cannot_be_fulfilled_ends_with_what_there_is() -> None:
+    """A model of few short items gives each of them once, and says that it has no more."""
+    items, outcome = generated(ItemWish(500, max_chars=2))
+    assert {item.text for item in items} <= set(every_item(2))
+    assert outcome["finish_reason"] == "exhausted"
+    assert outcome["generated"] == len(items) < 14
+    assert outcome["candidates"] >= PATIENCE
+
+
+def test_items_that_never_end_are_given_up() -> None:
+    """A model that never ends an item gives none, and generation ends."""
+    items, outcome = generated(ItemWish(5, max_chars=20), made=network(end_bias=-1e4))
+    assert items == []
+    assert outcome["rejected"] == {"too_long": PATIENCE}
+
+
+@pytest.mark.parametrize(
+    ("wish", "known", "message"),
+    [
+        (ItemWish(3), None, "items: the model was trained on a text, so it has no items, expected a model of a list"),
+        (ItemWish(3, novel=True), record(), "novel: the checkpoint has no hashes of its training items"),
+        (ItemWish(3, min_chars=9, max_chars=8), record("a"), "min_chars: got 9, expected at most max_chars, 8"),
+        (ItemWish(3, prefix="abc", max_chars=2), record("a"), "prefix: got 'abc', expected at most max_chars, 2"),
+    ],
+)
+def test_a_wish_that_no_model_or_not_this_one_can_fulfil(
+    wish: ItemWish, known: ItemRecord | None, message: str
+) -> None:
+    """The error names what would be accepted."""
+    with pytest.raises(ConfigError, match=message):
+        wish.check(known)

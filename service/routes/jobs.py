@@ -3,7 +3,7 @@
 GET /jobs/{id}/events streams a job's events. A client that lost the stream resumes with Last-Event-ID:
 
 event: progress    data: step, total_steps, epochs, train_loss, best_val_loss, lr, chars_per_s, elapsed_s, remaining_s
-event: validation  data: step, elapsed_s, train_loss, val_loss, is_best
+event: validation  data: step, elapsed_s, train_loss, val_loss, is_best, val_loss_per_item
 event: sample      data: step, text                              text of the model after this step
 event: promoted    data: name                                    a bootstrap job promoted a better checkpoint
 event: note        data: text

@@ -44,7 +44,9 @@ def print_items(args: argparse.Namespace, loaded: Checkpoint, params: SamplingPa
         max_chars=limit if args.max_chars is None else args.max_chars,
     )
     collector = ItemCollector(wish, wish.check(loaded.items))
-    stepper, _ = choose(loaded.network(), n_slots=LANES, device="cpu", precision=loaded.weight_precision(args.precision))
+    stepper, _ = choose(
+        loaded.network(), n_slots=LANES, device="cpu", precision=loaded.weight_precision(args.precision)
+    )
     for item in generate_items(stepper, loaded.vocab, collector, params, args.seed):
         print(json.dumps(item.as_dict(), ensure_ascii=False) if args.json else item.text, flush=True)
     outcome = collector.outcome()

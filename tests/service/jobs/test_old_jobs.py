@@ -55,7 +55,8 @@ def test_a_finished_job_is_read_under_the_present_names(client: redis.Redis) -> 
     public = job.as_dict()
     assert public["created_at"] < public["started_at"] < public["ended_at"]
     assert [v["step"] for v in public["validations"]] == [14, 27, 40]
-    assert {tuple(v) for v in public["validations"]} == {("step", "elapsed_s", "train_loss", "val_loss", "is_best")}
+    names = ("step", "elapsed_s", "train_loss", "val_loss", "is_best", "val_loss_per_item")
+    assert {tuple(v) for v in public["validations"]} == {names}
     assert public["progress"]["remaining_s"] == 0.0
     decision = public["result"]["decision"]
     assert decision["new_val_loss"] > decision["promoted_val_loss"]

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace, loaded: Checkpoint) -> None:
         saved = {name: value for name, value in saved.items() if name in ("max_item_chars", "long_items")}
     layout = options.item_layout(args, saved)
     if args.each or args.above is not None:
-        precision: WeightPrecision = args.precision or "fp32"
+        precision: WeightPrecision = args.precision or loaded.weight_precision()
         stepper, _ = choose(loaded.network(), n_slots=_SLOTS, device="cpu", precision=precision)
         for batch in _batches(args.corpus, layout, loaded):
             _print_each(args, record, score_items(stepper, loaded.vocab, batch))

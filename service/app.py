@@ -20,6 +20,7 @@ from service.models.watcher import CheckpointWatcher
 from service.openai.completions import CompletionService
 from service.openai.models import ModelList
 from service.openai.tokenizer import Tokenizer
+from service.openapi.document import Limits
 from service.operations.auth import Authenticator
 from service.operations.drain import Drain
 from service.operations.limits import RateLimiter
@@ -37,6 +38,7 @@ from service.routes import (
     metrics,
     models,
     openai,
+    openapi,
     page,
     sessions,
 )
@@ -115,6 +117,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.register_blueprint(access.for_operators(blueprint, authenticator))
     app.register_blueprint(health.blueprint(manager, stores.sessions, watcher, drain))
     app.register_blueprint(metrics.blueprint(counters))
+    app.register_blueprint(openapi.blueprint(Limits(s.max_chars, s.max_prompt_chars)))
     app.register_blueprint(page.blueprint())
 
     app.extensions["drain"] = drain  # the server connects it with its signals

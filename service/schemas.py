@@ -77,7 +77,14 @@ class GenerateRequest(_SamplingFields):
     prompt: str = Field("", description="text to continue; in a session, it is appended to the session's text")
     session_id: SessionId | None = Field(None, description="continue this session; without it, a new one is created")
     max_chars: int = Field(200, ge=0, description="generate at most this many characters; 0 only reads the prompt")
-    stop: list[str] = Field(default_factory=list, description="stop strings: the text ends before the first of these")
+    stop: list[str] = Field(
+        default_factory=list,
+        description="stop strings: the text ends before the first of these",
+        json_schema_extra={
+            "maxItems": MAX_STOP_STRINGS,
+            "items": {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS},
+        },
+    )
     min_chars: int = Field(
         0,
         ge=0,
@@ -87,6 +94,11 @@ class GenerateRequest(_SamplingFields):
         default_factory=dict,
         description="what is added to the logit of single characters: -100 to 100 by character; -100 all but excludes "
         "one",
+        json_schema_extra={
+            "maxProperties": MAX_BIASES,
+            "propertyNames": {"minLength": 1},
+            "additionalProperties": {"type": "number", "minimum": -MAX_LOGIT_BIAS, "maximum": MAX_LOGIT_BIAS},
+        },
     )
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="default: the session's seed, or a random one")
     position: int | None = Field(None, ge=0, description="rewind the session to this position first")
@@ -140,7 +152,9 @@ class InspectRequest(Body):
     text: str = Field(min_length=1, description="the text to read, from the initial state")
     layer: int = Field(0, ge=0, description="a layer of the network; 0 is the lowest")
     units: list[Annotated[int, Field(ge=0)]] = Field(
-        default_factory=list, description="hidden units of which all gates, c and h are returned for each character"
+        default_factory=list,
+        description="hidden units of which all gates, c and h are returned for each character",
+        json_schema_extra={"maxItems": MAX_UNITS, "uniqueItems": True},
     )
     map: Literal["i", "f", "g", "o", "c", "h"] | None = Field(
         None, description="return this quantity of all units for each character; c is returned as tanh(c)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TypeVar
 
-from flask import current_app, request
+from flask import Response, current_app, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from service.errors import BadRequest, BodyTooLarge, WrongMediaType
@@ -25,6 +25,13 @@ def idempotency_key() -> str:
     if key and not re.fullmatch(_IDEMPOTENCY_KEY, key):
         raise BadRequest("Idempotency-Key", key, "16 to 128 visible characters that no other client sends, like a UUID")
     return key
+
+
+def no_content() -> Response:
+    """Return a response without a body: 204."""
+    response = Response(status=204)
+    del response.headers["Content-Type"]
+    return response
 
 
 def read_body(schema: type[BodyT]) -> BodyT:

@@ -8,6 +8,7 @@ from flask import Blueprint, Response, jsonify, request
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 from service.errors import BadRequest, WrongMediaType
+from service.routes.body import no_content
 from service.store.corpora import Corpora, too_large
 
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
@@ -44,7 +45,7 @@ def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
     @routes.delete("/<corpus_name:name>")
     def delete(name: str) -> Response:
         corpora.delete(name)
-        return Response(status=204)
+        return no_content()
 
     return routes
 

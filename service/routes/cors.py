@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from flask import Flask, Response, request
 
+from service.routes.body import no_content
+
 ANY = "*"
 _METHODS = "GET, HEAD, POST, PUT, DELETE"
 _EXPOSED = "Location, Retry-After, X-Should-Retry"
@@ -29,7 +31,7 @@ def register(app: Flask, origins: tuple[str, ...]) -> None:
             return None
         if allowed_origin() is None or request.routing_exception is not None:
             return None
-        response = Response(status=204)
+        response = no_content()
         response.headers["Access-Control-Allow-Methods"] = _METHODS
         requested = request.headers.get("Access-Control-Request-Headers")
         if requested:  # such as Authorization, and what client libraries add

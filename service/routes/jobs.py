@@ -24,7 +24,7 @@ from flask import Blueprint, Response, jsonify, request
 from service.errors import BadRequest, Draining, Overloaded, ServiceError, StoreUnavailable
 from service.jobs.queue import JobQueue
 from service.jobs.request import validate
-from service.routes.body import idempotency_key, read_body
+from service.routes.body import idempotency_key, no_content, read_body
 from service.routes.sse import HEARTBEAT, Heartbeat, encode_event, event_stream_head, event_stream_response
 from service.schemas import RetrainRequest
 from service.store.corpora import Corpora
@@ -81,7 +81,7 @@ def blueprint(
             raise BadRequest("Last-Event-ID", after, f"the id of an event, {_EVENT_ID}")
         job = job_queue().get(job_id)
         if after is not None and not job.is_live and not job_queue().events(job_id, after, wait_ms=1):
-            return Response(status=204)  # nothing is left to send; on 204 an EventSource does not reconnect
+            return no_content()  # nothing is left to send; on 204 an EventSource does not reconnect
         if request.method == "HEAD":  # no body is sent, so nothing would release a follower
             return event_stream_head()
         if not followers.acquire(blocking=False):

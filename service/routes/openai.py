@@ -52,9 +52,9 @@ def blueprint(
     def listing() -> Response:
         return jsonify(object="list", data=models.listing())
 
-    @routes.get("/v1/models/<path:name>")
-    def get(name: str) -> Response:
-        return jsonify(models.get(name))
+    @routes.get("/v1/models/<model>")
+    def get(model: str) -> Response:
+        return jsonify(models.get(model))
 
     @routes.post("/tokenize")
     def tokenize() -> Response:

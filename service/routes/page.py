@@ -1,4 +1,4 @@
-"""GET /: the page, whose files are in service/page. It uses the same API as every other client."""
+"""GET /: the page, and GET /docs: the reference of the API. Their files are in service/page."""
 
 from __future__ import annotations
 
@@ -39,8 +39,12 @@ def blueprint() -> Blueprint:
     def index() -> Response:
         return answer("index.html")
 
-    @routes.get("/page/<name>")
-    def file(name: str) -> Response:
-        return answer(name)
+    @routes.get("/docs")
+    def docs() -> Response:
+        return answer("docs.html")
+
+    @routes.get("/page/<file>")
+    def page_file(file: str) -> Response:
+        return answer(file)
 
     return routes

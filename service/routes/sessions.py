@@ -10,7 +10,7 @@ from flask import Blueprint, Response, jsonify, request
 from service.errors import BadRequest, NoTurn, UnknownSession
 from service.generation.rewind import rewindable_range
 from service.generation.service import GenerationService
-from service.routes.body import read_body
+from service.routes.body import no_content, read_body
 from service.routes.generation_events import GenerationEvents
 from service.routes.sse import ClientConnection, event_stream_head, event_stream_response
 from service.schemas import MAX_TOP_LOGPROBS, ForkRequest
@@ -48,7 +48,7 @@ def blueprint(generation: GenerationService, sessions: SessionStore, recent_text
                 raise NoTurn("the session has no turn that could be resumed")
             return event_stream_head()
         if after is not None and generation.is_received(session_id, after):
-            return Response(status=204)  # on 204 an EventSource does not reconnect
+            return no_content()  # on 204 an EventSource does not reconnect
         running = generation.resume(session_id, after, top_logprobs)
         return event_stream_response(GenerationEvents(running, client))
 
@@ -62,7 +62,7 @@ def blueprint(generation: GenerationService, sessions: SessionStore, recent_text
     def delete(session_id: str) -> Response:
         if not sessions.delete(session_id):
             raise UnknownSession("the session does not exist or has expired")
-        return Response(status=204)
+        return no_content()
 
     return routes
 

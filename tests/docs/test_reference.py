@@ -35,7 +35,7 @@ def test_every_address_is_documented(tmp_path: Path) -> None:
         [sys.executable, "-c", PRINT_ROUTES], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
     ).stdout
     documented = set(re.findall(r"^### `(.+)`$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE))
-    assert documented == set(output.splitlines()) - {"GET /page/{name}"}
+    assert documented == set(output.splitlines()) - {"GET /page/{file}"}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -21,7 +21,9 @@ ADMIN_KEY, API_KEY = "the-operators-key", "a-readers-key-001"
 CLIENT, OPERATOR, PUBLIC = "client", "operator", "public"
 GUARDS = {
     "/": PUBLIC,
-    "/page/<name>": PUBLIC,
+    "/page/<file>": PUBLIC,
+    "/docs": PUBLIC,
+    "/openapi.json": PUBLIC,
     "/healthz": PUBLIC,
     "/readyz": PUBLIC,
     "/metrics": PUBLIC,
@@ -30,7 +32,7 @@ GUARDS = {
     "/inspect": CLIENT,
     "/v1/completions": CLIENT,
     "/v1/models": CLIENT,
-    "/v1/models/<path:name>": CLIENT,
+    "/v1/models/<model>": CLIENT,
     "/tokenize": CLIENT,
     "/detokenize": CLIENT,
     "/tokenizer_info": CLIENT,
@@ -49,8 +51,8 @@ GUARDS = {
 }
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 VALUES = {
-    "<name>": "main.js",
-    "<path:name>": "longhand",
+    "<file>": "main.js",
+    "<model>": "longhand",
     "<session_id:session_id>": "x" * 32,
     "<job_id:job_id>": "0123456789abcdef",
     "<corpus_name:name>": "mine",

@@ -85,7 +85,8 @@ def _type(field: dict[str, Any]) -> str:
     if field.get("type") == "array":
         return f"list of {_items(field['items'])}"
     if field.get("type") == "object":
-        return f"object of {_items(field['additionalProperties'])}"
+        values = field.get("additionalProperties") or next(iter(field["patternProperties"].values()))
+        return f"object of {_items(values)}"
     if field.get("type", "null") == "null":
         return "object" if "$ref" in field else "null"
     low, above = field.get("minimum"), field.get("exclusiveMinimum")

@@ -237,6 +237,8 @@ def _check(request: CompletionRequest, max_chars: int) -> None:
     """Check fields that depend on one another, and the server's limit."""
     if _max_tokens(request) > max_chars:
         raise BadRequest("max_tokens", _max_tokens(request), f"at most {max_chars}")
+    if (request.min_tokens or 0) > _max_tokens(request):
+        raise BadRequest("min_tokens", request.min_tokens, f"at most max_tokens, which is {_max_tokens(request)}")
     n, best_of = request.n or 1, request.best_of
     if best_of is not None and best_of < n:
         raise BadRequest("best_of", best_of, f"at least n = {n}")
@@ -250,6 +252,15 @@ def _check(request: CompletionRequest, max_chars: int) -> None:
         raise BadRequest("stream_options", "an object", "null without stream", problem="needs stream")
 
 
+def _bias_by_character(request: CompletionRequest, model: LoadedModel) -> dict[str, float]:
+    """`logit_bias`, whose keys are token ids, by character."""
+    characters = model.engine.vocab.characters
+    for token_id in request.logit_bias or {}:
+        if int(token_id) >= len(characters):
+            raise BadRequest("logit_bias", token_id, f"token ids from 0 to {len(characters) - 1} as keys")
+    return {characters[int(token_id)]: bias for token_id, bias in (request.logit_bias or {}).items()}
+
+
 def _max_tokens(request: CompletionRequest) -> int:
     return DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
 
@@ -260,6 +271,13 @@ def _texts(request: CompletionRequest, model: LoadedModel, prompts: list[str]) -
     seed = request.seed_63 if request.seed_63 is not None else secrets.randbits(53)
     known = set(model.engine.vocab.characters)
     stop = [stop for stop in map(model.normalize, request.stop_strings) if stop and set(stop) <= known]
-    fields = {**request.sampling, "max_chars": _max_tokens(request), "stop": stop, "logprobs": request.logprobs}
+    fields = {
+        **request.sampling,
+        "max_chars": _max_tokens(request),
+        "min_chars": request.min_tokens or 0,
+        "logit_bias": _bias_by_character(request, model),
+        "stop": stop,
+        "logprobs": request.logprobs,
+    }
     seeds = [GenerateRequest.model_validate({**fields, "seed": (seed + k) & MAX_SEED}) for k in range(n)]
     return [_Text(p * n + k, prompt, seeds[k]) for p, prompt in enumerate(prompts) for k in range(n)]

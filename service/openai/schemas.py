@@ -7,11 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator, create_model
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    create_model,
+)
 from pydantic_core import ValidationError
 
+from model.network.penalties import MAX_LOGIT_BIAS
 from model.network.sampling import MAX_SEED, SamplingParameter, SamplingParams
-from service.schemas import MAX_STOP_CHARS, MAX_STOP_STRINGS, Body, OnUnknown, parameter_schema, unexpected
+from service.schemas import MAX_BIASES, MAX_STOP_CHARS, MAX_STOP_STRINGS, Body, OnUnknown, parameter_schema, unexpected
 
 MAX_TEXTS = 256
 """Texts that one request may generate: prompts x best_of."""
@@ -20,6 +29,8 @@ MAX_LOGPROBS = 5
 DEFAULT_MAX_TOKENS = 200
 
 TokenId = Annotated[int, Field(ge=0)]
+TokenKey = Annotated[str, StringConstraints(pattern="^(0|[1-9][0-9]{0,6})$")]
+Bias = Annotated[float, Field(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]
 
 
 def _one_message(expected: str) -> WrapValidator:
@@ -88,6 +99,12 @@ class CompletionRequest(_SamplingFields):
     prompt: Prompt = Field(None, description="text or token ids to continue, or a list of them; null begins a new text")
     max_tokens: Annotated[int, Field(ge=0)] | None = Field(
         None, description=f"generate at most this many characters; default {DEFAULT_MAX_TOKENS}"
+    )
+    min_tokens: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="stop strings are not matched in so many generated characters; default 0"
+    )
+    logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=MAX_BIASES)] | None = Field(
+        None, description="what is added to the logits of tokens, -100 to 100 by token id"
     )
     n: Annotated[int, Field(ge=1, le=MAX_TEXTS)] | None = Field(None, description="texts for each prompt; default 1")
     best_of: Annotated[int, Field(ge=1, le=MAX_TEXTS)] | None = Field(

@@ -164,11 +164,28 @@ def test_stop(client: openai.OpenAI, service: Service) -> None:
         assert answer.choices[0].finish_reason == "stop"
 
 
+def test_what_people_tune(client: openai.OpenAI, service: Service) -> None:
+    """Penalties, biases by token id and min_tokens do what they do on /generate."""
+    bias = {str(ALPHABET.encode(c)[0]): -100 for c in "e "}
+    answer = client.completions.create(
+        **SAMPLED, max_tokens=60, frequency_penalty=0.7, presence_penalty=0.3, logit_bias=bias, stop="a",
+        extra_body={"min_tokens": 30, "repetition_penalty": 1.2},
+    )  # fmt: skip
+    own = own_text(
+        service, 60, frequency_penalty=0.7, presence_penalty=0.3, logit_bias={"e": -100, " ": -100}, stop=["a"],
+        min_chars=30, repetition_penalty=1.2,
+    )  # fmt: skip
+    assert answer.choices[0].text == own
+    assert not set(own) & set("e ")
+    assert len(own) >= 30
+
+
 def test_explicit_nulls_are_defaults(service: Service) -> None:
     """Every optional field may be null."""
     names = (
         "best_of", "echo", "logprobs", "n", "seed", "stop", "stream", "stream_options", "suffix", "temperature",
-        "top_p", "user", "prompt", "max_tokens", "top_k", "min_p",
+        "top_p", "user", "prompt", "max_tokens", "top_k", "min_p", "min_tokens", "logit_bias", "presence_penalty",
+        "frequency_penalty", "repetition_penalty",
     )  # fmt: skip
     response = service.client.post("/v1/completions", json={"model": "longhand", **dict.fromkeys(names)})
     assert response.status_code == 200, response.text
@@ -195,6 +212,9 @@ def test_models(client: openai.OpenAI, tiny: Checkpoint) -> None:
         ({"n": 100, "prompt": ["a", "b", "c"]}, "n"),
         ({"best_of": 2, "stream": True}, "best_of"),
         ({"suffix": "x"}, "suffix"),
+        ({"logit_bias": {"10000": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+        ({"extra_body": {"min_tokens": 300}}, "min_tokens"),
         ({"logprobs": 6}, "logprobs"),
         ({"prompt": "\u2603"}, "prompt"),
         ({"prompt": [10_000]}, "prompt.0"),

@@ -110,7 +110,8 @@ class ClientConnection:
             return False
         except OSError:
             return True
-        return False
+        # After the client's FIN a read says "end" for ever, also when the system of a client that is gone has refused.
+        return self._is_half_closed and self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
     def should_probe(self) -> bool:
         """Whether a comment is to be sent now, once, to learn whether anybody still reads."""

@@ -331,7 +331,12 @@ def _stored_job(raw: dict[str, str]) -> StoredJob:
 
 def _validation(stored: Any) -> Validation:
     values = _with_current_keys("validation", _typed(dict, stored))
-    if not all(isinstance(value, int | float) for value in values.values()):
+    per_item = values.get("val_loss_per_item", 0.0)
+    numbers = [
+        *(value for name, value in values.items() if name != "val_loss_per_item"),
+        0 if per_item is None else per_item,
+    ]
+    if not all(isinstance(value, int | float) for value in numbers):
         raise TypeError(f"got the validation {shown(stored)}, expected numbers")
     return Validation(**values)
 

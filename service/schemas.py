@@ -15,6 +15,8 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     create_model,
     field_validator,
 )
@@ -29,6 +31,9 @@ SessionId = Annotated[str, StringConstraints(pattern=f"^{SESSION_ID}$")]
 OnUnknown = Literal["error", "skip"]
 MAX_STOP_STRINGS, MAX_STOP_CHARS = 16, 256
 MAX_BIASES = 1000
+MAX_SCORED_TEXTS = 100_000
+MAX_TEXTS = 256
+"""Texts of one request."""
 MAX_CORPORA = 64
 MAX_TOP_LOGPROBS = 10
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
@@ -85,6 +90,12 @@ class GenerateRequest(_SamplingFields):
             "items": {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS},
         },
     )
+    n: int = Field(
+        1,
+        ge=1,
+        le=MAX_TEXTS,
+        description="generate so many texts, without a session; text i (from 0) has the seed plus i",
+    )
     min_chars: int = Field(
         0,
         ge=0,
@@ -135,10 +146,29 @@ class GenerateRequest(_SamplingFields):
         return SamplingParams.from_attributes(self)
 
 
+def one_message(expected: str) -> WrapValidator:
+    """Replace the errors of all members of a union by one."""
+
+    def check(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return inner(value)
+        except ValidationError as e:
+            raise unexpected(expected) from e
+
+    return WrapValidator(check)
+
+
+_NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+ScoredText = Annotated[
+    _NonEmpty | Annotated[list[_NonEmpty], Field(min_length=1, max_length=MAX_SCORED_TEXTS)],
+    one_message(f"a text of at least 1 character(s), or a list of 1 to {MAX_SCORED_TEXTS} such texts"),
+]
+
+
 class ScoreRequest(Body):
     """POST /score."""
 
-    text: str = Field(min_length=1, description="the text to score")
+    text: ScoredText = Field(description="the text to score, or a list of texts")
     session_id: SessionId | None = Field(
         None, description="score the text as the continuation of this session, which does not change"
     )

@@ -21,7 +21,7 @@ from model.text.vocab import Vocabulary
 from service.engine.observer import IterationStats, NullObserver, Observer
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence, SequenceRequest, StateArray
-from service.engine.stream import Chunk, End, Failed, FinishReason, Item, StateCapture, Stream
+from service.engine.stream import Chunk, End, Failed, FinishReason, Item, Scored, StateCapture, Stream
 from service.errors import Draining, QueueFull
 
 log = logging.getLogger(__name__)
@@ -81,8 +81,17 @@ class Engine:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def submit(self, request: SequenceRequest) -> Stream:
+    @property
+    def max_group(self) -> int:
+        """How many sequences of one request may be submitted at a time: every slot is busy, and others have places."""
+        return self.n_slots + min(self.n_slots, self.max_waiting // 2)
+
+    def submit(self, request: SequenceRequest, stream: Stream | None = None) -> Stream:
         """Queue a request, and return the stream of its text.
+
+        Args:
+            request: What to generate.
+            stream: One of a group; None: a new one.
 
         Raises:
             QueueFull: Every slot and every place in the queue is taken.
@@ -90,7 +99,7 @@ class Engine:
             ValueError: The request cannot be run; in a block it would end other texts, too.
         """
         self._check(request)
-        sequence = Sequence(request, time.monotonic())
+        sequence = Sequence(request, time.monotonic(), stream)
         with self._changed:
             self.check_capacity()
             self._in_flight += 1
@@ -216,6 +225,8 @@ class Engine:
         for b, (slot, n) in enumerate(zip(slots.tolist(), steps.tolist(), strict=True)):
             sequence = self._scheduler.running[slot]
             self._stats.prompt_chars += min(n, sequence.unread_chars)
+            if sequence.request.is_scored:
+                sequence.scores.append(result.logprobs[:n, b].copy())
             new = sequence.advance(result.ids[:n, b])
             capture_key = sequence.pop_capture()
             if capture_key is not None:
@@ -251,6 +262,8 @@ class Engine:
         text, logprobs = sequence.flush()
         if text:
             self._send_chunk(sequence, Chunk(text, sequence.position, logprobs))
+        if sequence.scores and reason == "length":
+            self._send(sequence, Scored(np.concatenate(sequence.scores)))
         is_prompt_read = reason == "length" or sequence.unread_chars == 0
         self._release(slot, End(reason, self._read_state(slot, sequence) if is_prompt_read else None))
 

@@ -7,14 +7,14 @@ running sequence advances in every block, so a long prompt takes one row of the 
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 
 import numpy as np
 
 from model.network.penalties import LogitBias, stack_windows
 from model.network.sampling import as_batch, random_values
-from model.stepper import SAMPLE, Block
+from model.stepper import NO_SCORE, SAMPLE, Block
 from service.engine.sequence import Sequence
 
 MAX_STEPS = 256
@@ -53,10 +53,27 @@ class Scheduler:
         self.waiting.extend(sequences)
 
     def admit(self) -> list[tuple[int, Sequence]]:
-        """Give the free slots to the sequences that have waited longest, and return who got which."""
-        admitted = []
+        """Give the free slots to the sequences that have waited longest, and return who got which.
+
+        Requests with many sequences take turns with others: a free slot goes to the request that has the fewest.
+        """
+        admitted: list[tuple[int, Sequence]] = []
+        if not (self._free_slots and self.waiting):
+            return admitted
+        n_running = Counter(s.stream.group for s in self.running.values() if s.stream.group is not None)
         while self._free_slots and self.waiting:
-            slot, sequence = self._free_slots.pop(), self.waiting.popleft()
+            at, fewest = 0, None
+            for i, sequence in enumerate(self.waiting):
+                group = sequence.stream.group
+                count = n_running[group] if group is not None else 0
+                if fewest is None or count < fewest:
+                    at, fewest = i, count
+                if not count:
+                    break
+            slot, sequence = self._free_slots.pop(), self.waiting[at]
+            del self.waiting[at]
+            if sequence.stream.group is not None:
+                n_running[sequence.stream.group] += 1
             self.running[slot] = sequence
             admitted.append((slot, sequence))
         return admitted
@@ -82,15 +99,22 @@ class Scheduler:
         steps = np.array([s.steps_within(limit) for _, s in rows], dtype=np.int32)
         k = int(steps.max())
         forced_ids = np.full((k, len(rows)), SAMPLE, dtype=np.int32)
+        score_ids = (
+            np.full((k, len(rows)), NO_SCORE, dtype=np.int32) if any(s.request.is_scored for _, s in rows) else None
+        )
         for b, (_, s) in enumerate(rows):
             fed = s.to_feed[:k]
             forced_ids[: len(fed), b] = fed
+            if score_ids is not None and s.request.is_scored:
+                following = s.to_feed[1 : steps[b] + 1]
+                score_ids[: len(following), b] = following
         return Block(
             slots=np.array([slot for slot, _ in rows], dtype=np.int32),
             steps=steps,
             forced_ids=forced_ids,
             random_values=random_values([s.request.seed for _, s in rows], [s.position for _, s in rows], k),
             sampling=as_batch(s.request.sampling for _, s in rows),
+            score_ids=score_ids,
             windows=stack_windows([s.window for _, s in rows]),
             logit_bias=LogitBias.of([s.request.logit_bias for _, s in rows]),
         )

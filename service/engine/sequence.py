@@ -39,6 +39,7 @@ class SequenceRequest:
     snapshot_every_s: float | None = None  # attach the state to a chunk this often; None: never
     deadline: float | None = None  # time.monotonic() at which the text ends
     captures: Mapping[int, str] = field(default_factory=dict)  # position -> key of a StateCapture to put on the stream
+    is_scored: bool = False  # report the log-probability of each id of the prompt; nothing is generated
     reused_chars: int = 0  # characters of the prompt that `state` has consumed, for metrics
 
 
@@ -79,10 +80,11 @@ class Interval:
 class Sequence:
     """The progress of one request. Step k of the next block produces the character at index `position + k`."""
 
-    def __init__(self, request: SequenceRequest, now: float) -> None:
+    def __init__(self, request: SequenceRequest, now: float, stream: Stream | None = None) -> None:
         """Start at the request's beginning; `now` is the time of the submission, time.monotonic()."""
         self.request = request
-        self.stream = Stream()
+        self.stream = stream or Stream()
+        self.scores: list[NDArray[np.float32]] = []  # of each block, if the request is scored
         self.submitted_at = now
         self.last_chunk_at: float | None = None
         self.to_feed = request.feed  # (n,) n >= 1: what the next block feeds before it samples

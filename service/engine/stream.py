@@ -10,6 +10,9 @@ import queue
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from model.network.state import HiddenState
 
 FinishReason = Literal["length", "stop", "cancelled", "timeout"]
@@ -52,11 +55,21 @@ class StateCapture:
     state: HiddenState
 
 
-Item = StateCapture | Chunk | End | Failed
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The log-probabilities of a text that was only read."""
+
+    logprobs: NDArray[np.float32]  # (n,) natural, of each id of the prompt
+
+
+Item = StateCapture | Chunk | Scored | End | Failed
 
 
 class Stream:
     """A one-way queue with an idempotent `close`. The engine's thread puts, one reader gets."""
+
+    group: StreamGroup | None = None
+    """The group that it is read with, if any."""
 
     def __init__(self) -> None:
         """Create an empty stream."""
@@ -82,3 +95,44 @@ class Stream:
     def close(self) -> None:
         """Leave: the engine ends the sequence at its next block."""
         self._closed = True
+
+
+class StreamGroup:
+    """The streams of one request, read together: their items come in the order in which the engine put them.
+
+    The sequences of a group take turns with others for free slots, see Scheduler.admit.
+    """
+
+    def __init__(self) -> None:
+        """Create a group without streams."""
+        self._items: queue.SimpleQueue[tuple[int, Item]] = queue.SimpleQueue()
+        self._members: list[_MemberStream] = []
+
+    def stream(self, index: int) -> Stream:
+        """Create a stream whose items come with this index."""
+        member = _MemberStream(self, self._items, index)
+        self._members.append(member)
+        return member
+
+    def get(self, timeout_s: float) -> tuple[int, Item] | None:
+        """Return the next item of any stream and the stream's index, or None if none came in time."""
+        try:
+            return self._items.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def close(self) -> None:
+        """Leave all of them."""
+        for member in self._members:
+            member.close()
+
+
+class _MemberStream(Stream):
+    def __init__(self, group: StreamGroup, items: queue.SimpleQueue[tuple[int, Item]], index: int) -> None:
+        super().__init__()
+        self.group = group
+        self._shared = items
+        self._index = index
+
+    def put(self, item: Item) -> None:
+        self._shared.put((self._index, item))

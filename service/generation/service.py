@@ -11,6 +11,8 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+from model.network.sampling import MAX_SEED
+from service.engine.stream import Stream
 from service.errors import (
     BadRequest,
     ModelChanged,
@@ -21,6 +23,7 @@ from service.errors import (
     TurnInterrupted,
     UnknownSession,
 )
+from service.generation.batch import RunningBatch
 from service.generation.commit import AlreadySaved, CommitPolicy, NotSaved, SaveTurn, SessionLease
 from service.generation.plan import GenerationPlan, Origin, PlanOptions, plan_again, plan_turn
 from service.generation.rewind import rewound_session
@@ -130,6 +133,34 @@ class GenerationService:
             self._check_capacity(model, request.logprobs)
             plan = self._plan(model, replace(validated, prompt=prompt), "", "", None, None)
             generation = self._start(plan, lease, None)
+            on_error.pop_all()
+            return generation
+
+    def generate_batch(self, request: GenerateRequest) -> RunningBatch:
+        """Start `n` texts of one prompt, which belong to no session. Text i is that of the request's seed plus i.
+
+        Raises:
+            BadRequest: A value cannot be used.
+            QueueFull: Every slot and every place in the queue is taken.
+            NoModel: No model is served.
+            Draining: This worker is shutting down.
+        """
+        with self._models.admit() as lease:
+            model = lease.model
+            validated = validate(request, model, self._options.max_chars, self._options.max_prompt_chars)
+            self._check_capacity(model, request.logprobs)
+            seed = secrets.randbits(53) if request.seed is None else request.seed
+            seeds = [(seed + i) & MAX_SEED for i in range(request.n)]
+            first = self._plan(model, validated, "", "", None, None)
+            plans = [replace(first, record=replace(first.record, seed=s)) for s in seeds]
+            plans = [replace(plan, sequence=replace(plan.sequence, seed=plan.record.seed)) for plan in plans]
+            return RunningBatch(model, plans, self._start_member, self._prefixes)
+
+    def _start_member(self, model: LoadedModel, plan: GenerationPlan, stream: Stream) -> RunningGeneration:
+        """Start a text whose stream is one of a group; it has a lease of its own."""
+        with ExitStack() as on_error:
+            lease = on_error.enter_context(model.acquire())
+            generation = self._start(plan, lease, None, stream)
             on_error.pop_all()
             return generation
 
@@ -310,10 +341,16 @@ class GenerationService:
 
     # ---- the start
 
-    def _start(self, plan: GenerationPlan, lease: ModelLease, session_lease: SessionLease | None) -> RunningGeneration:
+    def _start(
+        self,
+        plan: GenerationPlan,
+        lease: ModelLease,
+        session_lease: SessionLease | None,
+        member: Stream | None = None,
+    ) -> RunningGeneration:
         """Start a generation. This is the only place that does."""
         logprobs = _token_logprobs(plan, lease.model)
-        stream = lease.model.engine.submit(plan.sequence)
+        stream = lease.model.engine.submit(plan.sequence, member)
         try:
             policy = _commit_policy(plan, session_lease)
         except BaseException:

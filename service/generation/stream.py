@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from model.network.state import HiddenState
-from service.engine.stream import Chunk, End, Failed, FinishReason, StateCapture, Stream
+from service.engine.stream import Chunk, End, Failed, FinishReason, Item, StateCapture, Stream
 from service.errors import ServiceError, SessionConflict, TimedOut
 from service.generation.commit import CommitPolicy
 from service.generation.plan import GenerationPlan, Origin
@@ -129,17 +129,34 @@ class RunningGeneration:
         while self._end is None:
             item = self._stream.get(poll_interval_s)
             self._policy.keep_alive()
-            match item:
-                case Chunk():
-                    yield self._take(item)
-                case StateCapture():
-                    self._take_capture(item)
-                case End():
-                    self._end = item
-                case Failed():
-                    self._fail(item.error)
-                case None:
-                    yield None
+            if item is None:
+                yield None
+            elif isinstance(item, Chunk):
+                yield self._take(item)
+            else:
+                self.handle(item)
+
+    def handle(self, item: Item) -> Chunk | None:
+        """Process an item of the stream, for a reader of many streams; return the text that it brings, if any.
+
+        Raises:
+            ServiceError: The text cannot continue.
+        """
+        match item:
+            case Chunk():
+                return self._take(item)
+            case StateCapture():
+                self._take_capture(item)
+            case End():
+                self._end = item
+            case Failed():
+                self._fail(item.error)
+        return None
+
+    @property
+    def end(self) -> End | None:
+        """How the text ended; None while it runs."""
+        return self._end
 
     def finish(self) -> GenerationResult:
         """Commit the text that was sent, after the last chunk.
@@ -173,6 +190,12 @@ class RunningGeneration:
             saved=saved,
             reencoded=record.reencoded,
         )
+
+    def release(self) -> None:
+        """Give up a text that belongs to no session, or has ended: stop generating, and release the model."""
+        self._is_over = True
+        self._stream.close()
+        self._lease.release()
 
     def close(self) -> None:
         """Stop generating if that is not over, keep the session at the text so far, and release the model."""

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.evaluation import protocols
 from service.errors import BadRequest, Overloaded
 from service.inspection.gates import check_inspectable, inspect_text
 from service.inspection.pacing import Pacer
 from service.inspection.score import score_text, scorer_at, text_logprobs
+from service.inspection.score_list import score_list
 from service.models.loaded_model import LoadedModel
 from service.models.manager import ModelManager
 from service.schemas import InspectRequest, OnUnknown, ScoreRequest
@@ -54,6 +56,8 @@ class InspectionService:
             Overloaded: As many requests as allowed are being answered.
             NoModel: No model is served, or its file cannot be read.
         """
+        if isinstance(request.text, list):
+            return self._score_list(request, request.text)
         limit = min(self._max_chars, MAX_TOP_LOGPROBS_CHARS) if request.logprobs else self._max_chars
         with self._models.acquire() as lease:
             model = lease.model
@@ -78,6 +82,22 @@ class InspectionService:
         """
         with self._one_of_few():
             return text_logprobs(model, model.engine.vocab.encode(text), top_logprobs, self._pacer)
+
+    def _score_list(self, request: ScoreRequest, texts: list[str]) -> dict[str, Any]:
+        """Score each text by itself, in the engine."""
+        for field, value in (("session_id", request.session_id), ("logprobs", request.logprobs)):
+            if value is not None:
+                raise BadRequest(field, value, "null with a list of texts")
+        with self._models.acquire() as lease:
+            model = lease.model
+            ids = [
+                _encode(model, model.normalize(text), self._max_chars, request.on_unknown, f"text.{i}")
+                for i, text in enumerate(texts)
+            ]
+            nats = [-logprobs.astype(np.float64) for logprobs in score_list(model, ids)]
+            results = [{"index": i, **_losses(float(each.sum()), len(each))} for i, each in enumerate(nats)]
+            whole = _losses(sum(float(each.sum()) for each in nats), sum(map(len, nats)))
+            return {"results": results, **whole, "model": model.as_dict()}
 
     def inspect(self, request: InspectRequest) -> dict[str, Any]:
         """Return the gates of some units, a map of all, and which units correlate with features of the text.
@@ -109,11 +129,19 @@ class InspectionService:
             self._capacity.release()
 
 
-def _encode(model: LoadedModel, text: str, max_chars: int, on_unknown: OnUnknown) -> NDArray[np.int32]:
+def _losses(nats: float, characters: int) -> dict[str, Any]:
+    per_character = nats / characters
+    bits = protocols.bits(per_character)
+    return {"bits_per_character": bits, "nats_per_character": per_character, "characters": characters}
+
+
+def _encode(
+    model: LoadedModel, text: str, max_chars: int, on_unknown: OnUnknown, field: str = "text"
+) -> NDArray[np.int32]:
     """Encode the text of a request; at least one of its characters must be in the vocabulary."""
     if len(text) > max_chars:
-        raise BadRequest("text", text, f"at most {max_chars} characters", problem=f"got {len(text)} characters")
-    ids = model.encode("text", text, on_unknown)
+        raise BadRequest(field, text, f"at most {max_chars} characters", problem=f"got {len(text)} characters")
+    ids = model.encode(field, text, on_unknown)
     if not len(ids):
-        raise BadRequest("text", text, "some characters of the model's vocabulary", problem="contains none")
+        raise BadRequest(field, text, "some characters of the model's vocabulary", problem="contains none")
     return ids

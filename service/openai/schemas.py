@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    create_model,
-)
-from pydantic_core import ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, create_model
 
 from model.network.penalties import MAX_LOGIT_BIAS
 from model.network.sampling import MAX_SEED, SamplingParameter, SamplingParams
-from service.schemas import MAX_BIASES, MAX_STOP_CHARS, MAX_STOP_STRINGS, Body, OnUnknown, parameter_schema, unexpected
+from service.schemas import (
+    MAX_BIASES,
+    MAX_STOP_CHARS,
+    MAX_STOP_STRINGS,
+    Body,
+    OnUnknown,
+    one_message,
+    parameter_schema,
+    unexpected,
+)
 
 MAX_TEXTS = 256
 """Texts that one request may generate: prompts x best_of."""
@@ -33,30 +33,18 @@ TokenKey = Annotated[str, StringConstraints(pattern="^(0|[1-9][0-9]{0,6})$")]
 Bias = Annotated[float, Field(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]
 
 
-def _one_message(expected: str) -> WrapValidator:
-    """Replace the errors of all members of a union by one."""
-
-    def check(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            return inner(value)
-        except ValidationError as e:
-            raise unexpected(expected) from e
-
-    return WrapValidator(check)
-
-
 Prompt = Annotated[
     str
     | Annotated[list[TokenId], Field(max_length=1 << 20)]
     | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
     | Annotated[list[list[TokenId]], Field(min_length=1, max_length=MAX_PROMPTS)]
     | None,
-    _one_message(f"a string, a list of 1 to {MAX_PROMPTS} strings, token ids, or a list of lists of token ids"),
+    one_message(f"a string, a list of 1 to {MAX_PROMPTS} strings, token ids, or a list of lists of token ids"),
 ]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Stop = Annotated[
     StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None,
-    _one_message(f"a string or a list of at most {MAX_STOP_STRINGS} strings, each of 1 to {MAX_STOP_CHARS} characters"),
+    one_message(f"a string or a list of at most {MAX_STOP_STRINGS} strings, each of 1 to {MAX_STOP_CHARS} characters"),
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 Count = Annotated[int, Field(ge=0)]
@@ -55,6 +55,30 @@ class GenerateAnswer(Answer):
     reencoded: bool
 
 
+class TextResult(Answer):
+    """One of many texts."""
+
+    index: Count
+    text: str
+    finish_reason: Literal["length", "stop", "cancelled", "timeout"]
+    seed: Count
+    generated_chars: Count
+    logprobs: list[CharacterLogprob] = Field(default_factory=list)
+
+
+class BatchAnswer(Answer):
+    """Many texts of one prompt."""
+
+    results: list[TextResult]
+    seed: Count
+    model: ModelName
+    usage: Usage
+
+
+class GenerateAnswers(RootModel[GenerateAnswer | BatchAnswer]):
+    """A generated text; with n above 1, many."""
+
+
 class Rewindable(Answer):
     """Positions to which a session can be set back."""
 
@@ -103,6 +127,29 @@ class ScoreAnswer(Answer):
     logprobs: list[CharacterLogprob | None] = Field(default_factory=list)
     position: Count
     model: ModelName
+
+
+class TextLosses(Answer):
+    """The losses of one of many texts."""
+
+    index: Count
+    bits_per_character: float
+    nats_per_character: float
+    characters: Annotated[int, Field(ge=1)]
+
+
+class ScoreListAnswer(Answer):
+    """The losses of a list of texts, and of all together."""
+
+    results: list[TextLosses]
+    bits_per_character: float
+    nats_per_character: float
+    characters: Annotated[int, Field(ge=1)]
+    model: ModelName
+
+
+class ScoreAnswers(RootModel[ScoreAnswer | ScoreListAnswer]):
+    """The losses of a text, or of a list of texts."""
 
 
 class InspectAnswer(Answer):

@@ -148,7 +148,7 @@ _C, _O, _P = Guard.CLIENT, Guard.OPERATOR, Guard.PUBLIC
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "POST", "/generate", "generate", "Generate", "Generate text, in a new session or as the continuation of one",
-        _C, {200: Answer("the text, or with stream its events", answers.GenerateAnswer, _GENERATED, (EVENTS,))},
+        _C, {200: Answer("the text or texts, or their events", answers.GenerateAnswers, _GENERATED, (EVENTS,))},
         (400, 404, 409, 413, 415, 422, 503, 504), GenerateRequest,
         {"prompt": "once", "max_chars": 9, "seed": 7}, parameters=(_KEY,),
     ),
@@ -177,7 +177,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "POST", "/score", "score", "Score and inspect", "The loss of a text", _C,
-        {200: Answer("the losses", answers.ScoreAnswer, _SCORED)}, (400, 404, 409, 413, 415, 422, 503), ScoreRequest,
+        {200: Answer("the losses", answers.ScoreAnswers, _SCORED)}, (400, 404, 409, 413, 415, 422, 503), ScoreRequest,
         {"text": "so"},
     ),
     Operation(

@@ -6,9 +6,11 @@ from typing import Any
 
 from flask import Blueprint, Response, g, jsonify
 
+from service.errors import BadRequest
+from service.generation.batch import BatchChunk
 from service.generation.service import GenerationService
 from service.routes.body import idempotency_key, read_body
-from service.routes.generation_events import POLL_INTERVAL_S, GenerationEvents
+from service.routes.generation_events import POLL_INTERVAL_S, BatchEvents, GenerationEvents
 from service.routes.sse import ClientConnection, event_stream_response
 from service.schemas import GenerateRequest
 
@@ -24,6 +26,8 @@ def blueprint(generation: GenerationService) -> Blueprint:
     def generate() -> Response:
         body, key = read_body(GenerateRequest), idempotency_key()
         client = ClientConnection(is_stream=body.stream)
+        if body.n > 1:
+            return _batch(generation, body, key, client)
         running = generation.generate(body, key, g.get("key_id", ""))
         if body.stream:
             return event_stream_response(GenerationEvents(running, client))
@@ -41,3 +45,28 @@ def blueprint(generation: GenerationService) -> Blueprint:
             running.close()
 
     return routes
+
+
+def _batch(generation: GenerationService, body: GenerateRequest, key: str, client: ClientConnection) -> Response:
+    """Answer with many texts, each with its index."""
+    if key:
+        raise BadRequest("Idempotency-Key", key, "none with n above 1: these texts are not stored; send a seed instead")
+    batch = generation.generate_batch(body)
+    if body.stream:
+        return event_stream_response(BatchEvents(batch, client))
+    try:
+        texts = [list[str]() for _ in range(body.n)]
+        logprobs: list[list[dict[str, Any]]] = [[] for _ in range(body.n)]
+        results: dict[int, dict[str, Any]] = {}
+        for part in batch.parts(POLL_INTERVAL_S):
+            if client.has_left():
+                return Response(status=_CLIENT_CLOSED_REQUEST)
+            if isinstance(part, BatchChunk):
+                texts[part.index].append(part.chunk.text)
+                logprobs[part.index] += part.chunk.token_logprobs or []
+            elif part is not None:
+                with_logprobs = {"logprobs": logprobs[part.index]} if batch.has_logprobs else {}
+                results[part.index] = {**part.as_dict(), "text": "".join(texts[part.index]), **with_logprobs}
+        return jsonify({"results": [results[i] for i in range(body.n)], **batch.summary()})
+    finally:
+        batch.close()

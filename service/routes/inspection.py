@@ -17,7 +17,8 @@ def blueprint(inspection: InspectionService, characters: RateLimiter) -> Bluepri
     @routes.post("/score")
     def score() -> Response:
         body = read_body(ScoreRequest)
-        characters.hit(_client_id(), len(body.text))
+        texts = [body.text] if isinstance(body.text, str) else body.text
+        characters.hit(_client_id(), sum(map(len, texts)))
         return jsonify(inspection.score(body))
 
     @routes.post("/inspect")

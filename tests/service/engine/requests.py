@@ -9,7 +9,7 @@ import numpy as np
 from model.network.sampling import SamplingParams
 from model.network.state import HiddenState
 from service.engine.sequence import SequenceRequest
-from service.engine.stream import Chunk, End, Failed, StateCapture, Stream
+from service.engine.stream import Chunk, End, Failed, Stream
 from tests.conftest import ALPHABET
 
 
@@ -55,5 +55,5 @@ def read(stream: Stream) -> tuple[str, list[Chunk], End]:
             raise item.error
         if isinstance(item, End):
             return "".join(chunk.text for chunk in chunks), chunks, item
-        if not isinstance(item, StateCapture):
+        if isinstance(item, Chunk):
             chunks.append(item)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from model.network.sampling import SamplingParams
-from model.stepper import Block
+from model.stepper import NO_SCORE, Block
 from service.engine.scheduler import MAX_RETRY_AFTER_S, MAX_STEPS, OUTPUT_COST_S, Scheduler
 from service.engine.sequence import Sequence, SequenceRequest
+from service.engine.stream import StreamGroup
 
 STEP_S, BLOCK_S = 0.001, 0.020
 
@@ -68,3 +69,32 @@ def test_the_wait_is_the_queue_over_the_measured_speed() -> None:
     scheduler.record(made, seconds=float(made.steps.sum()) / 1000)  # 1000 steps a second
     assert [scheduler.estimate_wait_s(n) for n in (0, 1, 1000, 1001, 20_000)] == [1, 1, 1, 2, 20]
     assert scheduler.estimate_wait_s(10**9) == MAX_RETRY_AFTER_S
+
+
+def test_free_slots_go_to_the_request_that_has_the_fewest() -> None:
+    """Eight sequences of one request came first; each of two other requests gets the next slot that is free."""
+    many, other = StreamGroup(), StreamGroup()
+    first = [Sequence(sequence().request, 0.0, many.stream(i)) for i in range(8)]
+    scheduler = Scheduler(4, BLOCK_S, STEP_S)
+    scheduler.add(first)
+    assert [s for _, s in scheduler.admit()] == first[:4]
+    single, pair = sequence(), [Sequence(sequence().request, 0.0, other.stream(i)) for i in range(2)]
+    scheduler.add([single, *pair])
+    scheduler.release(0)
+    assert [s for _, s in scheduler.admit()] == [single]
+    for slot in (1, 2):
+        scheduler.release(slot)
+    assert [s for _, s in scheduler.admit()] == [pair[0], first[4]]
+    assert list(scheduler.waiting) == [*first[5:], pair[1]]
+
+
+def test_a_scored_row_reports_each_id_of_its_prompt() -> None:
+    """Beside rows that generate, for which nothing is scored; also where the block ends inside the text."""
+    ids = np.arange(30, dtype=np.int32)
+    scored = Sequence(SequenceRequest(ids, 0, 0, SamplingParams(), 1, is_scored=True), 0.0)
+    made = block(scored, sequence())
+    assert made.score_ids is not None
+    k = len(made.forced_ids)
+    assert made.score_ids[:, 0].tolist() == list(range(1, k + 1))
+    assert set(made.score_ids[:, 1]) == {NO_SCORE}
+    assert block(sequence()).score_ids is None

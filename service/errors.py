@@ -63,7 +63,8 @@ class ServiceError(Exception):
             retry_after_s: Replaces the class's value.
             details: Further values for the response body; they must be JSON.
         """
-        super().__init__(message)
+        # A message may repeat what cannot be sent, such as half of a pair of surrogates.
+        super().__init__(message.encode(errors="backslashreplace").decode())
         if retry_after_s is not None:
             self.retry_after_s = retry_after_s
         self.details = details

@@ -99,6 +99,11 @@ def promotion_history(folder: Path) -> list[str]:
     return _read_history(folder)[0]
 
 
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a name is one of a checkpoint file; such a name cannot point outside its folder."""
+    return _NAME.fullmatch(name) is not None
+
+
 def checkpoint_paths(folder: Path) -> list[Path]:
     """Return the checkpoint files of a folder, the newest first."""
     aged = [(path, _modified(path)) for path in folder.glob("*.safetensors") if not path.name.startswith(".")]
@@ -187,7 +192,7 @@ def _read_history(folder: Path) -> tuple[list[str], int]:
         expected = "{'checkpoint': name, 'before': [names], 'version': number}"
         raise CheckpointError(f"cannot be used ({error})", field=str(path), expected=expected) from error
     for name in names:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not is_checkpoint_name(name):
             expected = "a file name like val1.4302-step004200.safetensors"
             raise CheckpointError(f"names {name!r}", field=str(path), value=name, expected=expected)
     if type(version) is not int or not 0 <= version < _MAX_VERSION:

@@ -103,11 +103,15 @@ def checked_integer(name: str, value: object, most: int) -> int:
 
 
 def checked_string(name: str, value: object) -> str:
-    """Return a stored value if it is a string.
+    """Return a stored value if it is a string that can be sent: without half of a pair of surrogates.
 
     Raises:
         StateError: It is not.
     """
-    if not isinstance(value, str):
-        raise StateError(field=name, value=value, expected="a string")
+    try:
+        if not isinstance(value, str):
+            raise StateError(field=name, value=value, expected="a string")
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise StateError(field=name, value=value, expected="text without lone surrogates") from error
     return value

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from model.checkpoints import self_test
+from model.checkpoints import registry, self_test
 from model.checkpoints.file_format import Checkpoint, load
 from model.checkpoints.registry import promoted_path
 from model.config import TrainConfig
@@ -198,15 +198,29 @@ class Checkpointer:
             s.mean_loss = tensors["mean_loss"].to(s.mean_loss.device)
             s.budget = Budget(self._config, len(self._corpus.train), self._run_folder.read_budget())
             s.budget.apply_decisions(s.step)
-            s.best_val_loss = math.inf if values["best_val_loss"] is None else values["best_val_loss"]
-            s.validations_since_best, s.elapsed_before_s = values["validations_since_best"], values["elapsed_s"]
-            s.best_checkpoint = self._folder / values["best_checkpoint"] if values["best_checkpoint"] else None
-        except (KeyError, RuntimeError) as e:
+            s.best_val_loss = math.inf if values["best_val_loss"] is None else float(values["best_val_loss"])
+            s.validations_since_best = int(values["validations_since_best"])
+            s.elapsed_before_s = float(values["elapsed_s"])
+            s.best_checkpoint = self._named(values["best_checkpoint"])
+            superseded = self._named(values.get("superseded_checkpoint"))
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as e:
             problem = f"its resume state does not fit its settings ({e})"
             raise CheckpointError(problem, field=f"run {self._run_folder.path}") from e
         s.speed_since = (s.step, s.elapsed_s)
-        if self._distributed.is_main and values.get("superseded_checkpoint"):
-            delete_superseded(self._unless_promoted(self._folder / values["superseded_checkpoint"], s.best_checkpoint))
+        if self._distributed.is_main and superseded is not None:
+            delete_superseded(self._unless_promoted(superseded, s.best_checkpoint))
+
+    def _named(self, name: object) -> Path | None:
+        """The checkpoint that a resume state names, in the folder of this run's checkpoints; None for no name.
+
+        Raises:
+            ValueError: It is no name of a checkpoint: to delete it could delete another file.
+        """
+        if not name:
+            return None
+        if not isinstance(name, str) or not registry.is_checkpoint_name(name):
+            raise ValueError(f"{name!r} is no name of a checkpoint")
+        return self._folder / name
 
     def _unless_promoted(self, superseded: Path | None, best: Path | None) -> Path | None:
         """Return the superseded checkpoint if it may be deleted: it is neither the best one nor promoted."""

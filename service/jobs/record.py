@@ -352,7 +352,10 @@ def _event(id: str, fields: dict[bytes, bytes]) -> JobEvent:
 
 def _json(text: str | bytes) -> Any:
     """Parse JSON without the NaN and Infinity that Python also reads and no client can."""
-    return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    if (b"\\u" if isinstance(text, bytes) else "\\u") in text:  # type: ignore[operator]
+        json.dumps(value, ensure_ascii=False).encode()  # an error for half of a pair of surrogates
+    return value
 
 
 def _no_number(name: str) -> float:

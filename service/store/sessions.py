@@ -195,7 +195,7 @@ class TurnRecord:
         checked_integer("seed", self.seed, MAX_SEED)
         for name in ("prompt", "fingerprint", "numerics", "key", "request"):
             checked_string(name, getattr(self, name))
-        if type(self.stop) is not list or not all(isinstance(stop, str) and stop for stop in self.stop):
+        if type(self.stop) is not list or not all(checked_string("stop", stop) for stop in self.stop):
             raise StateError(field="stop", value=self.stop, expected="a list of strings that are not empty")
         checked_integer("min_chars", self.min_chars, MAX_TURN_CHARS)
         if type(self.logit_bias) is not dict or not all(

@@ -69,6 +69,14 @@ def test_the_c_code_has_no_memory_error_and_no_undefined_behaviour(environment: 
     assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
 
 
+@pytest.mark.skipif("FUZZ" not in os.environ, reason="minutes: make fuzz")
+def test_damaged_records_reach_no_memory_error(environment: dict[str, str]) -> None:
+    """Sessions, turns and prefix states as tests/fuzz damages them, and no sanitizer reports anything."""
+    plugins = ("-p", "tests.model.native.other_library", "-p", "no:cacheprovider", "-p", "no:randomly")
+    result = run(environment, "-m", "pytest", "-q", *plugins, "tests/fuzz/test_sessions.py", "-k", "damaged")
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+
+
 @pytest.mark.parametrize(
     "misuse",
     [

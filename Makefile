@@ -9,7 +9,7 @@ PROCESSES ?= 2
 ORDER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser launcher-kills client-kills fresh stack check check-page docs lock clean
+.PHONY: help serve test test-browser launcher-kills client-kills fuzz fresh stack check check-page docs lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12

@@ -107,6 +107,22 @@ def detect_layout(sources: Sequence[Source], layout: ItemLayout) -> ItemLayout:
 
 
 def _read_list(sources: Sequence[Source], config_of: ConfigOf, layout: ItemLayout, on_progress: OnProgress) -> Corpus:
+    split, sha256, notes = read_items(sources, layout, on_progress)
+    config = config_of(split, len(split.alphabet))
+    return Corpus.from_items(split, layout, config, sha256, notes)
+
+
+def read_items(
+    sources: Sequence[Source], layout: ItemLayout, on_progress: OnProgress = lambda _stage, _done: None
+) -> tuple[SplittableItems, str, list[str]]:
+    """Read the items of lists.
+
+    Returns:
+        The items, the hash of the texts, and notes on what was found and changed.
+
+    Raises:
+        TextError: A file cannot be used as a list, or there are too few items.
+    """
     found, digest, notes = ItemList(layout), hashlib.sha256(), []
     n_bytes, n_read = max(1, sum(_n_bytes(source) for source in sources)), 0
     for source in sources:
@@ -120,8 +136,7 @@ def _read_list(sources: Sequence[Source], config_of: ConfigOf, layout: ItemLayou
         notes += _labelled(decoder.notes, source, sources)
         found.add(text, _label(source))
     split = SplittableItems.of(found, f"corpus {', '.join(_name(source) for source in sources)}")
-    config = config_of(split, len(split.alphabet))
-    return Corpus.from_items(split, layout, config, digest.hexdigest(), [*notes, *found.notes])
+    return split, digest.hexdigest(), [*notes, *found.notes]
 
 
 def text_files_sha256(paths: Sequence[Path]) -> str:

@@ -9,9 +9,10 @@ import numpy as np
 from model.checkpoints import file_format, registry
 from model.checkpoints.file_format import Checkpoint
 from model.errors import CheckpointError
+from model.evaluation.item_losses import item_losses
 from model.evaluation.protocols import sampled_loss
 from model.evaluation.validation import MAX_CHARACTERS
-from model.text.corpus import Corpus
+from model.text.corpus import Corpus, Ids
 from service.jobs.record import Decision
 
 _MAX_UNKNOWN_FRACTION = 0.01  # of the validation characters; with more unknown ones, two models are not comparable
@@ -41,13 +42,22 @@ def decide(rule: str, path: Path, corpus: Corpus, device: str) -> Decision:
 
 
 def compare(new: Checkpoint, promoted: Checkpoint, corpus: Corpus, device: str) -> Decision:
-    """Compare two models on the new one's validation text, with the stateful protocol.
+    """Compare two models on the new one's validation text, with its protocol.
 
     Characters that the promoted model does not know are skipped for both models. If they are more than 1% of the text,
     the models are not comparable and the promoted one stays.
     """
+    protocol = new.val_protocol
+    if protocol != promoted.val_protocol:
+        kinds = "a list" if protocol == "items" else "a text", "a text" if protocol == "items" else "a list"
+        return Decision(
+            False,
+            f"not comparable: the new model is of {kinds[0]} and the promoted one of {kinds[1]}; promote by hand, or "
+            "retrain with promote = always",
+        )
     # (M,) the validation text in the promoted model's ids; -1 where its vocabulary lacks the character
-    ids = np.array([promoted.vocab.characters.find(c) for c in new.vocab.characters])[corpus.val]
+    characters = [promoted.vocab.end if c == new.vocab.end else c for c in new.vocab.characters]
+    ids = np.array([promoted.vocab.characters.find(c) for c in characters])[corpus.val]
     is_unknown = ids < 0
     n_unknown = int(is_unknown.sum())
     n_compared = min(MAX_CHARACTERS, len(ids) - n_unknown)
@@ -57,23 +67,29 @@ def compare(new: Checkpoint, promoted: Checkpoint, corpus: Corpus, device: str) 
             False,
             f"not comparable: the vocabulary of the promoted model lacks {n_unknown} of the {len(ids)} characters of "
             f"the validation text ({missing[:40]!r}); promote by hand, or retrain with promote = always",
-            protocol="stateful",
+            protocol=protocol,
             characters=n_compared,
             skipped_characters=n_unknown,
         )
     new_loss, promoted_loss = (
-        sampled_loss(model.network().to(device), text, MAX_CHARACTERS)
-        for model, text in ((new, corpus.val[~is_unknown]), (promoted, ids[~is_unknown]))
+        _loss(model, text, device) for model, text in ((new, corpus.val[~is_unknown]), (promoted, ids[~is_unknown]))
     )
     is_better = new_loss < promoted_loss
     relation = "lower" if is_better else "not lower"
     return Decision(
         is_better,
         f"its validation loss, {new_loss:.4f}, is {relation} than the promoted model's, {promoted_loss:.4f}",
-        protocol="stateful",
+        protocol=protocol,
         characters=n_compared,
         skipped_characters=n_unknown,
         new_val_loss=new_loss,
         promoted_val_loss=promoted_loss,
         promoted_id=promoted.fingerprint,
     )
+
+
+def _loss(model: Checkpoint, ids: Ids, device: str) -> float:
+    network = model.network().to(device)
+    if model.items is not None:
+        return item_losses(network, ids, model.vocab.start, MAX_CHARACTERS).per_character
+    return sampled_loss(network, ids, MAX_CHARACTERS)

@@ -11,7 +11,10 @@ from typing import Any, Self
 from model.checkpoints import file_format, registry
 from model.config import PRESETS, ModelConfig, TrainConfig
 from model.errors import CheckpointError, ConfigError, TextError
+from model.text.corpus import CorpusSizes, TextSizes
 from model.text.fitting import FittedConfig, fit_to_text
+from model.text.items.layout import ItemLayout
+from model.text.memory_map import detect_layout, read_items
 from model.text.vocab import Vocabulary
 from model.training.learner import choose_workers
 from model.training.warm_start import check_shape
@@ -22,7 +25,9 @@ from service.store.corpora import Corpora
 
 _NETWORK_SETTINGS = {f.name for f in fields(ModelConfig)} - {"vocab_size"}
 _TRAINING_SETTINGS = {f.name for f in fields(TrainConfig)}
-_SETTINGS = _NETWORK_SETTINGS | _TRAINING_SETTINGS
+_LAYOUT_SETTINGS = {f.name for f in fields(ItemLayout)}
+_SETTINGS = _NETWORK_SETTINGS | _TRAINING_SETTINGS | _LAYOUT_SETTINGS
+_MAX_CHECKED_BYTES = 16 * 2**20  # of lists whose items are checked before a job is queued: a second or two
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +57,45 @@ class JobRequest:
         """
         return TrainConfig(**self._settings_in(_TRAINING_SETTINGS))
 
+    def layout(self) -> ItemLayout:
+        """Return whether the corpora are lists, and how their items are found.
+
+        Raises:
+            ConfigError: A setting is wrong, or contradicts another one.
+        """
+        return ItemLayout.from_dict({k: v for k, v in self.settings.items() if k in _LAYOUT_SETTINGS})
+
     def fitted_config(self, corpora: Corpora) -> FittedConfig:
         """Return the trainer's settings as they fit the corpora: only those that the request does not set may change.
+
+        A large list is fitted only where it is trained.
 
         Raises:
             UnknownCorpus: A corpus does not exist any more.
             ConfigError: A setting of the request cannot work with the corpora.
             TextError: The corpora cannot be trained on.
         """
-        infos = [corpora.get(name) for name in self.corpora]
+        infos, sources = [corpora.get(name) for name in self.corpora], [corpora.source(name) for name in self.corpora]
+        layout = detect_layout(sources, self.layout())
+        if layout.is_list:
+            if sum(info.n_bytes for info in infos) > _MAX_CHECKED_BYTES:
+                return FittedConfig(self.train_config(), ())
+            split, _, _ = read_items(sources, layout)
+            return self.fit(split, len(split.alphabet))
         alphabet = "".join(sorted(set[str]().union(*(info.alphabet for info in infos))))
         lengths = [info.n_characters for info in infos]
-        fitted = fit_to_text(self.train_config(), lengths, len(alphabet), explicit=self.settings)
+        fitted = self.fit(TextSizes(lengths), len(alphabet))
         Vocabulary.of(alphabet, fitted.config.max_vocab)
         return fitted
+
+    def fit(self, sizes: CorpusSizes, n_distinct: int) -> FittedConfig:
+        """Return the trainer's settings as they fit texts of these sizes, or a list.
+
+        Raises:
+            ConfigError: A setting of the request cannot work with them.
+            TextError: They cannot be trained on.
+        """
+        return fit_to_text(self.train_config(), sizes, n_distinct, explicit=self.settings)
 
     def model_config(self, vocab_size: int, source: ModelConfig | None) -> ModelConfig:
         """Return the network's shape: with a warm start that of its source, as far as the request sets no other.
@@ -132,6 +162,7 @@ def validate(request: RetrainRequest, corpora: Corpora, checkpoint_dir: Path) ->
     job_request = JobRequest(request.corpus, request.preset, request.promote, request.warm_start, request.settings)
     with _config_errors_as_bad_requests():
         job_request.train_config()
+        job_request.layout()
         model = ModelConfig(vocab_size=2, **job_request.network_settings())
         _check_corpora(job_request, corpora)
         if request.warm_start:

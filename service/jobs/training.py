@@ -7,6 +7,7 @@ checkpoint at once; any other job promotes at most its last one.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import time
@@ -22,7 +23,9 @@ from model.config import ModelConfig, TrainConfig
 from model.errors import CheckpointError, ConfigError, PromotionConflict, StorageError, TrainingError
 from model.evaluation.advice import TrainingSetup, advise_on_final_loss, advise_on_losses, advise_on_setup
 from model.evaluation.validation import Validation
-from model.text.corpus import Corpus
+from model.text.corpus import Corpus, CorpusSizes
+from model.text.fitting import FittedConfig
+from model.text.items.layout import ItemLayout
 from model.text.memory_map import read_corpora
 from model.training.loop import fit
 from model.training.run_folder import Progress, RunFolder
@@ -124,11 +127,17 @@ class Training:
 
     def _prepare(self) -> tuple[TrainConfig, Corpus, ModelConfig, Checkpoint | None]:
         """Read the corpora and settle the network's shape and the weights to begin with."""
-        fitted = self.request.fitted_config(self.environment.corpora)
-        config = fitted.config
         source = self._warm_start_source()
         sources = [self.environment.corpora.source(name) for name in self.request.corpora]
-        corpus = read_corpora(sources, lambda _lengths, _n_distinct: config, self.environment.run_dir / _TEXTS)
+        fitted = FittedConfig(self.request.train_config(), ())
+
+        def config_of(sizes: CorpusSizes, n_distinct: int) -> TrainConfig:
+            nonlocal fitted
+            fitted = self.request.fit(sizes, n_distinct)
+            return fitted.config
+
+        corpus = read_corpora(sources, config_of, self.environment.run_dir / _TEXTS, layout=self._layout())
+        config = fitted.config
         for note in (*corpus.notes, *fitted.notes):
             self.log.note(note)
         model = self.request.model_config(len(corpus.vocab), source.config if source is not None else None)
@@ -139,6 +148,14 @@ class Training:
         self._setup = TrainingSetup.of(model, config, corpus)
         self._advise()
         return config, corpus, model, source
+
+    def _layout(self) -> ItemLayout:
+        """Return how the corpora are read: as an earlier attempt read them, or as the request says."""
+        folder = RunFolder(self.environment.run_dir)
+        if (folder.path / "run.json").exists():
+            with contextlib.suppress(CheckpointError, ConfigError):
+                return ItemLayout.from_dict(folder.settings()["metadata"].get("layout", {"items": "text"}))
+        return self.request.layout()
 
     def _warm_start_source(self) -> Checkpoint | None:
         """Return the promoted checkpoint if the training begins with its weights."""
@@ -167,6 +184,7 @@ class Training:
                 resume=resume,
                 warm_start=source,
                 sample_chars=SAMPLE_CHARS,
+                metadata={"layout": corpus.items.layout.as_dict() if corpus.items is not None else {"items": "text"}},
             )
 
         if (folder / "run.json").exists():

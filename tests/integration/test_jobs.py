@@ -171,6 +171,26 @@ def test_a_better_model_is_promoted(stack: Stack) -> None:
     assert len(registry.checkpoint_paths(stack.checkpoints)) <= 3 + 2
 
 
+def test_a_list_is_found_out_trained_and_compared_by_its_items(stack: Stack) -> None:
+    """What was found is a note; the checkpoint has both losses; a list's model is not compared with a text's."""
+    names = "".join(f"{'tea' if n % 3 else 'milk'}{n * 7919 % 1000:03d}\n" for n in range(600))
+    assert stack.service.client.put("/corpora/names", content=names).status_code == 201
+    job = stack.ended(stack.submit(**{**SMALL, "corpus": "names"}))
+    assert (job["state"], job["error"]) == ("finished", None)
+    assert any(note.startswith("a list of 600 items, one a line") for note in job["notes"])
+    checkpoint = job["result"]["checkpoint"]
+    assert (checkpoint["val_protocol"], checkpoint["items"]["layout"]) == ("items", {"items": "lines"})
+    assert all(v["val_loss_per_item"] > v["val_loss"] for v in job["validations"])
+    assert "not comparable: the new model is of a list" in job["result"]["decision"]["reason"]
+    always = stack.ended(stack.submit(**{**SMALL, "corpus": "names"}, items="lines", promote="always"))
+    assert always["result"]["decision"]["promoted"]
+    again = stack.ended(stack.submit(**{**SMALL, "corpus": "names"}, items="lines"))["result"]["decision"]
+    assert again["protocol"] == "items"
+    assert again["new_val_loss"] == pytest.approx(again["promoted_val_loss"])
+    text = stack.ended(stack.submit(**{**SMALL, "corpus": "names"}, items="text", promote="always"))
+    assert text["result"]["checkpoint"]["val_protocol"] == "stateful"
+
+
 def test_models_with_different_vocabularies_are_not_comparable(stack: Stack) -> None:
     """A job on two corpora has the vocabulary of both, which the promoted model lacks.
 
@@ -342,6 +362,15 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         {"corpus": "words", "learning_rate": 1},
         "learning_rate",
         "no such field, expected one of the fields corpus, preset",
+    ),
+    ({"corpus": "words", "items": "rows"}, "items", "expected one of auto, text, lines"),
+    ({"corpus": "words", "items": "lines", "column": "x"}, "column", "expected none, or items = csv, tsv, jsonl"),
+    ({"corpus": "words", "items": "csv", "column": "x"}, "corpus", "has no column 'x', expected one of"),
+    ({"corpus": "words", "items": "lines", "max_item_chars": 3}, "corpus", "the item in line 1 has"),
+    (
+        {"corpus": "words", "items": "separator", "separator": "~", "max_item_chars": 100_000},
+        "corpus",
+        "at least 10 different items",
     ),
     ({"corpus": "words", "promote": "maybe"}, "promote", "'if_better', 'always' or 'never'"),
     ({"corpus": "words", "batch_size": 4000, "seq_length": 24}, "seq_length", "expected at most 2 (the training part"),

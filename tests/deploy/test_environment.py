@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -155,3 +157,40 @@ def test_a_build_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:
         torch_build.install(FakePip(tmp_path, {}), "cpu")
     with pytest.raises(SetupError, match=r"pip install .* failed: No matching distribution found for longhand-nothing"):
         Pip(Path(sys.executable)).install("--no-index", "longhand-nothing")
+
+
+def test_every_lock_is_installed_with_its_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here and in the image, whose build runs the same command."""
+    pip = FakePip(tmp_path, {})
+    monkeypatch.setattr(command, "_environment", lambda _: pip)
+    monkeypatch.setattr(torch_build, "install", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["environment", "--folder", str(tmp_path), "--tests", "--browser"])
+    assert command.main() == 0
+    assert len(pip.installs) == 3
+    assert all(install.startswith("--no-deps --require-hashes --requirement ") for install in pip.installs)
+    assert "python -m deploy.environment --folder /opt/longhand" in (ROOT / "deploy/Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_a_package_that_was_changed_is_not_installed(tmp_path: Path, is_right: bool) -> None:
+    """pip compares the hash of the file that it got, also of one from a folder of wheels."""
+    wheel = tmp_path / "longhand_probe-1.0-py3-none-any.whl"
+    info = "longhand_probe-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("longhand_probe.py", "")
+        file.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: longhand-probe\nVersion: 1.0\n")
+        file.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(f"{info}/RECORD", f"longhand_probe.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest() if is_right else "0" * 64
+    requirements = tmp_path / "lock.txt"
+    requirements.write_text(f"longhand-probe==1.0 --hash=sha256:{digest}\n")
+    options = ["--no-index", "--find-links", str(tmp_path), "--target", str(tmp_path / "site")]
+    options += ["--no-deps", "--require-hashes", "--requirement", str(requirements)]
+    if is_right:
+        Pip(Path(sys.executable)).install(*options)
+    else:
+        with pytest.raises(SetupError):
+            Pip(Path(sys.executable)).install(*options)
+    assert (tmp_path / "site" / "longhand_probe.py").exists() == is_right

@@ -15,6 +15,7 @@ from service.errors import ServiceError
 from service.openai.errors import error_object, status_of
 from service.openapi.answers import ErrorAnswer, OpenAIErrorAnswer
 from service.openapi.operations import (
+    EVENTS,
     JSON,
     OPERATIONS,
     PATH_PARAMETERS,
@@ -30,6 +31,7 @@ _OF_EVERY_GUARD: dict[Guard, tuple[int, ...]] = {
     Guard.CLIENT: (401, 403, 429, 500),
     Guard.OPERATOR: (401, 403, 429, 500),
 }
+_SCHEMAS: dict[str, dict[str, Any]] = {JSON: {"type": "object"}, EVENTS: {}}
 _RETRY_AFTER = {"description": "seconds after which a repetition can succeed", "schema": {"type": "integer"}}
 _DESCRIPTION = (
     "Longhand generates text, a character at a time. A request that is not HTTP, is too slow or has too large a head "
@@ -116,7 +118,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
         described["parameters"] = parameters
     if operation.body is not None:
         content = {JSON: {"schema": _reference(operation.body), "example": operation.example}}
-        described["requestBody"] = {"required": bool(_required(operation.body)), "content": content}
+        described["requestBody"] = {"required": True, "content": content}
     elif operation.text_body:
         content = {TEXT: {"schema": {"type": "string", "minLength": 1}, "example": "once upon a time\n"}}
         described["requestBody"] = {"required": True, "content": content}
@@ -138,7 +140,7 @@ def _answer(answer: Answer) -> dict[str, Any]:
     if answer.model is not None:
         content[JSON] = {"schema": _reference(answer.model), "example": answer.example}
     for media_type in answer.other:
-        content[media_type] = {"schema": {"type": "object" if media_type == JSON else "string"}}
+        content[media_type] = {"schema": _SCHEMAS.get(media_type, {"type": "string"})}
     if content:
         described["content"] = content
     if answer.headers:
@@ -192,10 +194,6 @@ def _summary(error: type[ServiceError]) -> str:
 
 def _reference(model: type[BaseModel]) -> dict[str, str]:
     return {"$ref": _REF.format(model=model.__name__)}
-
-
-def _required(model: type[BaseModel]) -> list[str]:
-    return [name for name, info in model.model_fields.items() if info.is_required()]
 
 
 def _names_in(path: str) -> list[str]:

@@ -84,17 +84,17 @@ PATH_PARAMETERS: dict[str, dict[str, Any]] = {
     "model": {"type": "string", "minLength": 1},
 }
 _KEY = Parameter(
-    "Idempotency-Key", "header", {"type": "string", "pattern": "^[\\x21-\\x7e]{16,128}$"},
+    "Idempotency-Key", "header", {"type": "string", "pattern": "^([\\x21-\\x7e]{16,128})?$"},
     "a request that is sent again with the same key is done once",
 )  # fmt: skip
 _LAST_POSITION = Parameter(
-    "Last-Event-ID", "header", {"type": "string", "pattern": "^[0-9]{1,18}$"}, "the position after the last event"
+    "Last-Event-ID", "header", {"type": "string", "pattern": "^([0-9]{1,18})?$"}, "the position after the last event"
 )
 _LAST_EVENT = Parameter(
     "Last-Event-ID", "header", {"type": "string", "pattern": "^[0-9]{1,20}(-[0-9]{1,20})?$"}, "the id of the last event"
 )
 _FROM = Parameter(
-    "from", "query", {"type": "string", "pattern": "^[0-9]{1,18}$"}, "the position, where no header can be sent"
+    "from", "query", {"type": "string", "pattern": "^([0-9]{1,18})?$"}, "the position, where no header can be sent"
 )
 _LOGPROBS = Parameter(
     "logprobs", "query", {"type": "integer", "minimum": 0, "maximum": MAX_TOP_LOGPROBS}, "as for POST /generate"

@@ -1,12 +1,13 @@
 """The service through HTTP beside the bare engine: streams, loads up to four times capacity, first characters.
 
-    python -m bench.serve [--model 2x512] [--precision fp32] [--seconds 4] [--parts streams,loads,plain]
+    python -m bench.serve [--model 2x512] [--precision fp32] [--seconds 4] [--parts streams,loads,plain,many,lines]
 
 A real service (gunicorn, Redis for the sessions) and its client share this machine's cores; the client is one light
 process (bench/load.py), and the CPU time of both is printed. Bare is the same engine in this process, nobody reading.
 Parts: 64 streams against bare, in turn; open Poisson loads at 0.5, 1, 2 and 4 times the capacity measured, in calls of
 --chars characters; and the same closed load on the server of a course: Flask, nn.LSTM, one text at a time a thread
-(bench/plain.py). A block is what the service says one takes, its target where nobody waits. The last line is JSON.
+(bench/plain.py); one request for as many texts of one prompt as there are streams, and a list of 10,000 lines scored,
+both against bare. A block is what the service says one takes, its target where nobody waits. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -167,6 +169,39 @@ def loads(service: Service, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def many(service: Service, bare: Bare, args: argparse.Namespace) -> dict[str, Any]:
+    """One request for many texts of one prompt, against the bare engine, in turn."""
+    ratios, rates = [], []
+    for round_ in range(args.rounds):
+        alone = bare.chars_per_s(args.seconds)
+        chars = max(1000, int(alone * args.seconds / args.streams))
+        began = time.monotonic()
+        events = service.events(prompt="hello there ", n=args.streams, max_chars=chars, seed=round_)
+        seconds = time.monotonic() - began
+        generated = sum(len(e.data["text"]) for e in events if e.name == "message")
+        assert generated == args.streams * chars, (generated, args.streams * chars)
+        rates.append(generated / seconds)
+        ratios.append(rates[-1] / alone)
+        print(f"  n = {args.streams}: {rates[-1]:,.0f} chars/s, bare {alone:,.0f}: {ratios[-1]:.3f}", flush=True)
+    return {"many_chars_per_s": round(statistics.median(rates)), "many_of_bare": round(statistics.median(ratios), 3)}
+
+
+def lines(service: Service, bare: Bare, args: argparse.Namespace) -> dict[str, Any]:
+    """A list of lines scored, against the bare engine, in turn."""
+    rng, ratios, rates = random.Random(1), [], []
+    texts = ["".join(rng.choices(bare.engine.vocab.characters, k=rng.randrange(20, 80))) for _ in range(args.lines)]
+    for _ in range(args.rounds):
+        alone = bare.chars_per_s(args.seconds)
+        began = time.monotonic()
+        answer = service.client.post("/score", json={"text": texts}, timeout=600)
+        seconds = time.monotonic() - began
+        assert answer.json()["characters"] == sum(map(len, texts)), answer.text[:200]
+        rates.append(answer.json()["characters"] / seconds)
+        ratios.append(rates[-1] / alone)
+        print(f"  {args.lines:,} lines: {rates[-1]:,.0f} chars/s, bare {alone:,.0f}: {ratios[-1]:.3f}", flush=True)
+    return {"lines_chars_per_s": round(statistics.median(rates)), "lines_of_bare": round(statistics.median(ratios), 3)}
+
+
 def plain(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """The closed load on the course's server."""
     from bench.plain import PlainService
@@ -187,10 +222,11 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--chars", type=int, default=1000, help="of a call of the Poisson loads")
     parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--lines", type=int, default=10_000, help="that are scored")
     parser.add_argument("--load-s", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--block-ms", type=float, default=20.0)
-    parser.add_argument("--parts", default="streams,loads,plain")
+    parser.add_argument("--parts", default="streams,loads,plain,many,lines")
     args = parser.parse_args()
     layers, hidden = (int(n) for n in args.model.split("x"))
     model, parts = random_checkpoint(n_layers=layers, n_hidden=hidden), args.parts.split(",")
@@ -203,9 +239,10 @@ def main() -> None:
         environment |= {"SLOTS": str(args.streams), "MAX_WAITING": str(args.streams), "MAX_CHARS": str(10**6)}
         try:
             with Service(**environment, BLOCK_MS=str(args.block_ms), DEVICE="cpu") as service:
-                if "streams" in parts:
+                if {"streams", "many", "lines"} & set(parts):
                     bare = Bare(model, args.streams, args.precision, args.block_ms / 1000)
-                    result |= streams(service, bare, args)
+                    for name, part in (("streams", streams), ("many", many), ("lines", lines)):
+                        result |= part(service, bare, args) if name in parts else {}
                     bare.engine.stop()
                 if "loads" in parts:
                     result |= loads(service, args)

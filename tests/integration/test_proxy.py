@@ -40,7 +40,7 @@ SETTINGS = {
 class Proxy:
     """HAProxy with the shipped file, except for the port and the addresses, which a container engine would give it."""
 
-    def __init__(self, folder: Path, services: list[Service]) -> None:
+    def __init__(self, folder: Path, services: list[Service], **times: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -50,6 +50,9 @@ class Proxy:
         config, n = re.subn(r"(?m)^    server-template .*$", servers, shipped)
         config, m = re.subn(r"(?m)^    bind :8000$", f"    bind 127.0.0.1:{self.port}", config)
         assert (n, m) == (1, 1)
+        for name, value in times.items():
+            config, n = re.subn(rf"(?m)^    {name} .*$", f"    {name} {value}", config)
+            assert n == 1
         self._config = folder / "haproxy.cfg"
         self._config.write_text(config)
 
@@ -254,3 +257,15 @@ def test_one_of_two_drains_under_a_hundred_streams(
         whole = expected_text(tiny, seed, max(map(len, texts)))
         assert all(whole.startswith(text) for text in texts), f"seed {seed}"
     assert all(len(clients[i].text) > n for i, n in interrupted_at.items())
+
+
+def test_slow_clients_end_and_waiting_ones_do_not(tmp_path: Path, pair: tuple[Service, Service]) -> None:
+    """With shorter times than the shipped ones: a body that stops is 408, and a long wait ends in its answer."""
+    with Proxy(tmp_path, [pair[0]], **{"timeout http-request": "1s", "timeout client": "1s"}) as proxy:
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as slow:
+            slow.sendall(b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+            slow.sendall(b"Content-Length: 1000\r\n\r\n{")
+            assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
+        body = {"max_chars": 10**8, "timeout_s": 4}
+        answer = httpx.post(f"{proxy.url}/generate", json=body, timeout=60)
+        assert (answer.status_code, answer.json()["finish_reason"]) == (200, "timeout")

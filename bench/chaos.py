@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from httpx_sse import EventSource
 
 from model.checkpoints import registry
 from model.network.penalties import prompt_codes
@@ -34,7 +35,7 @@ from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
 from model.stepper.generate import write
 from tests.conftest import ALPHABET, random_checkpoint
-from tests.servers import ROOT, RedisServer, Service, parse_events
+from tests.servers import ROOT, RedisServer, Service, as_event
 
 TURNS = 2
 SAMPLING = SamplingParams(0.9, typical_p=0.95, repetition_penalty=1.1, frequency_penalty=0.3, presence_penalty=0.2)
@@ -134,10 +135,9 @@ class Client:
                     self._counts[f"{response.status_code} {response.json()['error']['code']}"] += 1
                     await asyncio.sleep(0.2)
                     continue
-                buffer = ""
-                async for chunk in response.aiter_text():
-                    *whole, buffer = (buffer + chunk).split("\n\n")
-                    for event in parse_events("\n\n".join(whole)):
+                async for received in EventSource(response).aiter_sse():
+                    if received.data:  # else it is a comment
+                        event = as_event(received)
                         if event.name == "start":
                             session_id = event.data["session_id"] or ""
                         elif event.name == "message":

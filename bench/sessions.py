@@ -35,7 +35,7 @@ from model.stepper.generate import one_row_block
 from service.store.redis import RedisSessions
 from service.store.sessions import RECENT_TEXT_CHARS, Session, new_session_id
 from tests.conftest import ALPHABET, random_checkpoint
-from tests.servers import RedisServer, Service
+from tests.servers import RedisServer, Service, read_events
 
 TTL_S = 86_400
 BLOCK = 4096  # characters read at a time
@@ -158,13 +158,12 @@ def twice(service: Service) -> dict[str, Any]:
         started, text, first = time.perf_counter(), "", 0.0
         with httpx.stream("POST", f"{service.url}/generate", json=body, timeout=600) as response:
             assert response.status_code == 200, response.read()
-            for line in response.iter_lines():
-                data = json.loads(line[6:]) if line.startswith("data: ") else {}
-                if "text" in data:
+            for event in read_events(response):
+                if event.name == "message":
                     first = first or time.perf_counter() - started
-                    text += data["text"]
-                elif "usage" in data:
-                    reused.append(data["usage"]["reused_chars"])
+                    text += event.data["text"]
+                elif event.name == "done":
+                    reused.append(event.data["usage"]["reused_chars"])
         waits.append(first)
         texts.append(text)
     row = {

@@ -30,7 +30,7 @@ from model.stepper.choose import choose
 from model.stepper.generate import write
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.integration.test_jobs import words
-from tests.servers import RedisServer, Service, Worker, eventually, parse_events
+from tests.servers import RedisServer, Service, Worker, eventually, read_events
 
 HIDDEN = 320  # large enough for a stream to last through a promotion
 TRAINED = {"corpus": "words", "batch_size": 4, "seq_length": 16, "n_hidden": 16, "n_embed": 8, "promote": "never"}
@@ -88,7 +88,7 @@ def swap(service: Service, folder: Path, args: argparse.Namespace) -> dict[str, 
             while not done.is_set():
                 body = {"prompt": "hello", "seed": seed, "max_chars": args.chars, "stream": True}
                 try:
-                    events = parse_events(client.post("/generate", json=body).text)
+                    events = list(read_events(client.post("/generate", json=body)))
                     assert events[-1].name == "done"
                 except (httpx.HTTPError, AssertionError, IndexError):
                     broken += 1

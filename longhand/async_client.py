@@ -1,4 +1,4 @@
-"""The asynchronous client, for asyncio and trio. Its methods are those of longhand/client.py."""
+"""The asynchronous client. Its methods are those of longhand/client.py."""
 
 from __future__ import annotations
 

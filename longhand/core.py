@@ -29,6 +29,8 @@ from longhand.transport import Transport
 
 AnswerT = TypeVar("AnswerT", bound=Answer)
 DEFAULT_URL = "http://127.0.0.1:8000"
+LOST = (httpx.TransportError, httpx.DecodingError)
+"""What httpx raises for a connection that fails, or that is cut in the middle of a compressed body."""
 _QUOTED_CHARS = 200
 
 
@@ -51,8 +53,7 @@ def http_options(base_url: str, key: str | None, timeout_s: float) -> dict[str, 
     Raises:
         ValueError: A value cannot be used.
     """
-    url = httpx.URL(base_url)
-    if url.scheme not in ("http", "https") or not url.host:
+    if not _is_address(base_url):
         raise ValueError(f"base_url: got {base_url!r}, expected an address such as {DEFAULT_URL}")
     if not timeout_s > 0:
         raise ValueError(f"timeout_s: got {timeout_s!r}, expected a number of seconds above 0")
@@ -63,6 +64,14 @@ def http_options(base_url: str, key: str | None, timeout_s: float) -> dict[str, 
         "timeout": httpx.Timeout(timeout_s, pool=None),
         "limits": httpx.Limits(max_connections=None, max_keepalive_connections=20),  # a stream holds its connection
     }
+
+
+def _is_address(base_url: str) -> bool:
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL:
+        return False
+    return url.scheme in ("http", "https") and bool(url.host)
 
 
 def generate_call(prompt: str, options: GenerateOptions, idempotency_key: str | None) -> Call:
@@ -132,9 +141,20 @@ class Core:
             await self.transport.read(response)
         except (httpx.LocalProtocolError, httpx.UnsupportedProtocol):
             raise  # the caller's mistake, such as a line end in a key
-        except httpx.TransportError as error:
+        except LOST as error:
             raise connection_failed(error, request.url) from error
         raise response_error(response)
+
+    async def read(self, response: httpx.Response) -> None:
+        """Read a response's body, and close it.
+
+        Raises:
+            ConnectionFailed: The connection was lost before its end.
+        """
+        try:
+            await self.transport.read(response)
+        except LOST as error:
+            raise connection_failed(error, response.url) from error
 
     async def send(self, call: Call) -> httpx.Response:
         """Send a request, again if that can help, and return the response with its body.
@@ -146,10 +166,7 @@ class Core:
         while True:
             try:
                 response = await self.attempt(call)
-                try:
-                    await self.transport.read(response)
-                except httpx.TransportError as error:
-                    raise connection_failed(error, response.url) from error
+                await self.read(response)
                 return response
             except LonghandError as error:
                 delay = attempts.delay_after(error, is_repeatable=call.is_repeatable)

@@ -41,7 +41,7 @@ class LonghandError(Exception):
 class ConnectionFailed(LonghandError):
     """Raised when the server cannot be reached, or when a connection was lost; `__cause__` is httpx's error."""
 
-    def __init__(self, message: str, *, was_sent: bool, is_timeout: bool = False) -> None:
+    def __init__(self, message: str, *, was_sent: bool = False, is_timeout: bool = False) -> None:
         """Create the error.
 
         Args:
@@ -62,7 +62,13 @@ class APIError(LonghandError):
     """The server's error."""
 
     def __init__(
-        self, message: str, *, status: int, code: str, retry_after_s: float | None = None, **details: Any
+        self,
+        message: str,
+        *,
+        status: int = 500,
+        code: str = "",
+        retry_after_s: float | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         """Create the error.
 
@@ -77,10 +83,10 @@ class APIError(LonghandError):
         self.status = status
         self.code = code
         self.retry_after_s = retry_after_s
-        self.details: dict[str, Any] = details
-        self.field: str | None = details.get("field")
-        self.value: Any = details.get("value")
-        self.expected: str | None = details.get("expected")
+        self.details: dict[str, Any] = dict(details or {})
+        self.field: str | None = self.details.get("field")
+        self.value: Any = self.details.get("value")
+        self.expected: str | None = self.details.get("expected")
 
 
 class InvalidRequest(APIError):
@@ -154,7 +160,7 @@ STREAM_STATUSES: Mapping[str, int] = {
 _STREAM_RETRIES = frozenset({"draining", "no_model", "overloaded", "queue_full", "rate_limited", "store_unavailable"})
 
 
-def connection_failed(error: httpx.TransportError, url: httpx.URL) -> ConnectionFailed:
+def connection_failed(error: httpx.RequestError, url: httpx.URL) -> ConnectionFailed:
     """Translate an error of httpx."""
     was_sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
     is_timeout = isinstance(error, httpx.ReadTimeout)
@@ -175,7 +181,7 @@ def response_error(response: httpx.Response) -> APIError:
     status = response.status_code
     details = {name: value for name, value in body.items() if name not in _RESERVED}
     kind = _CLASSES.get(status, ServerError)
-    return kind(body["message"], status=status, code=body["code"], retry_after_s=retry_after_s, **details)
+    return kind(body["message"], status=status, code=body["code"], retry_after_s=retry_after_s, details=details)
 
 
 def stream_error(data: str) -> LonghandError:
@@ -188,7 +194,7 @@ def stream_error(data: str) -> LonghandError:
     details = {name: value for name, value in body.items() if name not in _RESERVED}
     retry_after_s = 1.0 if code in _STREAM_RETRIES else None
     kind = _CLASSES.get(status, ServerError)
-    return kind(body["message"], status=status, code=code, retry_after_s=retry_after_s, **details)
+    return kind(body["message"], status=status, code=code, retry_after_s=retry_after_s, details=details)
 
 
 _RESERVED = ("message", "code", "status", "retry_after_s")

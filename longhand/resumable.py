@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import httpx
 from httpx_sse import ServerSentEvent
 
-from longhand.core import Call, Core, job_path, parse, parse_json, session_path
+from longhand.core import LOST, Call, Core, job_path, parse, parse_json, session_path
 from longhand.errors import ConnectionFailed, InvalidResponse, LonghandError, connection_failed, stream_error
 from longhand.schemas import Chunk, Generation, Job, JobEvent, Logprob, StreamStart
 from longhand.transport import EventReader
@@ -80,12 +80,12 @@ class ResumableStream(ABC, Generic[ItemT, ResultT]):
     async def _connect(self) -> None:
         response = await self._core.attempt(self._call())
         if response.status_code == httpx.codes.NO_CONTENT:
-            await self._core.transport.read(response)
+            await self._core.read(response)
             await self._on_nothing_left()
             return
         content_type = response.headers.get("Content-Type", "")
         if not content_type.startswith("text/event-stream"):
-            await self._core.transport.read(response)
+            await self._core.read(response)
             raise InvalidResponse(f"expected a stream of events, got {content_type or 'no Content-Type'}")
         self._connections += 1
         self._response = response
@@ -96,7 +96,7 @@ class ResumableStream(ABC, Generic[ItemT, ResultT]):
             return None  # opening it has brought the result
         try:
             event = await self._events.next()
-        except httpx.TransportError as error:
+        except LOST as error:
             raise connection_failed(error, self._response.url) from error
         if event is None:
             raise ConnectionFailed("the stream ended before its last event", was_sent=True)
@@ -194,9 +194,8 @@ class GenerationStream(ResumableStream[Chunk, Generation]):
             self._resume_after = self.position
 
     def _take_chunk(self, chunk: Chunk) -> Chunk | None:
-        assert self.position is not None, "a stream begins with its event `start`"
-        repeated = self.position - (chunk.position - len(chunk.text))
-        self._require_no_gap(chunk.position - len(chunk.text))
+        start = chunk.position - len(chunk.text)
+        repeated = self._require_no_gap(start) - start
         if repeated >= len(chunk.text):
             return None
         if repeated:
@@ -208,10 +207,11 @@ class GenerationStream(ResumableStream[Chunk, Generation]):
         self._token_logprobs += chunk.logprobs or []
         return chunk
 
-    def _require_no_gap(self, position: int) -> None:
-        """Raise an error if what comes next begins behind the text that was received."""
+    def _require_no_gap(self, position: int) -> int:
+        """Return the position of the text that was received; an error if what comes next begins behind it."""
         if self.position is None or position > self.position:
             raise InvalidResponse(f"the stream goes on at position {position}, expected {self.position}")
+        return self.position
 
     async def _on_nothing_left(self) -> None:
         """Have the last character sent again, or the whole turn if there is none, for the event `done` after it."""

@@ -116,7 +116,7 @@ class _SyncEvents:
 
 
 class AsyncTransport:
-    """Implements `Transport` over httpx.AsyncClient, for asyncio and trio."""
+    """Implements `Transport` over httpx.AsyncClient."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         """Use this client."""

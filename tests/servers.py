@@ -14,12 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import httpx
+from httpx_sse import EventSource, ServerSentEvent
 
 from service.store.redis_server import find_server_program
 
@@ -202,7 +203,7 @@ class Service:
         """A streamed answer, to its end."""
         with self.client.stream("POST", "/generate", json={**body, "stream": True}) as response:
             assert response.status_code == 200, response.read()
-            return parse_events(response.read().decode())
+            return list(read_events(response))
 
     def resume(self, session_id: str, after: int | None = None) -> list[Event]:
         """A stream that is gone on with, to its end; nothing if the client has all of it."""
@@ -211,7 +212,7 @@ class Service:
             if response.status_code == 204:
                 return []
             assert response.status_code == 200, response.read()
-            return parse_events(response.read().decode())
+            return list(read_events(response))
 
     def streamed_text(self, **body: Any) -> str:
         return "".join(e.data["text"] for e in self.events(**body) if e.name == "message")
@@ -253,18 +254,20 @@ class Worker:
         self.process.wait()
 
 
+def read_events(response: httpx.Response) -> Iterator[Event]:
+    """The events of a response, as they come. As in a browser, an event without an id has the one before it."""
+    for event in EventSource(response).iter_sse():
+        if event.data:  # else it is a comment
+            yield as_event(event)
+
+
 def parse_events(stream: str) -> list[Event]:
-    events = []
-    for block in stream.split("\n\n"):
-        event = Event()
-        for line in block.splitlines():
-            name, _, value = line.partition(": ")
-            if name == "event":
-                event.name = value
-            elif name == "id":
-                event.id = int(value) if value.isdigit() else value
-            elif name == "data":
-                event.data = json.loads(value)
-        if event.data:
-            events.append(event)
-    return events
+    """The events of a text that was received by other means."""
+    headers = {"Content-Type": "text/event-stream"}
+    return list(read_events(httpx.Response(200, headers=headers, content=stream.encode())))
+
+
+def as_event(event: ServerSentEvent) -> Event:
+    """An event with its data as an object, and its id as a number if it is one."""
+    id = int(event.id) if event.id.isdigit() else event.id or None
+    return Event(event.event, id, json.loads(event.data))

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from tests.servers import Event, parse_events
+from tests.servers import Event, read_events
 
 
 def _never() -> bool:
@@ -55,12 +55,9 @@ class Client:
                 assert "retry-after" in response.headers, (response.status_code, response.read())
                 time.sleep(float(response.headers["retry-after"]) / 4)  # a test is in a hurry
                 return False
-            buffer, last = "", 0.0
-            for chunk in response.iter_text():
-                buffer += chunk
-                *whole, buffer = buffer.split("\n\n")
-                for event in parse_events("\n\n".join(whole)):
-                    last = self._take(event, last)
+            last = 0.0
+            for event in read_events(response):
+                last = self._take(event, last)
                 if self.enough():
                     break
         return True

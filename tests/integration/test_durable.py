@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import threading
@@ -21,7 +20,7 @@ from model.stepper.generate import write
 from service.store.connect import connect
 from service.store.sessions import digest
 from tests.conftest import ALPHABET, random_checkpoint
-from tests.servers import Event, RedisServer, Service, eventually, parse_events
+from tests.servers import Event, RedisServer, Service, eventually, read_events
 
 N = 6000
 PAYLOAD = {"prompt": "hello", "seed": 7, "temperature": 0.9, "max_chars": N}
@@ -48,16 +47,12 @@ class Cut:
         self.text, self.at, self.session_id = "", 0, ""
         with service.client.stream("POST", "/generate", json={**PAYLOAD, **body, "stream": True}) as response:
             assert response.status_code == 200, response.read()
-            buffer = ""
-            for chunk in response.iter_text():
-                buffer += chunk
-                *whole, buffer = buffer.split("\n\n")
-                for event in parse_events("\n\n".join(whole)):
-                    if event.name == "start":
-                        self.session_id = event.data["session_id"]
-                    if event.name == "message":
-                        self.text += event.data["text"]
-                        self.at = event.id or 0
+            for event in read_events(response):
+                if event.name == "start":
+                    self.session_id = event.data["session_id"]
+                if event.name == "message":
+                    self.text += event.data["text"]
+                    self.at = event.id
                 if len(self.text) >= after_chars:
                     return
 
@@ -93,7 +88,7 @@ def test_a_lost_stream_can_be_had_from_any_character(other: Service, expected: s
     assert text_of(other.resume(client.session_id)) == expected[:N]
     assert text_of(other.resume(client.session_id, 0)) == expected[:N]
     response = other.client.get(f"/sessions/{client.session_id}/stream?from=5999")
-    assert text_of(parse_events(response.text)) == expected[5994:N]
+    assert text_of(list(read_events(response))) == expected[5994:N]
 
 
 def test_a_stopped_text_ends_again_where_it_ended(other: Service, expected: str) -> None:
@@ -178,15 +173,15 @@ def test_a_stopped_process_that_wakes_up_writes_nothing(
     with Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, **QUICK) as sleeping:
         body = {**PAYLOAD, "max_chars": 100_000, "stream": True}
         with sleeping.client.stream("POST", "/generate", json=body) as response:
-            chunks = response.iter_text()
-            id = json.loads(next(chunks).split("data: ")[1].split("\n")[0])["session_id"]
-            next(chunks)
+            events = read_events(response)
+            id = next(events).data["session_id"]
+            next(events)
             sleeping.send_signal(signal.SIGSTOP)
             eventually(lambda: other.client.get(f"/sessions/{id}").json()["turn"]["status"] == "interrupted")
             placed = other.generate(session_id=id, position=5, max_chars=50, temperature=0.9)
             sleeping.send_signal(signal.SIGCONT)
-            rest = "".join(chunks)
-        assert parse_events(rest)[-1].data["error"]["code"] == "session_conflict"
+            *_, last = events
+        assert last.data["error"]["code"] == "session_conflict"
     assert placed["text"] == expected[:50]
     found = other.client.get(f"/sessions/{id}").json()
     assert (found["position"], found["recent_text"]) == (55, "hello" + expected[:50])
@@ -272,15 +267,15 @@ def test_another_request_with_a_used_key_leaves_the_running_turn_alone(other: Se
     key = {"Idempotency-Key": str(uuid.uuid4())}
     body = {"prompt": "once", "max_chars": 20_000, "seed": 3, "stream": True, "logprobs": 5}
     with other.client.stream("POST", "/generate", json=body, headers=key) as response:
-        parts = response.iter_text()
-        start = next(parts)
-        session_id = parse_events(start)[0].data["session_id"]
+        stream = read_events(response)
+        start = next(stream)
+        session_id = start.data["session_id"]
         for _ in range(3):
             refused = other.client.post("/generate", json={**body, "max_chars": 7, "stream": False}, headers=key)
             assert (refused.status_code, refused.json()["error"]["code"]) == (409, "session_conflict")
             assert "another request" in refused.json()["error"]["message"]
         assert other.client.get(f"/sessions/{session_id}").json()["turn"]["status"] == "running"
-        events = parse_events(start + "".join(parts))
+        events = [start, *stream]
     assert [event.name for event in events if event.name != "message"] == ["start", "done"]
 
 
@@ -356,7 +351,7 @@ def test_a_turn_that_read_nothing_is_not_stored(other: Service, redis_server: Re
             key = {"Idempotency-Key": str(uuid.uuid4())}
             for headers in ({}, key):
                 late = other.client.post("/generate", json=body, headers=headers)
-                error = parse_events(late.text)[-1].data["error"] if stream else late.json()["error"]
+                error = list(read_events(late))[-1].data["error"] if stream else late.json()["error"]
                 assert error["code"] == "timeout", error
     assert set(client.keys("lh:{*}")) - before == set()
     assert other.generate(session_id=old["session_id"], max_chars=5)["position"] == old["position"] + 5
@@ -374,11 +369,11 @@ def test_an_emptied_redis_ends_sessions_and_nothing_else(store: Path, expected: 
     with Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis.url, **QUICK) as service:
         old = service.generate(**{**PAYLOAD, "max_chars": 20})
         with service.client.stream("POST", "/generate", json={**PAYLOAD, "stream": True}) as response:
-            chunks = response.iter_text()
-            seen = next(chunks)
+            stream = read_events(response)
+            start = next(stream)
             redis.stop(lose_data=True)
             redis.start()
-            events = parse_events(seen + "".join(chunks))
+            events = [start, *stream]
         assert text_of(events) == expected[:N]
         assert events[-1].data["saved"] is False
         for id in (old["session_id"], events[0].data["session_id"]):

@@ -14,7 +14,7 @@ from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
 from model.stepper.generate import write
 from tests.conftest import ALPHABET
-from tests.servers import RedisServer, Service, eventually, parse_events
+from tests.servers import RedisServer, Service, eventually, read_events
 
 PAYLOAD = {"prompt": "hello", "seed": 7, "temperature": 0.9, "top_p": 0.95}
 
@@ -129,13 +129,13 @@ def test_head_changes_nothing(service: Service) -> None:
     """HEAD on a running stream has the headers of a stream, and the stream's reader gets its whole text."""
     body = {"max_chars": 20_000, "seed": 5, "stream": True}
     with service.client.stream("POST", "/generate", json=body) as response:
-        parts = response.iter_text()
-        start = next(parts)
-        session_id = parse_events(start)[0].data["session_id"]
+        stream = read_events(response)
+        start = next(stream)
+        session_id = start.data["session_id"]
         for _ in range(3):
             head = httpx.head(f"{service.url}/sessions/{session_id}/stream")
             assert (head.status_code, head.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
-        events = parse_events(start + "".join(parts))
+        events = [start, *stream]
     assert [event.name for event in events if event.name != "message"] == ["start", "done"]
     assert sum(len(event.data["text"]) for event in events if event.name == "message") == 20_000
     assert httpx.head(f"{service.url}/sessions/{'x' * 32}/stream").status_code == 404

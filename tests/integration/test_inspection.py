@@ -18,7 +18,7 @@ from model.evaluation import protocols
 from model.network.gates import gate_activations
 from service.routes.page import FOLDER
 from tests.conftest import ALPHABET, random_checkpoint
-from tests.servers import RedisServer, Service, parse_events
+from tests.servers import RedisServer, Service, read_events
 
 PAYLOAD: dict[str, Any] = {"prompt": "hello", "seed": 7, "temperature": 0.7, "top_k": 12, "top_p": 0.9, "min_p": 0.01}
 TEXT = "the first of us\nwho says it's so\nis not the last"
@@ -150,7 +150,7 @@ def test_logprobs_go_on_with_a_session_and_with_a_lost_stream(service: Service) 
     close(first["logprobs"] + rest["logprobs"], whole["logprobs"])
     after = len(prompt) + 40
     path = f"/sessions/{rest['session_id']}/stream?logprobs=4&from={after}"
-    events = [e for e in parse_events(service.client.get(path).text) if e.name == "message"]
+    events = [e for e in read_events(service.client.get(path)) if e.name == "message"]
     assert "".join(e.data["text"] for e in events) == whole["text"][40:]
     close([entry for e in events for entry in e.data["logprobs"]], whole["logprobs"][40:])
 

@@ -17,7 +17,7 @@ import pytest
 from model.checkpoints import registry
 from model.checkpoints.file_format import load
 from service.routes.jobs import MAX_FOLLOWERS
-from tests.servers import RedisServer, ServiceWithoutModel, Worker, eventually, parse_events
+from tests.servers import RedisServer, ServiceWithoutModel, Worker, eventually, read_events
 
 SMALL: dict[str, Any] = {
     "corpus": "words",
@@ -123,12 +123,12 @@ def test_a_job_from_request_to_result(stack: Stack) -> None:
 
     for _ in range(MAX_FOLLOWERS + 1):  # HEAD starts no stream, and so uses up none of the streams that are allowed
         assert stack.service.client.head(f"/jobs/{id}/events").status_code == 200
-    events = parse_events(stack.service.client.get(f"/jobs/{id}/events").text)
+    events = list(read_events(stack.service.client.get(f"/jobs/{id}/events")))
     assert {"note", "progress", "validation", "sample", "done"} <= {e.name for e in events}
     assert events[-1].data == job
     half = len(events) // 2
     headers = {"Last-Event-ID": str(events[half].id)}
-    rest = parse_events(stack.service.client.get(f"/jobs/{id}/events", headers=headers).text)
+    rest = list(read_events(stack.service.client.get(f"/jobs/{id}/events", headers=headers)))
     assert rest == events[half + 1 :]
     headers = {"Last-Event-ID": str(events[-2].id)}
     assert stack.service.client.get(f"/jobs/{id}/events", headers=headers).status_code == 204

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.leavers import in_flight
-from tests.servers import RedisServer, Service, eventually
+from tests.servers import RedisServer, Service, eventually, read_events
 
 LONG: dict[str, Any] = {"prompt": "hello", "seed": 7, "max_chars": 100_000}
 
@@ -92,9 +92,9 @@ def test_a_stream_that_was_stopped_can_be_continued_at_once(service: Service) ->
     """Hang up, and send the next request of the session in the same moment: no 409, many times."""
     for i in range(10):
         with service.client.stream("POST", "/generate", json={**LONG, "stream": True}) as response:
-            lines = response.iter_lines()
-            start = next(json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: "))
-            next(line for line in lines if '"text"' in line)
+            events = read_events(response)
+            start = next(events).data
+            next(events)
         answer = service.post(session_id=start["session_id"], max_chars=5)
         assert answer.status_code == 200, (i, answer.text)
         assert len(answer.json()["text"]) == 5
@@ -106,8 +106,8 @@ def test_a_session_that_stays_busy_says_when_to_come_again(store: Path, redis_se
         Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, MAX_CHARS="100000000") as service,
         service.client.stream("POST", "/generate", json={**LONG, "max_chars": 10**8, "stream": True}) as response,
     ):
-        lines = response.iter_lines()
-        start = next(json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: "))
+        events = read_events(response)
+        start = next(events).data
         refused = service.post(session_id=start["session_id"], max_chars=5)
         assert (refused.status_code, refused.headers["Retry-After"]) == (409, "1")
 
@@ -115,8 +115,8 @@ def test_a_session_that_stays_busy_says_when_to_come_again(store: Path, redis_se
 def test_head_changes_nothing(service: Service) -> None:
     """HEAD of every address that has GET: its status, no body, and a running stream goes on."""
     with service.client.stream("POST", "/generate", json={**LONG, "stream": True}) as response:
-        lines = response.iter_lines()
-        session = next(json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: "))
+        events = read_events(response)
+        session = next(events).data
         paths = [
             "/", "/healthz", "/readyz", "/metrics", "/models", "/corpora", "/jobs", "/v1/models", "/v1/models/longhand",
             "/tokenizer_info", f"/sessions/{session['session_id']}", f"/sessions/{session['session_id']}/stream",
@@ -125,8 +125,8 @@ def test_head_changes_nothing(service: Service) -> None:
         for path in paths:
             answer = service.client.head(path)
             assert (answer.status_code, answer.content) == (200, b""), path
-        rest = "".join(lines)
-    assert '"finish_reason": "length"' in rest
+        *_, last = events
+    assert last.data["finish_reason"] == "length"
 
 
 def test_an_idempotency_key_makes_one_job(jobs: Service) -> None:

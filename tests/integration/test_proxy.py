@@ -235,7 +235,7 @@ def test_one_of_two_drains_under_a_hundred_streams(
             with httpx.Client(base_url=proxy.url, timeout=60, verify=False) as http:
                 while not over.is_set():
                     newcomers.append(http.post("/generate", json={"max_chars": 5}).status_code)
-                    time.sleep(0.02)
+                    time.sleep(0.02)  # newcomers come one after the other, not as fast as they can
 
         clients = [Client(proxy.url, enough=lambda i=i: has_enough(i)) for i in range(100)]  # type: ignore[misc]
         talking = at_once([lambda i=i: talk(i) for i in range(100)])  # type: ignore[misc]

@@ -19,7 +19,7 @@ from model.checkpoints.file_format import Checkpoint
 from model.stepper.choose import choose
 from model.stepper.generate import write
 from tests.conftest import ALPHABET, random_checkpoint
-from tests.servers import RedisServer, Service, eventually, parse_events
+from tests.servers import RedisServer, Service, eventually, read_events
 
 STREAMS, PROMOTIONS, CHARS = 16, 5, 1500
 HIDDEN = 320  # large enough for a stream to last through a promotion
@@ -83,7 +83,7 @@ def test_streams_finish_on_the_model_they_began_with(folder: Path, swapped: Serv
     def stream(seed: int) -> None:
         body = {"prompt": "hello", "seed": seed, "max_chars": CHARS, "stream": True}
         with httpx.Client(base_url=swapped.url, timeout=120) as client:
-            events = parse_events(client.post("/generate", json=body).text)
+            events = list(read_events(client.post("/generate", json=body)))
         assert events[-1].name == "done"
         text = "".join(e.data["text"] for e in events if e.name == "message")
         texts[seed] = (events[0].data["model"]["fingerprint"], text)

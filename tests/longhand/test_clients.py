@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 import longhand
@@ -18,7 +21,7 @@ from model.checkpoints import registry
 from model.checkpoints.file_format import Checkpoint
 from tests.integration.test_jobs import SMALL, Stack, words
 from tests.longhand.clients import KINDS, client_of
-from tests.servers import RedisServer, Service, ServiceWithoutModel, eventually
+from tests.servers import ROOT, RedisServer, Service, ServiceWithoutModel, eventually
 
 
 @pytest.fixture(params=KINDS)
@@ -144,12 +147,29 @@ def test_an_invalid_value_is_named(client: longhand.Client) -> None:
 
 def test_an_address_that_is_none_is_named() -> None:
     """At once, when the client is made."""
-    for wrong in ("localhost:8000", "http://", "ftp://localhost", ""):
+    for wrong in ("localhost:8000", "http://", "ftp://localhost", "http://localhost:port", ""):
         for make in (longhand.Client, longhand.AsyncClient):
             with pytest.raises(ValueError, match="base_url: got"):
                 make(wrong)
     with pytest.raises(ValueError, match="timeout_s: got 0"):
         longhand.Client(timeout_s=0)
+
+
+def test_an_http_client_of_one_s_own(service: Service) -> None:
+    """Its address, headers and time-outs are used."""
+    with longhand.Client(http=httpx.Client(base_url=service.url)) as client:
+        assert len(client.generate("hello", max_chars=10).text) == 10
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/client.md"])
+def test_the_documents_example(service: Service, document: str) -> None:
+    """The program that a document shows runs as it stands, against another address."""
+    blocks = re.findall(r"^```\n(.*?)^```$", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+    (program,) = [block for block in blocks if "Client(" in block and "import" in block]
+    program, n = re.subn(r"http://[\w.]+:8000", service.url, program)
+    assert n == 1
+    command = [sys.executable, "-c", program.replace("KING.", "king ")]
+    assert len(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout) > 200
 
 
 def test_keys(store: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import typing
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -103,6 +104,13 @@ def test_every_error_of_the_service_has_its_class(kind: type[errors.ServiceError
         assert in_stream.status == kind.status
         assert type(in_stream) is type(error)
         assert (in_stream.retry_after_s is not None) == (kind.retry_after_s is not None)
+
+
+def test_errors_survive_another_process() -> None:
+    """As from a pool of processes: class, message and attributes are the same."""
+    for error in (answer(429, "queue_full", "7"), LOST, longhand.InvalidResponse("no JSON")):
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 
 def test_a_gateway_s_error_is_quoted() -> None:

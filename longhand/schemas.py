@@ -20,7 +20,13 @@ class GenerateOptions(TypedDict, total=False):
     top_p: float
     min_p: float
     typical_p: float
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    penalty_window: int
+    logit_bias: dict[str, float]
     stop: list[str]
+    min_chars: int
     seed: int | None
     position: int | None
     on_new_model: Literal["reencode", "conflict"]

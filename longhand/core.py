@@ -75,7 +75,13 @@ def _is_address(base_url: str) -> bool:
 
 
 def generate_call(prompt: str, options: GenerateOptions, idempotency_key: str | None) -> Call:
-    """Return the request for a streamed text, with an Idempotency-Key that makes it repeatable."""
+    """Return the request for a streamed text, with an Idempotency-Key that makes it repeatable.
+
+    Raises:
+        ValueError: Several texts are requested: they have no session, so their stream could not be resumed.
+    """
+    if options.get("n", 1) != 1:
+        raise ValueError(f"n: got {options.get('n')!r}, expected 1: call once for each text, each with its own seed")
     body = {"prompt": prompt, **_without_none(options), "stream": True}
     return Call("POST", "/generate", body=body, headers={"Idempotency-Key": idempotency_key or str(uuid.uuid4())})
 

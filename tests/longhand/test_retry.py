@@ -122,6 +122,8 @@ def test_a_gateway_s_error_is_quoted() -> None:
 
 
 def test_the_parameters_are_those_of_the_service() -> None:
-    """The typed parameters of `generate` are the fields of the request's body."""
+    """The typed parameters of `generate` are the fields of the request's body, but for `n`: a call is one text."""
     ours = set(typing.get_type_hints(longhand.GenerateOptions))
-    assert ours == set(GenerateRequest.model_fields) - {"prompt", "stream"}
+    assert ours == set(GenerateRequest.model_fields) - {"prompt", "stream", "n"}
+    with pytest.raises(ValueError, match="n: got 2"):
+        longhand.Client().stream("a", n=2)  # type: ignore[call-arg]

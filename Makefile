@@ -9,7 +9,7 @@ PROCESSES ?= 2
 ORDER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser launcher-kills client-kills fuzz fresh fuzz-api stack check check-page docs lock clean
+.PHONY: help serve test test-browser launcher-kills client-kills fuzz fresh fuzz-api test-clients stack check check-page docs lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -39,6 +39,14 @@ fuzz: .venv/.ready-test .venv/.kernel ## 10,000 damaged records of each kind tha
 
 fresh: ## the first commands of a newcomer in clean clones, with every supported Python found here (FRESH=system: one): minutes, gigabytes
 	@FRESH_LINKS="$(FRESH_LINKS)" FRESH_CACHE="$(FRESH_CACHE)" $(PYTHON) -m tests.e2e.fresh $(FRESH)
+
+test-clients: .venv/.ready-test .venv/.kernel .venv-clients/.ready ## programs that others wrote: langchain-openai, llm, lm-evaluation-harness
+	$(BIN)/python -m pytest -q tests/clients
+
+.venv-clients/.ready: tests/clients/requirements.txt | .venv/.ready-test
+	@$(BIN)/python -m uv venv --quiet --clear .venv-clients
+	@$(BIN)/python -m uv pip install --quiet --python .venv-clients/bin/python -r $<
+	@touch $@
 
 fuzz-api: .venv/.ready-test .venv/.kernel ## more than 10,000 requests that the description of the API allows or forbids
 	FUZZ_EXAMPLES=250 $(BIN)/python -m pytest -q tests/integration/test_fuzz.py

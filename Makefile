@@ -9,7 +9,7 @@ PROCESSES ?= 2
 ORDER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser launcher-kills client-kills fuzz fresh fuzz-api test-clients stack check check-page docs lock clean
+.PHONY: help serve test test-browser launcher-kills client-kills evicting soak fuzz fresh fuzz-api test-clients stack check check-page docs lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -36,6 +36,12 @@ client-kills: .venv/.ready-test .venv/.kernel ## 100 streams of the client throu
 fuzz: .venv/.ready-test .venv/.kernel ## 10,000 damaged records of each kind that is read back; sessions with the native code under AddressSanitizer, too
 	FUZZ=10000 $(BIN)/python -m pytest -q tests/fuzz
 	FUZZ=2000 $(BIN)/python -m pytest -q tests/model/native/test_sanitizers.py -k damaged
+
+evicting: .venv/.ready-test .venv/.kernel ## 20,000 operations on a Redis of 64 MB that evicts: no 500, no wrong text, every 404 explained
+	EVICTING_OPERATIONS=20000 $(BIN)/python -m pytest -q -s -n0 tests/integration/test_eviction.py
+
+soak: .venv/.ready-test .venv/.kernel ## mixed load with retrains for MINUTES (30): memory, descriptors, threads do not grow; a control that leaks is caught
+	SOAK_MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),30) $(BIN)/python -m pytest -q -s -n0 tests/integration/test_soak.py
 
 fresh: ## the first commands of a newcomer in clean clones, with every supported Python found here (FRESH=system: one): minutes, gigabytes
 	@FRESH_LINKS="$(FRESH_LINKS)" FRESH_CACHE="$(FRESH_CACHE)" $(PYTHON) -m tests.e2e.fresh $(FRESH)

@@ -105,6 +105,8 @@ class Event:
 class Service:
     """The service under gunicorn, on a free port; keyword arguments are its environment."""
 
+    module = "service.server"
+
     started_path = "/readyz"
     """Answers 200 when the service has started."""
 
@@ -119,7 +121,7 @@ class Service:
 
     def start(self) -> None:
         self.client = httpx.Client(base_url=self.url, timeout=60, event_hooks={"response": [_check_answer]})
-        command = [sys.executable, "-m", "service.server"]
+        command = [sys.executable, "-m", self.module]
         with output_file() as output:
             self._process = subprocess.Popen(
                 command, cwd=ROOT, env=self._environment, stdout=output, stderr=output, start_new_session=True

@@ -173,12 +173,16 @@ def remove_unused_files(runs_dir: Path, queue: JobQueue) -> None:
 
 def worker_alive(client: redis.Redis) -> bool:
     """Tell whether a worker of this machine or container sent a heartbeat in the last 30 s."""
-    since = datetime.now(UTC) - timedelta(seconds=_ALIVE_WITHIN_S)
+    now, within = datetime.now(UTC), timedelta(seconds=_ALIVE_WITHIN_S)
     try:
         workers = Worker.all(connection=client, job_class=RetrainJob, serializer=JSONSerializer)
     except redis.RedisError:
         return False
-    return any(w.hostname == socket.gethostname() and w.last_heartbeat and w.last_heartbeat > since for w in workers)
+    # One from the future is from before the clock was set back: a worker that lives has sent another since.
+    return any(
+        w.hostname == socket.gethostname() and w.last_heartbeat and abs(w.last_heartbeat - now) < within
+        for w in workers
+    )
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
     lh:{digest}        the session, as Session.to_bytes; expires SESSION_TTL_S after its last use
     lh:{digest}:turn   a hash: the session's running or last turn; expires TURN_TTL_S after its last write
                          token, until   who holds the lease, and until when (ms of Redis's clock)
+                         lease          its length (ms): more cannot be left of it, unless the clock was set back
                          turn           TurnRecord.to_bytes
                          start, before  Session.to_bytes: before the turn, and the save before the newest
                          end            the finish reason, once the turn has ended
@@ -60,7 +61,7 @@ _ACQUIRE = (
     _NOW
     + """
 local token, lease, ttl, is_new, force, key, request = unpack(ARGV)
-local turn = redis.call('HMGET', KEYS[2], 'turn', 'start', 'before', 'end', 'until', 'token', 'key', 'keys')
+local turn = redis.call('HMGET', KEYS[2], 'turn', 'start', 'before', 'end', 'until', 'token', 'key', 'keys', 'lease')
 local record = redis.call('GET', KEYS[1])
 if is_new == '0' and not record and not turn[1] then return {'unknown'} end
 local same_key = key ~= '' and turn[7] == key
@@ -68,8 +69,10 @@ if same_key and turn[1] then
   local is_json, stored = pcall(cjson.decode, turn[1])
   if is_json and type(stored) == 'table' and stored.request ~= request then return {'reused'} end
 end
-if turn[6] ~= token and (tonumber(turn[5]) or 0) > now and force == '0' and not same_key then return {'busy'} end
-redis.call('HSET', KEYS[2], 'token', token, 'until', now + lease)
+local left = (tonumber(turn[5]) or 0) - now
+local is_held = left > 0 and left <= (tonumber(turn[9]) or left)
+if turn[6] ~= token and is_held and force == '0' and not same_key then return {'busy'} end
+redis.call('HSET', KEYS[2], 'token', token, 'until', now + lease, 'lease', lease)
 redis.call('PEXPIRE', KEYS[2], ttl)
 local has_key = key ~= '' and turn[8] and string.find(turn[8], key, 1, true)
 return {'ok', record, {turn[1], turn[2], turn[3], turn[4], 0}, has_key and 1 or 0}

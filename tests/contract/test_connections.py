@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from rq.utils import utcformat
 
-from service.errors import RateLimited, StoreUnavailable
+from service.errors import RateLimited, SessionBusy, StoreUnavailable
+from service.jobs.worker import worker_alive
 from service.operations.limits import RateLimiter
 from service.redis_url import check_url, sentinel_parts
 from service.settings import SettingsError
@@ -22,9 +25,10 @@ from service.store import redis_server as server_check
 from service.store.connect import PAUSE_S, close, connect
 from service.store.redis import RedisSessions
 from service.store.redis_server import find_server_program
+from service.store.sessions import digest, new_session_id
 from tests.contract.servers import Processes, oldest_redis, start_cluster, start_sentinel
 from tests.contract.test_sessions import loaded, saved, session
-from tests.servers import ROOT, eventually
+from tests.servers import ROOT, RedisServer, Worker, eventually
 
 SPECIAL = "p@ss:w/o%rd?#[ü"
 
@@ -221,4 +225,33 @@ def test_sessions_are_back_after_a_failover(request: pytest.FixtureRequest, tmp_
     assert loaded(store, saved(store, session(7))).position == 7
     eventually(lambda: _is_limited(limiter))
     assert client.info("replication")["role"] == "master"
+    close(client)
+
+
+def test_a_lease_does_not_grow_when_the_clock_is_set_back(redis_server: RedisServer) -> None:
+    """An hour less on Redis's clock is an hour more on the lease of a dead process: it counts as ended; others hold."""
+    client = connect(redis_server.url)
+    store, id = RedisSessions(client, ttl_s=60), new_session_id()
+    store.acquire(id, is_new=True, lease_s=10)
+    with pytest.raises(SessionBusy):
+        store.acquire(id, is_new=True, lease_s=10)
+    client.hincrby(f"lh:{{{digest(id)}}}:turn", "until", 3_600_000)
+    assert store.acquire(id, is_new=True, lease_s=10).token
+    with pytest.raises(SessionBusy):
+        store.acquire(id, is_new=True, lease_s=1)
+    close(client)
+
+
+def test_a_heartbeat_from_the_future_is_none(redis_server: RedisServer) -> None:
+    """After the clock was set back, a worker that died before does not count as alive until that hour has passed."""
+    client = connect(redis_server.url)
+    worker = Worker(REDIS_URL=redis_server.url)
+    worker.start()
+    eventually(lambda: worker_alive(client))
+    worker.kill()
+    (key,) = client.keys("rq:worker:*")
+    for hours, is_alive in ((0, True), (1, False), (-1, False)):
+        client.hset(key, "last_heartbeat", utcformat(datetime.now(UTC) + timedelta(hours=hours)))
+        assert worker_alive(client) is is_alive
+    client.flushall()
     close(client)

@@ -87,8 +87,14 @@ class RetrainWorker(Worker):
                 time.sleep(_FULL_RETRY_S)
 
     def heartbeat(self, *args: Any, **kwargs: Any) -> None:
-        """Send a heartbeat; a Redis whose memory is full costs this one only."""
+        """Send a heartbeat, with what the health check reads of the key: a full Redis may have evicted it.
+
+        A Redis that is full and evicts nothing costs this heartbeat only.
+        """
         with contextlib.suppress(redis.OutOfMemoryError):
+            pipeline = kwargs.get("pipeline")
+            connection = self.connection if pipeline is None else pipeline
+            connection.hset(self.key, mapping={"hostname": self.hostname or "", "pid": self.pid or os.getpid()})
             super().heartbeat(*args, **kwargs)
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:

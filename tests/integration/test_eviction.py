@@ -106,6 +106,8 @@ def _fill(client: Any, service: Service) -> None:
         return bool(client.info("stats")["evicted_keys"])
 
     eventually(has_evicted)
+    (idle, *_) = client.scan_iter("lh:*", count=10_000)
+    eventually(lambda: client.object("idletime", idle) >= 10, within_s=60)  # longer than anything that is in use
 
 
 def test_a_full_redis_without_anything_to_evict(checkpoints: Path, tmp_path: Path) -> None:

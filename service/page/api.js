@@ -38,7 +38,12 @@ export async function request(method, path, { body, headers = {}, signal, mayPro
     if (keys[kind]) allHeaders.Authorization = `Bearer ${keys[kind]}`;
     if (isJson) allHeaders["Content-Type"] = "application/json";
     const payload = isJson ? JSON.stringify(body) : body;
-    const response = await fetch(new URL(path.slice(1), SERVICE), { method, headers: allHeaders, body: payload, signal });
+    const response = await fetch(new URL(path.slice(1), SERVICE), {
+      method,
+      headers: allHeaders,
+      body: payload,
+      signal,
+    });
     if (response.ok) return response;
     const error = await errorFrom(response);
     const needsKey = error.status === 401 || (error.status === 403 && keys[kind]);

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -25,7 +24,7 @@ from httpx_sse import EventSource, ServerSentEvent
 from service.store.redis_server import find_server_program
 
 ROOT = Path(__file__).parent.parent
-SECRET = "planted-secret-" + secrets.token_hex(8)
+SECRET = "planted-secret-5d1f0c9b7e3a2846"  # noqa: S105 - the same in every process of a run
 """The password of every Redis that tests start, and part of keys: no output of any process may contain it."""
 OUTPUTS = Path(tempfile.mkdtemp(prefix="lh-outputs-"))
 """What the processes of this run have printed; conftest searches it at the end."""

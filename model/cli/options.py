@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Sequence
-from dataclasses import fields, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,24 +61,45 @@ def add_training(command: argparse.ArgumentParser, minutes_help: str = "") -> No
     """
     add_corpora(command)
     command.add_argument("--out", type=Path, help=f"folder of checkpoints (default {CHECKPOINT_FOLDER})")
-    presets = "; ".join(f"{name}: {' '.join(f'{k} {v}' for k, v in p.items())}" for name, p in PRESETS.items())
     command.add_argument(
         "--preset",
         type=arguments.one_of(tuple(PRESETS)),
-        help=f"named settings; other options override them (default quick). {presets}",
+        metavar=_choices(PRESETS),
+        help="named settings, which are the defaults below; other options override them (default quick)",
     )
     command.add_argument(
         "--device",
         type=arguments.one_of(DEVICES),
+        metavar=_choices(DEVICES),
         help="cpu, cuda, or auto: a GPU if there is one (default cpu; that of the run which is resumed)",
     )
-    for config in (ModelConfig, TrainConfig):
+    for title, config in (("the network", ModelConfig), ("the training", TrainConfig)):
+        group = command.add_argument_group(title)
         for f in fields(config):
             if f.name != "vocab_size":
-                help = f"{f.metadata['help']} (default {f.default})"
+                help = f"{f.metadata['help']} ({_defaults(f)})"
                 if minutes_help and f.name == "minutes":
                     help = minutes_help
-                command.add_argument("--" + f.name.replace("_", "-"), dest=f.name, type=arguments.setting(f), help=help)
+                choices = f.metadata.get("choices")
+                group.add_argument(
+                    "--" + f.name.replace("_", "-"),
+                    dest=f.name,
+                    type=arguments.setting(f),
+                    metavar=_choices(choices) if choices else None,
+                    help=help,
+                )
+
+
+def _choices(words: Iterable[str]) -> str:
+    return "{" + ",".join(words) + "}"
+
+
+def _defaults(setting: Field[Any]) -> str:
+    """Return the default of a setting, by preset where they differ."""
+    values = {name: preset.get(setting.name, setting.default) for name, preset in PRESETS.items()}
+    if len(set(values.values())) == 1:
+        return f"default {setting.default}"
+    return ", ".join(f"{name}: {value:g}" for name, value in values.items())
 
 
 def explicit_settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -229,7 +229,7 @@ def test_a_warm_start_begins_where_the_other_ended(
 
 
 def test_help_explains_each_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every setting is an option, with its help and default; so are the presets."""
+    """Every setting is an option, with its default in each preset where they differ, and the words of a choice."""
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     output = " ".join(capsys.readouterr().out.split())
@@ -237,9 +237,11 @@ def test_help_explains_each_setting(capsys: pytest.CaptureFixture[str]) -> None:
         for f in fields(config):
             if f.name != "vocab_size":
                 assert "--" + f.name.replace("_", "-") in output
-                assert f"(default {f.default})" in output
-    for preset in PRESETS:
-        assert f"{preset}: n_hidden" in output
+                by_preset = [f"{name}: {preset.get(f.name, f.default):g}" for name, preset in PRESETS.items()
+                             if any(f.name in preset for preset in PRESETS.values())]  # fmt: skip
+                assert (f"({', '.join(by_preset)})" if by_preset else f"(default {f.default})") in output, f.name
+    assert "{quick,standard,best}" in output
+    assert "{lstm,gru,rnn}" in output
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,13 @@ class Stack:
         if moment == "training":
             eventually(lambda: self.job(id)["progress"] != progress, within_s=60)
 
+    def promote_model_of_words(self) -> Path:
+        """Train a small model on `words` and promote it, whatever another test left promoted."""
+        assert self.ended(self.submit(**SMALL, promote="always"))["result"]["decision"]["promoted"]
+        path = registry.promoted_path(self.checkpoints)
+        assert path is not None
+        return path
+
     def cancel(self, id: str) -> dict[str, Any]:
         assert self.service.client.delete(f"/jobs/{id}").status_code == 202
         return self.ended(id)
@@ -137,8 +144,7 @@ def test_a_job_from_request_to_result(stack: Stack) -> None:
 
 def test_a_worse_model_is_not_promoted(stack: Stack) -> None:
     """if_better compares both models on the same validation text; then it is promoted by hand and rolled back."""
-    before = registry.promoted_path(stack.checkpoints)
-    assert before is not None
+    before = stack.promote_model_of_words()
     job = stack.ended(stack.submit(**{**SMALL, "steps": 2, "seed": 7}))
     decision = job["result"]["decision"]
     assert decision["promoted"] is False
@@ -163,6 +169,7 @@ def test_a_worse_model_is_not_promoted(stack: Stack) -> None:
 
 def test_a_better_model_is_promoted(stack: Stack) -> None:
     """if_better again, with more steps: promoted and served; old checkpoints beyond KEEP_CHECKPOINTS are removed."""
+    stack.promote_model_of_words()
     job = stack.ended(stack.submit(**{**SMALL, "steps": 600}))
     decision = job["result"]["decision"]
     assert decision["promoted"] is True
@@ -196,6 +203,7 @@ def test_models_with_different_vocabularies_are_not_comparable(stack: Stack) -> 
 
     The promoted model stays, and the reason names the characters.
     """
+    stack.promote_model_of_words()
     assert stack.service.client.put("/corpora/russian", content="жщю бя\n" * 1000).status_code == 201
     result = stack.ended(stack.submit(**{**SMALL, "corpus": ["words", "russian"]}))["result"]
     assert {"ж", "t"} <= set(load(stack.checkpoints / result["checkpoint"]["name"]).vocab.characters)
@@ -206,8 +214,7 @@ def test_models_with_different_vocabularies_are_not_comparable(stack: Stack) -> 
 
 def test_a_warm_start_begins_with_the_promoted_weights(stack: Stack) -> None:
     """It takes the promoted shape and has its loss after one step; another shape is refused before it is queued."""
-    before = registry.promoted_path(stack.checkpoints)
-    assert before is not None
+    before = stack.promote_model_of_words()
     request = {k: v for k, v in SMALL.items() if k not in ("n_hidden", "n_embed")}
     job = stack.ended(stack.submit(**{**request, "steps": 1, "lr": 1e-6}, warm_start=True, promote="never"))
     assert f"warm_start: training starts from the weights of {before.name}" in job["notes"]

@@ -98,9 +98,13 @@ class RetrainWorker(Worker):
             super().heartbeat(*args, **kwargs)
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
-        """Fork the process of a job."""
+        """Fork the process of a job; it is killed again if a signal to stop came before its id was known."""
         self._oom_kills = oom_kills()
         super().fork_work_horse(job, queue)
+        with contextlib.suppress(OSError):  # the child does the same; whoever is first, its group is its own from here
+            os.setpgid(self.horse_pid, self.horse_pid)
+        if self._is_stopping:
+            self.kill_horse(signal.SIGKILL)
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         """Return the seconds after which the worker of a running job counts as dead."""

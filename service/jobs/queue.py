@@ -156,6 +156,19 @@ class JobQueue:
                         return job.job_id
         return None
 
+    def restore_retries(self, job_id: str) -> None:
+        """Give a job that is queued or running back the attempts that killed workers have cost it."""
+        key = RetrainJob.key_for(job_id)
+
+        def restore(pipe: Any) -> None:
+            is_there = pipe.exists(key)
+            pipe.multi()
+            if is_there:
+                pipe.hset(key, "retries_left", MAX_RETRIES)
+
+        with _redis_errors_as_unavailable():
+            self._client.transaction(restore, key)
+
     def get(self, job_id: str) -> Job:
         """Return a job.
 

@@ -30,7 +30,7 @@ def main() -> int:
     try:
         settings = read_settings()
         queue = JobQueue(connect(settings.require_queue()), settings.max_queued_jobs)
-        job_id = _queue_training(settings, queue, args.corpus, args.minutes)
+        job_id = queue_training(settings, queue, args.corpus, args.minutes)
     except (SettingsError, ModelError, ServiceError) as error:
         print(f"error   {error}", file=sys.stderr)
         return 1
@@ -42,8 +42,18 @@ def main() -> int:
     return 0
 
 
-def _queue_training(settings: Settings, queue: JobQueue, corpus_files: list[Path], minutes: float) -> str | None:
-    """Queue the training of a first model if one is needed. Return the job to follow, if there is one."""
+def queue_training(settings: Settings, queue: JobQueue, corpus_files: list[Path], minutes: float) -> str | None:
+    """Queue the training of a first model if one is needed.
+
+    Args:
+        settings: Where the corpora and the checkpoints are.
+        queue: The job queue.
+        corpus_files: The texts to train on; none: the default text.
+        minutes: How long to train.
+
+    Returns:
+        The id of the job to follow, or None.
+    """
     corpora = Corpora(settings.corpora_dir, settings.max_corpus_bytes)
     bootstrap = ensure_bootstrap(queue, corpora, settings.checkpoint_dir, corpus_files, minutes)
     say("model", bootstrap.model)
@@ -51,6 +61,8 @@ def _queue_training(settings: Settings, queue: JobQueue, corpus_files: list[Path
     if bootstrap.cancelled_job_id is not None:
         say("train", f"cancelled the job that trains on another text: {jobs_url}/{bootstrap.cancelled_job_id}")
     if bootstrap.job_id is not None:
+        if not bootstrap.is_new:
+            queue.restore_retries(bootstrap.job_id)  # however often earlier launchers were killed in the middle of it
         what = ", ".join(map(str, corpus_files)) or "the works of Shakespeare"
         how = f"on {what}, for about {minutes:g} min" if bootstrap.is_new else "continues a job that is queued already"
         say("train", f"{how}: {jobs_url}/{bootstrap.job_id}")

@@ -6,8 +6,12 @@ import signal
 import threading
 from pathlib import Path
 
+import pytest
+
 from service.errors import JobQueueFull
-from service.jobs.queue import JobQueue
+from service.jobs.queue import MAX_RETRIES, JobQueue, RetrainJob
+from service.launcher import bootstrap
+from service.settings import read_settings
 from service.store.connect import connect
 from tests.integration.launched import Launched
 from tests.integration.test_jobs import words
@@ -99,5 +103,29 @@ def test_the_queue_is_bounded_for_concurrent_submissions(redis_server: RedisServ
         thread.join()
     assert refused.count(False) == 3
     assert len(JobQueue(client, 3).listing()) == 3
+    client.flushall()
+    client.close()
+
+
+def test_a_start_gives_the_bootstrap_job_its_attempts_back(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each launcher that is killed while it trains costs it one; the next start would be left with a failed job."""
+    client = connect(redis_server.url)
+    client.flushall()
+    (tmp_path / "words.txt").write_text(words(3000))
+    monkeypatch.setenv("JOBS_REDIS_URL", redis_server.url)
+    monkeypatch.setenv("LONGHAND_HOME", str(tmp_path))
+    settings = read_settings()
+    queue = JobQueue(client, 8)
+    job_id = bootstrap.queue_training(settings, queue, [tmp_path / "words.txt"], 1.0)
+    assert job_id is not None
+    key = RetrainJob.key_for(job_id)
+    client.hset(key, "retries_left", 0)
+    assert bootstrap.queue_training(settings, queue, [tmp_path / "words.txt"], 1.0) == job_id
+    assert int(client.hget(key, "retries_left") or 0) == MAX_RETRIES
+    client.delete(key)
+    queue.restore_retries(job_id)
+    assert not client.exists(key)  # a job that has gone is not made again
     client.flushall()
     client.close()

@@ -98,8 +98,8 @@ class AsyncClient:
 
         A stream that is lost is resumed on whichever worker answers, with the next character.
         """
-        first = generate_call(prompt, options, idempotency_key)
-        return AsyncStream(GenerationStream(self._core, first=first, logprobs=options.get("logprobs")))
+        initial_call = generate_call(prompt, options, idempotency_key)
+        return AsyncStream(GenerationStream(self._core, initial_call=initial_call, logprobs=options.get("logprobs")))
 
     def resume(self, session_id: str, *, after: int | None = None, logprobs: int | None = None) -> AsyncStream:
         """Return a session's last text as a stream again.
@@ -194,7 +194,7 @@ class AsyncClient:
 
 
 class AsyncStream:
-    """A text while it is generated: iterate over its chunks. Use it in a `async with` block, or read it to its end."""
+    """A text while it is generated: iterate over its chunks. Use it in an `async with` block, or read it to its end."""
 
     def __init__(self, stream: GenerationStream) -> None:
         """Wrap the stream; AsyncClient.stream and AsyncClient.resume make it."""
@@ -255,7 +255,7 @@ class AsyncStream:
 
 
 class AsyncJobProgress:
-    """A job's progress: iterate over its events. Use it in a `async with` block, or read it to its end."""
+    """A job's progress: iterate over its events. Use it in an `async with` block, or read it to its end."""
 
     def __init__(self, stream: JobStream) -> None:
         """Wrap the stream; AsyncClient.follow_job makes it."""

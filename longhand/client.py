@@ -98,8 +98,8 @@ class Client:
 
         A stream that is lost is resumed on whichever worker answers, with the next character.
         """
-        first = generate_call(prompt, options, idempotency_key)
-        return Stream(GenerationStream(self._core, first=first, logprobs=options.get("logprobs")))
+        initial_call = generate_call(prompt, options, idempotency_key)
+        return Stream(GenerationStream(self._core, initial_call=initial_call, logprobs=options.get("logprobs")))
 
     def resume(self, session_id: str, *, after: int | None = None, logprobs: int | None = None) -> Stream:
         """Return a session's last text as a stream again.

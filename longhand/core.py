@@ -12,7 +12,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import ValidationError
 
-from longhand.errors import InvalidResponse, LonghandError, connection_failed, response_error
+from longhand.errors import QUOTED_CHARS, InvalidResponse, LonghandError, NotFound, connection_failed, response_error
 from longhand.retry import RetryPolicy
 from longhand.schemas import (
     Answer,
@@ -31,7 +31,6 @@ AnswerT = TypeVar("AnswerT", bound=Answer)
 DEFAULT_URL = "http://127.0.0.1:8000"
 LOST = (httpx.TransportError, httpx.DecodingError)
 """What httpx raises for a connection that fails, or that is cut in the middle of a compressed body."""
-_QUOTED_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,7 @@ def parse_json(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise InvalidResponse(f"expected JSON, got {text[:_QUOTED_CHARS]!r}") from error
+        raise InvalidResponse(f"expected JSON, got {text[:QUOTED_CHARS]!r}") from error
 
 
 class Core:
@@ -192,7 +191,7 @@ class Core:
 
     async def delete_session(self, session_id: str) -> None:
         """Implement Client.delete_session."""
-        await self.send(Call("DELETE", session_path(session_id)))
+        await self._delete(session_path(session_id))
 
     async def score(self, text: str, session_id: str | None, logprobs: int | None, on_unknown: str | None) -> Score:
         """Implement Client.score."""
@@ -240,7 +239,15 @@ class Core:
 
     async def delete_corpus(self, name: str) -> None:
         """Implement Client.delete_corpus."""
-        await self.send(Call("DELETE", _corpus_path(name)))
+        await self._delete(_corpus_path(name))
+
+    async def _delete(self, path: str) -> None:
+        """Delete what is at a path. When the answer to an earlier attempt was lost, "not found" is its success."""
+        try:
+            await self.send(Call("DELETE", path))
+        except NotFound as error:
+            if error.attempts == 1:
+                raise
 
     async def _listing(self, path: str, name: str) -> list[object]:
         answer = parse_json((await self.send(Call("GET", path))).text)

@@ -11,7 +11,7 @@ LonghandError
     ├── Conflict          409  the session, job, model or corpus is not in the state that the request expects
     ├── Overloaded        429  the server is at capacity, or this client sends requests too often
     ├── Unavailable       503  something that the server needs is missing: a model, the session store, a disk
-    ├── TimedOut          504  the request's timeout_s passed before any text was generated
+    ├── TimedOut          504  timeout_s or the server's limit passed before the prompt was read
     └── ServerError       every other status: the server or a gateway failed
 
 The client repeats what can succeed later (longhand/retry.py), so an error that arrives here is final: `attempts` says
@@ -28,7 +28,8 @@ from typing import Any
 
 import httpx
 
-_QUOTED_CHARS = 200
+QUOTED_CHARS = 200
+"""How much of an unexpected answer an error quotes."""
 
 
 class LonghandError(Exception):
@@ -118,7 +119,7 @@ class Unavailable(APIError):
 
 
 class TimedOut(APIError):
-    """Raised when the request's timeout_s passed before any text was generated."""
+    """Raised when timeout_s or the server's limit passed before the prompt was read."""
 
 
 class ServerError(APIError):
@@ -143,6 +144,7 @@ STREAM_STATUSES: Mapping[str, int] = {
     "model_changed": 409,
     "session_conflict": 409,
     "turn_interrupted": 409,
+    "unreadable_job": 409,
     "unreadable_session": 409,
     "overloaded": 429,
     "queue_full": 429,
@@ -175,7 +177,7 @@ def response_error(response: httpx.Response) -> APIError:
     retry_after_s = _retry_after(response.headers.get("Retry-After", ""))
     body = _error_body(response.text)
     if body is None:
-        text = " ".join(response.text.split())[:_QUOTED_CHARS] or response.reason_phrase
+        text = " ".join(response.text.split())[:QUOTED_CHARS] or response.reason_phrase
         message = f"{_origin(response.url)} answered {response.status_code}: {text}"
         body = {"message": message, "code": ""}
     status = response.status_code
@@ -188,7 +190,7 @@ def stream_error(data: str) -> LonghandError:
     """Make the error of a stream's last event."""
     body = _error_body(data)
     if body is None:
-        return InvalidResponse(f"the stream's event `error` has no error: {data[:_QUOTED_CHARS]}")
+        return InvalidResponse(f"the stream's event `error` has no error: {data[:QUOTED_CHARS]}")
     code = body["code"]
     status = STREAM_STATUSES.get(code, 500)
     details = {name: value for name, value in body.items() if name not in _RESERVED}

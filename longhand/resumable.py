@@ -104,11 +104,17 @@ class ResumableStream(ABC, Generic[ItemT, ResultT]):
             return None  # a comment
         if event.event == "error":
             raise stream_error(event.data)
-        return self._take(event, parse_json(event.data))
+        data = parse_json(event.data)
+        if not isinstance(data, dict):
+            raise InvalidResponse(f"the data of the event `{event.event}` is not an object")
+        return self._take(event, data)
 
     async def _pause_after(self, error: LonghandError) -> None:
         await self.close()
-        delay = self._attempts.delay_after(error, is_repeatable=self._is_resumable())
+        is_resumable = self._is_resumable()
+        delay = self._attempts.delay_after(error, is_repeatable=is_resumable)
+        if not is_resumable:
+            raise error  # the request again would be another text
         await self._core.transport.sleep(delay)
 
     @abstractmethod
@@ -120,7 +126,7 @@ class ResumableStream(ABC, Generic[ItemT, ResultT]):
         """Whether `_call` can continue what was received."""
 
     @abstractmethod
-    def _take(self, event: ServerSentEvent, data: Any) -> ItemT | None:
+    def _take(self, event: ServerSentEvent, data: dict[str, Any]) -> ItemT | None:
         """Return the event's item, or take what it says and return None."""
 
     @abstractmethod
@@ -132,20 +138,20 @@ class GenerationStream(ResumableStream[Chunk, Generation]):
     """A text while it is generated."""
 
     def __init__(
-        self, core: Core, *, first: Call | None = None, session_id: str | None = None,
+        self, core: Core, *, initial_call: Call | None = None, session_id: str | None = None,
         after: int | None = None, logprobs: int | None = None,
     ) -> None:  # fmt: skip
         """Begin a text, or go on with the last one of a session.
 
         Args:
             core: Sends the requests.
-            first: The request that begins a text; None to go on.
+            initial_call: The request that begins a text; None to go on.
             session_id: Of the session that goes on.
             after: The position after which it goes on; None: the last turn from its first character.
             logprobs: As in the request.
         """
         super().__init__(core)
-        self._first = first
+        self._initial_call = initial_call
         self._logprobs = logprobs
         self.session_id = session_id
         self.position = after
@@ -160,11 +166,9 @@ class GenerationStream(ResumableStream[Chunk, Generation]):
         return "".join(self._texts)
 
     def _call(self) -> Call:
-        if self._first is not None and not self._has_text and not self._connections:
-            return self._first
-        if self.session_id is None:  # nothing was stored, and nothing shown
-            assert self._first is not None
-            return self._first
+        if self.session_id is None:  # nothing was received, or nothing was stored
+            assert self._initial_call is not None
+            return self._initial_call
         headers = {"Last-Event-ID": str(self._resume_after)} if self._resume_after is not None else {}
         query = {"logprobs": str(self._logprobs)} if self._logprobs is not None else {}
         return Call("GET", f"{session_path(self.session_id)}/stream", headers=headers, query=query)
@@ -172,7 +176,7 @@ class GenerationStream(ResumableStream[Chunk, Generation]):
     def _is_resumable(self) -> bool:
         return self.session_id is not None or not self._has_text
 
-    def _take(self, event: ServerSentEvent, data: Any) -> Chunk | None:
+    def _take(self, event: ServerSentEvent, data: dict[str, Any]) -> Chunk | None:
         if event.event == "start":
             self._take_start(parse(StreamStart, data))
         elif event.event == "message":
@@ -237,7 +241,7 @@ class JobStream(ResumableStream[JobEvent, Job]):
     def _is_resumable(self) -> bool:
         return True
 
-    def _take(self, event: ServerSentEvent, data: Any) -> JobEvent | None:
+    def _take(self, event: ServerSentEvent, data: dict[str, Any]) -> JobEvent | None:
         if event.event == "done":
             self.result = parse(Job, data)
             return None

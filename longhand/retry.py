@@ -76,7 +76,7 @@ class Attempts:
         if not _is_retryable(error, is_repeatable=is_repeatable):
             raise error
         requested = error.retry_after_s if isinstance(error, APIError) else None
-        delay = _backoff(self._failures) if requested is None else requested
+        delay = max(requested or 0.0, _backoff(self._failures))
         if now + delay - self._failing_since > self._policy.for_s:
             waited = now - self._failing_since
             error.add_note(

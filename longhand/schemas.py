@@ -49,10 +49,13 @@ class ModelName(Answer):
 
 
 class Logprob(Answer):
-    """The log-probability of one character; `top`: character, log-probability and probability of the likeliest."""
+    """The log-probability of one character; with logprobs=0 nothing else is known of it.
+
+    `top` has the character, log-probability and probability of the most probable ones.
+    """
 
     logprob: float
-    probability: float
+    probability: float | None = None
     top: list[tuple[str, float, float]] = Field(default_factory=list)
 
 
@@ -171,10 +174,11 @@ class JobEvent(Answer):
 
 
 class Checkpoint(Answer):
-    """A trained model."""
+    """A trained model; `error` instead of the figures and no id if its file cannot be read."""
 
-    id: str
+    id: str | None
     name: str
+    error: str | None = None
     val_loss: float | None = None
     train_loss: float | None = None
     step: int | None = None

@@ -11,13 +11,30 @@ import httpx
 import pytest
 
 import longhand
-from longhand.errors import STREAM_STATUSES, APIError, ConnectionFailed, LonghandError, response_error, stream_error
+from longhand.errors import APIError, ConnectionFailed, LonghandError, response_error, stream_error
 from longhand.retry import RetryPolicy
 from service import errors
 from service.schemas import GenerateRequest
 
 REFUSED = ConnectionFailed("refused", was_sent=False)
 LOST = ConnectionFailed("lost", was_sent=True)
+NEVER_IN_A_STREAM = {
+    "body_too_large",
+    "corpus_conflict",
+    "forbidden",
+    "job_has_ended",
+    "job_queue_full",
+    "key_reused",
+    "malformed_body",
+    "model_conflict",
+    "no_turn",
+    "unauthorized",
+    "unknown_corpus",
+    "unknown_model",
+    "unsupported_cell",
+    "wrong_media_type",
+}
+"""Codes of errors that end a request before its stream begins."""
 
 
 def answer(status: int, code: str = "", retry_after: str = "") -> APIError:
@@ -67,7 +84,9 @@ def test_retry_after_is_obeyed_up_to_the_bound() -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
     assert 25 < RetryPolicy(60).attempts().delay_after(answer(503, "no_model", date), is_repeatable=False) <= 30
     past = format_datetime(datetime.now(UTC) - timedelta(seconds=30), usegmt=True)
-    assert RetryPolicy(60).attempts().delay_after(answer(503, "no_model", past), is_repeatable=False) == 0
+    assert 0 < RetryPolicy(60).attempts().delay_after(answer(503, "no_model", past), is_repeatable=False) <= 0.1
+    with pytest.raises(longhand.Overloaded):
+        RetryPolicy(0).attempts().delay_after(answer(429, "queue_full", "0"), is_repeatable=True)
     late = answer(429, "job_queue_full", "61")
     with pytest.raises(longhand.Overloaded) as raised:
         RetryPolicy(60).attempts().delay_after(late, is_repeatable=True)
@@ -100,10 +119,55 @@ def test_every_error_of_the_service_has_its_class(kind: type[errors.ServiceError
     in_stream = stream_error(f'{{"error": {{"code": "{kind.code}", "message": "no", "field": "x", "expected": "y"}}}}')
     assert isinstance(in_stream, APIError)
     assert (in_stream.field, in_stream.expected) == ("x", "y")
-    if kind.code in STREAM_STATUSES and "code" in vars(kind):
+    if kind.code not in NEVER_IN_A_STREAM and "code" in vars(kind):
         assert in_stream.status == kind.status
         assert type(in_stream) is type(error)
         assert (in_stream.retry_after_s is not None) == (kind.retry_after_s is not None)
+
+
+def client_of(*answers: httpx.Response | httpx.TransportError) -> longhand.Client:
+    """A client whose requests get these answers, one after the other."""
+    left = iter(answers)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        following = next(left)
+        if isinstance(following, httpx.TransportError):
+            raise following
+        return following
+
+    return longhand.Client(http=httpx.Client(transport=httpx.MockTransport(answer), base_url="http://server"))
+
+
+def events(*lines: str) -> httpx.Response:
+    return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, text="".join(f"{x}\n\n" for x in lines))
+
+
+START = 'event: start\ndata: {"session_id": null, "position": 1, "seed": 5, "model": {"fingerprint": "f", "name": "n"}}'
+
+
+def test_a_text_that_was_not_stored_is_not_continued_by_another() -> None:
+    """Its session store was away: the request again would draw another text, so none is sent, and the error arrives."""
+    refused = 'event: error\ndata: {"error": {"code": "draining", "message": "no"}}'
+    lost = events(START, 'id: 3\ndata: {"text": "ab"}', refused)
+    with client_of(lost) as client, client.stream("a") as stream, pytest.raises(longhand.Unavailable):
+        list(stream)
+    assert stream.text == "ab"
+
+
+def test_an_event_that_is_no_object_is_an_invalid_response() -> None:
+    answer = events(START, "id: 3\ndata: [1]")
+    expected = pytest.raises(longhand.InvalidResponse, match="is not an object")
+    with client_of(answer) as client, client.stream("a") as stream, expected:
+        list(stream)
+
+
+def test_what_was_deleted_by_a_request_whose_answer_was_lost_is_deleted() -> None:
+    """Not found at the second attempt is the first one's success; at the first attempt it is an error."""
+    missing = httpx.Response(404, json={"error": {"code": "unknown_corpus", "message": "no"}})
+    with client_of(httpx.ReadError("lost"), missing) as client:
+        client.delete_corpus("a")
+    with client_of(missing) as client, pytest.raises(longhand.NotFound):
+        client.delete_session("a")
 
 
 def test_errors_survive_another_process() -> None:

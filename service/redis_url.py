@@ -45,17 +45,23 @@ def sentinel_parts(url: str) -> tuple[list[tuple[str, int]], str, dict[str, Any]
     Raises:
         ValueError: A part is missing or cannot be read; the message contains no password.
     """
-    parts = urlsplit(url)
-    credentials, _, hosts = parts.netloc.rpartition("@")
-    sentinels = [_host_and_port(host) for host in hosts.split(",")]
-    service, _, db = parts.path.strip("/").partition("/")
+    # Not by urlsplit: a list of hosts is no URL's host, and newer versions refuse one with an IPv6 address in it.
+    parts = re.fullmatch(
+        r"redis\+sentinel://(?:(?P<credentials>[^/?#]*)@)?(?P<hosts>[^/?#]*)(?P<path>[^?#]*)(?P<rest>.*)",
+        url,
+        re.DOTALL,
+    )
+    if not parts:
+        raise ValueError("expected a URL like redis+sentinel://localhost:26379/mymaster")
+    sentinels = [_host_and_port(host) for host in parts["hosts"].split(",")]
+    service, _, db = parts["path"].strip("/").partition("/")
     if not service:
         raise ValueError("the name of the service is missing, as in redis+sentinel://localhost:26379/mymaster")
     if not re.fullmatch(r"\d*", db):
         raise ValueError(f"expected the number of the database after the service, got {db!r}")
-    if parts.query:
-        raise ValueError("expected no options after '?' in a URL of sentinels")
-    username, separator, password = credentials.partition(":")
+    if parts["rest"]:
+        raise ValueError("expected no options after '?' or '#' in a URL of sentinels")
+    username, separator, password = (parts["credentials"] or "").partition(":")
     options = {
         "db": int(db or 0),
         "username": unquote(username) or None,

@@ -84,3 +84,15 @@ def service(store: Path, redis_server: RedisServer) -> Iterator[Service]:
     service.start()
     yield service
     service.stop()
+
+
+ENDLESS_CHARS = 10**8
+"""A text of so many characters does not end by itself while a test runs."""
+
+
+@pytest.fixture(scope="session")
+def endless(store: Path, redis_server: RedisServer) -> Iterator[Service]:
+    """A service whose texts may have ENDLESS_CHARS, for tests of clients that leave."""
+    settings = {"CHECKPOINT_DIR": str(store), "REDIS_URL": redis_server.url, "MAX_CHARS": str(ENDLESS_CHARS)}
+    with Service(**settings) as service:
+        yield service

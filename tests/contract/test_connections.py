@@ -85,8 +85,9 @@ def test_parts_of_a_sentinel_url() -> None:
     assert sentinels == [("a", 26379), ("::1", 5), ("c", 7)]
     assert service == "my master"
     assert options == {"db": 3, "username": "us@er", "password": "p/w"}
+    assert sentinel_parts("redis+sentinel://[::1],[fe80::1]:5/m")[0] == [("::1", 26379), ("fe80::1", 5)]
     assert sentinel_parts("redis+sentinel://a,b/NAME")[2] == {"db": 0, "username": None, "password": None}
-    for url in ("a/", "a/m/x", "a,,b/m", "a:port/m", ":secret@a/m?ssl=true"):
+    for url in ("a/", "a/m/x", "a,,b/m", "a:port/m", "[::1/m", ":secret@a/m?ssl=true", ":secret@a/m#1"):
         with pytest.raises(ValueError, match=r".") as error:
             check_url(f"redis+sentinel://{url}")
         assert "secret" not in str(error.value)

@@ -13,23 +13,27 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import ENDLESS_CHARS
 from tests.leavers import in_flight
 from tests.servers import RedisServer, Service, eventually, read_events
 
-LONG: dict[str, Any] = {"prompt": "hello", "seed": 7, "max_chars": 100_000}
+LONG: dict[str, Any] = {"prompt": "hello", "seed": 7, "max_chars": ENDLESS_CHARS}
 
 
 @pytest.fixture(scope="module")
-def jobs(store: Path, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service with a job queue, which no worker empties, and a corpus."""
+def jobs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with a job queue of its own, which no worker empties, and a corpus."""
+    redis = RedisServer()
+    redis.start()
     folder = tmp_path_factory.mktemp("corpora")
-    with Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, CORPORA_DIR=str(folder)) as service:
+    with Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis.url, CORPORA_DIR=str(folder)) as service:
         assert service.client.put("/corpora/words", content="so it is said\n" * 300).status_code == 201
         yield service
+    redis.remove()
 
 
 def exchange(service: Service, path: str, body: dict[str, Any], version: str, *, half_close: bool) -> bytes:
-    """Send a request over a bare socket, close the sending side if asked for, and read until the end."""
+    """Send a request over a bare socket, close the sending side if requested, and read until the end."""
     data = json.dumps(body).encode()
     head = f"POST {path} HTTP/{version}\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
     with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
@@ -64,17 +68,17 @@ def texts(response: bytes) -> str:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_is_gone_is_noticed_at_once(service: Service, stream: bool) -> None:
+def test_a_client_that_is_gone_is_noticed(endless: Service, stream: bool) -> None:
     """Closed on both sides while its text is generated, before it has read anything: the slot is free again."""
     data = json.dumps({**LONG, "stream": stream}).encode()
     head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     for _ in range(4):
-        connection = socket.create_connection(("127.0.0.1", service.port))
+        connection = socket.create_connection(("127.0.0.1", endless.port))
         connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
-        eventually(lambda: in_flight(service) > 0)
+        eventually(lambda: in_flight(endless) > 0)
         connection.close()
-        eventually(lambda: in_flight(service) == 0)
-    assert service.post(max_chars=1).status_code == 200
+        eventually(lambda: in_flight(endless) == 0)
+    assert endless.post(max_chars=1).status_code == 200
 
 
 def test_a_stream_that_is_resumed_at_its_end_answers_204(service: Service) -> None:
@@ -88,33 +92,30 @@ def test_a_stream_that_is_resumed_at_its_end_answers_204(service: Service) -> No
     assert '"text"' in curl(address)
 
 
-def test_a_stream_that_was_stopped_can_be_continued_at_once(service: Service) -> None:
+def test_a_stream_that_was_stopped_can_be_continued_at_once(endless: Service) -> None:
     """Hang up, and send the next request of the session in the same moment: no 409, many times."""
     for i in range(10):
-        with service.client.stream("POST", "/generate", json={**LONG, "stream": True}) as response:
+        with endless.client.stream("POST", "/generate", json={**LONG, "stream": True}) as response:
             events = read_events(response)
             start = next(events).data
             next(events)
-        answer = service.post(session_id=start["session_id"], max_chars=5)
+        answer = endless.post(session_id=start["session_id"], max_chars=5)
         assert answer.status_code == 200, (i, answer.text)
         assert len(answer.json()["text"]) == 5
 
 
-def test_a_session_that_stays_busy_says_when_to_come_again(store: Path, redis_server: RedisServer) -> None:
+def test_a_session_that_stays_busy_says_when_to_come_again(endless: Service) -> None:
     """Two writers: the second gets 409 with Retry-After, after a moment."""
-    with (
-        Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, MAX_CHARS="100000000") as service,
-        service.client.stream("POST", "/generate", json={**LONG, "max_chars": 10**8, "stream": True}) as response,
-    ):
+    with endless.client.stream("POST", "/generate", json={**LONG, "stream": True}) as response:
         events = read_events(response)
         start = next(events).data
-        refused = service.post(session_id=start["session_id"], max_chars=5)
+        refused = endless.post(session_id=start["session_id"], max_chars=5)
         assert (refused.status_code, refused.headers["Retry-After"]) == (409, "1")
 
 
 def test_head_changes_nothing(service: Service) -> None:
     """HEAD of every address that has GET: its status, no body, and a running stream goes on."""
-    with service.client.stream("POST", "/generate", json={**LONG, "stream": True}) as response:
+    with service.client.stream("POST", "/generate", json={**LONG, "max_chars": 100_000, "stream": True}) as response:
         events = read_events(response)
         session = next(events).data
         paths = [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from model.network.sampling import MAX_SEED
-from tests.conftest import ALPHABET
+from tests.conftest import ALPHABET, ENDLESS_CHARS
 from tests.scrape import scraped
 from tests.servers import Service, eventually
 
@@ -86,13 +86,13 @@ def test_more_texts_than_places_are_generated_all(service: Service) -> None:
     """256 texts are one request, and single requests beside them are answered before they have all ended."""
     order: list[str] = []
 
-    def ask_for_many() -> None:
+    def generate_many() -> None:
         answer = service.generate(**{**PAYLOAD, "max_chars": 2000}, n=256)
         order.append("many")
         assert len(answer["results"]) == 256
         assert len({result["text"] for result in answer["results"]}) == 256
 
-    thread = threading.Thread(target=ask_for_many)
+    thread = threading.Thread(target=generate_many)
     thread.start()
     eventually(lambda: service.client.get("/readyz").json()["in_flight"] > 1)
     service.generate(prompt="me too", max_chars=20)
@@ -101,12 +101,12 @@ def test_more_texts_than_places_are_generated_all(service: Service) -> None:
     assert order == ["single", "many"]
 
 
-def test_a_client_that_leaves_frees_all_slots(service: Service) -> None:
+def test_a_client_that_leaves_frees_all_slots(endless: Service) -> None:
     """Also while texts wait for a slot."""
-    body = {**PAYLOAD, "max_chars": 100_000, "n": 256, "stream": True}
-    with service.client.stream("POST", "/generate", json=body) as response:
+    body = {**PAYLOAD, "max_chars": ENDLESS_CHARS, "n": 256, "stream": True}
+    with endless.client.stream("POST", "/generate", json=body) as response:
         next(response.iter_text())
-    eventually(lambda: service.client.get("/readyz").json()["in_flight"] == 0)
+    eventually(lambda: endless.client.get("/readyz").json()["in_flight"] == 0)
 
 
 @pytest.mark.parametrize(

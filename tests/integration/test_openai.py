@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from model.checkpoints.file_format import Checkpoint
-from tests.conftest import ALPHABET
+from tests.conftest import ALPHABET, ENDLESS_CHARS
 from tests.integration.test_inspection import rows
 from tests.servers import RedisServer, Service, ServiceWithoutModel, eventually
 
@@ -321,13 +321,13 @@ def test_nothing_is_stored(service: Service, redis_server: RedisServer) -> None:
         assert {key for key in store.scan_iter() if not key.startswith(b"lh:prefix")} <= before
 
 
-def test_a_client_that_leaves_frees_all_its_slots(service: Service) -> None:
+def test_a_client_that_leaves_frees_all_its_slots(endless: Service) -> None:
     """A stream of many texts that is closed early: nothing of it goes on."""
-    with client_of(service) as client:
-        stream = client.completions.create(**SAMPLED, n=12, max_tokens=100_000, stream=True)
+    with client_of(endless) as client:
+        stream = client.completions.create(**SAMPLED, n=12, max_tokens=ENDLESS_CHARS, stream=True)
         next(stream)
         stream.close()
-    eventually(lambda: service.client.get("/readyz").json()["in_flight"] == 0)
+    eventually(lambda: endless.client.get("/readyz").json()["in_flight"] == 0)
 
 
 def test_the_tokenizer(service: Service) -> None:

@@ -12,16 +12,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import ConfigError, UnknownCharacters
+from model.network.penalties import LogitBias, Window, advance_window, new_window, prompt_codes, stack_windows
 from model.network.sampling import SamplingParams, as_batch, random_values
 from model.stepper import SAMPLE, Block, Stepper
+from model.stepper.generate import bias_by_id, one_row_block
 from model.text.items.record import ItemRecord
 from model.text.vocab import Vocabulary
 
@@ -42,9 +44,9 @@ class ItemScore:
 
     Attributes:
         text: The item.
-        logprobs: (n + 1,) natural, of each character and of the end. The first one that the vocabulary lacks is
-            the last, with -inf.
-        unknown: The characters that the vocabulary lacks.
+        logprobs: (n + 1,) natural, of each character and of the end. The first one that no item of the model can
+            have is the last, with -inf.
+        unknown: The characters that no item can have: those that the vocabulary lacks, and the end of an item.
     """
 
     text: str
@@ -81,13 +83,9 @@ def score_items(stepper: Stepper, vocab: Vocabulary, items: Sequence[str]) -> li
     """Score normalized items, each alone. The stepper's slots are overwritten."""
     encoded, unknown = [], []
     for item in items:
-        try:
-            encoded.append(vocab.encode(item))
-            unknown.append("")
-        except UnknownCharacters as error:
-            first, _ = error.unknown[0]
-            encoded.append(vocab.encode(item[:first]))
-            unknown.append("".join(c for _, c in error.unknown))
+        ids, characters = _known_part(vocab, item)
+        encoded.append(ids)
+        unknown.append(characters)
     logprobs = score_ids(stepper, vocab.start, encoded)
     scores = []
     for item, ids, own, missing in zip(items, encoded, logprobs, unknown, strict=True):
@@ -96,11 +94,26 @@ def score_items(stepper: Stepper, vocab: Vocabulary, items: Sequence[str]) -> li
     return scores
 
 
+def _known_part(vocab: Vocabulary, item: str) -> tuple[NDArray[np.int32], str]:
+    """Return the ids of an item up to the first character that no item can have, and all such characters."""
+    end = item.find(vocab.end)
+    unknown = [(end, vocab.end)] if end >= 0 else []
+    try:
+        ids = vocab.encode(item)
+    except UnknownCharacters as error:
+        unknown = sorted([*unknown, *error.unknown])
+    if not unknown:
+        return ids, ""
+    return vocab.encode(item[: unknown[0][0]]), "".join(character for _, character in unknown)
+
+
 def score_ids(stepper: Stepper, item_end: int, items: Sequence[NDArray[np.int32]]) -> list[NDArray[np.float32]]:
     """Return the log-probabilities of items, of each its ids and its end, (n + 1,).
 
+    The states before it do not matter: the network resets them at the end of an item, which is fed first.
+
     Args:
-        stepper: Its slots are overwritten.
+        stepper: Of a network of a list. Its slots are overwritten.
         item_end: The id that ends an item.
         items: The ids of each, (n,).
     """
@@ -108,8 +121,6 @@ def score_ids(stepper: Stepper, item_end: int, items: Sequence[NDArray[np.int32]
     order = sorted(range(len(items)), key=lambda i: len(items[i]))
     for first in range(0, len(order), stepper.n_slots):
         some = order[first : first + stepper.n_slots]
-        for slot in range(len(some)):
-            stepper.write(slot, None)
         for t in range(0, len(logprobs[some[-1]]), _BLOCK_STEPS):
             rows = [row for row, i in enumerate(some) if len(logprobs[i]) > t]
             steps = np.array([min(_BLOCK_STEPS, len(logprobs[some[row]]) - t) for row in rows], np.int32)
@@ -138,8 +149,8 @@ Rejection = Literal["too_long", "too_short", "duplicate", "seen"]
 
 
 @dataclass(frozen=True, slots=True)
-class ItemWish:
-    """What the generated items must be.
+class ItemConstraints:
+    """How many items to generate, and the conditions that each has to meet.
 
     Attributes:
         n: How many.
@@ -157,11 +168,16 @@ class ItemWish:
     min_chars: int = 1
     max_chars: int = 1000
 
-    def check(self, record: ItemRecord | None) -> ItemRecord:
-        """Return the record of a model that can fulfil the wish.
+    def check(self, record: ItemRecord | None, vocab: Vocabulary) -> ItemRecord:
+        """Return the record of a model that can generate such items.
+
+        Args:
+            record: What its checkpoint records of its list; None for a model of a text.
+            vocab: Its vocabulary.
 
         Raises:
-            ConfigError: The model is not of a list, does not know its training items, or the wish contradicts itself.
+            ConfigError: The model is not of a list, does not know its training items, or the conditions contradict each
+                other.
         """
         if record is None:
             problem = "the model was trained on a text, so it has no items"
@@ -174,6 +190,9 @@ class ItemWish:
             raise ConfigError(field="min_chars", value=self.min_chars, expected=expected)
         if len(self.prefix) > self.max_chars:
             expected = f"at most max_chars, {self.max_chars}, characters"
+            raise ConfigError(field="prefix", value=self.prefix, expected=expected)
+        if vocab.end in self.prefix:
+            expected = f"a text without {vocab.end!r}, which ends an item of this model"
             raise ConfigError(field="prefix", value=self.prefix, expected=expected)
         return record
 
@@ -189,7 +208,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedItem:
-    """An item that fulfils the wish."""
+    """An item that meets the constraints."""
 
     text: str
     logprob: float  # natural, of the whole item, its prefix and its end included
@@ -202,9 +221,9 @@ class GeneratedItem:
 
 @dataclass(slots=True)
 class ItemCollector:
-    """Accepts candidates in their order until the wish is fulfilled, or cannot be."""
+    """Accepts candidates in their order until there are enough, or the model has no more of them."""
 
-    wish: ItemWish
+    constraints: ItemConstraints
     record: ItemRecord
     n_accepted: int = 0
     n_candidates: int = 0
@@ -215,12 +234,12 @@ class ItemCollector:
     @property
     def is_done(self) -> bool:
         """Whether no more candidates are needed."""
-        return self.n_accepted >= self.wish.n or self._since_accepted >= PATIENCE
+        return self.n_accepted >= self.constraints.n or self._since_accepted >= PATIENCE
 
     @property
     def n_missing(self) -> int:
         """How many items are still to come."""
-        return self.wish.n - self.n_accepted
+        return self.constraints.n - self.n_accepted
 
     def offer(self, candidate: Candidate) -> GeneratedItem | None:
         """Accept the next candidate, or reject it."""
@@ -233,29 +252,61 @@ class ItemCollector:
             return None
         self._since_accepted = 0
         self.n_accepted += 1
-        if self.wish.unique:
+        if self.constraints.unique:
             self._known.add(candidate.text)
         return GeneratedItem(candidate.text, math.fsum(candidate.logprobs), seen)
 
     def outcome(self) -> dict[str, Any]:
         """Return how it ended: `finish_reason` is "complete", or "exhausted" where the model has no more such items."""
-        reason = "complete" if self.n_accepted >= self.wish.n else "exhausted" if self.is_done else "interrupted"
+        reason = "complete" if self.n_accepted >= self.constraints.n else "exhausted" if self.is_done else "interrupted"
         return {
             "finish_reason": reason,
-            "requested": self.wish.n,
+            "requested": self.constraints.n,
             "generated": self.n_accepted,
             "candidates": self.n_candidates,
             "rejected": dict(self.rejected),
         }
 
     def _reason_against(self, candidate: Candidate, seen: bool) -> Rejection | None:
-        if not candidate.is_whole or len(candidate.text) > self.wish.max_chars:
+        if not candidate.is_whole or len(candidate.text) > self.constraints.max_chars:
             return "too_long"
-        if len(candidate.text) < self.wish.min_chars:
+        if len(candidate.text) < self.constraints.min_chars:
             return "too_short"
-        if self.wish.unique and candidate.text in self._known:
+        if self.constraints.unique and candidate.text in self._known:
             return "duplicate"
-        return "seen" if self.wish.novel and seen else None
+        return "seen" if self.constraints.novel and seen else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ItemStart:
+    """Where every item of a generation begins: at the zero state, or after a prefix, which is read once.
+
+    Attributes:
+        prefix: The text that items begin with.
+        logprobs: (n,) natural, of the prefix's characters.
+        codes: (n,) of the prefix, for penalties.
+        next_input: What is fed first: the last character of the prefix, or the end of an item.
+        state: The slot's state before that; None where it does not matter, because the end of an item resets it.
+    """
+
+    prefix: str
+    logprobs: tuple[float, ...]
+    codes: Window
+    next_input: int
+    state: NDArray[np.floating] | None
+
+    @classmethod
+    def read(cls, stepper: Stepper, vocab: Vocabulary, prefix: str = "") -> Self:
+        """Read a prefix on slot 0 of a stepper.
+
+        Raises:
+            UnknownCharacters: The prefix has characters that the vocabulary lacks.
+        """
+        ids = vocab.encode(prefix)
+        if not len(ids):
+            return cls(prefix, (), prompt_codes(ids), vocab.start, None)
+        result = stepper.run(one_row_block(0, [vocab.start, *ids[:-1].tolist()], len(ids), score_ids=ids))
+        return cls(prefix, tuple(result.logprobs[:, 0].tolist()), prompt_codes(ids), int(ids[-1]), stepper.read(0))
 
 
 class Lane:
@@ -263,32 +314,41 @@ class Lane:
 
     Attributes:
         seed: Of its random numbers.
-        position: Characters of the lane up to and including to_feed[0]. The character that follows to_feed[k] has the
-            random number of position + k.
-        to_feed: What is fed before the lane samples.
-        starts_over: Whether the lane's state is to be set to zero before that.
+        position: Characters of the lane up to and including next_input: the random number of the character after it.
+        next_input: What is fed first.
+        window: Of the penalties, before the next character: of the item that is being generated alone, so that an item
+            does not depend on those before it.
+        starts_over: Whether the lane's slot is to be set to the state of the start before that.
         candidates: Complete items, the first one first.
     """
 
-    def __init__(self, vocab: Vocabulary, wish: ItemWish, seed: int, number: int, prefix: Sequence[float] = ()) -> None:
+    def __init__(
+        self,
+        vocab: Vocabulary,
+        constraints: ItemConstraints,
+        params: SamplingParams,
+        seed: int,
+        number: int,
+        start: ItemStart,
+    ) -> None:
         """Begin a lane.
 
         Args:
             vocab: The vocabulary of the model.
-            wish: What the items must be.
+            constraints: Of the items.
+            params: The sampling parameters.
             seed: The seed of all lanes.
             number: Which lane this is.
-            prefix: The log-probabilities of the prefix's characters.
+            start: Where each item begins.
         """
         self.seed = _lane_seed(seed, number)
         self.position = 0
         self.candidates: deque[Candidate] = deque()
-        self._vocab, self._max_chars, self._prefix_logprobs = vocab, wish.max_chars, tuple(prefix)
-        self._prefix = wish.prefix
-        self._start = np.array([vocab.start, *vocab.encode(wish.prefix)], np.int32)
+        self._vocab, self._max_chars, self._params, self._start = vocab, constraints.max_chars, params, start
+        self._restarts = bool(start.prefix) or params.has_penalties  # else the next item begins within a block
         self._text: list[str] = []  # of the item that is being generated
         self._logprobs: list[float] = []
-        self.starts_over, self.to_feed = True, self._start
+        self.window: Window = start.codes
         self._begin()
 
     def advance(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
@@ -297,8 +357,6 @@ class Lane:
         What follows the end of an item whose lane starts over is not read; the caller sees `starts_over`.
         """
         self.starts_over = False
-        self.position += len(self.to_feed) - 1
-        self.to_feed = np.array(ids[-1:], np.int32)
         for n, (id, logprob) in enumerate(zip(ids, logprobs, strict=True), 1):
             self._logprobs.append(logprob)
             is_end = id == self._vocab.start
@@ -307,40 +365,53 @@ class Lane:
                 if len(self._text) <= self._max_chars:
                     continue
             self.candidates.append(Candidate("".join(self._text), tuple(self._logprobs), is_whole=is_end))
-            if self._prefix or not is_end:
+            if self._restarts or not is_end:
                 self.position += n
                 self._begin()
                 return
             self._text, self._logprobs = [], []
         self.position += len(ids)
+        self.next_input = ids[-1]
+        self.window = advance_window(self._params, self.window, np.array(ids, np.int32))
 
     def _begin(self) -> None:
         self.starts_over = True
-        self.to_feed = self._start
-        self._text = list(self._prefix)
-        self._logprobs = list(self._prefix_logprobs)
+        self.position += len(self._start.prefix)
+        self.next_input = self._start.next_input
+        self.window = new_window(self._params, self._start.codes)
+        self._text = list(self._start.prefix)
+        self._logprobs = list(self._start.logprobs)
 
 
 def generate_items(
-    stepper: Stepper, vocab: Vocabulary, collector: ItemCollector, params: SamplingParams, seed: int
+    stepper: Stepper,
+    vocab: Vocabulary,
+    collector: ItemCollector,
+    params: SamplingParams,
+    seed: int,
+    logit_bias: Mapping[str, float] | None = None,
 ) -> Iterator[GeneratedItem]:
     """Yield the items that the collector accepts, in their order.
 
     Args:
-        stepper: Has LANES slots or more, which are overwritten.
+        stepper: Of a network of a list. It has LANES slots or more, which are overwritten.
         vocab: The vocabulary of its network.
-        collector: What the items must be.
-        params: The sampling parameters.
+        collector: Of the items.
+        params: The sampling parameters. The window of the penalties begins anew with each item.
         seed: The same seed gives the same items.
+        logit_bias: Is added to the logits of characters; the end of an item is one of them.
+
+    Raises:
+        UnknownCharacters: The prefix or the bias has characters that the vocabulary lacks.
     """
-    wish = collector.wish
-    prefix = score_ids(stepper, vocab.start, [vocab.encode(wish.prefix)])[0][:-1].tolist()
+    constraints, bias = collector.constraints, bias_by_id(vocab, logit_bias or {})
+    start = ItemStart.read(stepper, vocab, constraints.prefix)
     lanes: list[Lane] = []
     while not collector.is_done:
         next_lane = collector.n_candidates % LANES
         if next_lane >= len(lanes):
             n = min(LANES, next_lane + max(1, collector.n_missing))
-            lanes += [Lane(vocab, wish, seed, number, prefix) for number in range(len(lanes), n)]
+            lanes += [Lane(vocab, constraints, params, seed, number, start) for number in range(len(lanes), n)]
         while lanes[next_lane].candidates and not collector.is_done:
             item = collector.offer(lanes[next_lane].candidates.popleft())
             if item is not None:
@@ -350,31 +421,30 @@ def generate_items(
                 break
         else:
             if not collector.is_done:
-                _run_lanes(stepper, lanes, params)
+                _run_lanes(stepper, lanes, start, params, bias)
 
 
-def _run_lanes(stepper: Stepper, lanes: Sequence[Lane], params: SamplingParams) -> None:
+def _run_lanes(
+    stepper: Stepper, lanes: Sequence[Lane], start: ItemStart, params: SamplingParams, bias: Mapping[int, float]
+) -> None:
     rows = [slot for slot, lane in enumerate(lanes) if len(lane.candidates) < _BUFFERED]
-    fed = max(len(lanes[slot].to_feed) for slot in rows)
-    steps = fed - 1 + _BLOCK_STEPS
-    forced = np.full((steps, len(rows)), SAMPLE, np.int32)
-    for column, slot in enumerate(rows):
-        lane = lanes[slot]
-        forced[: len(lane.to_feed), column] = lane.to_feed
-        if lane.starts_over:
-            stepper.write(slot, None)
+    forced = np.full((_BLOCK_STEPS, len(rows)), SAMPLE, np.int32)
+    forced[0] = [lanes[slot].next_input for slot in rows]
+    for slot in rows:
+        if lanes[slot].starts_over and start.state is not None:
+            stepper.write(slot, start.state)
     block = Block(
         slots=np.array(rows, np.int32),
-        steps=np.full(len(rows), steps, np.int32),
+        steps=np.full(len(rows), _BLOCK_STEPS, np.int32),
         forced_ids=forced,
-        random_values=random_values([lanes[s].seed for s in rows], [lanes[s].position for s in rows], steps),
+        random_values=random_values([lanes[s].seed for s in rows], [lanes[s].position for s in rows], _BLOCK_STEPS),
         sampling=as_batch([params] * len(rows)),
+        windows=stack_windows([lanes[slot].window for slot in rows]),
+        logit_bias=LogitBias.of([bias] * len(rows)),
     )
     result = stepper.run(block)
     for column, slot in enumerate(rows):
-        lane = lanes[slot]
-        first = len(lane.to_feed) - 1
-        lane.advance(result.ids[first:, column].tolist(), result.logprobs[first:, column].tolist())
+        lanes[slot].advance(result.ids[:, column].tolist(), result.logprobs[:, column].tolist())
 
 
 def _lane_seed(seed: int, number: int) -> int:

@@ -10,7 +10,7 @@ from model import arguments
 from model.checkpoints.file_format import Checkpoint
 from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
-from model.stepper.items import LANES, ItemCollector, ItemWish, generate_items
+from model.stepper.items import LANES, ItemCollector, ItemConstraints, generate_items
 
 _MAX_ITEMS = 10**9
 _MAX_ITEM_CHARS = 100_000
@@ -35,7 +35,7 @@ def add_items(command: argparse.ArgumentParser) -> None:
 def print_items(args: argparse.Namespace, loaded: Checkpoint, params: SamplingParams) -> None:
     """Print items, one a line; why there are fewer than asked for is said on standard error."""
     limit = loaded.items.layout.max_item_chars if loaded.items is not None else _MAX_ITEM_CHARS
-    wish = ItemWish(
+    constraints = ItemConstraints(
         args.items,
         unique=not args.no_unique,
         novel=args.novel,
@@ -43,11 +43,11 @@ def print_items(args: argparse.Namespace, loaded: Checkpoint, params: SamplingPa
         min_chars=args.min_chars,
         max_chars=limit if args.max_chars is None else args.max_chars,
     )
-    collector = ItemCollector(wish, wish.check(loaded.items))
+    collector = ItemCollector(constraints, constraints.check(loaded.items, loaded.vocab))
     stepper, _ = choose(
         loaded.network(), n_slots=LANES, device="cpu", precision=loaded.weight_precision(args.precision)
     )
-    for item in generate_items(stepper, loaded.vocab, collector, params, args.seed):
+    for item in generate_items(stepper, loaded.vocab, collector, params, args.seed, args.logit_bias):
         print(json.dumps(item.as_dict(), ensure_ascii=False) if args.json else item.text, flush=True)
     outcome = collector.outcome()
     if outcome["finish_reason"] != "complete":

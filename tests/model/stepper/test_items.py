@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import ModelConfig
+from model.config import ModelConfig, WeightPrecision
 from model.errors import ConfigError
 from model.network.char_rnn import CharRNN
 from model.network.sampling import SamplingParams
 from model.stepper import items as items_module
 from model.stepper.cpu import CpuStepper
+from model.stepper.generate import write
 from model.stepper.items import (
     LANES,
     PATIENCE,
     GeneratedItem,
     ItemCollector,
-    ItemWish,
+    ItemConstraints,
     generate_items,
     score_items,
 )
@@ -54,11 +55,16 @@ def record(*training_items: str) -> ItemRecord:
 
 
 def generated(
-    wish: ItemWish, seed: int = 1, known: ItemRecord | None = None, made: CharRNN | None = None, n_slots: int = LANES
+    constraints: ItemConstraints,
+    seed: int = 1,
+    known: ItemRecord | None = None,
+    made: CharRNN | None = None,
+    n_slots: int = LANES,
+    precision: WeightPrecision = "fp32",
 ) -> tuple[list[GeneratedItem], dict[str, Any]]:
     """The items, and how it ended."""
-    collector = ItemCollector(wish, known or record("a", "b"))
-    stepper = CpuStepper(made or network(), n_slots)
+    collector = ItemCollector(constraints, known or record("a", "b"))
+    stepper = CpuStepper(made or network(), n_slots, precision)
     return list(generate_items(stepper, VOCAB, collector, SamplingParams(), seed)), collector.outcome()
 
 
@@ -111,56 +117,98 @@ def test_characters_that_the_vocabulary_lacks_are_infinitely_surprising() -> Non
     assert unknown.logprobs[:2] == known.logprobs[:2]
 
 
+def test_an_item_with_the_end_of_an_item_is_impossible() -> None:
+    """It is not scored as two items: the place of the end is infinitely surprising, and the end is named."""
+    stepper = CpuStepper(network(), 4)
+    whole, *broken = score_items(stepper, VOCAB, ["abca", "ab\nca", "ab\nx", "x\n"])
+    assert [score.unknown for score in broken] == ["\n", "\nx", "x\n"]
+    assert [score.peak for score in broken] == [(2, math.inf), (2, math.inf), (0, math.inf)]
+    assert broken[0].logprobs[:2] == whole.logprobs[:2]
+
+
+PENALTIES = [
+    (SamplingParams(repetition_penalty=1.7), {}),
+    (SamplingParams(frequency_penalty=1.5, presence_penalty=-0.5, penalty_window=3), {}),
+    (SamplingParams(0.8, presence_penalty=2), {"\n": -1.5, "a": 3.0}),
+    (SamplingParams(), {"b": -100.0}),
+]
+
+
+@pytest.mark.parametrize("prefix", ["", "acb"])
+@pytest.mark.parametrize(("params", "bias"), PENALTIES)
+@pytest.mark.parametrize("block_steps", [3, 32])
+def test_penalties_and_bias_hold_for_each_item_alone(
+    prefix: str, params: SamplingParams, bias: dict[str, float], block_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Items are what a text of the lane's seed is, with a window that begins with the prefix and ends with the item."""
+    monkeypatch.setattr(items_module, "_BLOCK_STEPS", block_steps)
+    constraints = ItemConstraints(4 * LANES, unique=False, min_chars=0, prefix=prefix)
+    collector, stepper = ItemCollector(constraints, record("a")), CpuStepper(network(), LANES)
+    items = list(generate_items(stepper, VOCAB, collector, params, 5, bias))
+    for lane in (0, 1, 40):
+        position = 0
+        for item in items[lane::LANES]:
+            seed, one = items_module._lane_seed(5, lane), CpuStepper(network(), 1)
+            text = "".join(write(one, VOCAB, prefix, 200, params, seed, start=position, logit_bias=bias))
+            assert item.text == prefix + text.partition("\n")[0]
+            position += len(item.text) + 1
+    plain, _ = generated(constraints, seed=5)
+    assert [item.text for item in items] != [item.text for item in plain]
+
+
 def test_only_the_seed_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the number of slots, nor the length of blocks; fewer items are the first of more; other seeds give others."""
-    texts = [item.text for item in generated(ItemWish(200))[0]]
+    texts = [item.text for item in generated(ItemConstraints(200))[0]]
     assert len(texts) == len(set(texts)) == 200
-    assert [item.text for item in generated(ItemWish(200), n_slots=90)[0]] == texts
-    assert [item.text for item in generated(ItemWish(20))[0]] == texts[:20]
-    assert [item.text for item in generated(ItemWish(200), seed=2)[0]] != texts
+    assert [item.text for item in generated(ItemConstraints(200), n_slots=90)[0]] == texts
+    assert [item.text for item in generated(ItemConstraints(20))[0]] == texts[:20]
+    assert [item.text for item in generated(ItemConstraints(200), seed=2)[0]] != texts
     for steps in (1, 7):
         monkeypatch.setattr(items_module, "_BLOCK_STEPS", steps)
-        assert [item.text for item in generated(ItemWish(200))[0]] == texts
+        assert [item.text for item in generated(ItemConstraints(200))[0]] == texts
     monkeypatch.setattr(items_module, "_BUFFERED", 1)
-    assert [item.text for item in generated(ItemWish(200))[0]] == texts
+    assert [item.text for item in generated(ItemConstraints(200))[0]] == texts
 
 
-@pytest.mark.parametrize("prefix", ["", "ab"])
-def test_an_item_comes_with_the_probability_that_scoring_gives_it(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("prefix", ["", "a", "ab"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_item_comes_with_the_probability_that_scoring_gives_it(
+    prefix: str, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bit for bit, its prefix and its end included, whatever the blocks are."""
-    items, _ = generated(ItemWish(100, prefix=prefix))
-    scores = score_items(CpuStepper(network(), 64), VOCAB, [item.text for item in items])
+    items, _ = generated(ItemConstraints(100, prefix=prefix), precision=precision)
+    scores = score_items(CpuStepper(network(), 64, precision), VOCAB, [item.text for item in items])
     assert [item.logprob for item in items] == [score.logprob for score in scores]
     assert all(item.text.startswith(prefix) for item in items)
     monkeypatch.setattr(items_module, "_BLOCK_STEPS", 3)
-    assert generated(ItemWish(100, prefix=prefix))[0] == items
+    assert generated(ItemConstraints(100, prefix=prefix), precision=precision)[0] == items
 
 
 def test_the_items_are_a_sample_of_the_model() -> None:
     """Without conditions, the share of each short item is its probability."""
-    items, outcome = generated(ItemWish(6000, unique=False, min_chars=0))
+    items, outcome = generated(ItemConstraints(6000, unique=False, min_chars=0))
     assert outcome["rejected"] == {}
     for score in score_items(CpuStepper(network(), 64), VOCAB, ["", "a", "b", "c", "ab"]):
         p, share = math.exp(score.logprob), sum(item.text == score.text for item in items) / 6000
         assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / 6000) + 1e-4, score.text
 
 
-def test_every_wish_is_kept() -> None:
+def test_every_constraint_is_kept() -> None:
     """Lengths, novelty and uniqueness hold for each item; what was seen in training says so."""
     known = record("a", "b", "ca", "abc")
-    items, outcome = generated(ItemWish(150, min_chars=1, max_chars=5), known=known)
+    items, outcome = generated(ItemConstraints(150, min_chars=1, max_chars=5), known=known)
     assert outcome["finish_reason"] == "complete"
     assert all(1 <= len(item.text) <= 5 for item in items)
     assert {item.text for item in items if item.seen_in_training} == {"a", "b", "ca", "abc"} & {i.text for i in items}
-    novel, outcome = generated(ItemWish(150, novel=True, max_chars=5), known=known)
+    novel, outcome = generated(ItemConstraints(150, novel=True, max_chars=5), known=known)
     assert not {item.text for item in novel} & {"a", "b", "ca", "abc"}
     assert outcome["rejected"]["seen"] > 0
     assert outcome["generated"] + sum(outcome["rejected"].values()) == outcome["candidates"]
 
 
-def test_a_wish_that_cannot_be_fulfilled_ends_with_what_there_is() -> None:
+def test_constraints_that_cannot_be_met_end_with_what_there_is() -> None:
     """A model of few short items gives each of them once, and says that it has no more."""
-    items, outcome = generated(ItemWish(500, max_chars=2))
+    items, outcome = generated(ItemConstraints(500, max_chars=2))
     assert {item.text for item in items} <= set(every_item(2))
     assert outcome["finish_reason"] == "exhausted"
     assert outcome["generated"] == len(items) < 14
@@ -169,23 +217,32 @@ def test_a_wish_that_cannot_be_fulfilled_ends_with_what_there_is() -> None:
 
 def test_items_that_never_end_are_given_up() -> None:
     """A model that never ends an item gives none, and generation ends."""
-    items, outcome = generated(ItemWish(5, max_chars=20), made=network(end_bias=-1e4))
+    items, outcome = generated(ItemConstraints(5, max_chars=20), made=network(end_bias=-1e4))
     assert items == []
     assert outcome["rejected"] == {"too_long": PATIENCE}
 
 
 @pytest.mark.parametrize(
-    ("wish", "known", "message"),
+    ("constraints", "known", "message"),
     [
-        (ItemWish(3), None, "items: the model was trained on a text, so it has no items, expected a model of a list"),
-        (ItemWish(3, novel=True), record(), "novel: the checkpoint has no hashes of its training items"),
-        (ItemWish(3, min_chars=9, max_chars=8), record("a"), "min_chars: got 9, expected at most max_chars, 8"),
-        (ItemWish(3, prefix="abc", max_chars=2), record("a"), "prefix: got 'abc', expected at most max_chars, 2"),
+        (
+            ItemConstraints(3),
+            None,
+            "items: the model was trained on a text, so it has no items, expected a model of a list",
+        ),
+        (ItemConstraints(3, novel=True), record(), "novel: the checkpoint has no hashes of its training items"),
+        (ItemConstraints(3, min_chars=9, max_chars=8), record("a"), "min_chars: got 9, expected at most max_chars, 8"),
+        (
+            ItemConstraints(3, prefix="abc", max_chars=2),
+            record("a"),
+            "prefix: got 'abc', expected at most max_chars, 2",
+        ),
+        (ItemConstraints(3, prefix="a\nb"), record("a"), r"prefix: got 'a\\nb', expected a text without '\\n'"),
     ],
 )
-def test_a_wish_that_no_model_or_not_this_one_can_fulfil(
-    wish: ItemWish, known: ItemRecord | None, message: str
+def test_constraints_that_no_model_or_not_this_one_can_meet(
+    constraints: ItemConstraints, known: ItemRecord | None, message: str
 ) -> None:
     """The error names what would be accepted."""
     with pytest.raises(ConfigError, match=message):
-        wish.check(known)
+        constraints.check(known, VOCAB)

@@ -24,6 +24,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from model.network.penalties import MAX_LOGIT_BIAS
 from model.network.sampling import MAX_SEED, SamplingParameter, SamplingParams
+from model.text.items.record import DEFAULT_STATISTIC, Statistic
 from service.errors import BadRequest, MalformedBody
 from service.store.sessions import SESSION_ID
 
@@ -34,6 +35,8 @@ MAX_BIASES = 1000
 MAX_SCORED_TEXTS = 100_000
 MAX_TEXTS = 256
 """Texts of one request."""
+MAX_ITEMS = 100_000
+"""Items of one request."""
 MAX_CORPORA = 64
 MAX_TOP_LOGPROBS = 10
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
@@ -101,6 +104,15 @@ class GenerateRequest(_SamplingFields):
         ge=0,
         description="stop strings are not matched in so many generated characters, so the text is as long at least",
     )
+    items: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_ITEMS,
+        description="generate so many whole items of a model of a list; the prompt is the beginning of each, and "
+        "min_chars (default 1) and max_chars (default: as in training) are of an item",
+    )
+    unique: bool = Field(True, description="of items: no two are equal")
+    novel: bool = Field(False, description="of items: none is one of the training items")
     logit_bias: dict[str, float] = Field(
         default_factory=dict,
         description="what is added to the logit of single characters: -100 to 100 by character; -100 all but excludes "
@@ -173,6 +185,11 @@ class ScoreRequest(Body):
         None, description="score the text as the continuation of this session, which does not change"
     )
     logprobs: TopLogprobs | None = Field(None, description="as for POST /generate, at temperature 1")
+    rank_by: Statistic | None = Field(
+        None,
+        description="with a model of a list and a list of items: what each is ranked by among the validation items; "
+        f"default {DEFAULT_STATISTIC}",
+    )
     on_unknown: OnUnknown = Field("error", description=_ON_UNKNOWN)
 
 

@@ -24,7 +24,7 @@ from model.network.penalties import LogitBias, Window, advance_window, new_windo
 from model.network.sampling import SamplingParams, as_batch, random_values
 from model.stepper import SAMPLE, Block, Stepper
 from model.stepper.generate import bias_by_id, one_row_block
-from model.text.items.record import ItemRecord
+from model.text.items.record import ItemRecord, Statistic
 from model.text.vocab import Vocabulary
 
 LANES = 64
@@ -74,27 +74,47 @@ class ItemScore:
         position = int(np.argmin(self.logprobs))
         return position, -self.logprobs[position] / math.log(2)
 
-    def statistic(self, name: str) -> float:
-        """Return one of model.text.items.record.STATISTICS."""
+    def statistic(self, name: Statistic) -> float:
+        """Return what the item may be ranked by."""
         return self.peak[1] if name == "peak_bits" else float(getattr(self, name))
+
+    def as_dict(self, rank: float) -> dict[str, Any]:
+        """Return the score for JSON; what is infinite because of an unknown character is None.
+
+        Args:
+            rank: The percentage of the validation items that are less surprising; NaN where there are none.
+        """
+        position, peak = self.peak
+        is_known = not self.unknown
+        return {
+            "bits": self.bits if is_known else None,
+            "bits_per_character": self.bits_per_character if is_known else None,
+            "peak": {"position": position, "bits": peak if is_known else None},
+            "rank": None if math.isnan(rank) else rank,
+            "unknown": self.unknown,
+        }
 
 
 def score_items(stepper: Stepper, vocab: Vocabulary, items: Sequence[str]) -> list[ItemScore]:
     """Score normalized items, each alone. The stepper's slots are overwritten."""
-    encoded, unknown = [], []
-    for item in items:
-        ids, characters = _known_part(vocab, item)
-        encoded.append(ids)
-        unknown.append(characters)
-    logprobs = score_ids(stepper, vocab.start, encoded)
-    scores = []
-    for item, ids, own, missing in zip(items, encoded, logprobs, unknown, strict=True):
-        known = own.tolist() if not missing else [*own[: len(ids)].tolist(), -math.inf]
-        scores.append(ItemScore(item, tuple(known), missing))
-    return scores
+    encoded = [encode_item(vocab, item) for item in items]
+    logprobs = score_ids(stepper, vocab.start, [ids for ids, _ in encoded])
+    return [item_score(item, own, unknown) for item, own, (_, unknown) in zip(items, logprobs, encoded, strict=True)]
 
 
-def _known_part(vocab: Vocabulary, item: str) -> tuple[NDArray[np.int32], str]:
+def item_score(item: str, logprobs: NDArray[np.float32], unknown: str) -> ItemScore:
+    """Return the score of an item.
+
+    Args:
+        item: The item.
+        logprobs: (n + 1,) of the ids that `encode_item` returned, and of the end.
+        unknown: What `encode_item` returned beside them.
+    """
+    known: list[float] = logprobs.tolist()
+    return ItemScore(item, tuple([*known[:-1], -math.inf] if unknown else known), unknown)
+
+
+def encode_item(vocab: Vocabulary, item: str) -> tuple[NDArray[np.int32], str]:
     """Return the ids of an item up to the first character that no item can have, and all such characters."""
     end = item.find(vocab.end)
     unknown = [(end, vocab.end)] if end >= 0 else []
@@ -318,6 +338,7 @@ class Lane:
         next_input: What is fed first.
         window: Of the penalties, before the next character: of the item that is being generated alone, so that an item
             does not depend on those before it.
+        restarts: Whether each item begins with a new sequence of blocks; else the next one begins within a block.
         starts_over: Whether the lane's slot is to be set to the state of the start before that.
         candidates: Complete items, the first one first.
     """
@@ -345,41 +366,48 @@ class Lane:
         self.position = 0
         self.candidates: deque[Candidate] = deque()
         self._vocab, self._max_chars, self._params, self._start = vocab, constraints.max_chars, params, start
-        self._restarts = bool(start.prefix) or params.has_penalties  # else the next item begins within a block
-        self._text: list[str] = []  # of the item that is being generated
+        self.restarts = bool(start.prefix) or params.has_penalties
+        self._text = ""  # of the item that is being generated
         self._logprobs: list[float] = []
         self.window: Window = start.codes
         self._begin()
 
-    def advance(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
-        """Take what a block produced: the ids that were sampled, and their log-probabilities.
+    def advance(self, text: str, logprobs: Sequence[float]) -> None:
+        """Take what was sampled: one character or more, with their log-probabilities.
 
         What follows the end of an item whose lane starts over is not read; the caller sees `starts_over`.
         """
-        self.starts_over = False
-        for n, (id, logprob) in enumerate(zip(ids, logprobs, strict=True), 1):
-            self._logprobs.append(logprob)
-            is_end = id == self._vocab.start
+        self.starts_over, first = False, 0
+        while first < len(text):
+            room = self._max_chars + 1 - len(self._text)  # so many characters without an end are too many
+            last = text.find(self._vocab.end, first, first + room)
+            is_end = last >= 0
             if not is_end:
-                self._text.append(self._vocab.characters[id])
-                if len(self._text) <= self._max_chars:
-                    continue
-            self.candidates.append(Candidate("".join(self._text), tuple(self._logprobs), is_whole=is_end))
-            if self._restarts or not is_end:
-                self.position += n
+                if len(text) - first < room:
+                    self._text += text[first:]
+                    self._logprobs += logprobs[first:]
+                    break
+                last = first + room - 1
+            item = self._text + text[first : last if is_end else last + 1]
+            self._logprobs += logprobs[first : last + 1]
+            self.candidates.append(Candidate(item, tuple(self._logprobs), is_whole=is_end))
+            first = last + 1
+            if self.restarts or not is_end:
+                self.position += first
                 self._begin()
                 return
-            self._text, self._logprobs = [], []
-        self.position += len(ids)
-        self.next_input = ids[-1]
-        self.window = advance_window(self._params, self.window, np.array(ids, np.int32))
+            self._text, self._logprobs = "", []
+        self.position += len(text)
+        self.next_input = self._vocab.characters.index(text[-1])
+        if self._params.has_penalties:
+            self.window = advance_window(self._params, self.window, self._vocab.encode(text))
 
     def _begin(self) -> None:
         self.starts_over = True
         self.position += len(self._start.prefix)
         self.next_input = self._start.next_input
         self.window = new_window(self._params, self._start.codes)
-        self._text = list(self._start.prefix)
+        self._text = self._start.prefix
         self._logprobs = list(self._start.logprobs)
 
 
@@ -421,11 +449,16 @@ def generate_items(
                 break
         else:
             if not collector.is_done:
-                _run_lanes(stepper, lanes, start, params, bias)
+                _run_lanes(stepper, vocab, lanes, start, params, bias)
 
 
 def _run_lanes(
-    stepper: Stepper, lanes: Sequence[Lane], start: ItemStart, params: SamplingParams, bias: Mapping[int, float]
+    stepper: Stepper,
+    vocab: Vocabulary,
+    lanes: Sequence[Lane],
+    start: ItemStart,
+    params: SamplingParams,
+    bias: Mapping[int, float],
 ) -> None:
     rows = [slot for slot, lane in enumerate(lanes) if len(lane.candidates) < _BUFFERED]
     forced = np.full((_BLOCK_STEPS, len(rows)), SAMPLE, np.int32)
@@ -444,7 +477,7 @@ def _run_lanes(
     )
     result = stepper.run(block)
     for column, slot in enumerate(rows):
-        lanes[slot].advance(result.ids[:, column].tolist(), result.logprobs[:, column].tolist())
+        lanes[slot].advance(vocab.decode(result.ids[:, column]), result.logprobs[:, column].tolist())
 
 
 def _lane_seed(seed: int, number: int) -> int:

@@ -208,7 +208,8 @@ class Engine:
     def _admit(self, now: float) -> None:
         for slot, sequence in self._scheduler.admit():
             self._count_dequeued(sequence)
-            self._stats.queue_times_s.append(now - sequence.submitted_at)
+            if not sequence.request.is_part:
+                self._stats.queue_times_s.append(now - sequence.submitted_at)
             self._stats.reused_chars += sequence.request.reused_chars
             try:
                 self._stepper.write(slot, sequence.request.state)
@@ -231,6 +232,10 @@ class Engine:
             capture_key = sequence.pop_capture()
             if capture_key is not None:
                 self._send(sequence, StateCapture(capture_key, self._read_state(slot, sequence)))
+            end_id = sequence.request.end_id
+            if end_id is not None and end_id in new:
+                self._finish_at_end(slot, sequence, new, result.logprobs[n - len(new) : n, b])
+                continue
             text, logprobs, is_stopped = sequence.scan(
                 self.vocab.decode(new), result.logprobs[n - len(new) : n, b].tolist()
             )
@@ -257,6 +262,15 @@ class Engine:
             self._send_chunk(sequence, Chunk(text, position, logprobs))
         self._release(slot, End("stop", self._hidden_state(self._stepper.read(slot), next_input, position)))
 
+    def _finish_at_end(
+        self, slot: int, sequence: Sequence, new: NDArray[np.int32], logprobs: NDArray[np.float32]
+    ) -> None:
+        """End a sequence with its end_id: discard what was generated past it."""
+        n = int(np.argmax(new == sequence.request.end_id)) + 1
+        position = sequence.position - len(new) + n
+        self._send_chunk(sequence, Chunk(self.vocab.decode(new[:n]), position, logprobs[:n].tolist()))
+        self._release(slot, End("stop", None))
+
     def _finish(self, slot: int, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence where it is; send what was held back for a stop string that did not come."""
         text, logprobs = sequence.flush()
@@ -274,7 +288,8 @@ class Engine:
         """Send the last item of a sequence that has no slot any more."""
         with self._changed:
             self._in_flight -= 1
-        self._stats.finish_reasons.append(last.finish_reason if isinstance(last, End) else "failed")
+        if not sequence.request.is_part:
+            self._stats.finish_reasons.append(last.finish_reason if isinstance(last, End) else "failed")
         self._send(sequence, last)
 
     def _count_dequeued(self, sequence: Sequence) -> None:
@@ -283,10 +298,10 @@ class Engine:
 
     def _send_chunk(self, sequence: Sequence, chunk: Chunk) -> None:
         now = time.monotonic()
-        if sequence.last_chunk_at is None:
-            self._stats.first_chunk_times_s.append(now - sequence.submitted_at)
-        else:
+        if sequence.last_chunk_at is not None:
             self._stats.chunk_gaps[now - sequence.last_chunk_at, len(chunk.text)] += 1
+        elif not sequence.request.is_part:
+            self._stats.first_chunk_times_s.append(now - sequence.submitted_at)
         sequence.last_chunk_at = now
         self._stats.generated_chars += len(chunk.text)
         self._send(sequence, chunk)

@@ -55,21 +55,26 @@ class Scheduler:
     def admit(self) -> list[tuple[int, Sequence]]:
         """Give the free slots to the sequences that have waited longest, and return who got which.
 
-        Requests with many sequences take turns with others: a free slot goes to the request that has the fewest.
+        Requests with many sequences take turns with others: a free slot goes to the request that has the fewest. A
+        group that has as many as it may have gets none.
         """
         admitted: list[tuple[int, Sequence]] = []
         if not (self._free_slots and self.waiting):
             return admitted
         n_running = Counter(s.stream.group for s in self.running.values() if s.stream.group is not None)
         while self._free_slots and self.waiting:
-            at, fewest = 0, None
+            at, fewest = -1, None
             for i, sequence in enumerate(self.waiting):
                 group = sequence.stream.group
                 count = n_running[group] if group is not None else 0
+                if group is not None and group.max_running is not None and count >= group.max_running:
+                    continue
                 if fewest is None or count < fewest:
                     at, fewest = i, count
                 if not count:
                     break
+            if at < 0:
+                break
             slot, sequence = self._free_slots.pop(), self.waiting[at]
             del self.waiting[at]
             if sequence.stream.group is not None:

@@ -41,6 +41,8 @@ class SequenceRequest:
     captures: Mapping[int, str] = field(default_factory=dict)  # position -> key of a StateCapture to put on the stream
     is_scored: bool = False  # report the log-probability of each id of the prompt; nothing is generated
     reused_chars: int = 0  # characters of the prompt that `state` has consumed, for metrics
+    end_id: int | None = None  # the text ends with the first generated one of these; its end has no state
+    is_part: bool = False  # of a longer text: metrics do not count it as a text of its own
 
 
 @dataclass(slots=True, eq=False)

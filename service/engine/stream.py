@@ -103,16 +103,24 @@ class StreamGroup:
     The sequences of a group take turns with others for free slots, see Scheduler.admit.
     """
 
-    def __init__(self) -> None:
-        """Create a group without streams."""
+    def __init__(self, max_running: int | None = None) -> None:
+        """Create a group without streams.
+
+        Args:
+            max_running: How many of its sequences may have a slot at a time; None: any number.
+        """
+        self.max_running = max_running
         self._items: queue.SimpleQueue[tuple[int, Item]] = queue.SimpleQueue()
-        self._members: list[_MemberStream] = []
+        self._members: dict[int, _MemberStream] = {}
 
     def stream(self, index: int) -> Stream:
         """Create a stream whose items come with this index."""
-        member = _MemberStream(self, self._items, index)
-        self._members.append(member)
+        member = self._members[index] = _MemberStream(self, self._items, index)
         return member
+
+    def remove(self, index: int) -> None:
+        """Leave one stream. What it still brings comes with its index."""
+        self._members.pop(index).close()
 
     def get(self, timeout_s: float) -> tuple[int, Item] | None:
         """Return the next item of any stream and the stream's index, or None if none came in time."""
@@ -123,7 +131,7 @@ class StreamGroup:
 
     def close(self) -> None:
         """Leave all of them."""
-        for member in self._members:
+        for member in self._members.values():
             member.close()
 
 

@@ -25,6 +25,8 @@ from service.errors import (
 )
 from service.generation.batch import RunningBatch
 from service.generation.commit import AlreadySaved, CommitPolicy, NotSaved, SaveTurn, SessionLease
+from service.generation.items.plan import plan_items
+from service.generation.items.running import RunningItems
 from service.generation.plan import GenerationPlan, Origin, PlanOptions, plan_again, plan_turn
 from service.generation.rewind import rewound_session
 from service.generation.stream import RunningGeneration
@@ -155,6 +157,24 @@ class GenerationService:
             plans = [replace(first, record=replace(first.record, seed=s)) for s in seeds]
             plans = [replace(plan, sequence=replace(plan.sequence, seed=plan.record.seed)) for plan in plans]
             return RunningBatch(model, plans, self._start_member, self._prefixes)
+
+    def generate_items(self, request: GenerateRequest) -> RunningItems:
+        """Start whole items of a model of a list, which belong to no session.
+
+        Raises:
+            BadRequest: A value cannot be used.
+            QueueFull: Every slot and every place in the queue is taken.
+            NoModel: No model is served.
+            Draining: This worker is shutting down.
+        """
+        with self._models.admit() as lease:
+            limit_s = self._options.max_s
+            span_s = limit_s if request.timeout_s is None else min(request.timeout_s, limit_s)
+            deadline = time.monotonic() + span_s
+            options = self._options
+            plan = plan_items(request, lease.model, options.max_chars, options.max_prompt_chars, deadline)
+            self._check_capacity(lease.model, None)
+            return RunningItems(lease.model, plan)
 
     def _start_member(self, model: LoadedModel, plan: GenerationPlan, stream: Stream) -> RunningGeneration:
         """Start a text whose stream is one of a group; it has a lease of its own."""

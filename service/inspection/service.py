@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.evaluation import protocols
+from model.text.items.record import DEFAULT_STATISTIC
 from service.errors import BadRequest, Overloaded
 from service.inspection.gates import check_inspectable, inspect_text
 from service.inspection.pacing import Pacer
 from service.inspection.score import score_text, scorer_at, text_logprobs
+from service.inspection.score_items import score_items
 from service.inspection.score_list import score_list
 from service.models.loaded_model import LoadedModel
 from service.models.manager import ModelManager
@@ -58,6 +60,7 @@ class InspectionService:
         """
         if isinstance(request.text, list):
             return self._score_list(request, request.text)
+        _check_no_rank(request)
         limit = min(self._max_chars, MAX_TOP_LOGPROBS_CHARS) if request.logprobs else self._max_chars
         with self._models.acquire() as lease:
             model = lease.model
@@ -84,12 +87,17 @@ class InspectionService:
             return text_logprobs(model, model.engine.vocab.encode(text), top_logprobs, self._pacer)
 
     def _score_list(self, request: ScoreRequest, texts: list[str]) -> dict[str, Any]:
-        """Score each text by itself, in the engine."""
+        """Score each text by itself, in the engine; the model of a list scores items, whose ends count."""
         for field, value in (("session_id", request.session_id), ("logprobs", request.logprobs)):
             if value is not None:
                 raise BadRequest(field, value, "null with a list of texts")
         with self._models.acquire() as lease:
             model = lease.model
+            if model.items is not None:
+                rank_by = request.rank_by or DEFAULT_STATISTIC
+                scored = score_items(model, texts, self._max_chars, request.on_unknown, rank_by)
+                return {**scored, "model": model.as_dict()}
+            _check_no_rank(request)
             ids = [
                 _encode(model, model.normalize(text), self._max_chars, request.on_unknown, f"text.{i}")
                 for i, text in enumerate(texts)
@@ -127,6 +135,11 @@ class InspectionService:
             yield
         finally:
             self._capacity.release()
+
+
+def _check_no_rank(request: ScoreRequest) -> None:
+    if request.rank_by is not None:
+        raise BadRequest("rank_by", request.rank_by, "none, or a list of items to score with a model of a list")
 
 
 def _losses(nats: float, characters: int) -> dict[str, Any]:

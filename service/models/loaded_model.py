@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from model.errors import StateError, UnknownCharacters
 from model.network.state import HiddenState
 from model.stepper import Stepper
+from model.text.items.record import ItemRecord
 from service.engine.engine import Engine
 from service.errors import BadRequest, UnreadableSession
 from service.models.on_demand_network import OnDemandNetwork
@@ -32,7 +33,14 @@ _MAX_LISTED = 32
 class LoadedModel:
     """A checkpoint on its engine."""
 
-    def __init__(self, name: str, engine: Engine, stepper: Stepper | None, network: OnDemandNetwork) -> None:
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        stepper: Stepper | None,
+        network: OnDemandNetwork,
+        items: ItemRecord | None = None,
+    ) -> None:
         """Take over the parts of a model; they are freed with it.
 
         Args:
@@ -40,8 +48,10 @@ class LoadedModel:
             engine: Generates text; started.
             stepper: The engine's, if it is to be closed.
             network: Reads text beside the engine.
+            items: What the checkpoint knows of its list; None if it is of a text.
         """
         self.name = name
+        self.items = items
         self.engine = engine
         self.network = network
         self._stepper = stepper

@@ -55,4 +55,5 @@ class ModelLoader:
             free_stepper(stepper)
             raise
         engine.start()
-        return LoadedModel(path.name, engine, stepper, OnDemandNetwork(path, checkpoint.fingerprint))
+        network = OnDemandNetwork(path, checkpoint.fingerprint)
+        return LoadedModel(path.name, engine, stepper, network, checkpoint.items)

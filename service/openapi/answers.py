@@ -75,8 +75,37 @@ class BatchAnswer(Answer):
     usage: Usage
 
 
-class GenerateAnswers(RootModel[GenerateAnswer | BatchAnswer]):
-    """A generated text; with n above 1, many."""
+class GeneratedItem(Answer):
+    """An item of a list."""
+
+    text: str
+    logprob: Annotated[float, Field(le=0)]
+    seen_in_training: bool | None
+
+
+class ItemsUsage(Answer):
+    """Characters of a request for items."""
+
+    prompt_chars: Count
+    generated_chars: Count
+
+
+class ItemsAnswer(Answer):
+    """Items of a list, and how their generation ended."""
+
+    items: list[GeneratedItem]
+    finish_reason: Literal["complete", "exhausted", "timeout"]
+    requested: Count
+    generated: Count
+    candidates: Count
+    rejected: dict[Literal["too_long", "too_short", "duplicate", "seen"], Count]
+    seed: Count
+    model: ModelName
+    usage: ItemsUsage
+
+
+class GenerateAnswers(RootModel[GenerateAnswer | BatchAnswer | ItemsAnswer]):
+    """A generated text; with n above 1, many; with items, those."""
 
 
 class Rewindable(Answer):
@@ -148,8 +177,37 @@ class ScoreListAnswer(Answer):
     model: ModelName
 
 
-class ScoreAnswers(RootModel[ScoreAnswer | ScoreListAnswer]):
-    """The losses of a text, or of a list of texts."""
+class Peak(Answer):
+    """The most surprising character of an item; the end of the item is at the position after the last."""
+
+    position: Count
+    bits: float | None
+
+
+class ItemScore(Answer):
+    """The surprisal of an item, its end counted; null where it has characters that no item of the model can have."""
+
+    index: Count
+    characters: Annotated[int, Field(ge=1)]
+    bits: float | None
+    bits_per_character: float | None
+    peak: Peak
+    rank: Annotated[float, Field(ge=0, le=100)] | None
+    unknown: str
+
+
+class ScoreItemsAnswer(Answer):
+    """The surprisal of items, and of all together."""
+
+    results: list[ItemScore]
+    bits_per_character: float | None
+    nats_per_character: float | None
+    characters: Count
+    model: ModelName
+
+
+class ScoreAnswers(RootModel[ScoreAnswer | ScoreListAnswer | ScoreItemsAnswer]):
+    """The losses of a text, or of a list of texts; with a model of a list, of its items."""
 
 
 class InspectAnswer(Answer):

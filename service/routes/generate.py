@@ -8,14 +8,13 @@ from flask import Blueprint, Response, g, jsonify
 
 from service.errors import BadRequest
 from service.generation.batch import BatchChunk
+from service.generation.items.plan import check_item_fields
 from service.generation.service import GenerationService
-from service.routes.body import idempotency_key, read_body
+from service.routes.body import CLIENT_CLOSED_REQUEST, idempotency_key, read_body
 from service.routes.generation_events import POLL_INTERVAL_S, BatchEvents, GenerationEvents
+from service.routes.item_events import items_response
 from service.routes.sse import ClientConnection, event_stream_response
 from service.schemas import GenerateRequest
-
-_CLIENT_CLOSED_REQUEST = 499
-"""nginx's status for a request whose client has left."""
 
 
 def blueprint(generation: GenerationService) -> Blueprint:
@@ -26,6 +25,9 @@ def blueprint(generation: GenerationService) -> Blueprint:
     def generate() -> Response:
         body, key = read_body(GenerateRequest), idempotency_key()
         client = ClientConnection(is_stream=body.stream)
+        if body.items is not None:
+            return items_response(generation, body, key, client)
+        check_item_fields(body)
         if body.n > 1:
             return _batch(generation, body, key, client)
         running = generation.generate(body, key, g.get("key_id", ""))
@@ -35,7 +37,7 @@ def blueprint(generation: GenerationService) -> Blueprint:
             text, logprobs = [], list[dict[str, Any]]()
             for chunk in running.chunks(POLL_INTERVAL_S):
                 if client.has_left():
-                    return Response(status=_CLIENT_CLOSED_REQUEST)
+                    return Response(status=CLIENT_CLOSED_REQUEST)
                 if chunk is not None:
                     text.append(chunk.text)
                     logprobs += chunk.token_logprobs or []
@@ -60,7 +62,7 @@ def _batch(generation: GenerationService, body: GenerateRequest, key: str, clien
         results: dict[int, dict[str, Any]] = {}
         for part in batch.parts(POLL_INTERVAL_S):
             if client.has_left():
-                return Response(status=_CLIENT_CLOSED_REQUEST)
+                return Response(status=CLIENT_CLOSED_REQUEST)
             if isinstance(part, BatchChunk):
                 texts[part.index].append(part.chunk.text)
                 logprobs[part.index] += part.chunk.token_logprobs or []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -176,7 +175,7 @@ def _print_each(args: argparse.Namespace, record: ItemRecord, scores: Sequence[I
         if args.above is not None and not rank > args.above and not score.unknown:
             continue
         if args.json:
-            lines.append(json.dumps(as_dict(score, rank), ensure_ascii=False))
+            lines.append(json.dumps({"text": score.text, **score.as_dict(rank)}, ensure_ascii=False))
         else:
             position, peak = score.peak
             lines.append(
@@ -185,17 +184,3 @@ def _print_each(args: argparse.Namespace, record: ItemRecord, scores: Sequence[I
             )
     if lines:
         print("\n".join(lines), flush=True)
-
-
-def as_dict(score: ItemScore, rank: float) -> dict[str, object]:
-    """Return an item's score for JSON; what is infinite because of an unknown character is None."""
-    position, peak = score.peak
-    is_known = not score.unknown
-    return {
-        "text": score.text,
-        "bits": score.bits if is_known else None,
-        "bits_per_character": score.bits_per_character if is_known else None,
-        "peak": {"position": position, "bits": peak if is_known else None},
-        "rank": None if math.isnan(rank) else rank,  # NaN: the checkpoint has no validation items
-        "unknown": score.unknown,
-    }

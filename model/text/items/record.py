@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from model.text.items.layout import ItemLayout
 from model.text.items.splitting import Hashes, item_hash
 
-STATISTICS = ("bits", "bits_per_character", "peak_bits")
+Statistic = Literal["bits", "bits_per_character", "peak_bits"]
+STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
 """The columns of `ItemRecord.validation`: of the item, of each of its characters, of its most surprising one."""
 
-DEFAULT_STATISTIC = "peak_bits"
+DEFAULT_STATISTIC: Statistic = "peak_bits"
 """What items are ranked by. A short odd passage in a long item hardly moves the sum; see docs/decisions."""
 
 MAX_VALIDATION_ITEMS = 20_000
@@ -46,12 +47,12 @@ class ItemRecord:
         place = int(np.searchsorted(self.train_hashes, value))
         return place < len(self.train_hashes) and bool(self.train_hashes[place] == value)
 
-    def ranks(self, values: NDArray[np.floating], statistic: str) -> NDArray[np.float64]:
+    def ranks(self, values: NDArray[np.floating], statistic: Statistic) -> NDArray[np.float64]:
         """Return the percentage of the validation items that are below each value, (n,); NaN without any.
 
         Args:
             values: (n,) of the statistic.
-            statistic: One of STATISTICS.
+            statistic: Which one.
         """
         known = np.sort(self.validation[:, STATISTICS.index(statistic)])
         if not len(known):

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from model.stepper.cpu import CpuStepper, Unsupported
 from model.stepper.generate import generate, write
 from model.stepper.reference import ReferenceStepper
 from service.engine.engine import Engine
+from service.engine.observer import IterationStats, NullObserver
 from service.engine.sequence import Sequence
 from service.engine.stream import Chunk, End, StateCapture
 from service.errors import Draining, QueueFull
@@ -96,6 +98,42 @@ def test_equals_the_plain_loop(tiny: Checkpoint) -> None:
         expected = generate(network, ALPHABET, prompt, 40, seed=i, stop=("e", "a t"))
         text, _, end = read(stream)
         assert (text, end.finish_reason) == (expected.text, expected.finish_reason)
+    engine.stop()
+
+
+def test_a_text_ends_with_the_id_that_it_is_to_end_with(engine: Engine) -> None:
+    """It is the last character, with its log-probability; what a block generated past it is not seen."""
+    text, chunks, _ = read(engine.submit(request("hello", 400)))
+    logprobs = [logprob for chunk in chunks for logprob in chunk.logprobs]
+    for character in sorted(set(text)):
+        id = int(ALPHABET.encode(character)[0])
+        ended, chunks, end = read(engine.submit(replace(request("hello", 400), end_id=id)))
+        assert ended == text[: text.index(character) + 1]
+        assert [logprob for chunk in chunks for logprob in chunk.logprobs] == logprobs[: len(ended)]
+        assert (end.finish_reason, end.state, chunks[-1].position) == ("stop", None, 5 + len(ended))
+    last = max(set(text), key=text.index)
+    before = replace(request("hello", text.index(last)), end_id=int(ALPHABET.encode(last)[0]))
+    ended, _, end = read(engine.submit(before))
+    assert (ended, end.finish_reason) == (text[: text.index(last)], "length")
+
+
+def test_the_parts_of_a_text_are_not_counted_as_texts(tiny: Checkpoint) -> None:
+    """Their characters are; their waiting, first chunks and ends are not those of requests."""
+    stats: list[IterationStats] = []
+
+    class Recorder(NullObserver):
+        def on_iteration(self, stats_: IterationStats) -> None:
+            stats.append(stats_)
+
+    stepper = ReferenceStepper(tiny.network(), 2)
+    engine = Engine(stepper, tiny.vocab, tiny.fingerprint, max_waiting=4, observer=Recorder())
+    engine.start()
+    read(engine.submit(replace(request("hello", 30), is_part=True)))
+    eventually(lambda: sum(s.generated_chars for s in stats) == 30)
+    assert not any(s.finish_reasons or s.queue_times_s or s.first_chunk_times_s for s in stats)
+    read(engine.submit(request("hello", 30)))
+    eventually(lambda: any(s.finish_reasons for s in stats))
+    assert sum(len(s.first_chunk_times_s) for s in stats) == 1
     engine.stop()
 
 

@@ -88,6 +88,23 @@ def test_free_slots_go_to_the_request_that_has_the_fewest() -> None:
     assert list(scheduler.waiting) == [*first[5:], pair[1]]
 
 
+def test_a_group_has_no_more_slots_than_it_may() -> None:
+    """What is free beside them goes to others, also to those that came later, or to nobody."""
+    group = StreamGroup(max_running=2)
+    members = [Sequence(sequence().request, 0.0, group.stream(i)) for i in range(4)]
+    scheduler = Scheduler(4, BLOCK_S, STEP_S)
+    scheduler.add(members)
+    assert [s for _, s in scheduler.admit()] == members[:2]
+    assert scheduler.admit() == []
+    others = [sequence() for _ in range(3)]
+    scheduler.add(others)
+    assert [s for _, s in scheduler.admit()] == others[:2]
+    scheduler.release(0)
+    assert [s for _, s in scheduler.admit()] == [others[2]]
+    scheduler.release(1)
+    assert [s for _, s in scheduler.admit()] == [members[2]]
+
+
 def test_a_scored_row_reports_each_id_of_its_prompt() -> None:
     """Beside rows that generate, for which nothing is scored; also where the block ends inside the text."""
     ids = np.arange(30, dtype=np.int32)

@@ -1,0 +1,1 @@
+"""Whole items of a model of a list: which they must be (plan), and their generation in the engine (running)."""

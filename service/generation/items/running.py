@@ -1,0 +1,266 @@
+"""Items while they are generated: the lanes of model.stepper.items, each a row of sequences in the engine.
+
+A lane is one text of item after item, so that no step of a slot is lost between two items. It comes in parts of about
+TURN_S: between two of them its slot is free for other requests. Which items are accepted, and in which order, is
+decided by the code that `sample --items` runs, so the load changes nothing and both give the same items.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from model.network.penalties import prompt_codes
+from model.network.sampling import SamplingParams
+from model.network.state import HiddenState
+from model.stepper.items import LANES, GeneratedItem, ItemCollector, ItemStart, Lane
+from service.engine.sequence import SequenceRequest, StateArray
+from service.engine.stream import Chunk, End, Failed, Item, Scored, StreamGroup
+from service.errors import QueueFull, ServiceError, TimedOut
+from service.generation.items.plan import ItemsPlan
+from service.models.loaded_model import LoadedModel
+
+TURN_S = 0.5
+"""The time that a part of a lane should take."""
+_FIRST_TURN_CHARS, _MIN_TURN_CHARS, _MAX_TURN_CHARS = 128, 16, 1024
+_FREE_SHARE = 8
+"""One in so many slots is left to others."""
+_BUFFERED = 64
+"""Candidates of a lane that wait for those of other lanes; then it pauses."""
+_PROMPT = -1
+"""The index of the stream that reads the prefix."""
+_RETRY_S = 0.05
+_GREEDY = SamplingParams(temperature=0)
+
+
+@dataclass(slots=True)
+class _Part:
+    """A part of a lane in the engine."""
+
+    lane: int
+    started_at: float = 0.0  # when its first characters came
+    n_first: int = 0  # how many they were
+    n_chars: int = 0
+
+
+class RunningItems:
+    """Iterate over `items`; call `close` at any time, at the latest when the response ends."""
+
+    def __init__(self, model: LoadedModel, plan: ItemsPlan) -> None:
+        """Give the first sequence its place in the engine; only GenerationService creates these.
+
+        Args:
+            model: Generates the items.
+            plan: Which items.
+
+        Raises:
+            QueueFull: Every slot and every place in the queue is taken.
+            Draining: This worker is shutting down.
+        """
+        self._model = model
+        self._plan = plan
+        self._engine = engine = model.engine
+        self._collector = ItemCollector(plan.constraints, plan.record)
+        self._is_late = False
+        self._n_chars = 0  # of the items
+        self._lanes: list[Lane] = []  # none until the prefix is read
+        self._start_state: StateArray | None = None  # where each item begins
+        self._states: dict[int, StateArray] = {}  # lane -> where its next part begins, unless the lane starts over
+        self._parts: dict[int, _Part] = {}  # index of the stream -> what it brings
+        self._n_parts = 0
+        self._turn_chars = _FIRST_TURN_CHARS
+        self._prefix_logprobs: tuple[float, ...] = ()
+        n_running = max(1, engine.n_slots - max(1, engine.n_slots // _FREE_SHARE))
+        self._max_parts = min(LANES, n_running + min(n_running, engine.max_waiting // 2))
+        self._group = StreamGroup(max_running=n_running)
+        with ExitStack() as on_error:
+            self._lease = on_error.enter_context(model.acquire())
+            on_error.callback(self._group.close)
+            if plan.constraints.prefix:
+                engine.submit(self._reading(), self._group.stream(_PROMPT))
+            else:
+                self._make_lanes(engine.vocab.start)
+                self._start_next(0)
+            on_error.pop_all()
+
+    def start_info(self) -> dict[str, Any]:
+        """Return what is known before any item is generated: the data of a stream's first event."""
+        return {"items": self._plan.constraints.n, "seed": self._plan.seed, "model": self._model.as_dict()}
+
+    def items(self, poll_interval_s: float) -> Iterator[GeneratedItem | None]:
+        """Yield the items, and None each time there was none for `poll_interval_s`.
+
+        Raises:
+            TimedOut: The time was up before the prefix was read.
+            ServiceError: The items cannot be generated.
+        """
+        waits_until = time.monotonic() + poll_interval_s
+        while True:
+            for item in self._accepted():
+                yield item
+                waits_until = time.monotonic() + poll_interval_s
+            now = time.monotonic()
+            if self._collector.is_done or (self._lanes and now >= self._plan.deadline):
+                self._is_late = not self._collector.is_done
+                self._group.close()
+                return
+            if self._lanes:
+                self._start_more()
+            if now >= waits_until:
+                yield None
+                waits_until = now + poll_interval_s
+            if self._lanes and not self._parts:
+                time.sleep(min(poll_interval_s, _RETRY_S))  # others have every place; ours comes when they end
+                continue
+            got = self._group.get(waits_until - now)
+            if got is not None:
+                self._take(*got)
+
+    def summary(self) -> dict[str, Any]:
+        """Return how it ended, after the last item."""
+        outcome = self._collector.outcome()
+        if self._is_late:
+            outcome["finish_reason"] = "timeout"
+        usage = {"prompt_chars": len(self._plan.constraints.prefix), "generated_chars": self._n_chars}
+        return {**outcome, "seed": self._plan.seed, "model": self._model.as_dict(), "usage": usage}
+
+    def close(self) -> None:
+        """Stop generating, and release the model. Idempotent."""
+        self._group.close()
+        self._lease.release()
+
+    # ---- the order of the candidates
+
+    def _accepted(self) -> Iterator[GeneratedItem]:
+        """Offer the candidates that are there, in their order, and yield those that are accepted."""
+        collector = self._collector
+        while self._lanes and not collector.is_done:
+            candidates = self._lanes[collector.n_candidates % LANES].candidates
+            if not candidates:
+                return
+            item = collector.offer(candidates.popleft())
+            if item is not None:
+                self._n_chars += len(item.text) - len(self._plan.constraints.prefix)
+                yield item
+
+    def _needed_lanes(self) -> Iterator[int]:
+        """Yield the lanes that should run and do not, the one whose candidate is needed first at the start."""
+        collector = self._collector
+        first = collector.n_candidates
+        per_item = (first + 1) / (collector.n_accepted + 1)
+        n_needed = math.ceil(collector.n_missing * min(per_item, _BUFFERED))
+        running = {part.lane for part in self._parts.values()}
+        next_numbers = []
+        for number, lane in enumerate(self._lanes):
+            n_taken = (first - number + LANES - 1) // LANES
+            next_number = (n_taken + len(lane.candidates)) * LANES + number
+            is_needed = next_number < first + n_needed and len(lane.candidates) < _BUFFERED
+            if number not in running and is_needed:
+                next_numbers.append((next_number, number))
+        for _, number in sorted(next_numbers):
+            yield number
+
+    # ---- the engine
+
+    def _reading(self) -> SequenceRequest:
+        """Request the log-probabilities of the prefix, and the state at its end."""
+        vocab = self._engine.vocab
+        feed = np.array([vocab.start, *vocab.encode(self._plan.constraints.prefix)], np.int32)
+        return SequenceRequest(feed, 0, 0, _GREEDY, 0, is_scored=True, is_part=True, deadline=self._plan.deadline)
+
+    def _make_lanes(self, next_input: int) -> None:
+        vocab, plan = self._engine.vocab, self._plan
+        prefix = plan.constraints.prefix
+        codes = prompt_codes(vocab.encode(prefix))
+        start = ItemStart(prefix, self._prefix_logprobs, codes, next_input, self._start_state)
+        self._lanes = [Lane(vocab, plan.constraints, plan.sampling, plan.seed, i, start) for i in range(LANES)]
+
+    def _start_more(self) -> None:
+        if len(self._parts) >= self._max_parts:
+            return
+        for number in self._needed_lanes():
+            if len(self._parts) >= self._max_parts:
+                return
+            try:
+                self._start_next(number)
+            except QueueFull:
+                return
+
+    def _start_next(self, number: int) -> None:
+        """Start the next part of a lane."""
+        plan, lane, n_chars = self._plan, self._lanes[number], self._turn_chars
+        if self._n_parts < LANES:  # the first parts have different lengths, so that slots become free one by one
+            n_chars = max(_MIN_TURN_CHARS, n_chars * (number + 1) // LANES)
+        request = SequenceRequest(
+            feed=np.array([lane.next_input], np.int32),
+            start_position=lane.position,
+            max_chars=n_chars,
+            sampling=plan.sampling,
+            seed=lane.seed,
+            state=self._start_state if lane.starts_over else self._states[number],
+            logit_bias=plan.logit_bias,
+            window=lane.window,
+            deadline=plan.deadline,
+            end_id=self._engine.vocab.start if lane.restarts else None,
+            is_part=True,
+        )
+        index = self._n_parts
+        self._engine.submit(request, self._group.stream(index))
+        self._n_parts += 1
+        self._parts[index] = _Part(number)
+
+    def _take(self, index: int, item: Item) -> None:
+        if isinstance(item, Failed):
+            raise item.error if isinstance(item.error, ServiceError) else ServiceError("internal error")
+        if index == _PROMPT:
+            self._take_prefix(item)
+            return
+        part = self._parts.get(index)
+        if part is None:
+            return  # of a part that has ended for its lane: what was generated past it, and its end
+        match item:
+            case Chunk():
+                self._take_chunk(index, part, item)
+            case End(state=state):
+                self._end_part(index)
+                if state is not None:  # None: it was still waiting at the deadline
+                    self._states[part.lane] = state.values
+                    self._measure(part)
+
+    def _take_chunk(self, index: int, part: _Part, chunk: Chunk) -> None:
+        if not part.n_chars:
+            part.started_at, part.n_first = time.monotonic(), len(chunk.text)
+        part.n_chars += len(chunk.text)
+        lane = self._lanes[part.lane]
+        lane.advance(chunk.text, chunk.logprobs)
+        if lane.starts_over:
+            self._end_part(index)
+
+    def _end_part(self, index: int) -> None:
+        self._group.remove(index)
+        del self._parts[index]
+
+    def _measure(self, part: _Part) -> None:
+        """Learn from a part that has ended how many characters a slot generates in TURN_S."""
+        elapsed_s, turn = time.monotonic() - part.started_at, self._turn_chars
+        if part.n_chars == part.n_first:  # it was one block
+            turn *= 2
+        elif elapsed_s > 0:
+            turn = int((turn + TURN_S * (part.n_chars - part.n_first) / elapsed_s) / 2)
+        self._turn_chars = max(_MIN_TURN_CHARS, min(_MAX_TURN_CHARS, turn))
+
+    def _take_prefix(self, item: Item) -> None:
+        match item:
+            case Scored():
+                self._prefix_logprobs = tuple(item.logprobs.tolist())
+            case End(state=None):
+                raise TimedOut("timeout_s passed before the prompt was read")
+            case End(state=HiddenState() as state):
+                self._start_state = state.values
+                self._make_lanes(state.next_input)

@@ -1,0 +1,78 @@
+"""Score the items of a list by its model: each alone, its end counted, with its rank among the validation items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from model.stepper.items import ItemScore, encode_item, item_score
+from model.text.items.record import Statistic
+from service.errors import BadRequest
+from service.inspection.score_list import score_list
+from service.models.loaded_model import LoadedModel
+from service.schemas import OnUnknown
+
+
+def score_items(
+    model: LoadedModel, texts: Sequence[str], max_chars: int, on_unknown: OnUnknown, rank_by: Statistic
+) -> dict[str, Any]:
+    """Return the surprisal of each item, and of all together.
+
+    An item with characters that no item of the model can have is infinitely surprising: its figures are None, its
+    rank is 100, and it counts nothing in those of all.
+
+    Args:
+        model: The model of a list.
+        texts: The items, as they were sent.
+        max_chars: The longest that is scored.
+        on_unknown: "error" refuses items with such characters.
+        rank_by: What items are ranked by.
+
+    Raises:
+        BadRequest: A text is no item, too long, or has such characters.
+        QueueFull: Every slot and every place in the queue is taken.
+        Draining: The engine is stopping.
+        TimedOut: The engine did not read on in time.
+    """
+    record, vocab = model.items, model.engine.vocab
+    assert record is not None
+    items = [model.normalize(text) for text in texts]
+    for i, item in enumerate(items):
+        _check_item(f"text.{i}", item, max_chars)
+        if on_unknown == "error":
+            _check_no_end(f"text.{i}", item, vocab.end)
+            model.encode(f"text.{i}", item, on_unknown)
+    encoded = [encode_item(vocab, item) for item in items]
+    end = np.array([vocab.start], np.int32)
+    logprobs = score_list(model, [np.concatenate([ids, end]) for ids, _ in encoded])
+    scores = [item_score(item, own, unknown) for item, own, (_, unknown) in zip(items, logprobs, encoded, strict=True)]
+    ranks = record.ranks(np.array([score.statistic(rank_by) for score in scores]), rank_by)
+    results = [
+        {"index": i, "characters": len(score.text) + 1, **score.as_dict(rank)}
+        for i, (score, rank) in enumerate(zip(scores, ranks.tolist(), strict=True))
+    ]
+    return {"results": results, **_whole([score for score in scores if not score.unknown])}
+
+
+def _whole(scores: Sequence[ItemScore]) -> dict[str, Any]:
+    """The losses of all items together; None where there are none."""
+    characters = sum(len(score.logprobs) for score in scores)
+    nats = -math.fsum(score.logprob for score in scores)
+    per_character = nats / characters if characters else None
+    bits = per_character / math.log(2) if per_character is not None else None
+    return {"bits_per_character": bits, "nats_per_character": per_character, "characters": characters}
+
+
+def _check_item(field: str, item: str, max_chars: int) -> None:
+    if len(item) > max_chars:
+        raise BadRequest(field, item, f"at most {max_chars} characters", problem=f"got {len(item)} characters")
+    if not item:
+        raise BadRequest(field, item, "a character other than a byte order mark")
+
+
+def _check_no_end(field: str, item: str, end: str) -> None:
+    if end in item:
+        raise BadRequest(field, item, f"one item, without {end!r}, which ends an item: send each as a text of its own")

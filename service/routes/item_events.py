@@ -1,0 +1,82 @@
+"""POST /generate with `items`: whole items of a list, together or as server-sent events.
+
+event: start   data: items, seed, model                             once
+event: item    data: {"index", "text", "logprob", "seen_in_training"}   one for each item
+: ...                                                               a comment, when none was generated for a while
+event: done    data: finish_reason, requested, generated, candidates, rejected, seed, model, usage
+event: error   data: {"error": {"code", "message"}}                 or this end: the status was already sent
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flask import Response, jsonify
+
+from service.errors import BadRequest, ServiceError
+from service.generation.items.running import RunningItems
+from service.generation.service import GenerationService
+from service.routes.body import CLIENT_CLOSED_REQUEST
+from service.routes.generation_events import POLL_INTERVAL_S
+from service.routes.sse import HEARTBEAT, ClientConnection, Heartbeat, encode_event, event_stream_response
+from service.schemas import GenerateRequest
+
+
+def items_response(
+    generation: GenerationService, body: GenerateRequest, key: str, client: ClientConnection
+) -> Response:
+    """Answer a request for items.
+
+    Raises:
+        BadRequest: A value cannot be used.
+        ServiceError: The items cannot be generated.
+    """
+    if key:
+        raise BadRequest("Idempotency-Key", key, "none with items, which are not stored; send a seed instead")
+    running = generation.generate_items(body)
+    if body.stream:
+        return event_stream_response(ItemEvents(running, client))
+    try:
+        items = []
+        for item in running.items(POLL_INTERVAL_S):
+            if client.has_left():
+                return Response(status=CLIENT_CLOSED_REQUEST)
+            if item is not None:
+                items.append(item.as_dict())
+        return jsonify({"items": items, **running.summary()})
+    finally:
+        running.close()
+
+
+class ItemEvents:
+    """Implements `EventSource` for items."""
+
+    def __init__(self, running: RunningItems, client: ClientConnection) -> None:
+        """Take over what was started; it is closed with this object."""
+        self._running = running
+        self._client = client
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Return the encoded events; to be called once."""
+        running, heartbeat, index = self._running, Heartbeat(), 0
+        yield encode_event(running.start_info(), name="start")
+        try:
+            for item in running.items(POLL_INTERVAL_S):
+                if self._client.has_left():
+                    return
+                if self._client.should_probe():
+                    yield HEARTBEAT
+                if item is not None:
+                    yield encode_event({"index": index, **item.as_dict()}, name="item")
+                    index += 1
+                    heartbeat.sent()
+                elif heartbeat.is_due():
+                    yield HEARTBEAT
+                    heartbeat.sent()
+            yield encode_event(running.summary(), name="done")
+        except ServiceError as e:
+            yield encode_event({"error": e.as_dict()}, name="error")
+
+    def close(self) -> None:
+        """Stop generating."""
+        self._running.close()

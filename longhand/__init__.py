@@ -6,8 +6,8 @@ r"""A client of a Longhand server: texts, streams that survive, sessions, scores
 It imports neither the service nor torch.
 """
 
-from longhand.async_client import AsyncClient, AsyncJobProgress, AsyncStream
-from longhand.client import Client, JobProgress, Stream
+from longhand.async_client import AsyncClient, AsyncItems, AsyncJobProgress, AsyncStream
+from longhand.client import Client, Items, JobProgress, Stream
 from longhand.errors import (
     APIError,
     Conflict,
@@ -30,6 +30,11 @@ from longhand.schemas import (
     Fork,
     GenerateOptions,
     Generation,
+    Item,
+    ItemOptions,
+    ItemScore,
+    ItemScores,
+    ItemsResult,
     Job,
     JobEvent,
     Logprob,
@@ -42,6 +47,7 @@ from longhand.schemas import (
 __all__ = [
     "APIError",
     "AsyncClient",
+    "AsyncItems",
     "AsyncJobProgress",
     "AsyncStream",
     "Checkpoint",
@@ -56,6 +62,12 @@ __all__ = [
     "Generation",
     "InvalidRequest",
     "InvalidResponse",
+    "Item",
+    "ItemOptions",
+    "ItemScore",
+    "ItemScores",
+    "Items",
+    "ItemsResult",
     "Job",
     "JobEvent",
     "JobProgress",

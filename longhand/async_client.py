@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack
 
 import httpx
 
-from longhand.core import DEFAULT_URL, Core, generate_call, http_options
-from longhand.resumable import GenerationStream, JobStream
+from longhand.core import DEFAULT_URL, Core, generate_call, http_options, items_call
+from longhand.resumable import GenerationStream, ItemStream, JobStream
 from longhand.retry import RetryPolicy
 from longhand.schemas import (
     Checkpoint,
@@ -18,6 +18,10 @@ from longhand.schemas import (
     Fork,
     GenerateOptions,
     Generation,
+    Item,
+    ItemOptions,
+    ItemScores,
+    ItemsResult,
     Job,
     JobEvent,
     Models,
@@ -121,6 +125,28 @@ class AsyncClient:
     ) -> Score:
         """Return the loss of a text, alone or as the continuation of a session."""
         return await self._core.score(text, session_id, logprobs, on_unknown)
+
+    def items(self, n: int, prompt: str = "", **options: Unpack[ItemOptions]) -> AsyncItems:
+        """Generate items of a list, and return them as a stream; needs a model of a list.
+
+        A stream that is lost is asked for again with the same seed, and goes on with the next item.
+
+        Args:
+            n: How many.
+            prompt: The beginning of each.
+            options: Parameters of POST /generate (docs/api.md).
+        """
+        return AsyncItems(ItemStream(self._core, items_call(n, prompt, options)))
+
+    async def score_items(
+        self,
+        items: Sequence[str],
+        *,
+        rank_by: Literal["bits", "bits_per_character", "peak_bits"] | None = None,
+        on_unknown: Literal["error", "skip"] | None = None,
+    ) -> ItemScores:
+        """Return the surprisal of each item, and its rank among the validation items; needs a model of a list."""
+        return await self._core.score_items(items, rank_by, on_unknown)
 
     # ---- sessions
 
@@ -249,6 +275,52 @@ class AsyncStream:
     @property
     def result(self) -> Generation:
         """The whole text and how it ended, once the stream was read to its end."""
+        if self._stream.result is None:
+            raise RuntimeError("the stream was not read to its end yet")
+        return self._stream.result
+
+
+class AsyncItems:
+    """Items while they are generated: iterate over them. Use it in an `async with` block, or read it to its end."""
+
+    def __init__(self, stream: ItemStream) -> None:
+        """Wrap the stream; AsyncClient.items makes it."""
+        self._stream = stream
+
+    async def __aenter__(self) -> Self:
+        """Send the request; its errors are raised here."""
+        await self._stream.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the stream."""
+        await self.close()
+
+    def __aiter__(self) -> AsyncIterator[Item]:
+        """Return the stream itself."""
+        return self
+
+    async def __anext__(self) -> Item:
+        """Return the next item."""
+        item = await self._stream.receive()
+        if item is None:
+            raise StopAsyncIteration
+        return item
+
+    async def close(self) -> None:
+        """Stop here."""
+        await self._stream.close()
+
+    @property
+    def reconnects(self) -> int:
+        """How often the stream was asked for again."""
+        return self._stream.reconnects
+
+    @property
+    def result(self) -> ItemsResult:
+        """How it ended, once the stream was read to its end."""
         if self._stream.result is None:
             raise RuntimeError("the stream was not read to its end yet")
         return self._stream.result

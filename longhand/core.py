@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import secrets
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -20,6 +21,8 @@ from longhand.schemas import (
     Corpus,
     Fork,
     GenerateOptions,
+    ItemOptions,
+    ItemScores,
     Job,
     Models,
     Score,
@@ -77,12 +80,21 @@ def generate_call(prompt: str, options: GenerateOptions, idempotency_key: str | 
     """Return the request for a streamed text, with an Idempotency-Key that makes it repeatable.
 
     Raises:
-        ValueError: Several texts are requested: they have no session, so their stream could not be resumed.
+        ValueError: Several texts or items are requested: they have no session, so their stream could not be resumed.
     """
     if options.get("n", 1) != 1:
         raise ValueError(f"n: got {options.get('n')!r}, expected 1: call once for each text, each with its own seed")
+    if options.get("items") is not None:
+        raise ValueError(f"items: got {options.get('items')!r}, expected none: call `items` for the items of a list")
     body = {"prompt": prompt, **_without_none(options), "stream": True}
     return Call("POST", "/generate", body=body, headers={"Idempotency-Key": idempotency_key or str(uuid.uuid4())})
+
+
+def items_call(n: int, prompt: str, options: ItemOptions) -> Call:
+    """Return the request for a stream of items; with a seed of its own, so that a repetition brings the same ones."""
+    body = {"items": n, "prompt": prompt, **_without_none(options), "stream": True}
+    body.setdefault("seed", secrets.randbits(53))
+    return Call("POST", "/generate", body=body)
 
 
 def session_path(session_id: str) -> str:
@@ -197,6 +209,11 @@ class Core:
         """Implement Client.score."""
         body = {"text": text, "session_id": session_id, "logprobs": logprobs, "on_unknown": on_unknown}
         return await self._get(Score, Call("POST", "/score", body=_without_none(body)))
+
+    async def score_items(self, items: Sequence[str], rank_by: str | None, on_unknown: str | None) -> ItemScores:
+        """Implement Client.score_items."""
+        body = _without_none({"text": list(items), "rank_by": rank_by, "on_unknown": on_unknown})
+        return await self._get(ItemScores, Call("POST", "/score", body=body))
 
     async def retrain(self, settings: Mapping[str, Any], idempotency_key: str | None) -> Job:
         """Implement Client.retrain."""

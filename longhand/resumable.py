@@ -14,7 +14,18 @@ from httpx_sse import ServerSentEvent
 
 from longhand.core import LOST, Call, Core, job_path, parse, parse_json, session_path
 from longhand.errors import ConnectionFailed, InvalidResponse, LonghandError, connection_failed, stream_error
-from longhand.schemas import Chunk, Generation, Job, JobEvent, Logprob, StreamStart
+from longhand.schemas import (
+    Chunk,
+    Generation,
+    Item,
+    ItemsResult,
+    ItemsStart,
+    Job,
+    JobEvent,
+    Logprob,
+    ModelName,
+    StreamStart,
+)
 from longhand.transport import EventReader
 
 ItemT = TypeVar("ItemT")
@@ -223,6 +234,52 @@ class GenerationStream(ResumableStream[Chunk, Generation]):
             raise InvalidResponse("the server has no stream for this session, although it has a turn")
         is_last_known = self._has_text and self._resume_after == self.position
         self._resume_after = self._resume_after - 1 if is_last_known else None
+
+
+class ItemStream(ResumableStream[Item, ItemsResult]):
+    """Items while they are generated. The same seed brings the same items; those that are known are dropped."""
+
+    def __init__(self, core: Core, call: Call) -> None:
+        """Begin.
+
+        Args:
+            core: Sends the requests.
+            call: The request, with a seed.
+        """
+        super().__init__(core)
+        self._request = call
+        self._model: ModelName | None = None
+        self._n_received = 0
+
+    def _call(self) -> Call:
+        return self._request
+
+    def _is_resumable(self) -> bool:
+        return True
+
+    def _take(self, event: ServerSentEvent, data: dict[str, Any]) -> Item | None:
+        if event.event == "start":
+            model = parse(ItemsStart, data).model
+            if self._n_received and model != self._model:
+                raise InvalidResponse(f"the items would go on with another model, {model.name}: ask for them again")
+            self._model = model
+        elif event.event == "item":
+            index = data.pop("index", None)
+            if not isinstance(index, int) or index > self._n_received:
+                raise InvalidResponse(f"the stream goes on with item {index!r}, expected {self._n_received}")
+            if index == self._n_received:
+                item = parse(Item, data)
+                self._n_received += 1
+                return item
+        elif event.event == "done":
+            result = parse(ItemsResult, data)
+            if result.generated < self._n_received:  # after timeout_s began again, there can be fewer
+                result = result.model_copy(update={"generated": self._n_received})
+            self.result = result
+        return None
+
+    async def _on_nothing_left(self) -> None:
+        raise InvalidResponse("the server answered 204 to a request for items")
 
 
 class JobStream(ResumableStream[JobEvent, Job]):

@@ -35,6 +35,28 @@ class GenerateOptions(TypedDict, total=False):
     logprobs: int | None
 
 
+class ItemOptions(TypedDict, total=False):
+    """The parameters of POST /generate for items, beside `items` and `prompt`. One that is None is not sent."""
+
+    unique: bool
+    novel: bool
+    min_chars: int
+    max_chars: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    penalty_window: int
+    logit_bias: dict[str, float]
+    seed: int | None
+    timeout_s: float | None
+    on_unknown: Literal["error", "skip"]
+
+
 class Answer(BaseModel):
     """Base of all answers."""
 
@@ -100,6 +122,34 @@ class Generation(Answer):
     logprobs: list[Logprob] | None = None
 
 
+class ItemsStart(Answer):
+    """The first event of a stream of items."""
+
+    items: int
+    seed: int
+    model: ModelName
+
+
+class Item(Answer):
+    """An item of a list; `logprob` is natural, of the whole item with its end. None: the model does not know."""
+
+    text: str
+    logprob: float
+    seen_in_training: bool | None
+
+
+class ItemsResult(Answer):
+    """How the generation of items ended: complete, exhausted (there are no more such items) or timeout."""
+
+    finish_reason: str
+    requested: int
+    generated: int
+    candidates: int
+    rejected: dict[str, int]
+    seed: int
+    model: ModelName
+
+
 class Turn(Answer):
     """A session's last turn."""
 
@@ -146,6 +196,39 @@ class Score(Answer):
     surprisal: list[float | None]
     model: ModelName
     logprobs: list[Logprob | None] | None = None
+
+
+class Peak(Answer):
+    """The most surprising character of an item; the end of the item is at the position after the last."""
+
+    position: int
+    bits: float | None
+
+
+class ItemScore(Answer):
+    """The surprisal of an item, its end counted.
+
+    `rank` is the percentage of the validation items that are less surprising. The figures are None where the item has
+    characters that no item of the model can have, which are `unknown`.
+    """
+
+    index: int
+    characters: int
+    bits: float | None
+    bits_per_character: float | None
+    peak: Peak
+    rank: float | None
+    unknown: str
+
+
+class ItemScores(Answer):
+    """The surprisal of items in their order, and of all together."""
+
+    results: list[ItemScore]
+    bits_per_character: float | None
+    nats_per_character: float | None
+    characters: int
+    model: ModelName
 
 
 class Job(Answer):

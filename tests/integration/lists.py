@@ -26,11 +26,11 @@ TRAINING = ("a", "b", "ca", "abc", "aa")
 
 
 def list_checkpoint(
-    end_bias: float = 1.0, scale: float = 2.0, *, training: Sequence[str] = TRAINING, n_hidden: int = 24
+    end_bias: float = 1.0, scale: float = 2.0, *, training: Sequence[str] = TRAINING, val_loss: float = 1.5
 ) -> Checkpoint:
     """A model of a list whose items are short where the bias of the end is large."""
     torch.manual_seed(11)
-    config = ModelConfig(len(VOCAB), n_hidden=n_hidden, n_embed=8)
+    config = ModelConfig(len(VOCAB), n_hidden=24, n_embed=8)
     network = CharRNN(config).eval().requires_grad_(False)
     for parameter in network.parameters():
         parameter.mul_(scale)
@@ -41,7 +41,7 @@ def list_checkpoint(
     hashes = np.sort(item_hashes(training))
     record = ItemRecord(ItemLayout("lines"), len(training), len(VALIDATION), 0, 12, train_hashes=hashes)
     weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    checkpoint = Checkpoint(config, VOCAB, weights, 1.5, 100, 10, 1.5, "1" * 64, {"lr": 0.004})
+    checkpoint = Checkpoint(config, VOCAB, weights, val_loss, 100, 10, 1.5, "1" * 64, {"lr": 0.004})
     record = record.with_validation(losses.per_item, losses.statistics())
     return replace(checkpoint, items=record)
 

@@ -186,8 +186,13 @@ def test_a_gateway_s_error_is_quoted() -> None:
 
 
 def test_the_parameters_are_those_of_the_service() -> None:
-    """The typed parameters of `generate` are the fields of the request's body, but for `n`: a call is one text."""
-    ours = set(typing.get_type_hints(longhand.GenerateOptions))
-    assert ours == set(GenerateRequest.model_fields) - {"prompt", "stream", "n"}
+    """Those of `generate` and `items` are the fields of the body, but for `n`: a call is one text."""
+    of_items = {"items", "unique", "novel"}
+    fields = set(GenerateRequest.model_fields) - {"prompt", "stream", "n"}
+    assert set(typing.get_type_hints(longhand.GenerateOptions)) == fields - of_items
+    of_texts = {"items", "session_id", "position", "stop", "logprobs", "on_new_model"}
+    assert set(typing.get_type_hints(longhand.ItemOptions)) == fields - of_texts
+    with pytest.raises(ValueError, match="items: got 3"):
+        longhand.Client().stream("a", items=3)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="n: got 2"):
         longhand.Client().stream("a", n=2)  # type: ignore[call-arg]

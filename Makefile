@@ -79,7 +79,7 @@ lock: .venv/.ready-test ## resolve requirements.txt and the tests' again, and wr
 	@$(BIN)/python -m deploy.environment.lock $(if $(UPGRADE),--upgrade)
 
 clean: ## forget the environment; models and sessions in data/ stay
-	rm -rf .venv
+	rm -rf .venv .venv-clients
 
 .venv/.ready: $(LOCKS)
 	@$(PYTHON) -m deploy.environment

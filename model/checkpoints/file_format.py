@@ -208,7 +208,7 @@ def open_safetensors(
         raise CheckpointError("no such file", field=name) from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"not a complete safetensors file ({error})", field=name) from error
-    except (KeyError, ValueError, TypeError, ModelError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError, ModelError) as error:
         problem = f"its metadata cannot be used ({type(error).__name__}: {error})"
         raise CheckpointError(problem, field=name) from error
 

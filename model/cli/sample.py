@@ -55,6 +55,8 @@ def configure(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the prompt and its continuation, character by character."""
+    if args.items is None:
+        items.refuse_without_items(args)
     loaded = file_format.load(options.chosen_checkpoint(args))
     params = SamplingParams.from_attributes(args)
     if args.items is not None:
@@ -78,7 +80,7 @@ def _logit_bias(value: str) -> dict[str, float]:
             len(key) == 1 and isinstance(bias, int | float) and abs(bias) <= MAX_LOGIT_BIAS
             for key, bias in biases.items()
         )
-    except ValueError:
+    except (ValueError, RecursionError):
         is_valid = False
     if not is_valid:
         expected = f"a JSON object with single characters and numbers from -{MAX_LOGIT_BIAS:g} to {MAX_LOGIT_BIAS:g}"

@@ -27,7 +27,6 @@ def configure(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--part",
         type=arguments.one_of(_PARTS),
-        default="val",
         help="val, test or all of the text, as the model's run split it (default val)",
     )
     command.add_argument(
@@ -53,29 +52,31 @@ def run(args: argparse.Namespace) -> None:
         expected = f"stateful with precision {args.precision}: a stepper reads the text in one pass"
         raise ConfigError(field="protocols", value=args.protocols, expected=expected)
     loaded = file_format.load(options.chosen_checkpoint(args))
-    if loaded.items is not None or args.each or args.above is not None or args.items not in (None, "auto", "text"):
+    if loaded.items is not None or items.are_requested(args):
         items.run(args, loaded)
         return
-    ids = _part_of_text(args, loaded)
+    items.refuse_for_text(args)
+    part = args.part or "val"
+    ids = _part_of_text(args, loaded, part)
     network = loaded.network()
     if args.precision:
         stepper, name = choose(network, n_slots=64, device="cpu", precision=args.precision)
         loss = stepper_loss(stepper, ids)
-        console.print_scores(f"{args.part}, {name}", len(ids) - 1, {"stateful": loss})
+        console.print_scores(f"{part}, {name}", len(ids) - 1, {"stateful": loss})
         return
-    console.print_scores(args.part, len(ids) - 1, {p: protocols.loss(network, ids, p) for p in chosen})
+    console.print_scores(part, len(ids) - 1, {p: protocols.loss(network, ids, p) for p in chosen})
 
 
-def _part_of_text(args: argparse.Namespace, loaded: file_format.Checkpoint) -> Ids:
+def _part_of_text(args: argparse.Namespace, loaded: file_format.Checkpoint, part: str) -> Ids:
     """Return the ids of the chosen part of the text, split by the fractions that the model was trained with."""
-    how = loaded.vocab.normalization
-    text = read_text(args.corpus, how)[0] if args.corpus else loaded.vocab.normalize(default_text())
-    ids = loaded.vocab.encode(text)
+    vocab = loaded.vocab
+    text = read_text(args.corpus, vocab.normalization)[0] if args.corpus else vocab.normalize(default_text())
+    ids = vocab.encode(text)
     fractions = {name: loaded.options[name] for name in ("val_fraction", "test_fraction") if name in loaded.options}
     config = TrainConfig.from_dict({**fractions, "batch_size": 1, "seq_length": 1})
-    corpus = Corpus.from_ids(loaded.vocab, ids, "", config)
-    if args.part == "test" and not len(corpus.test):
+    corpus = Corpus.from_ids(vocab, ids, "", config)
+    if part == "test" and not len(corpus.test):
         raise ConfigError(
             "got 'test', but the model's run has no test part (its test_fraction is 0)", field="part", value="test"
         )
-    return {"val": corpus.val, "test": corpus.test, "all": ids}[args.part]
+    return {"val": corpus.val, "test": corpus.test, "all": ids}[part]

@@ -16,8 +16,6 @@ from model.cli.lists import options as list_options
 from model.config import ModelConfig, TrainConfig
 from model.evaluation import protocols
 from model.evaluation.item_losses import item_losses
-from model.text.default_text import default_text
-from model.text.memory_map import detect_layout
 from model.training.distributed import Distributed, process_group
 from model.training.learner import choose_workers
 from model.training.loop import fit
@@ -30,7 +28,7 @@ _SAMPLE_CHARS = 120
 def configure(command: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     options.add_training(command)
-    list_options.add_layout(command)
+    list_options.add_layout(command, for_training=True)
     command.add_argument("--no-promote", action="store_true", help="do not make it the model that is served")
     command.add_argument("--resume", type=Path, metavar="RUN", help="continue an interrupted run: the run's folder")
     command.add_argument("--warm-start", type=Path, metavar="CHECKPOINT", help="start with this checkpoint's weights")
@@ -59,8 +57,10 @@ def _train(args: argparse.Namespace, distributed: Distributed, device: str) -> N
         check_shape(warm_start.config, ModelConfig(**shape))
     explicit = settings if args.resume else options.explicit_settings(args)  # a resumed run keeps what it was
     saved_layout = RunFolder(args.resume).settings()["metadata"].get("layout", {"items": "text"}) if args.resume else {}
-    layout = detect_layout(files or [default_text()], list_options.item_layout(args, saved_layout))
+    layout = list_options.item_layout(args, saved_layout)
+    list_options.refuse_for_text(args, layout)
     corpus, config = options.load_corpus(files, config, folder, explicit, distributed.world_size, layout)
+    list_options.refuse_for_text(args, corpus.layout)
     model = ModelConfig(**{**shape, "vocab_size": len(corpus.vocab)})
     run: Path | None = args.resume or (new_run_folder(folder / "runs") if distributed.is_main else None)
     fit_options: dict[str, Any] = {
@@ -73,7 +73,7 @@ def _train(args: argparse.Namespace, distributed: Distributed, device: str) -> N
         "metadata": {
             "corpus": [str(file.resolve()) for file in files],
             "checkpoint_folder": str(folder.resolve()),
-            "layout": layout.as_dict(),
+            "layout": corpus.layout.as_dict(),
         },
     }
     if not distributed.is_main:

@@ -62,7 +62,8 @@ def _print_setup(corpus: Corpus, model: ModelConfig, setup: TrainingSetup) -> No
     print_notes(corpus)
     test = f", {len(corpus.test):,} more are the test part" if len(corpus.test) else ""
     part = f"the validation part is the last {len(corpus.val):,}{test}"
-    if (items := corpus.items) is not None:
+    if corpus.items is not None:
+        items = corpus.items.record
         test = f", {items.n_test:,} are the test part" if items.n_test else ""
         part = (
             f"{items.n_train:,} items are the training part, {items.n_val:,} the validation part{test} (by a hash of "

@@ -127,10 +127,10 @@ def _rare_characters(s: TrainingSetup) -> str | None:
 
 
 def _few_items(s: TrainingSetup) -> str | None:
-    if s.items is None or s.items.n_distinct >= _FEW_ITEMS:
+    if s.items is None or (n_distinct := s.items.record.n_distinct) >= _FEW_ITEMS:
         return None
     return (
-        f"few items: {s.items.n_distinct:,} different ones can be learned by heart, and then nothing new is "
+        f"few items: {n_distinct:,} different ones can be learned by heart, and then nothing new is "
         f"generated; use more items, a smaller n_hidden or more dropout (now {s.dropout:g})"
     )
 
@@ -138,20 +138,21 @@ def _few_items(s: TrainingSetup) -> str | None:
 def _duplicate_items(s: TrainingSetup) -> str | None:
     if s.items is None:
         return None
-    n = s.items.n_train + s.items.n_val + s.items.n_test
-    if n - s.items.n_distinct < _MANY_DUPLICATES * n:
+    n = s.items.record.n_items
+    n_equal = n - s.items.record.n_distinct
+    if n_equal < _MANY_DUPLICATES * n:
         return None
     return (
-        f"duplicate items: {n - s.items.n_distinct:,} of {n:,} items equal another one, so the losses are mostly "
+        f"duplicate items: {n_equal:,} of {n:,} items equal another one, so the losses are mostly "
         "those of frequent items; if their frequency means nothing, try duplicates = drop"
     )
 
 
 def _items_that_differ_in_digits(s: TrainingSetup) -> str | None:
-    if s.items is None or s.items.n_patterns >= _FEW_PATTERNS * s.items.n_distinct:
+    if s.items is None or s.items.n_patterns >= _FEW_PATTERNS * (n_distinct := s.items.record.n_distinct):
         return None
     return (
-        f"items that differ in digits: {s.items.n_distinct:,} different items are {s.items.n_patterns:,} when digits "
+        f"items that differ in digits: {n_distinct:,} different items are {s.items.n_patterns:,} when digits "
         "are taken for the same, so equal texts with other numbers are in both parts, and the validation loss says "
         "little about new texts; replace the numbers by a placeholder, or split by a group column"
     )
@@ -167,10 +168,10 @@ def _unequal_lengths(s: TrainingSetup) -> str | None:
 
 
 def _few_validation_items(s: TrainingSetup) -> str | None:
-    if s.items is None or s.items.n_val >= _SMALL_VALIDATION_ITEMS:
+    if s.items is None or (n_val := s.items.record.n_val) >= _SMALL_VALIDATION_ITEMS:
         return None
     return (
-        f"few validation items: ranks among {s.items.n_val:,} items are no finer than {100 / max(1, s.items.n_val):.1f}"
+        f"few validation items: ranks among {n_val:,} items are no finer than {100 / max(1, n_val):.1f}"
         "%; use more items, or a larger val_fraction"
     )
 

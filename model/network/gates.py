@@ -94,7 +94,7 @@ def gate_activations(
 ) -> list[GateActivations]:
     """Run ids (T,) through an LSTM from the zero state, and return the activations of each layer, the lowest first.
 
-    In float64 they equal those of nn.LSTM to 1e-12.
+    A network of a list has the zero state again where an item begins. In float64 they equal those of nn.LSTM to 1e-12.
 
     Raises:
         ConfigError: The cell of the network is not an lstm.
@@ -108,12 +108,15 @@ def gate_activations(
             expected="'lstm': the other cells have other gates",
         )
     inputs = network.embedding.weight.detach().to("cpu", dtype)[torch.as_tensor(np.asarray(ids, dtype=np.int64))]
+    zeros, starts = torch.zeros(config.n_hidden, dtype=dtype), [id == network.item_end for id in ids]
     layers = []
     for layer in range(config.n_layers):
         weights = LayerWeights.of(network, layer, dtype)
-        h = c = torch.zeros(config.n_hidden, dtype=dtype)
+        h = c = zeros
         steps = []
-        for x in inputs:
+        for x, is_start in zip(inputs, starts, strict=True):
+            if is_start:
+                h = c = zeros
             i, f = input_gate(weights, x, h), forget_gate(weights, x, h)
             g, o = candidate(weights, x, h), output_gate(weights, x, h)
             c = f * c + i * g

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.network.sampling import SamplingBatch, SamplingParams, SamplingTensors
+from model.network.sampling import SamplingParams, SamplingTensors
 
 NO_CHARACTER = -1
 """In a window: there is no character, or none that the vocabulary has."""
@@ -104,13 +104,6 @@ class LogitBias:
         rows = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
         whole[rows, self.ids] = self.values
         return whole
-
-
-def has_penalties(batch: SamplingBatch) -> bool:
-    """Whether any row sets a penalty."""
-    off = SamplingParams()
-    names = ("repetition_penalty", "frequency_penalty", "presence_penalty")
-    return any(bool((batch[name] != getattr(off, name)).any()) for name in names)
 
 
 def adjusted_logits(logits: Tensor, windows: Tensor | None, bias: Tensor | None, params: SamplingTensors) -> Tensor:

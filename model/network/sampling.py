@@ -26,7 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+from model.splitmix import mix, random_bits
+
 MAX_SEED = 2**63 - 1
 
 
@@ -43,6 +44,7 @@ class SamplingParameter:
     exclusive_minimum: bool = False  # the value must be above the minimum
     allows_zero: bool = False  # 0 is allowed although it is below the minimum
     is_filter: bool = True  # whether any value but the default may remove ids from the distribution
+    is_penalty: bool = False  # whether any value but the default makes what is drawn depend on the recent text
 
     @property
     def expected(self) -> str:
@@ -90,15 +92,15 @@ class SamplingParams:
     )  # fmt: skip
     repetition_penalty: float = _parameter(
         1.0, 0, 10, "divides the logits (multiplies negative ones) of the characters in the last penalty_window "
-        "characters of prompt and generated text; 1 is off", exclusive_minimum=True, is_filter=False,
+        "characters of prompt and generated text; 1 is off", exclusive_minimum=True, is_filter=False, is_penalty=True,
     )  # fmt: skip
     frequency_penalty: float = _parameter(
         0.0, -2, 2, "subtracted from a character's logit for each time that it was generated within the last "
-        "penalty_window characters; 0 is off", is_filter=False,
+        "penalty_window characters; 0 is off", is_filter=False, is_penalty=True,
     )  # fmt: skip
     presence_penalty: float = _parameter(
         0.0, -2, 2, "subtracted once from the logit of a character that was generated within the last penalty_window "
-        "characters; 0 is off", is_filter=False,
+        "characters; 0 is off", is_filter=False, is_penalty=True,
     )  # fmt: skip
     penalty_window: int = _parameter(
         64, 1, 1024, "how many characters before the next one the three penalties look at", is_filter=False
@@ -137,10 +139,13 @@ class SamplingParams:
     @property
     def has_penalties(self) -> bool:
         """Whether what is drawn depends on the recent text, beyond the network's state."""
-        return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
+        return _penalties_of(self) != _NO_PENALTIES
 
 
 _FILTERS = tuple(p for p in SamplingParams.fields() if p.is_filter)
+_PENALTIES = tuple(p for p in SamplingParams.fields() if p.is_penalty)
+_penalties_of = attrgetter(*(p.name for p in _PENALTIES))
+_NO_PENALTIES = tuple(p.default for p in _PENALTIES)
 _values_of = attrgetter(*(p.name for p in SamplingParams.fields()))
 
 SamplingBatch = NDArray[np.void]
@@ -170,25 +175,23 @@ def has_filters(batch: SamplingBatch) -> bool:
     return any(bool((batch[p.name] != p.default).any()) for p in _FILTERS)
 
 
+def has_penalties(batch: SamplingBatch) -> bool:
+    """Whether any row sets a parameter that makes what is drawn depend on the recent text."""
+    return any(bool((batch[p.name] != p.default).any()) for p in _PENALTIES)
+
+
 def random_values(seeds: Sequence[int], starts: Sequence[int], count: int) -> NDArray[np.float64]:
     """The random numbers for positions start..start+count-1 of each text.
 
-    A counter-based generator: SplitMix64 (Steele, Lea and Flood, 2014) at counter `position`, keyed by a scrambled
-    seed, so that the numbers of neighbouring seeds are independent. Its top 53 bits are the number.
+    A counter-based generator (model.splitmix) at counter `position`, keyed by a scrambled seed, so that the numbers of
+    neighbouring seeds are independent. Its top 53 bits are the number.
 
     Returns:
         (count, B) float64 in [0, 1).
     """
-    keys = _mix(np.array(seeds, dtype=np.uint64))  # (B,)
+    keys = mix(np.array(seeds, dtype=np.uint64))  # (B,)
     positions = np.array(starts, dtype=np.uint64) + np.arange(1, count + 1, dtype=np.uint64)[:, None]  # (count, B)
-    return (_mix(keys + positions * _GOLDEN) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's output function: every bit of the result depends on every bit of z."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    return (random_bits(keys, positions) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def sample(

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.network.char_rnn import CharRNN
-from model.network.penalties import NO_CHARACTER, adjusted_logits, has_penalties
-from model.network.sampling import SamplingParams, as_batch, as_tensors, has_filters, sample
+from model.network.penalties import NO_CHARACTER, adjusted_logits
+from model.network.sampling import SamplingParams, as_batch, as_tensors, has_filters, has_penalties, sample
 from model.stepper import NO_SCORE, SAMPLE, Block, BlockResult
 from model.stepper.layers import Layers, StateTable
 

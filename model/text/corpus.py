@@ -19,8 +19,9 @@ from torch import Tensor
 from model.config import TrainConfig
 from model.errors import TextError, TextTooShort
 from model.text.decoding import read_text
-from model.text.items.layout import ItemLayout
-from model.text.items.splitting import LEFT_OUT, Hashes, SplittableItems
+from model.text.items.layout import TEXT, ItemLayout
+from model.text.items.record import ItemRecord
+from model.text.items.splitting import LEFT_OUT, SplittableItems
 from model.text.items.streams import ItemStreams
 from model.text.normalization import normalize
 from model.text.text_statistics import text_sha256
@@ -37,17 +38,12 @@ _NO_IDS: Ids = np.zeros(0, dtype=np.uint8)
 
 @dataclass(frozen=True)
 class CorpusItems:
-    """What is known of the items of a list, beside their ids."""
+    """The items of a list, beside their ids: what a checkpoint records of them, and what advice needs."""
 
-    layout: ItemLayout
-    n_train: int  # items of the training part
-    n_val: int
-    n_test: int
-    n_distinct: int  # of all parts
-    n_patterns: int  # different items when every digit is taken for the same
+    record: ItemRecord
+    n_patterns: int  # different items when every digit is replaced by 0
     longest: int  # characters
     mean_length: float
-    train_hashes: Hashes  # of the different items of the training part, ascending; none where novelty is off
 
 
 @dataclass(frozen=True)
@@ -86,9 +82,9 @@ class Corpus:
         Raises:
             TextTooShort: The text is too short for its split.
         """
-        check_lengths([len(ids)], config)
-        n_val, n_test = evaluation_sizes(len(ids), config)
-        n_train = len(ids) - n_val - n_test
+        sizes = TextSizes([len(ids)])
+        check_lengths(sizes, config)
+        ((n_train, n_val, _),) = sizes.parts(config)
         parts = ids[:n_train], ids[n_train : n_train + n_val], ids[n_train + n_val :]
         return cls(vocab, parts[0], parts[1], sha256, tuple(notes), parts[2])
 
@@ -103,13 +99,12 @@ class Corpus:
         """
         texts = [normalize(text) for text in texts]
         vocab = Vocabulary.of("".join(texts), config.max_vocab)
-        check_lengths([len(text) for text in texts], config)
+        sizes = TextSizes([len(text) for text in texts])
+        check_lengths(sizes, config)
         parts: list[list[Ids]] = [[], [], []]
-        for text in texts:
+        for text, (n_train, n_val, _) in zip(texts, sizes.parts(config), strict=True):
             ids: Ids = vocab.encode(text).astype(id_type(vocab))
-            n_val, n_test = evaluation_sizes(len(ids), config)
-            cuts = np.split(ids, [len(ids) - n_val - n_test, len(ids) - n_test])
-            for part, cut in zip(parts, cuts, strict=True):
+            for part, cut in zip(parts, np.split(ids, [n_train, n_train + n_val]), strict=True):
                 part.append(cut)
         train, val, test = (np.concatenate(part) for part in parts)
         return cls(vocab, train, val, text_sha256("".join(texts)), tuple(notes), test)
@@ -141,15 +136,10 @@ class Corpus:
             notes = [*notes, f"{left_out:,} items of evaluated groups are in the training part, too, and were left out"]
         hashes = np.unique(split.hashes[part_of == 0]) if layout.novelty else split.hashes[:0]
         items = CorpusItems(
-            layout,
-            n_train=counts[0],
-            n_val=counts[1],
-            n_test=counts[2],
-            n_distinct=len(np.unique(split.hashes)),
+            ItemRecord(layout, counts[0], counts[1], counts[2], split.n_distinct, train_hashes=hashes),
             n_patterns=len({item.translate(_DIGITS) for item in split.items}),
             longest=max(map(len, split.items)),
             mean_length=split.n_characters / len(split.items) - 1,
-            train_hashes=hashes,
         )
         return cls(vocab, parts[0], parts[1], sha256, tuple(notes), parts[2], items)
 
@@ -171,6 +161,11 @@ class Corpus:
     def n_characters(self) -> int:
         """The length of the text."""
         return len(self.train) + len(self.val) + len(self.test)
+
+    @property
+    def layout(self) -> ItemLayout:
+        """Whether it is a list, and how its items lay in the files."""
+        return TEXT if self.items is None else self.items.record.layout
 
     @property
     def item_end(self) -> int | None:
@@ -200,32 +195,31 @@ class TextSizes:
         """Characters of all texts."""
         return sum(self.lengths)
 
+    def parts(self, config: TrainConfig) -> list[tuple[int, int, int]]:
+        """Return the characters of the training, the validation and the test part of each text."""
+        sizes = [(n, int(n * config.val_fraction), int(n * config.test_fraction)) for n in self.lengths]
+        return [(n - n_val - n_test, n_val, n_test) for n, n_val, n_test in sizes]
+
     def evaluation_sizes(self, config: TrainConfig) -> tuple[int, int]:
         """Return the characters of the validation and the test part of all texts together."""
-        sizes = [evaluation_sizes(n, config) for n in self.lengths]
-        return sum(n_val for n_val, _ in sizes), sum(n_test for _, n_test in sizes)
+        parts = self.parts(config)
+        return sum(n_val for _, n_val, _ in parts), sum(n_test for _, _, n_test in parts)
 
     def smallest_fraction(self) -> float:
         """Return the smallest fraction, in thousandths, that cuts enough characters for an evaluation from a text."""
-        return float(math.ceil(1000 * MIN_EVALUATION_CHARS / max(1, *self.lengths, 1)) / 1000)
+        return float(math.ceil(1000 * MIN_EVALUATION_CHARS / max([1, *self.lengths])) / 1000)
 
 
 CorpusSizes = TextSizes | SplittableItems
 """What is to be split: texts by their lengths, a list by its items."""
 
 
-def sizes_of(corpus: CorpusSizes | Sequence[int]) -> CorpusSizes:
-    """Return the sizes of a corpus; a sequence holds the lengths of texts."""
-    return corpus if isinstance(corpus, TextSizes | SplittableItems) else TextSizes(corpus)
-
-
-def check_lengths(lengths: CorpusSizes | Sequence[int], config: TrainConfig) -> None:
-    """Check that a list, or texts of these lengths in characters, can be split and trained on.
+def check_lengths(sizes: CorpusSizes, config: TrainConfig) -> None:
+    """Check that a list, or texts of these sizes, can be split and trained on.
 
     Raises:
         TextTooShort: They cannot; the error says how many characters would be enough.
     """
-    sizes = sizes_of(lengths)
     n_val, n_test = sizes.evaluation_sizes(config)
     n = sizes.n_characters
     n_train = n - n_val - n_test
@@ -249,11 +243,6 @@ def check_lengths(lengths: CorpusSizes | Sequence[int], config: TrainConfig) -> 
         expected=f"at least {needed} (batch_size {config.batch_size} x seq_length {config.seq_length}, "
         f"val_fraction {config.val_fraction}): use more text, or a smaller batch_size or seq_length{fits}",
     )
-
-
-def evaluation_sizes(n_characters: int, config: TrainConfig) -> tuple[int, int]:
-    """Return the lengths of the validation and test parts of a text."""
-    return int(n_characters * config.val_fraction), int(n_characters * config.test_fraction)
 
 
 class Streams:

@@ -8,7 +8,9 @@ incremental decoders; this class adds the position of an error and notes on what
 from __future__ import annotations
 
 import codecs
+import gzip
 import io
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +60,7 @@ class TextDecoder:
         self._n_cr = self._n_lf = self._n_lines = 0  # received CR, received LF, returned LF
 
     def decode(self, chunk: bytes, *, final: bool = False) -> str:
-        """Decode the next chunk.
+        """Decode the next chunk as a whole; `pieces` takes less memory where a text is compressed.
 
         Args:
             chunk: The bytes that follow those of the last call.
@@ -71,21 +73,28 @@ class TextDecoder:
         Raises:
             TextError: The bytes are not UTF-8, or the text is empty.
         """
+        return "".join(self.pieces(chunk, final=final))
+
+    def pieces(self, chunk: bytes, *, final: bool = False) -> Iterator[str]:
+        """Decode the next chunk, and yield its characters: those of a compressed one a few megabytes at a time.
+
+        Arguments and errors are those of `decode`.
+        """
         self.n_bytes += len(chunk)
         if self._head is not None:
             self._head += chunk
             if len(self._head) < len(_GZIP) and not final:
-                return ""
+                return
             chunk, self._head = self._head, None
             if chunk.startswith(_GZIP):
                 self._inflater = zlib.decompressobj(_GZIP_WBITS)
         if self._inflater is None:
             self.n_inflated += len(chunk)
-            return self._decode(chunk, final=final)
-        return "".join([*map(self._decode, self._inflate(chunk, final=final)), *self._last(final=final)])
-
-    def _last(self, *, final: bool) -> list[str]:
-        return [self._decode(b"", final=True)] if final else []
+            yield self._decode(chunk, final=final)
+            return
+        yield from map(self._decode, self._inflate(chunk, final=final))
+        if final:
+            yield self._decode(b"", final=True)
 
     def _inflate(self, chunk: bytes, *, final: bool) -> Iterator[bytes]:
         """Yield the bytes of compressed ones, a few at a time; the file may have several members.
@@ -183,10 +192,28 @@ def decode_file(path: Path, decoder: TextDecoder, chunk_bytes: int = _CHUNK_BYTE
     try:
         with open(path, "rb") as file:
             while chunk := file.read(chunk_bytes):
-                yield decoder.decode(chunk)
-            yield decoder.decode(b"", final=True)
+                yield from decoder.pieces(chunk)
+            yield from decoder.pieces(b"", final=True)
     except OSError as error:
         raise TextError(f"cannot be read ({error.strerror})", field=decoder.name, expected="a text file") from error
+
+
+def text_bytes(path: Path, enough: int) -> int:
+    """Return the bytes of a text file; of a compressed one those of its text, counted until there are `enough`.
+
+    A file that cannot be read or is damaged counts as far as it can be read.
+    """
+    n_bytes = 0
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(_GZIP)) != _GZIP:
+                return os.stat(path).st_size
+        with gzip.open(path) as inflated:
+            while n_bytes < enough and (piece := inflated.read(_CHUNK_BYTES)):
+                n_bytes += len(piece)
+    except (OSError, EOFError, zlib.error):
+        pass
+    return n_bytes
 
 
 def read_text(path: Path, normalization: Normalization = NORMALIZATION) -> tuple[str, list[str]]:

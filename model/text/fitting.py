@@ -7,13 +7,13 @@ explicitly is never changed. When it cannot work with the text, the error names 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
 from model.config import TrainConfig
 from model.errors import ConfigError, TextTooShort
-from model.text.corpus import MIN_EVALUATION_CHARS, CorpusSizes, TextSizes, sizes_of
+from model.text.corpus import MIN_EVALUATION_CHARS, CorpusSizes, TextSizes
 
 _MAX_VAL_FRACTION = 0.5
 MAX_VOCABULARY = 65536  # an id has 16 bits
@@ -34,7 +34,7 @@ class FittedConfig:
 
 def fit_to_text(
     config: TrainConfig,
-    lengths: CorpusSizes | Sequence[int],
+    sizes: CorpusSizes,
     n_distinct: int,
     *,
     explicit: Collection[str] = (),
@@ -48,7 +48,7 @@ def fit_to_text(
 
     Args:
         config: The settings.
-        lengths: The length of each text in characters, or a list's items.
+        sizes: The lengths of the texts, or a list's items.
         n_distinct: How many distinct characters all of them have.
         explicit: The names of the settings that must not be changed.
         n_processes: How many processes share a batch; each needs the same number of rows.
@@ -70,7 +70,6 @@ def fit_to_text(
         _check(config, "max_vocab", explicit, f"at least {n_distinct} ({reason})")
         change("max_vocab", n_distinct, reason)
 
-    sizes = sizes_of(lengths)
     n_val, n_test = sizes.evaluation_sizes(config)
     if n_val < MIN_EVALUATION_CHARS:
         fraction, subject = sizes.smallest_fraction(), _description(sizes)

@@ -1,8 +1,8 @@
 """Reading of corpora: one text or several, small ones in memory, large ones as a file of ids that is memory-mapped.
 
-A large corpus is read twice: the first pass finds its characters and its hash, the second writes one id per character,
-in one byte or two. So a corpus needs the same little memory at any size. The ids are cached under the hash of the text,
-so that a second run on the same text maps them at once.
+A large corpus is read twice: the first pass determines its characters and its hash, the second writes one id per
+character, in one byte or two. So a corpus needs the same little memory at any size. The ids are cached under the hash
+of the text, so that a second run on the same text maps them at once.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 from model.atomic_files import atomic_write
 from model.config import TrainConfig
 from model.errors import TextError, UnknownCharacters
-from model.text.corpus import Corpus, CorpusSizes, Ids, TextSizes, check_lengths, evaluation_sizes, id_type
-from model.text.decoding import TextDecoder, decode_file, read_text
+from model.text.corpus import Corpus, CorpusSizes, Ids, TextSizes, check_lengths, id_type
+from model.text.decoding import TextDecoder, decode_file, read_text, text_bytes
 from model.text.items.detection import SAMPLE_CHARS, detect
 from model.text.items.layout import TEXT, ItemLayout
 from model.text.items.reading import ItemList
@@ -66,7 +66,7 @@ def read_corpora(
         config_of: Returns the settings: the sizes of the split and the limits to check.
         cache: The folder for the ids of large corpora.
         on_progress: Called while a large corpus is read.
-        layout: Whether the texts are lists, and how their items are found.
+        layout: Whether the texts are lists, and how their items lie in the files.
 
     Raises:
         TextError: The texts cannot be used; the error names the files.
@@ -92,18 +92,18 @@ def detect_layout(sources: Sequence[Source], layout: ItemLayout) -> ItemLayout:
     """
     if layout.items != "auto":
         return layout
-    found = []
+    detected = []
     for source in sources:
         if isinstance(source, str):
-            found.append(detect(source, layout))
+            detected.append(detect(source, layout))
             continue
         start = ""
         for text in _decode(source, TextDecoder(_label(source))):
             start += text
             if len(start) > SAMPLE_CHARS:
                 break
-        found.append(detect(start, layout, source.name))
-    return found[0] if all(other == found[0] for other in found) else replace(layout, items="text")
+        detected.append(detect(start, layout, source.name))
+    return detected[0] if all(other == detected[0] for other in detected) else replace(layout, items="text")
 
 
 def _read_list(sources: Sequence[Source], config_of: ConfigOf, layout: ItemLayout, on_progress: OnProgress) -> Corpus:
@@ -118,12 +118,12 @@ def read_items(
     """Read the items of lists.
 
     Returns:
-        The items, the hash of the texts, and notes on what was found and changed.
+        The items, the hash of the texts, and notes on what they are and what was changed.
 
     Raises:
         TextError: A file cannot be used as a list, or there are too few items.
     """
-    found, digest, notes = ItemList(layout), hashlib.sha256(), []
+    items, digest, notes = ItemList(layout), hashlib.sha256(), []
     n_bytes, n_read = max(1, sum(_n_bytes(source) for source in sources)), 0
     for source in sources:
         decoder, chunks = TextDecoder(_label(source)), []
@@ -134,9 +134,9 @@ def read_items(
         digest.update(text.encode())
         n_read += decoder.n_bytes
         notes += _labelled(decoder.notes, source, sources)
-        found.add(text, _label(source))
-    split = SplittableItems.of(found, f"corpus {', '.join(_name(source) for source in sources)}")
-    return split, digest.hexdigest(), [*notes, *found.notes]
+        items.add(text, _label(source))
+    split = SplittableItems.of(items, f"corpus {', '.join(_name(source) for source in sources)}")
+    return split, digest.hexdigest(), [*notes, *items.notes]
 
 
 def text_files_sha256(paths: Sequence[Path]) -> str:
@@ -153,8 +153,17 @@ def text_files_sha256(paths: Sequence[Path]) -> str:
 
 
 def is_large(sources: Sequence[Source]) -> bool:
-    """Whether texts are memory-mapped. A file that cannot be read counts nothing: the error comes from reading it."""
-    return sum(_n_bytes(source) for source in sources) >= LARGE_BYTES
+    """Whether texts are memory-mapped, by their bytes before compression.
+
+    A file that cannot be read counts nothing: the error comes from reading it.
+    """
+    n_bytes = 0
+    for source in sources:
+        enough = LARGE_BYTES - n_bytes
+        n_bytes += len(source) if isinstance(source, str) else text_bytes(source, enough)
+        if n_bytes >= LARGE_BYTES:
+            return True
+    return False
 
 
 def _read_whole(sources: Sequence[Source], config_of: ConfigOf) -> Corpus:
@@ -178,15 +187,16 @@ def _read_mapped(sources: Sequence[Source], config_of: ConfigOf, cache: Path, on
         n_read += decoder.n_bytes
         lengths.append(statistics.n_characters - before)
         notes += _labelled(decoder.notes, source, sources)
-    config = config_of(TextSizes(lengths), len(statistics.characters))
+    sizes = TextSizes(lengths)
+    config = config_of(sizes, len(statistics.characters))
     vocab = Vocabulary.of(statistics.characters, config.max_vocab)
-    check_lengths(lengths, config)
-    n_val, n_test = (sum(part) for part in zip(*(evaluation_sizes(n, config) for n in lengths), strict=True))
+    check_lengths(sizes, config)
+    n_val, n_test = sizes.evaluation_sizes(config)
     ids_file = cache / f"{_cache_key(statistics.sha256, lengths, config)}.ids"
     dtype = np.dtype(id_type(vocab))
     if not ids_file.exists() or ids_file.stat().st_size != statistics.n_characters * dtype.itemsize:
         with atomic_write(ids_file) as file:
-            _write_ids(file, sources, lengths, config, vocab, on_progress)
+            _write_ids(file, sources, sizes, config, vocab, on_progress)
     ids: Ids = np.memmap(ids_file, dtype=dtype, mode="r")
     n_train = len(ids) - n_val - n_test
     train, val, test = ids[:n_train], ids[n_train : n_train + n_val], ids[n_train + n_val :]
@@ -196,18 +206,18 @@ def _read_mapped(sources: Sequence[Source], config_of: ConfigOf, cache: Path, on
 def _write_ids(
     file: IO[bytes],
     sources: Sequence[Source],
-    lengths: Sequence[int],
+    sizes: TextSizes,
     config: TrainConfig,
     vocab: Vocabulary,
     on_progress: OnProgress,
 ) -> None:
     """Write the ids of all texts: first their training parts, then their validation parts, then their test parts."""
     dtype = np.dtype(id_type(vocab))
-    sizes = [(n - sum(evaluation_sizes(n, config)), *evaluation_sizes(n, config)) for n in lengths]
-    totals = [sum(parts) for parts in zip(*sizes, strict=True)]
+    split = sizes.parts(config)
+    totals = [sum(of_texts) for of_texts in zip(*split, strict=True)]
     next_id = [sum(totals[:part]) for part in range(len(totals))]  # of each part, where its next id is written
     n_written = 0
-    for source, length, (n_train, n_val, _) in zip(sources, lengths, sizes, strict=True):
+    for source, length, (n_train, n_val, _) in zip(sources, sizes.lengths, split, strict=True):
         position = 0
         for text in _decode(source, TextDecoder(_label(source))):
             try:
@@ -223,7 +233,7 @@ def _write_ids(
                 next_id[part] += len(piece)
             position += len(ids)
             n_written += len(ids)
-            on_progress("encoding", n_written / sum(lengths))
+            on_progress("encoding", n_written / sizes.n_characters)
         if position != length:
             raise TextError("changed while it was read", field=_label(source), expected="a file that does not change")
 

@@ -229,13 +229,10 @@ class Checkpointer:
 
 def _item_record(corpus: Corpus, val_loss: ValidationLoss) -> ItemRecord | None:
     """Return what the checkpoint of a list records of it; None for a text."""
-    known, losses = corpus.items, val_loss.items
-    if known is None or losses is None:
+    items, losses = corpus.items, val_loss.items
+    if items is None or losses is None:
         return None
-    record = ItemRecord(
-        known.layout, known.n_train, known.n_val, known.n_test, known.n_distinct, train_hashes=known.train_hashes
-    )
-    return record.with_validation(losses.per_item, losses.statistics())
+    return items.record.with_validation(losses.per_item, losses.statistics())
 
 
 def delete_superseded(checkpoint: Path | None) -> None:

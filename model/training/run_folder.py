@@ -129,7 +129,7 @@ class RunFolder:
             settings = _renamed("run.json", json.loads((self.path / "run.json").read_bytes()))
             if (file_format := settings.pop("format")) != _FORMAT:
                 raise ValueError(f"format is {file_format!r}, expected {_FORMAT!r}")
-        except (OSError, ValueError, KeyError, AttributeError) as e:
+        except (OSError, ValueError, KeyError, AttributeError, RecursionError) as e:
             raise CheckpointError(f"not a run's folder ({e})", field=f"run {self.path}", expected="a run.json") from e
         settings["metadata"] = _renamed("metadata", settings.get("metadata") or {})
         settings.setdefault("native", False)  # a run from before there was a native layer
@@ -220,7 +220,7 @@ class RunFolder:
             return [BudgetDecision(**_renamed("budget.json", d)) for d in json.loads(path.read_bytes())]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, TypeError, AttributeError) as e:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
             raise CheckpointError(f"cannot be used ({e})", field=str(path)) from e
 
     def write_resume_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:

@@ -184,7 +184,7 @@ class Training:
                 resume=resume,
                 warm_start=source,
                 sample_chars=SAMPLE_CHARS,
-                metadata={"layout": corpus.items.layout.as_dict() if corpus.items is not None else {"items": "text"}},
+                metadata={"layout": corpus.layout.as_dict()},
             )
 
         if (folder / "run.json").exists():

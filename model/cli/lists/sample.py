@@ -1,4 +1,4 @@
-"""What `sample --items` does: whole items of a model of a list, one a line."""
+"""`sample --items`: whole items of a model of a list, one a line."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import sys
 
 from model import arguments
 from model.checkpoints.file_format import Checkpoint
+from model.cli.lists import options
 from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
 from model.stepper.items import LANES, ItemCollector, ItemConstraints, generate_items
+from model.text.items.layout import MOST_ITEM_CHARS
 
 _MAX_ITEMS = 10**9
-_MAX_ITEM_CHARS = 100_000
+_ITEM_OPTIONS = ("no_unique", "novel", "min_chars", "json")
 
 
 def add_items(command: argparse.ArgumentParser) -> None:
@@ -24,23 +26,36 @@ def add_items(command: argparse.ArgumentParser) -> None:
         type=arguments.number(int, 1, _MAX_ITEMS),
         help="how many items to generate; the prompt is their prefix",
     )
-    group.add_argument("--no-unique", action="store_true", help="items may come more than once")
-    group.add_argument("--novel", action="store_true", help="only items that are not in the training part")
+    group.add_argument("--no-unique", action="store_true", default=None, help="items may come more than once")
     group.add_argument(
-        "--min-chars", type=arguments.number(int, 0, _MAX_ITEM_CHARS), default=1, help="the shortest item (default 1)"
+        "--novel", action="store_true", default=None, help="only items that are not in the training part"
     )
-    group.add_argument("--json", action="store_true", help="each item as JSON, with its log-probability and novelty")
+    group.add_argument(
+        "--min-chars", type=arguments.number(int, 0, MOST_ITEM_CHARS), help="the shortest item (default 1)"
+    )
+    group.add_argument(
+        "--json", action="store_true", default=None, help="each item as JSON, with its log-probability and novelty"
+    )
+
+
+def refuse_without_items(args: argparse.Namespace) -> None:
+    """Refuse the options of items where none are requested.
+
+    Raises:
+        ConfigError: One of them was given.
+    """
+    options.refuse(args, _ITEM_OPTIONS, "none without --items")
 
 
 def print_items(args: argparse.Namespace, loaded: Checkpoint, params: SamplingParams) -> None:
-    """Print items, one a line; why there are fewer than asked for is said on standard error."""
-    limit = loaded.items.layout.max_item_chars if loaded.items is not None else _MAX_ITEM_CHARS
+    """Print items, one a line, and on standard error the reason where there are fewer than requested."""
+    limit = loaded.items.layout.max_item_chars if loaded.items is not None else MOST_ITEM_CHARS
     constraints = ItemConstraints(
         args.items,
         unique=not args.no_unique,
-        novel=args.novel,
+        novel=bool(args.novel),
         prefix=loaded.vocab.normalize(args.prompt),
-        min_chars=args.min_chars,
+        min_chars=1 if args.min_chars is None else args.min_chars,
         max_chars=limit if args.max_chars is None else args.max_chars,
     )
     collector = ItemCollector(constraints, constraints.check(loaded.items, loaded.vocab))

@@ -1,4 +1,4 @@
-"""What `score` does with a model of a list: the loss of a part of its items, or every item of a file or a pipe."""
+"""`score` with a model of a list: the loss of a part of its items, or every item of a file or a pipe."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,9 @@ from model.text.corpus import Corpus, Ids
 from model.text.decoding import TextDecoder, read_text
 from model.text.items.detection import detect
 from model.text.items.layout import ItemLayout
-from model.text.items.reading import items_of
+from model.text.items.reading import ItemList, items_of
 from model.text.items.record import DEFAULT_STATISTIC, STATISTICS, ItemRecord
-from model.text.memory_map import read_corpora
+from model.text.memory_map import detect_layout, read_corpora
 from model.text.normalization import Normalization
 
 _SLOTS = 256
@@ -42,6 +43,7 @@ def add_items(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--each",
         action="store_true",
+        default=None,
         help="print each item: its rank among the validation items in percent, its bits, bits per character, the bits "
         "and the position of its most surprising character. The corpus may be -, the standard input, read as it comes",
     )
@@ -54,10 +56,24 @@ def add_items(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rank-by",
         type=arguments.one_of(STATISTICS),
-        default=DEFAULT_STATISTIC,
         help=f"what is ranked: {', '.join(STATISTICS)} (default {DEFAULT_STATISTIC})",
     )
-    group.add_argument("--json", action="store_true", help="each item as JSON")
+    group.add_argument("--json", action="store_true", default=None, help="each item as JSON")
+
+
+def are_requested(args: argparse.Namespace) -> bool:
+    """Whether the arguments are about items, whatever the model is."""
+    return bool(args.each) or args.above is not None or args.items not in (None, "auto", "text")
+
+
+def refuse_for_text(args: argparse.Namespace) -> None:
+    """Refuse the options of items for a model of a text.
+
+    Raises:
+        ConfigError: One of them was given.
+    """
+    names = (*options.LAYOUT_OPTIONS, "rank_by", "json")
+    options.refuse(args, names, "none: the model was trained on a text, so it scores no items")
 
 
 def run(args: argparse.Namespace, loaded: Checkpoint) -> None:
@@ -77,8 +93,14 @@ def run(args: argparse.Namespace, loaded: Checkpoint) -> None:
     saved = {name: value for name, value in record.layout.as_dict().items() if name != "novelty"}
     if args.items or args.separator or args.column:  # another kind of file than that of the training
         saved = {name: value for name, value in saved.items() if name in ("max_item_chars", "long_items")}
+    is_each = bool(args.each) or args.above is not None
+    if is_each:
+        options.refuse(args, ("part",), "none with --each or --above: every item is scored")
+        saved.pop("duplicates", None)  # equal items are printed as often as they occur
+    else:
+        options.refuse(args, ("rank_by", "json"), "none without --each or --above")
     layout = options.item_layout(args, saved)
-    if args.each or args.above is not None:
+    if is_each:
         precision: WeightPrecision = args.precision or loaded.weight_precision()
         stepper, _ = choose(loaded.network(), n_slots=_SLOTS, device="cpu", precision=precision)
         for batch in _batches(args.corpus, layout, loaded):
@@ -89,23 +111,26 @@ def run(args: argparse.Namespace, loaded: Checkpoint) -> None:
 
 def _print_loss(args: argparse.Namespace, loaded: Checkpoint, layout: ItemLayout) -> None:
     """Print the loss of a part, split as the model's run split its list."""
+    if str(args.corpus) == _STDIN:
+        raise ConfigError(field="corpus", value=_STDIN, expected="a file, or --each for the standard input")
+    layout, part = _list_layout(detect_layout([args.corpus], layout), f"corpus {args.corpus}"), args.part or "val"
     names = ("val_fraction", "test_fraction", "max_vocab")
     fractions = {name: loaded.options[name] for name in names if name in loaded.options}
     config = TrainConfig.from_dict({**fractions, "batch_size": 1, "seq_length": 1})
     corpus = read_corpora([args.corpus], lambda _sizes, _n: config, args.store / "texts", layout=layout)
-    if args.part == "test" and not len(corpus.test):
+    if part == "test" and not len(corpus.test):
         problem = "got 'test', but the model's run has no test part (its test_fraction is 0)"
         raise ConfigError(problem, field="part", value="test")
-    parts = {"val": [corpus.val], "test": [corpus.test], "all": [corpus.train, corpus.val, corpus.test]}[args.part]
+    parts = {"val": [corpus.val], "test": [corpus.test], "all": [corpus.train, corpus.val, corpus.test]}[part]
     ids = loaded.vocab.encode(_in_other_ends(corpus, loaded, np.concatenate(parts)))
     if args.precision:
         stepper, name = choose(loaded.network(), n_slots=_SLOTS, device="cpu", precision=args.precision)
         scores = score_items(stepper, loaded.vocab, loaded.vocab.decode(ids).split(loaded.vocab.end)[1:])
         nats, peaks = (np.array([value(score) for score in scores]) for value in (_nats, _peak_nats))
         characters = np.array([len(score.logprobs) for score in scores])
-        console.print_item_scores(f"{args.part}, {name}", ItemLosses(nats, characters, peaks))
+        console.print_item_scores(f"{part}, {name}", ItemLosses(nats, characters, peaks))
         return
-    console.print_item_scores(args.part, item_losses(loaded.network(), ids, loaded.vocab.start))
+    console.print_item_scores(part, item_losses(loaded.network(), ids, loaded.vocab.start))
 
 
 def _in_other_ends(corpus: Corpus, loaded: Checkpoint, ids: Ids) -> str:
@@ -127,49 +152,81 @@ def _peak_nats(score: ItemScore) -> float:
     return -min(score.logprobs)
 
 
-def _batches(path: Path, layout: ItemLayout, loaded: Checkpoint) -> Iterator[list[str]]:
-    """Yield the normalized items of a file or of the standard input; lines of a pipe as soon as they are there."""
-    name, how = f"corpus {path}", loaded.vocab.normalization
-    if str(path) == _STDIN and layout.items in ("auto", "lines"):
-        yield from _lines_of_pipe(layout, how)
-        return
-    if str(path) == _STDIN:
-        decoder = TextDecoder("standard input", how)
-        text = decoder.decode(sys.stdin.buffer.read(), final=True)
-    else:
-        text, _ = read_text(path, how)
-    layout = detect(text, layout, path.name)
+def _list_layout(layout: ItemLayout, name: str) -> ItemLayout:
+    """Return a layout if it is that of a list.
+
+    Raises:
+        ConfigError: It is not.
+    """
     if not layout.is_list:
-        raise ConfigError("it seems to be no list", field=name, expected="a list, or how its items lie: --items lines")
-    items = items_of(text, layout, name, how).items
-    for first in range(0, len(items), _BATCH_ITEMS):
-        yield items[first : first + _BATCH_ITEMS]
+        problem = "it is read as a text, not as a list"
+        raise ConfigError(problem, field=name, expected="a list, or the layout of its items: --items lines")
+    return layout
 
 
-def _lines_of_pipe(layout: ItemLayout, how: Normalization) -> Iterator[list[str]]:
-    """Yield the lines of the standard input. Nothing is read ahead of what is scored, so a fast writer has to wait."""
-    descriptor, rest, n_lines = sys.stdin.fileno(), "", 0
+def _batches(path: Path, layout: ItemLayout, loaded: Checkpoint) -> Iterator[list[str]]:
+    """Yield the normalized items of a file or of the standard input; lines of a pipe as soon as they are there.
+
+    What was left out or cut is printed at the end, on standard error.
+    """
+    name, normalization = f"corpus {path}", loaded.vocab.normalization
+    if str(path) == _STDIN:
+        if layout.items == "auto" and not layout.column:
+            layout = replace(layout, items="lines")
+        if layout.items in ("lines", "jsonl"):
+            yield from _lines_of_pipe(layout, normalization)
+            return
+        name = "standard input"
+        text = TextDecoder(name, normalization).decode(sys.stdin.buffer.read(), final=True)
+    else:
+        text, _ = read_text(path, normalization)
+    listed = items_of(text, _list_layout(detect(text, layout, path.name), name), name, normalization)
+    for first in range(0, len(listed.items), _BATCH_ITEMS):
+        yield listed.items[first : first + _BATCH_ITEMS]
+    _print_changes(listed)
+
+
+def _lines_of_pipe(layout: ItemLayout, normalization: Normalization) -> Iterator[list[str]]:
+    """Yield the lines of the standard input. Nothing is read ahead of what is scored, so a fast writer has to wait.
+
+    Raises:
+        ConfigError: Equal items are to be dropped, which would need all lines so far.
+        TextError: A line cannot be used.
+    """
+    if layout.duplicates == "drop":
+        expected = "keep: lines of the standard input are scored as they come"
+        raise ConfigError(field="duplicates", value="drop", expected=expected)
+    descriptor, rest, n_lines, changes = sys.stdin.fileno(), "", 0, ItemList(layout)
     decoder = TextDecoder("standard input", "newlines")  # composing keeps the last character back: lines are composed
-    lines_only = ItemLayout("lines", max_item_chars=layout.max_item_chars, long_items=layout.long_items)
+
+    def batches(text: str) -> Iterator[list[str]]:
+        listed = items_of(text, layout, f"standard input, after line {n_lines}", normalization)
+        for first in range(0, len(listed.items), _BATCH_ITEMS):
+            yield listed.items[first : first + _BATCH_ITEMS]
+        changes.n_blank += listed.n_blank
+        changes.n_cut += listed.n_cut
+        changes.n_skipped += listed.n_skipped
+
     while chunk := os.read(descriptor, _READ_BYTES):
         text = rest + decoder.decode(chunk)
         complete, newline, rest = text.rpartition("\n")
         if newline:
-            yield from _in_batches(complete, lines_only, n_lines, how)
+            yield from batches(complete)
             n_lines += complete.count("\n") + 1
     last = rest + (decoder.decode(b"", final=True) if decoder.n_bytes else "")
     if last:
-        yield from _in_batches(last, lines_only, n_lines, how)
+        yield from batches(last)
+    _print_changes(changes)
 
 
-def _in_batches(text: str, layout: ItemLayout, n_lines: int, how: Normalization) -> Iterator[list[str]]:
-    items = items_of(text, layout, f"standard input, after line {n_lines}", how).items
-    for first in range(0, len(items), _BATCH_ITEMS):
-        yield items[first : first + _BATCH_ITEMS]
+def _print_changes(listed: ItemList) -> None:
+    for change in listed.changes:
+        print(f"note: {change}", file=sys.stderr)
 
 
 def _print_each(args: argparse.Namespace, record: ItemRecord, scores: Sequence[ItemScore]) -> None:
-    ranks = record.ranks(np.array([score.statistic(args.rank_by) for score in scores]), args.rank_by)
+    statistic = args.rank_by or DEFAULT_STATISTIC
+    ranks = record.ranks(np.array([score.statistic(statistic) for score in scores]), statistic)
     lines = []
     for score, rank in zip(scores, ranks.tolist(), strict=True):
         if args.above is not None and not rank > args.above and not score.unknown:

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from model.network.char_rnn import CharRNN
-from model.network.penalties import NO_CHARACTER, has_penalties
-from model.network.sampling import has_filters
+from model.network.penalties import NO_CHARACTER
+from model.network.sampling import has_filters, has_penalties
 from model.stepper import NO_SCORE, SAMPLE, Block, BlockResult
 from model.stepper.cuda.body import CAPACITY, Body
 from model.stepper.layers import Layers, StateTable

@@ -1,4 +1,4 @@
-"""Finding out whether a text is a list, from its name and its first lines.
+"""Detection of lists: whether a text is one, by the name of its file and its first lines.
 
 A wrong guess in doubt is "text": that is how every corpus was read before there were lists.
 """
@@ -12,7 +12,7 @@ from dataclasses import replace
 from model.text.items.layout import ItemKind, ItemLayout
 
 SAMPLE_CHARS = 200_000
-"""Characters of a text that are looked at."""
+"""Characters of a text that are examined."""
 
 _MIN_LINES = 100
 _MAX_BLANK = 0.01  # part of the lines
@@ -30,7 +30,7 @@ def detect(text: str, layout: ItemLayout, file_name: str = "") -> ItemLayout:
 
     Args:
         text: The text, or its beginning.
-        layout: What was asked for; any other kind than "auto" is returned as it is.
+        layout: The requested layout; any other kind than "auto" is returned as it is.
         file_name: The name of its file, if it has one: that of a table says so.
     """
     if layout.items != "auto":
@@ -43,7 +43,10 @@ def detect(text: str, layout: ItemLayout, file_name: str = "") -> ItemLayout:
     lines = sample.split("\n")
     lines = lines[:-1] if len(text) > len(sample) or not lines[-1] else lines
     if layout.column or layout.group_column:
-        return replace(layout, items="jsonl" if _is_json_object(lines[0]) else "tsv" if "\t" in lines[0] else "csv")
+        header, line_end, _ = text.partition("\n")
+        # A line that is longer than the beginning of the text cannot be parsed.
+        is_json = _is_json_object(header) or (not line_end and header.startswith("{"))
+        return replace(layout, items="jsonl" if is_json else "tsv" if "\t" in header else "csv")
     if not _is_list(lines, layout):
         return replace(layout, items="text")
     if all(_is_json_object(line) for line in lines if line.strip()):
@@ -72,5 +75,5 @@ def _is_json_object(line: str) -> bool:
         return False
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False

@@ -1,4 +1,4 @@
-"""How a file holds items: the kind of the file, the column, and what is done with long and equal items."""
+"""The layout of a list in its file: the kind of the file, the column, and how long and equal items are handled."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, get_args
 from model.errors import ConfigError
 
 ItemKind = Literal["auto", "text", "lines", "paragraphs", "separator", "csv", "tsv", "jsonl"]
-"""auto: found out from the text. text: no list. paragraphs: separated by blank lines. separator: by a given string."""
+"""auto: detected from the text. text: no list. paragraphs: separated by blank lines. separator: by a given string."""
 LongItems = Literal["refuse", "cut", "skip"]
 Duplicates = Literal["keep", "drop"]
 
@@ -21,7 +21,8 @@ TABLES = ("csv", "tsv", "jsonl")
 
 MAX_ITEM_CHARS = 1000
 """The default limit of an item's length."""
-_MOST_ITEM_CHARS = 100_000
+MOST_ITEM_CHARS = 100_000
+"""The largest limit that can be set."""
 _ESCAPES = {"\\n": "\n", "\\t": "\t", "\\0": "\0", "\\\\": "\\"}
 
 
@@ -64,9 +65,9 @@ class ItemLayout:
             if not isinstance(value, str):
                 raise ConfigError(field=name, value=value, expected="a string")
         limit = self.max_item_chars
-        if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= _MOST_ITEM_CHARS:
+        if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MOST_ITEM_CHARS:
             raise ConfigError(
-                field="max_item_chars", value=limit, expected=f"a whole number from 1 to {_MOST_ITEM_CHARS}"
+                field="max_item_chars", value=limit, expected=f"a whole number from 1 to {MOST_ITEM_CHARS}"
             )
         if not isinstance(self.novelty, bool):
             raise ConfigError(field="novelty", value=self.novelty, expected="true or false")
@@ -81,12 +82,12 @@ class ItemLayout:
 
     @property
     def is_list(self) -> bool:
-        """Whether the corpus is a list; false also where that is still to be found out."""
+        """Whether the corpus is a list; false also where that is not detected yet."""
         return self.items not in ("auto", "text")
 
     @property
     def description(self) -> str:
-        """How items are found, as a phrase: "one a line"."""
+        """Where the items are in the file, as a phrase: "one a line"."""
         if self.items in TABLES:
             column = f", column {self.column}" if self.column else ""
             return f"rows of {'JSON Lines' if self.items == 'jsonl' else self.items.upper()}{column}"

@@ -1,4 +1,4 @@
-"""Reading the items of a list, and what was left out, cut or counted on the way."""
+"""Reading of the items of a list, and counts of what was left out or cut."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from model.errors import TextError
 from model.text.items.layout import TABLES, ItemLayout
 from model.text.normalization import Normalization, normalize
 
-_BLANK_LINES = re.compile(r"\n[^\S\n]*(?:\n[^\S\n]*)+")
-_SHOWN = 40
+_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write it, UTF-8 cannot
+_QUOTED_CHARS = 40
 _MOST_CSV_FIELD = 2**31 - 1
 
 
@@ -29,17 +30,24 @@ class ItemList:
     n_cut: int = 0
     n_skipped: int = 0
     n_dropped: int = 0  # equal to an item before them
+    _distinct: set[str] = field(default_factory=set)
 
     @property
     def n_distinct(self) -> int:
         """How many different items there are."""
-        return len(set(self.items))
+        return len(self._distinct)
 
     @property
     def notes(self) -> list[str]:
-        """What was found, and what was left out or changed, as sentences."""
-        layout, n = self.layout, len(self.items)
-        notes = [f"a list of {n:,} items, {layout.description}; {self.n_distinct:,} of them are different"]
+        """How many items there are, and what was left out or changed, as sentences."""
+        n, description = len(self.items), self.layout.description
+        notes = [f"a list of {n:,} items, {description}; {self.n_distinct:,} of them are different"]
+        return [*notes, *self.changes]
+
+    @property
+    def changes(self) -> list[str]:
+        """What was left out or changed, as sentences."""
+        layout, notes = self.layout, []
         if self.n_blank:
             notes.append(f"{self.n_blank:,} blank items were left out")
         if self.n_dropped:
@@ -62,7 +70,6 @@ class ItemList:
         """
         layout = self.layout
         rows = _rows(text, layout, name) if layout.items in TABLES else ((n, s, "") for n, s in _pieces(text, layout))
-        known = set(self.items) if layout.duplicates == "drop" else set[str]()
         for line, item, group in rows:
             if not item.strip():
                 self.n_blank += 1
@@ -74,11 +81,10 @@ class ItemList:
                     self.n_skipped += 1
                     continue
                 item, self.n_cut = item[: layout.max_item_chars], self.n_cut + 1  # noqa: PLW2901
-            if layout.duplicates == "drop":
-                if item in known:
-                    self.n_dropped += 1
-                    continue
-                known.add(item)
+            if layout.duplicates == "drop" and item in self._distinct:
+                self.n_dropped += 1
+                continue
+            self._distinct.add(item)
             self.items.append(item)
             if layout.group_column:
                 self.groups.append(group)
@@ -151,7 +157,11 @@ def _json_rows(text: str, layout: ItemLayout, name: str) -> Iterator[tuple[int, 
             if isinstance(value, bool) or not isinstance(value, str | int | float | None):
                 problem = f"line {number}: {column} is {_shortened(json.dumps(value))}"
                 raise TextError(problem, field=name, value=column, expected="a string")
-            cells.append("" if value is None else normalize(str(value)))
+            cell = "" if value is None else normalize(str(value))
+            if _SURROGATE.search(cell):
+                problem = f"line {number}: {column} is {_shortened(json.dumps(cell))}, with half of a surrogate pair"
+                raise TextError(problem, field=name, value=column, expected="text that can be written as UTF-8")
+            cells.append(cell)
         yield number, cells[0], cells[-1] if layout.group_column else ""
 
 
@@ -169,9 +179,9 @@ def _columns(header: Iterable[str], layout: ItemLayout, name: str) -> list[str]:
             problem = f"has {len(known)} columns and none was named"
             raise TextError(problem, field=name, expected=f"the column of the items, one of {listed} (or items = text)")
         column = known[0]
-    for wanted in (column, layout.group_column):
-        if wanted and wanted not in known:
-            raise TextError(f"has no column {wanted!r}", field=name, value=wanted, expected=f"one of {listed}")
+    for required in (column, layout.group_column):
+        if required and required not in known:
+            raise TextError(f"has no column {required!r}", field=name, value=required, expected=f"one of {listed}")
     return [column, layout.group_column] if layout.group_column else [column]
 
 
@@ -182,4 +192,4 @@ def _too_long(item: str, line: int, layout: ItemLayout, name: str) -> TextError:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return text if len(text) <= _QUOTED_CHARS else f"{text[:_QUOTED_CHARS]}..."

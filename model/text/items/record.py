@@ -37,6 +37,11 @@ class ItemRecord:
     validation: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, len(STATISTICS)), np.float32))
 
     @property
+    def n_items(self) -> int:
+        """Items of all parts."""
+        return self.n_train + self.n_val + self.n_test
+
+    @property
     def has_novelty(self) -> bool:
         """Whether it is known which items were trained on."""
         return bool(len(self.train_hashes))

@@ -48,41 +48,43 @@ class SplittableItems:
     hashes: Hashes  # (M,) of the items, ascending
     fractions: NDArray[np.float64]  # (M,) in [0, 1): the place of each item, or of its group, between the parts
     end: str  # the character that stands for the end of an item
+    n_distinct: int = 0
     is_grouped: bool = False  # whether groups decide the part, so that an item may be in several groups
     statistics: TextStatistics = field(default_factory=TextStatistics)
 
     @classmethod
-    def of(cls, found: ItemList, name: str = "the list") -> SplittableItems:
+    def of(cls, listed: ItemList, name: str = "the list") -> SplittableItems:
         """Put the items into the order of their hashes.
 
         Raises:
             TextError: There are too few different items.
         """
-        n_distinct = found.n_distinct
+        n_distinct = listed.n_distinct
         if n_distinct < MIN_DISTINCT_ITEMS:
-            equal = " and they are all equal" if n_distinct == 1 and len(found.items) > 1 else ""
-            different = f", {n_distinct} of them different" if 1 < n_distinct < len(found.items) else ""
-            problem = f"has {len(found.items)} items{different}{equal}"
+            equal = " and they are all equal" if n_distinct == 1 and len(listed.items) > 1 else ""
+            different = f", {n_distinct} of them different" if 1 < n_distinct < len(listed.items) else ""
+            problem = f"has {len(listed.items)} items{different}{equal}"
             expected = f"at least {MIN_DISTINCT_ITEMS} different items, or items = text"
             raise TextError(problem, field=name, value=n_distinct, expected=expected)
         statistics = TextStatistics()
-        for item in found.items:
+        for item in listed.items:
             statistics.update(item)
         end = next((end for end in ENDS if end not in statistics.characters), "")
         if not end:
             problem = "uses every character that could stand for the end of an item"
             raise TextError(problem, field=name, expected="no U+E000 in it, for example")
-        hashes = item_hashes(found.items)
-        keys = item_hashes(found.groups) if found.layout.group_column else hashes
+        hashes = item_hashes(listed.items)
+        keys = item_hashes(listed.groups) if listed.layout.group_column else hashes
         order = np.lexsort((keys, hashes))
         fractions = (keys[order] >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        items = found.items
+        items = listed.items
         return cls(
             [items[i] for i in order.tolist()],
             hashes[order],
             fractions,
             end,
-            bool(found.layout.group_column),
+            n_distinct,
+            bool(listed.layout.group_column),
             statistics,
         )
 

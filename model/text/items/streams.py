@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+from model.splitmix import mix, random_bits
+
 _GATHERED_ITEMS = 1 << 16  # at once
 
 
@@ -78,12 +79,6 @@ class ItemStreams:
 
 
 def _random_keys(seed: int, epoch: int, n: int) -> NDArray[np.uint64]:
-    """Return a random number for each of n items: SplitMix64 (Steele, Lea and Flood, 2014), keyed by seed and epoch."""
-    key = _mix(_mix(np.array([seed], np.uint64)) + np.array([epoch], np.uint64))
-    return _mix(key + np.arange(1, n + 1, dtype=np.uint64) * _GOLDEN)
-
-
-def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    """Return a random number for each of n items, keyed by seed and epoch."""
+    key = mix(mix(np.array([seed], np.uint64)) + np.array([epoch], np.uint64))
+    return random_bits(key, np.arange(1, n + 1, dtype=np.uint64))

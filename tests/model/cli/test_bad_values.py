@@ -140,6 +140,13 @@ def test_a_prompt_that_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert error.count("\n") == 1
 
 
+def test_a_bias_that_is_nested_too_deeply(capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON that the parser cannot follow is a wrong value, not a fault."""
+    code, error = run(["sample", "--logit-bias", '{"a":' * 20_000], capsys)
+    assert (code, error.count("\n")) == (2, 1)
+    assert error.startswith("error: --logit-bias: got ")
+
+
 def test_every_command_is_covered() -> None:
     """The parser has the commands that are listed."""
     assert set(commands()) == set(COMMANDS)

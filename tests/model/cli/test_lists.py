@@ -85,7 +85,7 @@ def test_sampled_items_are_whole_and_come_with_their_probability(
     assert not set(novel.splitlines()) & {row["text"] for row in rows if row["seen_in_training"]}
 
 
-def test_fewer_items_than_asked_for_are_said(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fewer_items_than_requested_have_a_reason(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What there is comes on standard output, and why it is not more on standard error."""
     out, err = output(["sample", "--store", str(store), "--items", "5000", "--max-chars", "1"], capsys)
     assert len(out.splitlines()) < 30
@@ -100,6 +100,71 @@ def test_the_loss_of_the_parts(store: Path, names: Path, capsys: pytest.CaptureF
     assert f"(items) {loss} nats" in out
     native, _ = output(["score", str(names), "--store", str(store), "--precision", "fp32"], capsys)
     assert f"(items) {loss} nats" in native
+
+
+def test_a_text_has_no_loss_of_items(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A corpus that is no list, or is to be read as a text, is refused instead of scored as one item."""
+    path = tmp_path / "text.txt"
+    path.write_text("bana bilo.\nfana, and\n" * 40)
+    for arguments in (["--items", "auto"], ["--items", "text"], ["--items", "auto", "--each"]):
+        _, err = output(["score", str(path), *arguments, "--store", str(store)], capsys, 2)
+        assert err.startswith(f"error: corpus {path}: it is read as a text, not as a list, expected a list, or"), err
+
+
+def test_each_line_has_an_answer(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Equal items are printed as often as they occur, also if the training dropped them; blank ones are counted."""
+    out, path = str(tmp_path / "models"), tmp_path / "lines.txt"
+    path.write_text("\n".join([*NAMES, *NAMES[:50]]))
+    assert main(["train", str(path), "--items", "lines", "--duplicates", "drop", "--out", out, *TRAIN]) == 0
+    path.write_text("bana\n\nbana\nkilo\nbana\n")
+    for folder in (str(store), out):
+        lines, err = output(["score", str(path), "--each", "--json", "--store", folder], capsys)
+        assert [json.loads(line)["text"] for line in lines.splitlines()] == ["bana", "bana", "kilo", "bana"]
+        assert err == "note: 1 blank items were left out\n"
+    once, _ = output(["score", str(path), "--each", "--json", "--duplicates", "drop", "--store", out], capsys)
+    assert [json.loads(line)["text"] for line in once.splitlines()] == ["bana", "kilo"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "data"),
+    [
+        (["--column", "name"], "id,name\n1,bana\n2,kilo\n"),
+        (["--column", "name"], '{"id": 1, "name": "bana"}\n{"id": 2, "name": "kilo"}\n'),
+        (["--column", "name", "--items", "jsonl"], '{"id": 1, "name": "bana"}\n{"id": 2, "name": "kilo"}'),
+        (["--separator", "; "], "bana; kilo\n"),
+    ],
+)
+def test_a_table_comes_from_the_standard_input(arguments: list[str], data: str, store: Path) -> None:
+    """With a column the standard input is a table, not lines."""
+    command = [sys.executable, "-m", "model", "score", "-", "--store", str(store), "--each", "--json", *arguments]
+    done = subprocess.run(command, cwd=ROOT, input=data, capture_output=True, text=True, check=True, timeout=60)
+    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["bana", "kilo"]
+
+
+def test_items_are_sampled_with_penalties_and_bias(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A character with a bias of -100 is in no item, and penalties change the items."""
+    command = ["sample", "--store", str(store), "--items", "30", "--no-unique"]
+    plain, _ = output(command, capsys)
+    assert "a" in plain
+    assert "a" not in output([*command, "--logit-bias", '{"a": -100}'], capsys)[0]
+    assert output([*command, "--presence-penalty", "1.5"], capsys)[0] != plain
+
+
+def test_options_of_lists_are_refused_for_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For the training of a text, and for its model, in one line that names the option."""
+    path, out = tmp_path / "text.txt", str(tmp_path / "out")
+    path.write_text("bana bilo.\nfana, and\n" * 40)
+    options = (["--duplicates", "drop"], ["--max-item-chars", "1000"], ["--long-items", "cut"], ["--no-novelty"])
+    for kind in ([], ["--items", "text"]):
+        for option in options:
+            _, err = output(["train", str(path), *kind, *option, "--out", out, *TRAIN], capsys, 2)
+            name = option[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+            assert err.startswith(f"error: {name}: got ")
+            assert err.endswith("the corpus is read as a text, not as a list (--items lines, for example)\n")
+    assert main(["train", str(path), "--out", out, *TRAIN]) == 0
+    for option in (["--column", "a"], ["--json"], ["--rank-by", "bits"], ["--duplicates", "keep"]):
+        _, err = output(["score", str(path), *option, "--store", out], capsys, 2)
+        assert "expected none: the model was trained on a text, so it scores no items\n" in err
 
 
 def test_lines_of_a_pipe_are_scored_as_they_come(store: Path) -> None:
@@ -133,6 +198,17 @@ def test_lines_of_a_pipe_are_scored_as_they_come(store: Path) -> None:
         (["score", "missing.txt", "--items", "lines"], "cannot be read (No such file or directory)"),
         (["score", "--items", "lines"], "corpus: got None, expected a file of items"),
         (["score", "x", "--protocols", "a"], "protocols: got 'a', expected none: a list has the protocol items"),
+        (["score", "-"], "corpus: got '-', expected a file, or --each for the standard input"),
+        (["score", "x", "--json"], "json: got True, expected none without --each or --above"),
+        (["score", "x", "--rank-by", "bits"], "rank_by: got 'bits', expected none without --each or --above"),
+        (["score", "x", "--each", "--part", "all"], "part: got 'all', expected none with --each or --above"),
+        (["score", "-", "--each", "--duplicates", "drop"], "duplicates: got 'drop', expected keep: lines of the"),
+        (["sample", "--novel"], "novel: got True, expected none without --items"),
+        (["sample", "--no-unique"], "no_unique: got True, expected none without --items"),
+        (["sample", "--min-chars", "1"], "min_chars: got 1, expected none without --items"),
+        (["sample", "--json"], "json: got True, expected none without --items"),
+        (["sample", "a\nb", "--items", "3"], r"prefix: got 'a\nb', expected a text without '\n', which ends an item"),
+        (["sample", "--items", "3", "--logit-bias", '{"é": 1}'], "the model's vocabulary lacks 'é'"),
     ],
 )
 def test_arguments_that_do_not_fit(

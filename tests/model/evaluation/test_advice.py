@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from model.evaluation.advice import TrainingSetup, advise_on_final_loss, advise_on_losses, advise_on_setup
 from model.evaluation.validation import Validation
 from model.text.corpus import CorpusItems
 from model.text.items.layout import ItemLayout
+from model.text.items.record import ItemRecord
 
 SOUND = TrainingSetup(n_parameters=1_000_000, n_train=1_000_000, n_val=100_000, vocab_size=65, dropout=0.35)
 
-LIST = CorpusItems(
-    ItemLayout("lines"),
-    n_train=90_000,
-    n_val=10_000,
-    n_test=0,
-    n_distinct=95_000,
-    n_patterns=90_000,
-    longest=40,
-    mean_length=10.0,
-    train_hashes=np.zeros(0, np.uint64),
-)
+RECORD = ItemRecord(ItemLayout("lines"), n_train=90_000, n_val=10_000, n_test=0, n_distinct=95_000)
+LIST = CorpusItems(RECORD, n_patterns=90_000, longest=40, mean_length=10.0)
+FEW = CorpusItems(replace(RECORD, n_distinct=900, n_train=900, n_val=200), 900, 40, 10.0)
+EQUAL = CorpusItems(replace(RECORD, n_distinct=40_000), 40_000, 40, 10.0)
 
 
 def curve(*losses: tuple[float, float]) -> list[Validation]:
@@ -41,11 +34,11 @@ HEALTHY = curve((2.0, 2.0), (1.6, 1.65), (1.5, 1.58), (1.45, 1.55), (1.44, 1.54)
         ("few_parameters", replace(SOUND, n_train=100_000_000)),
         ("small_validation_part", replace(SOUND, n_val=2_000)),
         ("rare_characters", replace(SOUND, vocab_size=20_000)),
-        ("few_items", replace(SOUND, items=replace(LIST, n_distinct=900, n_patterns=900, n_train=900, n_val=200))),
-        ("duplicate_items", replace(SOUND, items=replace(LIST, n_distinct=40_000, n_patterns=40_000))),
+        ("few_items", replace(SOUND, items=FEW)),
+        ("duplicate_items", replace(SOUND, items=EQUAL)),
         ("items_that_differ_in_digits", replace(SOUND, items=replace(LIST, n_patterns=12))),
         ("unequal_lengths", replace(SOUND, items=replace(LIST, longest=900))),
-        ("few_validation_items", replace(SOUND, items=replace(LIST, n_val=40))),
+        ("few_validation_items", replace(SOUND, items=replace(LIST, record=replace(RECORD, n_val=40)))),
     ],
 )
 def test_sizes_that_call_for_advice(rule: str, setup: TrainingSetup) -> None:

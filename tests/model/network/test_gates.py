@@ -30,6 +30,21 @@ def test_the_gates_are_nn_lstm(n_layers: int) -> None:
         assert np.abs(activations[layer].c[-1] - c[layer, 0].numpy()).max() < 1e-12
 
 
+def test_an_item_begins_from_the_zero_state() -> None:
+    """Of a network of a list: the activations of an item are those of the item alone, in every layer."""
+    torch.manual_seed(0)
+    network = CharRNN(ModelConfig(9, n_hidden=16, n_layers=2, n_embed=8))
+    network.item_end = 3
+    items = [[3, 1, 2], [3, 5, 6, 7, 1], [3]]
+    whole = gate_activations(network, [id for item in items for id in item])
+    first = 0
+    for item in items:
+        for inside, alone in zip(whole, gate_activations(network, item), strict=True):
+            for name in "ifgoch":
+                assert np.array_equal(getattr(inside, name)[first : first + len(item)], getattr(alone, name))
+        first += len(item)
+
+
 def test_every_activation_is_in_its_range() -> None:
     """Arrays (T, H) for a text: i, f and o in (0, 1), g and h in (-1, 1), and c, h follow from them."""
     torch.manual_seed(0)

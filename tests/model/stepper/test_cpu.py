@@ -288,6 +288,7 @@ def test_a_large_vocabulary_is_filtered_alike() -> None:
         (lambda b: replace(b, sampling=sampling(b, 0, top_k=-1)), r"sampling\[0\]"),
         (lambda b: replace(b, sampling=sampling(b, 1, top_p=-0.1)), r"sampling\[1\]"),
         (lambda b: replace(b, sampling=sampling(b, 1, min_p=np.nan)), r"sampling\[1\]"),
+        (lambda b: replace(b, sampling=sampling(b, 0, typical_p=0.0)), r"sampling\[0\]"),
         (lambda b: replace(b, score_ids=np.full((3, 2), 65, np.int32)), r"score_ids\[0, 0\] is not an id"),
         (lambda b: replace(b, score_ids=np.zeros((2, 2), np.int32)), "score_ids: got"),
         (lambda b: replace(b, slots=np.array([0, 1], np.int64)), "slots: got int64"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import re
 from pathlib import Path
@@ -114,3 +115,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(TextError, match="cannot be read") as e:
             read_text(path)
         assert e.value.field == f"corpus {path}"
+
+
+def test_a_compressed_text_is_decoded_a_few_megabytes_at_a_time(tmp_path: Path) -> None:
+    """However much a few bytes decompress to: the memory of a reader does not depend on it."""
+    path, n = tmp_path / "text.gz", 40 * 2**20
+    path.write_bytes(gzip.compress(b"a" * n, 1))
+    assert path.stat().st_size < 2**20
+    sizes = [len(text) for text in decode_file(path, TextDecoder("text"))]
+    assert sum(sizes) == n
+    assert max(sizes) <= 5 * 2**20

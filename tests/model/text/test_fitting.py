@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from model.config import PRESETS, TrainConfig
 from model.errors import ConfigError, TextTooShort
-from model.text.corpus import check_lengths
+from model.text.corpus import TextSizes, check_lengths
 from model.text.fitting import FittedConfig, fit_to_text
 
 
@@ -32,10 +32,10 @@ def test_every_text_fits(lengths: list[int], name: str, n_processes: int) -> Non
     before = preset(name)
     if max(lengths) < 4 or sum(lengths) < 8 * n_processes:
         with contextlib.suppress(TextTooShort):
-            fit_to_text(before, lengths, 2, n_processes=n_processes)
+            fit_to_text(before, TextSizes(lengths), 2, n_processes=n_processes)
         return
-    fitted = fit_to_text(before, lengths, 2, n_processes=n_processes)
-    check_lengths(lengths, fitted.config)
+    fitted = fit_to_text(before, TextSizes(lengths), 2, n_processes=n_processes)
+    check_lengths(TextSizes(lengths), fitted.config)
     assert fitted.config.batch_size % n_processes == 0 or fitted.config.batch_size == before.batch_size
     changed = [k for k, v in fitted.config.as_dict().items() if v != getattr(before, k)]
     assert {note.split()[0] for note in fitted.notes} == set(changed)
@@ -44,22 +44,22 @@ def test_every_text_fits(lengths: list[int], name: str, n_processes: int) -> Non
 def test_a_text_that_fits_changes_nothing() -> None:
     """The settings of a text of usual size are those that were given, without a note."""
     config = preset("best")
-    assert fit_to_text(config, [100_000, 20], 90) == FittedConfig(config, ())
+    assert fit_to_text(config, TextSizes([100_000, 20]), 90) == FittedConfig(config, ())
 
 
 def test_a_text_of_300_characters() -> None:
     """The batch shrinks first: the window, which says how far a gradient reaches, stays as long as it can."""
-    fitted = fit_to_text(preset("quick"), [300], 40)
+    fitted = fit_to_text(preset("quick"), TextSizes([300]), 40)
     assert (fitted.config.batch_size, fitted.config.seq_length) == (10, 24)
     assert fitted.notes == ("batch_size is 10 instead of 16: the training part has 270 characters",)
-    tiny = fit_to_text(preset("best"), [30], 20)
+    tiny = fit_to_text(preset("best"), TextSizes([30]), 20)
     assert (tiny.config.batch_size, tiny.config.seq_length) == (1, 26)
     assert len(tiny.notes) == 2
 
 
 def test_an_alphabet_of_4500_characters() -> None:
     """The limit of the vocabulary grows to it."""
-    fitted = fit_to_text(preset("quick"), [20_000], 4500)
+    fitted = fit_to_text(preset("quick"), TextSizes([20_000]), 4500)
     assert fitted.config.max_vocab == 4500
     assert fitted.notes == ("max_vocab is 4,500 instead of 4,096: the text has 4,500 distinct characters",)
 
@@ -67,8 +67,8 @@ def test_an_alphabet_of_4500_characters() -> None:
 @pytest.mark.parametrize("length", range(4, 20))
 def test_a_text_of_a_few_characters_has_a_validation_part(length: int) -> None:
     """Two characters, the least that has a loss, out of no more than half of the text."""
-    fitted = fit_to_text(TrainConfig(), [length], 3)
-    check_lengths([length], fitted.config)
+    fitted = fit_to_text(TrainConfig(), TextSizes([length]), 3)
+    check_lengths(TextSizes([length]), fitted.config)
     assert int(length * fitted.config.val_fraction) == 2
 
 
@@ -93,24 +93,24 @@ def test_what_was_set_explicitly_is_never_changed(
     """If it cannot work with the text, the error names field, value and what would work."""
     config = replace(TrainConfig(), **given_settings)
     with pytest.raises(ConfigError) as e:
-        fit_to_text(config, lengths, 10, explicit=given_settings)
+        fit_to_text(config, TextSizes(lengths), 10, explicit=given_settings)
     error: Any = e.value
     assert (error.field, error.value, error.expected) == (field, getattr(config, field), expected)
 
 
 def test_an_explicit_batch_shortens_the_window() -> None:
     """Of batch and window, the one that nobody set gives way."""
-    fitted = fit_to_text(TrainConfig(batch_size=32), [300], 10, explicit=["batch_size"])
+    fitted = fit_to_text(TrainConfig(batch_size=32), TextSizes([300]), 10, explicit=["batch_size"])
     assert (fitted.config.batch_size, fitted.config.seq_length) == (32, 7)
 
 
 def test_threads_that_were_set_share_the_batch() -> None:
     """The rows stay a multiple of `workers`."""
-    fitted = fit_to_text(TrainConfig(workers=4, seq_length=24), [300], 10, explicit=["workers"])
+    fitted = fit_to_text(TrainConfig(workers=4, seq_length=24), TextSizes([300]), 10, explicit=["workers"])
     assert fitted.config.batch_size == 8
 
 
 def test_a_text_that_is_no_text() -> None:
     """Three characters cannot be split; the error says how many can."""
     with pytest.raises(TextTooShort, match="the text has 3 characters, expected at least 4"):
-        fit_to_text(TrainConfig(), [3], 2)
+        fit_to_text(TrainConfig(), TextSizes([3]), 2)

@@ -143,6 +143,17 @@ def test_the_end_of_an_item_is_in_none(tmp_path: Path) -> None:
         (ItemLayout(items="jsonl", column="b"), '{"a": "x"}\n', "has no column 'b', expected one of a"),
         (ItemLayout(items="jsonl"), '{"a": "x"}\n{"a"\n', "line 2 is not JSON"),
         (ItemLayout(items="jsonl"), '{"a": ["x"]}\n', r'line 1: a is \["x"\], expected a string'),
+        (
+            ItemLayout(items="jsonl"),
+            '{"a": "x"}\n{"a": "\\ud800"}\n',
+            r'line 2: a is "\\ud800", with half of a surrogate',
+        ),
+        (
+            ItemLayout(items="jsonl", column="a", group_column="b"),
+            '{"a": "x", "b": "\\udfff"}\n',
+            r'line 1: b is "\\udfff", with half of a surrogate',
+        ),
+        (ItemLayout(items="jsonl"), '{"a": ' + "[" * 100_000 + "\n", "line 1 is not JSON"),
         (ItemLayout(items="csv"), 'name\n"a\n', "line 2: unexpected end of data"),
     ],
 )
@@ -154,6 +165,36 @@ def test_a_list_that_cannot_be_used_is_one_clear_error(
     path.write_text(text)
     with pytest.raises(TextError, match=message):
         read(path, layout)
+
+
+def test_paragraphs_keep_their_indentation() -> None:
+    """The blank lines between two items are left out, with the spaces in them, and nothing of the items."""
+    text = "\n\n  one\n    two\n \t \n\n\tthree\n\n    four  \n  \nfive\n\n"
+    found = items_of(text, ItemLayout(items="paragraphs"))
+    assert found.items == ["  one\n    two", "\tthree", "    four  ", "five"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("a,b" * 100_000 + "\n1,2\n", "csv"),
+        ("a\tb" * 100_000, "tsv"),
+        (json.dumps({"a": "x" * 300_000}) + "\n", "jsonl"),
+        (json.dumps({"a": "x" * 300_000})[:250_000], "jsonl"),
+        ('{"a":' * 100_000, "jsonl"),
+        ('{"a":' * 100_000 + "\n", "csv"),
+        ("", "csv"),
+    ],
+)
+def test_tables_with_an_endless_first_line(text: str, kind: str) -> None:
+    """The first line decides also where it is longer than what is examined, nested too deeply, or not there."""
+    assert detect(text, ItemLayout(column="a")).items == kind
+
+
+def test_lines_that_are_nested_too_deeply_are_no_json() -> None:
+    """A line that looks like an object and nests deeper than the parser can go leaves a list of lines."""
+    lines = [f'{{"n": {n}, "a": {"[" * 1800}' for n in range(105)]
+    assert detect("\n".join(lines), ItemLayout(max_item_chars=2000)).items == "lines"
 
 
 @pytest.mark.parametrize("cut", [1, 11, -9, -1])

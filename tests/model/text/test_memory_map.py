@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from model.config import ModelConfig, TrainConfig
 from model.errors import TextError
 from model.text import memory_map
 from model.text.corpus import Corpus
-from model.text.memory_map import read_corpus
+from model.text.memory_map import LARGE_BYTES, is_large, read_corpora, read_corpus
 from model.training.loop import fit
 from tests.model.texts import words
 
@@ -93,3 +94,22 @@ def test_training_from_the_map_is_training(tmp_path: Path) -> None:
     model = ModelConfig(len(corpora[0].vocab), n_hidden=8, n_embed=4)
     paths = [fit(c, model, CONFIG, tmp_path / str(i)) for i, c in enumerate(corpora)]
     assert paths[0].name == paths[1].name
+
+
+def test_a_compressed_text_is_large_by_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes that count are those before compression, also of several texts and of several gzip members."""
+    monkeypatch.setattr(memory_map, "LARGE_BYTES", LARGE_BYTES)
+    half, whole = tmp_path / "half.gz", tmp_path / "whole.gz"
+    member = gzip.compress(b"ab\n" * (LARGE_BYTES // 6 + 1), 1)
+    half.write_bytes(member)
+    whole.write_bytes(member * 2)
+    assert whole.stat().st_size < LARGE_BYTES // 10
+    assert not is_large([half])
+    assert is_large([half, half])
+    assert is_large([whole])
+    assert is_large(["x" * (LARGE_BYTES // 2), half])
+    damaged = tmp_path / "damaged.gz"
+    damaged.write_bytes(member[:100])
+    assert not is_large([damaged, tmp_path / "missing"])
+    corpus = read_corpora([whole], lambda _sizes, _n: TrainConfig(batch_size=1, seq_length=2), tmp_path / "cache")
+    assert isinstance(corpus.train.base, np.memmap) or isinstance(corpus.train, np.memmap)

@@ -31,7 +31,7 @@ typedef struct { SAMPLING_FIELDS(SAMPLING_DECLARE) } sampling_t;
 static int sampling_is_valid(const sampling_t *s)
 {
     return s->temperature >= 0.0 && s->temperature < INFINITY && s->top_k >= 0 && s->top_p >= 0.0 && s->min_p >= 0.0 &&
-           s->typical_p >= 0.0 && s->repetition_penalty > 0.0 && s->repetition_penalty < INFINITY &&
+           s->typical_p > 0.0 && s->repetition_penalty > 0.0 && s->repetition_penalty < INFINITY &&
            fabs(s->frequency_penalty) < INFINITY && fabs(s->presence_penalty) < INFINITY && s->penalty_window > 0;
 }
 

@@ -48,6 +48,10 @@ _QUOTED_CHARS = 80
 _QUOTED_LIST_CHARS = 4000
 
 
+class ClientDisconnected(Exception):
+    """Raised when a request's client has left, so that nobody waits for the answer. Not an error: nobody reads it."""
+
+
 class ServiceError(Exception):
     """Base of the tree. Raised itself only for a bug, as an internal error."""
 

@@ -7,9 +7,12 @@ import os
 import select
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from tests.servers import Service
+from service.inspection.service import MAX_CONCURRENT
+from tests.servers import Service, eventually
 
 
 def wave(service: Service, clients: int, chars: int = 1_000_000) -> float:
@@ -34,6 +37,32 @@ def wave(service: Service, clients: int, chars: int = 1_000_000) -> float:
         assert time.monotonic() - left < 30, "slots were not freed"
         time.sleep(0.01)
     return time.monotonic() - left
+
+
+def sent_score(service: Service, text: str | list[str]) -> socket.socket:
+    """The connection of a request to /score whose answer is not awaited."""
+    data = json.dumps({"text": text}).encode()
+    head = "POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    connection = socket.create_connection(("127.0.0.1", service.port))
+    connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+    return connection
+
+
+@contextmanager
+def scoring_is_full(service: Service) -> Iterator[None]:
+    """As many long texts as allowed are being scored; their clients leave at the end."""
+    connections = [sent_score(service, "a" * 1_000_000) for _ in range(MAX_CONCURRENT)]
+
+    def is_full() -> bool:
+        for answered in select.select(connections, [], [], 0)[0]:  # refused: our own question was in its place
+            answered.close()
+            connections[connections.index(answered)] = sent_score(service, "a" * 1_000_000)
+        return service.client.post("/score", json={"text": "hello"}).status_code == 429
+
+    eventually(is_full)
+    yield
+    for connection in connections:
+        connection.close()
 
 
 def in_flight(service: Service) -> int:

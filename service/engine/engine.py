@@ -21,8 +21,8 @@ from model.text.vocab import Vocabulary
 from service.engine.observer import IterationStats, NullObserver, Observer
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Sequence, SequenceRequest, StateArray
-from service.engine.stream import Chunk, End, Failed, FinishReason, Item, Scored, StateCapture, Stream
-from service.errors import Draining, QueueFull
+from service.engine.stream import Chunk, End, Failed, FinishReason, Item, Scored, StateCapture, Stream, StreamGroup
+from service.errors import Draining, QueueFull, ServiceError
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,8 @@ class Engine:
         self._inbox: list[Sequence] = []
         self._in_flight = 0  # submitted and not ended; under the lock
         self._queued_steps = 0  # of the sequences without a slot; under the lock
+        self._groups: set[StreamGroup] = set()  # of the requests for many sequences that run; under the lock
+        self._in_groups = 0  # of the sequences in flight, those of a group; under the lock
         self._changed = threading.Condition()
         self._is_stopping = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -81,10 +83,32 @@ class Engine:
         if self._thread.ident is not None:
             self._thread.join()
 
-    @property
-    def max_group(self) -> int:
-        """How many sequences of one request may be submitted at a time: every slot is busy, and others have places."""
-        return self.n_slots + min(self.n_slots, self.max_waiting // 2)
+    def open_group(self, max_running: int | None = None) -> StreamGroup:
+        """Return the streams of a request for many sequences; `close_group` ends them.
+
+        Args:
+            max_running: How many of them may have a slot at a time; None: any number.
+        """
+        group = StreamGroup(max_running)
+        with self._changed:
+            self._groups.add(group)
+        return group
+
+    def close_group(self, group: StreamGroup) -> None:
+        """End the sequences of a group. Idempotent."""
+        group.close()
+        with self._changed:
+            self._groups.discard(group)
+
+    def has_room_for_group(self, n_running: int) -> bool:
+        """Whether a group that has so many sequences in the engine may submit another one.
+
+        It may while a slot is free. Beyond that, all groups together may fill the slots and half of the queue, in equal
+        shares, so that single requests always have places.
+        """
+        places = self.n_slots + min(self.n_slots, self.max_waiting // 2)
+        share = max(1, places // max(1, len(self._groups)))
+        return self._in_flight < self.n_slots or (self._in_groups < places and n_running < share)
 
     def submit(self, request: SequenceRequest, stream: Stream | None = None) -> Stream:
         """Queue a request, and return the stream of its text.
@@ -103,6 +127,7 @@ class Engine:
         with self._changed:
             self.check_capacity()
             self._in_flight += 1
+            self._in_groups += sequence.stream.group is not None
             self._queued_steps += sequence.steps_left
             self._inbox.append(sequence)
             self._changed.notify()
@@ -131,7 +156,6 @@ class Engine:
         if self._is_stopping:
             raise Draining("this worker is shutting down")
         if self._in_flight >= self.n_slots + self.max_waiting:
-            self._observer.on_rejected()
             raise QueueFull(
                 f"all {self.n_slots} slots and all {self.max_waiting} places in the queue are taken",
                 retry_after_s=self._scheduler.estimate_wait_s(self._queued_steps),
@@ -159,7 +183,7 @@ class Engine:
             except Exception as e:  # a bug ends the sequences that met it, not the thread
                 log.exception("the engine failed to run a block; the sequences in it end with an error")
                 for slot in list(self._scheduler.running):
-                    self._release(slot, Failed(e))
+                    self._release(slot, _failed(e))
             if not self._scheduler.running:
                 self._flush_outbox()
             self._report()
@@ -215,7 +239,7 @@ class Engine:
                 self._stepper.write(slot, sequence.request.state)
             except Exception as e:  # a bug, which ends this text alone
                 log.exception("the engine could not load a state; the sequence that begins with it ends with an error")
-                self._release(slot, Failed(e))
+                self._release(slot, _failed(e))
                 continue
             if sequence.steps_left == 0:
                 self._finish(slot, sequence, "length")
@@ -288,6 +312,7 @@ class Engine:
         """Send the last item of a sequence that has no slot any more."""
         with self._changed:
             self._in_flight -= 1
+            self._in_groups -= sequence.stream.group is not None
         if not sequence.request.is_part:
             self._stats.finish_reasons.append(last.finish_reason if isinstance(last, End) else "failed")
         self._send(sequence, last)
@@ -326,3 +351,9 @@ class Engine:
 
     def _hidden_state(self, values: StateArray, next_input: int, position: int) -> HiddenState:
         return HiddenState(values, next_input, position, self.fingerprint, self.numerics)
+
+
+def _failed(cause: Exception) -> Failed:
+    error = ServiceError("internal error; the log of the service has the details")
+    error.__cause__ = cause
+    return Failed(error)

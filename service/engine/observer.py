@@ -30,10 +30,6 @@ class Observer(Protocol):
         """Handle one iteration. The engine's thread calls it: it must do no I/O and take microseconds."""
         ...
 
-    def on_rejected(self) -> None:
-        """Handle a request that was rejected because the queue is full. Any thread calls it."""
-        ...
-
     def on_stopped(self) -> None:
         """Handle the end of the engine: its slots no longer exist. The engine's thread calls it."""
         ...
@@ -43,9 +39,6 @@ class NullObserver:
     """An Observer that ignores everything."""
 
     def on_iteration(self, stats: IterationStats) -> None:
-        """Do nothing."""
-
-    def on_rejected(self) -> None:
         """Do nothing."""
 
     def on_stopped(self) -> None:

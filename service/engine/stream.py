@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.network.state import HiddenState
+from service.errors import ServiceError
 
 FinishReason = Literal["length", "stop", "cancelled", "timeout"]
 
@@ -44,7 +45,7 @@ class End:
 class Failed:
     """The sequence cannot continue: the worker shuts down, or the engine met a bug."""
 
-    error: Exception
+    error: ServiceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class Stream:
 class StreamGroup:
     """The streams of one request, read together: their items come in the order in which the engine put them.
 
-    The sequences of a group take turns with others for free slots, see Scheduler.admit.
+    The sequences of a group take turns with others for free slots, see Scheduler.admit. Engine.open_group creates one.
     """
 
     def __init__(self, max_running: int | None = None) -> None:
@@ -130,8 +131,8 @@ class StreamGroup:
             return None
 
     def close(self) -> None:
-        """Leave all of them."""
-        for member in self._members.values():
+        """Leave all of them; the last ones first, so that no waiting sequence gets the slot of one that ends."""
+        for member in reversed(self._members.values()):
             member.close()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from service.engine.stream import Chunk, End, Failed, Stream
-from service.errors import ServiceError, SessionConflict, TimedOut
+from service.errors import SessionConflict, TimedOut
 from service.generation.plan import from_nearest_save, whole_turn
 from service.models.loaded_model import LoadedModel
 from service.store.sessions import RecentText, Session, StoredTurn
@@ -78,7 +78,7 @@ def _read_to_end(stream: Stream) -> tuple[str, End]:
             elif isinstance(item, End):
                 return text, item
             elif isinstance(item, Failed):
-                raise item.error if isinstance(item.error, ServiceError) else ServiceError("internal error")
+                raise item.error
             elif item is None:
                 raise TimedOut("the position could not be reached in time")
     finally:

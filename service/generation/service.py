@@ -116,28 +116,6 @@ class GenerationService:
             on_error.pop_all()
             return generation
 
-    def generate_unsaved(self, request: GenerateRequest, model: LoadedModel, prompt: str) -> RunningGeneration:
-        """Start a text that belongs to no session: nothing of it is stored, and it cannot be resumed.
-
-        Args:
-            request: What to generate; without a session.
-            model: The model, of which the caller has a lease.
-            prompt: The prompt as the model reads it, in place of the request's.
-
-        Raises:
-            BadRequest: A value cannot be used.
-            QueueFull: Every slot and every place in the queue is taken.
-            Draining: This worker is shutting down.
-        """
-        with ExitStack() as on_error:
-            lease = on_error.enter_context(model.acquire())
-            validated = validate(request, model, self._options.max_chars, self._options.max_prompt_chars)
-            self._check_capacity(model, request.logprobs)
-            plan = self._plan(model, replace(validated, prompt=prompt), "", "", None, None)
-            generation = self._start(plan, lease, None)
-            on_error.pop_all()
-            return generation
-
     def generate_batch(self, request: GenerateRequest) -> RunningBatch:
         """Start `n` texts of one prompt, which belong to no session. Text i is that of the request's seed plus i.
 
@@ -148,15 +126,33 @@ class GenerationService:
             Draining: This worker is shutting down.
         """
         with self._models.admit() as lease:
-            model = lease.model
-            validated = validate(request, model, self._options.max_chars, self._options.max_prompt_chars)
-            self._check_capacity(model, request.logprobs)
-            seed = secrets.randbits(53) if request.seed is None else request.seed
-            seeds = [(seed + i) & MAX_SEED for i in range(request.n)]
-            first = self._plan(model, validated, "", "", None, None)
-            plans = [replace(first, record=replace(first.record, seed=s)) for s in seeds]
-            plans = [replace(plan, sequence=replace(plan.sequence, seed=plan.record.seed)) for plan in plans]
-            return RunningBatch(model, plans, self._start_member, self._prefixes)
+            return self._batch(request, lease.model, None)
+
+    def continue_prompts(self, request: GenerateRequest, model: LoadedModel, prompts: list[str]) -> RunningBatch:
+        """Start `n` texts of each of several prompts, as `generate_batch` does for one.
+
+        Args:
+            request: What to generate; its prompt is not used.
+            model: The model, of which the caller has a lease.
+            prompts: At least one, as the model reads it.
+
+        Raises:
+            BadRequest: A value cannot be used.
+            QueueFull: Every slot and every place in the queue is taken.
+            Draining: This worker is shutting down.
+        """
+        return self._batch(request, model, prompts)
+
+    def _batch(self, request: GenerateRequest, model: LoadedModel, prompts: list[str] | None) -> RunningBatch:
+        validated = validate(request, model, self._options.max_chars, self._options.max_prompt_chars)
+        self._check_capacity(model, request.logprobs)
+        seed = secrets.randbits(53) if request.seed is None else request.seed
+        seeds = [(seed + k) & MAX_SEED for k in range(request.n)]
+        plans = []
+        for prompt in [validated.prompt] if prompts is None else prompts:
+            plan = self._plan(model, replace(validated, prompt=prompt), "", "", None, None)
+            plans.append([_with_seed(plan, seed) for seed in seeds])
+        return RunningBatch(model, plans, self._start_member, self._prefixes)
 
     def generate_items(self, request: GenerateRequest) -> RunningItems:
         """Start whole items of a model of a list, which belong to no session.
@@ -429,6 +425,10 @@ def _seed(request: GenerateRequest, start: Session | None, leased: LeasedSession
     if leased is not None and leased.turn is not None:
         return leased.turn.record.seed
     return secrets.randbits(53)
+
+
+def _with_seed(plan: GenerationPlan, seed: int) -> GenerationPlan:
+    return replace(plan, record=replace(plan.record, seed=seed), sequence=replace(plan.sequence, seed=seed))
 
 
 def _id_for_key(key: str, salt: str) -> str:

@@ -243,11 +243,11 @@ class RunningGeneration:
         if capture.key:
             self._prefixes.put(capture.key, state.to_bytes())
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: ServiceError) -> None:
         self._is_over = True
         self._policy.abandon()
         self._lease.release()
-        raise error if isinstance(error, ServiceError) else ServiceError("internal error; the log has the details")
+        raise error
 
     def _commit(self, end: End) -> bool:
         if end.state is None and self._plan.origin is Origin.NEW and not self._can_be_resumed(end):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ def score_text(
     ids: NDArray[np.int32],
     top_logprobs: int | None,
     pacer: Pacer,
+    check_client: Callable[[], None],
 ) -> dict[str, Any]:
     """Return the losses of a text under the stateful protocol, and the surprisal of each character.
 
@@ -37,11 +39,11 @@ def score_text(
         ids: The characters of the text that the vocabulary has, (n,).
         top_logprobs: Alternatives for each character; None: no log-probabilities.
         pacer: Lets generation go first.
+        check_client: Called now and then; what it raises ends the work.
     """
     nats: list[float] = []
     details: list[dict[str, Any]] = []
-    for start in range(0, len(ids), _CHUNK):
-        part = ids[start : start + _CHUNK]
+    for part in _parts(ids, check_client):
         with pacer.part(lambda: model.engine.in_flight > 0):
             logits = scorer.read(part)
             nats += (-own_logprobs(logits, part)).tolist()
@@ -58,18 +60,6 @@ def score_text(
     if top_logprobs is not None:
         answer["logprobs"] = _aligned(details, is_known)
     return answer
-
-
-def text_logprobs(model: LoadedModel, ids: NDArray[np.int32], top_logprobs: int, pacer: Pacer) -> list[dict[str, Any]]:
-    """Return the log-probability of each character of a new text (n,), and of `top_logprobs` alternatives."""
-    scorer = Scorer(model.network.get(), None, model.engine.vocab.start)
-    details: list[dict[str, Any]] = []
-    for start in range(0, len(ids), _CHUNK):
-        part = ids[start : start + _CHUNK]
-        with pacer.part(lambda: model.engine.in_flight > 0):
-            logits = scorer.read(part)
-            details += token_logprobs(logits, part, model.engine.vocab, SamplingParams(), top_logprobs)
-    return details
 
 
 def scorer_at(model: LoadedModel, sessions: SessionStore, session_id: str | None) -> tuple[Scorer, int]:
@@ -93,6 +83,12 @@ def scorer_at(model: LoadedModel, sessions: SessionStore, session_id: str | None
         raise ModelChanged("the session was written by another model", position=session.position)
     model.check_state(session.state)
     return Scorer(network, session.state.values, session.state.next_input), session.position
+
+
+def _parts(ids: NDArray[np.int32], check_client: Callable[[], None]) -> Iterator[NDArray[np.int32]]:
+    for start in range(0, len(ids), _CHUNK):
+        check_client()
+        yield ids[start : start + _CHUNK]
 
 
 def _aligned(values: list[Any], is_known: list[bool]) -> list[Any]:

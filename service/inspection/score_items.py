@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,12 @@ from service.schemas import OnUnknown
 
 
 def score_items(
-    model: LoadedModel, texts: Sequence[str], max_chars: int, on_unknown: OnUnknown, rank_by: Statistic
+    model: LoadedModel,
+    texts: Sequence[str],
+    max_chars: int,
+    on_unknown: OnUnknown,
+    rank_by: Statistic,
+    check_client: Callable[[], None],
 ) -> dict[str, Any]:
     """Return the surprisal of each item, and of all together.
 
@@ -30,6 +35,7 @@ def score_items(
         max_chars: The longest that is scored.
         on_unknown: "error" refuses items with such characters.
         rank_by: What items are ranked by.
+        check_client: Called now and then; what it raises ends the work.
 
     Raises:
         BadRequest: A text is no item, too long, or has such characters.
@@ -47,7 +53,7 @@ def score_items(
             model.encode(f"text.{i}", item, on_unknown)
     encoded = [encode_item(vocab, item) for item in items]
     end = np.array([vocab.start], np.int32)
-    logprobs = score_list(model, [np.concatenate([ids, end]) for ids, _ in encoded])
+    logprobs = score_list(model, [np.concatenate([ids, end]) for ids, _ in encoded], check_client)
     scores = [item_score(item, own, unknown) for item, own, (_, unknown) in zip(items, logprobs, encoded, strict=True)]
     ranks = record.ranks(np.array([score.statistic(rank_by) for score in scores]), rank_by)
     results = [

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,10 @@ from model.text.items.record import DEFAULT_STATISTIC
 from service.errors import BadRequest, Overloaded
 from service.inspection.gates import check_inspectable, inspect_text
 from service.inspection.pacing import Pacer
-from service.inspection.score import score_text, scorer_at, text_logprobs
+from service.inspection.score import score_text, scorer_at
 from service.inspection.score_items import score_items
 from service.inspection.score_list import score_list
+from service.inspection.scorer import Scorer
 from service.models.loaded_model import LoadedModel
 from service.models.manager import ModelManager
 from service.schemas import InspectRequest, OnUnknown, ScoreRequest
@@ -47,8 +48,12 @@ class InspectionService:
         self._pacer = Pacer()
         self._capacity = threading.BoundedSemaphore(MAX_CONCURRENT)
 
-    def score(self, request: ScoreRequest) -> dict[str, Any]:
+    def score(self, request: ScoreRequest, check_client: Callable[[], None]) -> dict[str, Any]:
         """Score a text as a new one, or as the continuation of a session.
+
+        Args:
+            request: The request.
+            check_client: Called now and then; what it raises ends the work.
 
         Raises:
             BadRequest: A value cannot be used.
@@ -59,7 +64,7 @@ class InspectionService:
             NoModel: No model is served, or its file cannot be read.
         """
         if isinstance(request.text, list):
-            return self._score_list(request, request.text)
+            return self._score_list(request, request.text, check_client)
         _check_no_rank(request)
         limit = min(self._max_chars, MAX_TOP_LOGPROBS_CHARS) if request.logprobs else self._max_chars
         with self._models.acquire() as lease:
@@ -68,25 +73,32 @@ class InspectionService:
             ids = _encode(model, text, limit, request.on_unknown)
             scorer, position = scorer_at(model, self._sessions, request.session_id)
             with self._one_of_few():
-                scored = score_text(model, scorer, text, ids, request.logprobs, self._pacer)
+                scored = score_text(model, scorer, text, ids, request.logprobs, self._pacer, check_client)
             return {"text": text, **scored, "position": position, "model": model.as_dict()}
 
-    def logprobs(self, model: LoadedModel, text: str, top_logprobs: int) -> list[dict[str, Any]]:
+    def logprobs(
+        self, model: LoadedModel, text: str, top_logprobs: int, check_client: Callable[[], None]
+    ) -> list[dict[str, Any]]:
         """Return the log-probability of each character of a new text, and of the most probable alternatives.
 
         Args:
             model: The model, of which the caller has a lease.
             text: Characters of the model's vocabulary.
             top_logprobs: Alternatives for each character.
+            check_client: Called now and then; what it raises ends the work.
 
         Raises:
             Overloaded: As many requests as allowed are being answered.
             NoModel: The model's file cannot be read.
         """
+        scorer = Scorer(model.network.get(), None, model.engine.vocab.start)
+        ids = model.engine.vocab.encode(text)
         with self._one_of_few():
-            return text_logprobs(model, model.engine.vocab.encode(text), top_logprobs, self._pacer)
+            scored = score_text(model, scorer, text, ids, top_logprobs, self._pacer, check_client)
+        logprobs: list[dict[str, Any]] = scored["logprobs"]
+        return logprobs
 
-    def _score_list(self, request: ScoreRequest, texts: list[str]) -> dict[str, Any]:
+    def _score_list(self, request: ScoreRequest, texts: list[str], check_client: Callable[[], None]) -> dict[str, Any]:
         """Score each text by itself, in the engine; the model of a list scores items, whose ends count."""
         for field, value in (("session_id", request.session_id), ("logprobs", request.logprobs)):
             if value is not None:
@@ -95,14 +107,14 @@ class InspectionService:
             model = lease.model
             if model.items is not None:
                 rank_by = request.rank_by or DEFAULT_STATISTIC
-                scored = score_items(model, texts, self._max_chars, request.on_unknown, rank_by)
+                scored = score_items(model, texts, self._max_chars, request.on_unknown, rank_by, check_client)
                 return {**scored, "model": model.as_dict()}
             _check_no_rank(request)
             ids = [
                 _encode(model, model.normalize(text), self._max_chars, request.on_unknown, f"text.{i}")
                 for i, text in enumerate(texts)
             ]
-            nats = [-logprobs.astype(np.float64) for logprobs in score_list(model, ids)]
+            nats = [-logprobs.astype(np.float64) for logprobs in score_list(model, ids, check_client)]
             results = [{"index": i, **_losses(float(each.sum()), len(each))} for i, each in enumerate(nats)]
             whole = _losses(sum(float(each.sum()) for each in nats), sum(map(len, nats)))
             return {"results": results, **whole, "model": model.as_dict()}

@@ -168,6 +168,10 @@ class Metrics(Collector):
         with self._lock:
             self._cells[_SPECS[name].offset] += n
 
+    def count_refused_request(self) -> None:
+        """Count a request that is answered with 429 because the queue is full."""
+        self.add("requests_refused")
+
     def count_model_swap(self) -> None:
         """Count a model that is served from now on."""
         self.add("model_swaps")
@@ -242,10 +246,6 @@ class EngineMetrics:
         """Count an iteration of the engine's loop."""
         self._metrics.count_iteration(stats, self._before)
         self._before = (stats.running, stats.waiting)
-
-    def on_rejected(self) -> None:
-        """Count a refused request."""
-        self._metrics.add("requests_refused")
 
     def on_stopped(self) -> None:
         """Remove the engine's slots."""

@@ -12,8 +12,6 @@ from service.errors import BadRequest, BodyTooLarge, WrongMediaType
 from service.schemas import Body, parse_body
 
 BodyT = TypeVar("BodyT", bound=Body)
-CLIENT_CLOSED_REQUEST = 499
-"""nginx's status for a request whose client has left."""
 _IDEMPOTENCY_KEY = r"[\x21-\x7e]{16,128}"
 
 

@@ -6,15 +6,26 @@ On the addresses of the OpenAI protocol, /v1/..., the form is that protocol's.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from model.errors import StorageError
-from service.errors import BodyTooLarge, ServiceError, StorageFailed, StorageFull, Unauthorized
+from service.errors import (
+    BodyTooLarge,
+    ClientDisconnected,
+    QueueFull,
+    ServiceError,
+    StorageFailed,
+    StorageFull,
+    Unauthorized,
+)
 from service.openai import errors as openai_errors
 
 log = logging.getLogger(__name__)
+_CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a request whose client has left; only the access log has it."""
 
 
 class RoutingError(HTTPException):
@@ -32,8 +43,20 @@ def is_openai_request() -> bool:
     return request.path.startswith("/v1/")
 
 
-def register(app: Flask) -> None:
-    """Make the app answer every error in this form."""
+def register(app: Flask, count_refused_request: Callable[[], None]) -> None:
+    """Make the app answer every error in this form.
+
+    Args:
+        app: The app.
+        count_refused_request: Called for each request that is refused because the queue is full.
+    """
+
+    def queue_full_response(error: QueueFull) -> Response:
+        count_refused_request()
+        return error_response(error)
+
+    app.register_error_handler(QueueFull, queue_full_response)
+    app.register_error_handler(ClientDisconnected, lambda _: Response(status=_CLIENT_CLOSED_REQUEST))
     app.register_error_handler(ServiceError, error_response)
     app.register_error_handler(StorageError, _storage_error_response)
     app.register_error_handler(HTTPException, _http_error_response)

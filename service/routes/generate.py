@@ -10,7 +10,7 @@ from service.errors import BadRequest
 from service.generation.batch import BatchChunk
 from service.generation.items.plan import check_item_fields
 from service.generation.service import GenerationService
-from service.routes.body import CLIENT_CLOSED_REQUEST, idempotency_key, read_body
+from service.routes.body import idempotency_key, read_body
 from service.routes.generation_events import POLL_INTERVAL_S, BatchEvents, GenerationEvents
 from service.routes.item_events import items_response
 from service.routes.sse import ClientConnection, event_stream_response
@@ -36,8 +36,7 @@ def blueprint(generation: GenerationService) -> Blueprint:
         try:
             text, logprobs = [], list[dict[str, Any]]()
             for chunk in running.chunks(POLL_INTERVAL_S):
-                if client.has_left():
-                    return Response(status=CLIENT_CLOSED_REQUEST)
+                client.check()
                 if chunk is not None:
                     text.append(chunk.text)
                     logprobs += chunk.token_logprobs or []
@@ -61,8 +60,7 @@ def _batch(generation: GenerationService, body: GenerateRequest, key: str, clien
         logprobs: list[list[dict[str, Any]]] = [[] for _ in range(body.n)]
         results: dict[int, dict[str, Any]] = {}
         for part in batch.parts(POLL_INTERVAL_S):
-            if client.has_left():
-                return Response(status=CLIENT_CLOSED_REQUEST)
+            client.check()
             if isinstance(part, BatchChunk):
                 texts[part.index].append(part.chunk.text)
                 logprobs[part.index] += part.chunk.token_logprobs or []

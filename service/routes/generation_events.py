@@ -17,11 +17,12 @@ event: done    data: seed, model, usage                             the end of a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from service.errors import ServiceError
+from service.engine.stream import Chunk
 from service.generation.batch import BatchChunk, RunningBatch
 from service.generation.stream import RunningGeneration
-from service.routes.sse import HEARTBEAT, ClientConnection, Heartbeat, encode_event
+from service.routes.sse import ClientConnection, encode_error_event, encode_event, live_events
 
 POLL_INTERVAL_S = 0.25
 """While nothing is generated, the client is checked this often."""
@@ -37,28 +38,17 @@ class GenerationEvents:
 
     def __iter__(self) -> Iterator[bytes]:
         """Return the encoded events; to be called once."""
-        running, heartbeat = self._running, Heartbeat()
-        yield encode_event(running.start_info(), name="start")
-        try:
-            for chunk in running.chunks(POLL_INTERVAL_S):
-                if self._client.has_left():
-                    return
-                if self._client.should_probe():
-                    yield HEARTBEAT
-                if chunk is not None:
-                    logprobs = {"logprobs": chunk.token_logprobs} if chunk.token_logprobs is not None else {}
-                    yield encode_event({"text": chunk.text, **logprobs}, id=chunk.position)
-                    heartbeat.sent()
-                elif heartbeat.is_due():
-                    yield HEARTBEAT
-                    heartbeat.sent()
-            yield encode_event(running.finish().as_dict(), name="done")
-        except ServiceError as e:
-            yield encode_event({"error": e.as_dict()}, name="error")
+        return live_events(self._events(), self._client, encode_error_event)
 
     def close(self) -> None:
         """Stop generating, and keep the session at what was sent."""
         self._running.close()
+
+    def _events(self) -> Iterator[bytes | None]:
+        yield encode_event(self._running.start_info(), name="start")
+        for chunk in self._running.chunks(POLL_INTERVAL_S):
+            yield encode_event(_text(chunk), id=chunk.position) if chunk is not None else None
+        yield encode_event(self._running.finish().as_dict(), name="done")
 
 
 class BatchEvents:
@@ -71,29 +61,23 @@ class BatchEvents:
 
     def __iter__(self) -> Iterator[bytes]:
         """Return the encoded events; to be called once."""
-        batch, heartbeat = self._batch, Heartbeat()
-        yield encode_event(batch.start_info(), name="start")
-        try:
-            for part in batch.parts(POLL_INTERVAL_S):
-                if self._client.has_left():
-                    return
-                if self._client.should_probe():
-                    yield HEARTBEAT
-                if isinstance(part, BatchChunk):
-                    chunk = part.chunk
-                    logprobs = {"logprobs": chunk.token_logprobs} if chunk.token_logprobs is not None else {}
-                    yield encode_event({"index": part.index, "text": chunk.text, **logprobs})
-                    heartbeat.sent()
-                elif part is not None:
-                    yield encode_event(part.as_dict(), name="result")
-                    heartbeat.sent()
-                elif heartbeat.is_due():
-                    yield HEARTBEAT
-                    heartbeat.sent()
-            yield encode_event(batch.summary(), name="done")
-        except ServiceError as e:
-            yield encode_event({"error": e.as_dict()}, name="error")
+        return live_events(self._events(), self._client, encode_error_event)
 
     def close(self) -> None:
         """Stop generating."""
         self._batch.close()
+
+    def _events(self) -> Iterator[bytes | None]:
+        yield encode_event(self._batch.start_info(), name="start")
+        for part in self._batch.parts(POLL_INTERVAL_S):
+            if isinstance(part, BatchChunk):
+                yield encode_event({"index": part.index, **_text(part.chunk)})
+            else:
+                yield encode_event(part.as_dict(), name="result") if part is not None else None
+        yield encode_event(self._batch.summary(), name="done")
+
+
+def _text(chunk: Chunk) -> dict[str, Any]:
+    """The text of a chunk, and its log-probabilities if they are requested."""
+    logprobs = {"logprobs": chunk.token_logprobs} if chunk.token_logprobs is not None else {}
+    return {"text": chunk.text, **logprobs}

@@ -7,6 +7,7 @@ from flask import Blueprint, Response, g, jsonify
 from service.inspection.service import InspectionService
 from service.operations.limits import RateLimiter
 from service.routes.body import read_body
+from service.routes.sse import ClientConnection
 from service.schemas import InspectRequest, ScoreRequest
 
 
@@ -19,7 +20,7 @@ def blueprint(inspection: InspectionService, characters: RateLimiter) -> Bluepri
         body = read_body(ScoreRequest)
         texts = [body.text] if isinstance(body.text, str) else body.text
         characters.hit(_client_id(), sum(map(len, texts)))
-        return jsonify(inspection.score(body))
+        return jsonify(inspection.score(body, ClientConnection(is_stream=False).check))
 
     @routes.post("/inspect")
     def inspect() -> Response:

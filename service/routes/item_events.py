@@ -13,12 +13,17 @@ from collections.abc import Iterator
 
 from flask import Response, jsonify
 
-from service.errors import BadRequest, ServiceError
+from service.errors import BadRequest
 from service.generation.items.running import RunningItems
 from service.generation.service import GenerationService
-from service.routes.body import CLIENT_CLOSED_REQUEST
 from service.routes.generation_events import POLL_INTERVAL_S
-from service.routes.sse import HEARTBEAT, ClientConnection, Heartbeat, encode_event, event_stream_response
+from service.routes.sse import (
+    ClientConnection,
+    encode_error_event,
+    encode_event,
+    event_stream_response,
+    live_events,
+)
 from service.schemas import GenerateRequest
 
 
@@ -39,8 +44,7 @@ def items_response(
     try:
         items = []
         for item in running.items(POLL_INTERVAL_S):
-            if client.has_left():
-                return Response(status=CLIENT_CLOSED_REQUEST)
+            client.check()
             if item is not None:
                 items.append(item.as_dict())
         return jsonify({"items": items, **running.summary()})
@@ -58,25 +62,16 @@ class ItemEvents:
 
     def __iter__(self) -> Iterator[bytes]:
         """Return the encoded events; to be called once."""
-        running, heartbeat, index = self._running, Heartbeat(), 0
-        yield encode_event(running.start_info(), name="start")
-        try:
-            for item in running.items(POLL_INTERVAL_S):
-                if self._client.has_left():
-                    return
-                if self._client.should_probe():
-                    yield HEARTBEAT
-                if item is not None:
-                    yield encode_event({"index": index, **item.as_dict()}, name="item")
-                    index += 1
-                    heartbeat.sent()
-                elif heartbeat.is_due():
-                    yield HEARTBEAT
-                    heartbeat.sent()
-            yield encode_event(running.summary(), name="done")
-        except ServiceError as e:
-            yield encode_event({"error": e.as_dict()}, name="error")
+        return live_events(self._events(), self._client, encode_error_event)
 
     def close(self) -> None:
         """Stop generating."""
         self._running.close()
+
+    def _events(self) -> Iterator[bytes | None]:
+        yield encode_event(self._running.start_info(), name="start")
+        index = 0
+        for item in self._running.items(POLL_INTERVAL_S):
+            yield encode_event({"index": index, **item.as_dict()}, name="item") if item is not None else None
+            index += item is not None
+        yield encode_event(self._running.summary(), name="done")

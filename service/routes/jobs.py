@@ -21,11 +21,18 @@ from pathlib import Path
 
 from flask import Blueprint, Response, jsonify, request
 
-from service.errors import BadRequest, Draining, Overloaded, ServiceError, StoreUnavailable
+from service.errors import BadRequest, Draining, Overloaded, StoreUnavailable
 from service.jobs.queue import JobQueue
 from service.jobs.request import validate
 from service.routes.body import idempotency_key, no_content, read_body
-from service.routes.sse import HEARTBEAT, Heartbeat, encode_event, event_stream_head, event_stream_response
+from service.routes.sse import (
+    ClientConnection,
+    encode_error_event,
+    encode_event,
+    event_stream_head,
+    event_stream_response,
+    live_events,
+)
 from service.schemas import RetrainRequest
 from service.store.corpora import Corpora
 from service.store.sessions import digest
@@ -86,7 +93,9 @@ def blueprint(
             return event_stream_head()
         if not followers.acquire(blocking=False):
             raise Overloaded(f"too many job event streams are open ({MAX_FOLLOWERS}); poll GET /jobs/{job_id} instead")
-        return event_stream_response(_EventStream(job_queue(), job_id, after or "0", followers.release, is_draining))
+        client = ClientConnection(is_stream=True)
+        stream = _EventStream(job_queue(), job_id, after or "0", client, followers.release, is_draining)
+        return event_stream_response(stream)
 
     return routes
 
@@ -95,9 +104,16 @@ class _EventStream:
     """The response body of a followed job. The server calls `close` however the response ends, begun or not."""
 
     def __init__(
-        self, queue: JobQueue, job_id: str, after: str, release: Callable[[], None], is_draining: Callable[[], bool]
+        self,
+        queue: JobQueue,
+        job_id: str,
+        after: str,
+        client: ClientConnection,
+        release: Callable[[], None],
+        is_draining: Callable[[], bool],
     ) -> None:
         self._queue, self._job_id, self._after, self._is_draining = queue, job_id, after, is_draining
+        self._client = client
         self._release: Callable[[], None] | None = release
 
     def close(self) -> None:
@@ -107,18 +123,14 @@ class _EventStream:
             release()
 
     def __iter__(self) -> Iterator[bytes]:
-        """Return the encoded events."""
-        heartbeat = Heartbeat()
-        try:
-            for batch in self._queue.follow(self._job_id, self._after):
-                for event in batch:
-                    yield encode_event(event.data, name=event.name, id=event.id)
-                    heartbeat.sent()
-                if self._is_draining():
-                    raise Draining("this server is shutting down; reconnect and another one sends the next events")
-                if heartbeat.is_due():
-                    yield HEARTBEAT
-                    heartbeat.sent()
-            yield encode_event(self._queue.get(self._job_id).as_dict(), name="done")
-        except ServiceError as e:
-            yield encode_event({"error": e.as_dict()}, name="error")
+        """Return the encoded events; to be called once."""
+        return live_events(self._events(), self._client, encode_error_event)
+
+    def _events(self) -> Iterator[bytes | None]:
+        for batch in self._queue.follow(self._job_id, self._after):
+            for event in batch:
+                yield encode_event(event.data, name=event.name, id=event.id)
+            if self._is_draining():
+                raise Draining("this server is shutting down; reconnect and another one sends the next events")
+            yield None
+        yield encode_event(self._queue.get(self._job_id).as_dict(), name="done")

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from flask import Blueprint, Response, g, jsonify
 
-from service.errors import ServiceError
 from service.openai.answers import ChunkEncoder, WholeCompletion
 from service.openai.completions import CompletionService, RunningCompletion
 from service.openai.errors import error_body
@@ -16,9 +15,8 @@ from service.openai.tokenizer import Tokenizer
 from service.operations.limits import RateLimiter
 from service.routes.body import read_body
 from service.routes.generation_events import POLL_INTERVAL_S
-from service.routes.sse import HEARTBEAT, ClientConnection, Heartbeat, encode_event, event_stream_response
+from service.routes.sse import ClientConnection, encode_event, event_stream_response, live_events
 
-_CLIENT_CLOSED_REQUEST = 499
 _DONE = b"data: [DONE]\n\n"
 
 
@@ -34,14 +32,13 @@ def blueprint(
         if body.echo and body.logprobs is not None:
             characters.hit(f"characters:{g.get('client_id', '')}", sum(map(len, body.prompts)))
         client = ClientConnection(is_stream=bool(body.stream))
-        completion = completions.start(body)
+        completion = completions.start(body, client.check)
         if body.stream:
             return event_stream_response(_CompletionEvents(completion, client))
         try:
             whole = WholeCompletion(completion)
             for part in completion.parts(POLL_INTERVAL_S):
-                if client.has_left():
-                    return Response(status=_CLIENT_CLOSED_REQUEST)
+                client.check()
                 if part is not None:
                     whole.add(part)
             return jsonify(whole.as_dict())
@@ -81,25 +78,16 @@ class _CompletionEvents:
 
     def __iter__(self) -> Iterator[bytes]:
         """Return the encoded events; to be called once."""
-        encoder, heartbeat = ChunkEncoder(self._completion), Heartbeat()
-        try:
-            for part in self._completion.parts(POLL_INTERVAL_S):
-                if self._client.has_left():
-                    return
-                if self._client.should_probe():
-                    yield HEARTBEAT
-                if part is not None:
-                    yield encode_event(encoder.chunk(part))
-                    heartbeat.sent()
-                elif heartbeat.is_due():
-                    yield HEARTBEAT
-                    heartbeat.sent()
-            if encoder.has_usage:
-                yield encode_event(encoder.usage_chunk())
-            yield _DONE
-        except ServiceError as e:
-            yield encode_event(error_body(e))
+        return live_events(self._events(), self._client, lambda error: encode_event(error_body(error)))
 
     def close(self) -> None:
         """Stop generating."""
         self._completion.close()
+
+    def _events(self) -> Iterator[bytes | None]:
+        encoder = ChunkEncoder(self._completion)
+        for part in self._completion.parts(POLL_INTERVAL_S):
+            yield encode_event(encoder.chunk(part)) if part is not None else None
+        if encoder.has_usage:
+            yield encode_event(encoder.usage_chunk())
+        yield _DONE

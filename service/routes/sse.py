@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from flask import Response, request
+
+from service.errors import ClientDisconnected, ServiceError
 
 HEARTBEAT_S = 5.0
 HEARTBEAT = b": waiting\n\n"
@@ -56,23 +58,6 @@ def event_stream_response(events: EventSource) -> Response:
         raise
 
 
-class Heartbeat:
-    """Says when a comment is due on a stream that has sent nothing for a while."""
-
-    def __init__(self, interval_s: float = HEARTBEAT_S) -> None:
-        """Start the interval."""
-        self._interval_s = interval_s
-        self.sent()
-
-    def sent(self) -> None:
-        """Something was sent now."""
-        self._last_sent = time.monotonic()
-
-    def is_due(self) -> bool:
-        """Whether the interval has passed since something was sent."""
-        return time.monotonic() - self._last_sent > self._interval_s
-
-
 class ClientConnection:
     """The connection of the current request: whether its client has left while the response is made.
 
@@ -113,7 +98,49 @@ class ClientConnection:
         # After the client's FIN a read says "end" for ever, also when the system of a client that is gone has refused.
         return self._is_half_closed and self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
+    def check(self) -> None:
+        """Check that somebody waits for the response.
+
+        Raises:
+            ClientDisconnected: The client has closed the connection.
+        """
+        if self.has_left():
+            raise ClientDisconnected
+
     def should_probe(self) -> bool:
         """Whether a comment is to be sent now, once, to learn whether anybody still reads."""
         is_due, self._is_probe_due = self._is_probe_due, False
         return is_due
+
+
+def live_events(
+    events: Iterator[bytes | None], client: ClientConnection, encode_error: Callable[[ServiceError], bytes]
+) -> Iterator[bytes]:
+    """Yield encoded events as long as the client is there, and comments while there are none.
+
+    Args:
+        events: The encoded events, and None now and then while there is none.
+        client: Watched; the events end when it has left.
+        encode_error: Encodes the last event of a stream that ends in an error.
+    """
+    last_sent = time.monotonic()
+    try:
+        for event in events:
+            if client.has_left():
+                return
+            if client.should_probe():
+                yield HEARTBEAT
+            if event is not None:
+                yield event
+            elif time.monotonic() - last_sent > HEARTBEAT_S:
+                yield HEARTBEAT
+            else:
+                continue
+            last_sent = time.monotonic()
+    except ServiceError as e:
+        yield encode_error(e)
+
+
+def encode_error_event(error: ServiceError) -> bytes:
+    """Encode the last event of a stream that ends in an error."""
+    return encode_event({"error": error.as_dict()}, name="error")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 from collections import defaultdict
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from httpx_sse import EventSource
 
 from model.network.sampling import MAX_SEED
 from tests.conftest import ALPHABET, ENDLESS_CHARS
+from tests.leavers import in_flight, scoring_is_full, sent_score
 from tests.scrape import scraped
 from tests.servers import Service, eventually
 
@@ -99,6 +105,101 @@ def test_more_texts_than_places_are_generated_all(service: Service) -> None:
     order.append("single")
     thread.join()
     assert order == ["single", "many"]
+
+
+MANY = [
+    ("/generate", {"n": 30, "max_chars": ENDLESS_CHARS}),
+    ("/v1/completions", {"n": 30, "max_tokens": ENDLESS_CHARS}),
+]
+SEVERAL_PROMPTS = ("/v1/completions", {"prompt": ["hello", "so", "it", "is"] * 8, "max_tokens": ENDLESS_CHARS})
+
+
+def begun(service: Service, streams: ExitStack, path: str, **body: Any) -> httpx.Response:
+    """A stream that has begun: its text, or the first of its texts, has a place."""
+    response = streams.enter_context(service.client.stream("POST", path, json={**body, "stream": True}))
+    assert response.status_code == 200, response.read()
+    return response
+
+
+@pytest.mark.parametrize(("path", "body"), [*MANY, SEVERAL_PROMPTS])
+def test_requests_for_many_texts_leave_places_to_others(endless: Service, path: str, body: dict[str, Any]) -> None:
+    """Two of them, of 8 slots and 8 places, take 12 together and one more at most; other requests are accepted."""
+    with ExitStack() as streams:
+        begun(endless, streams, path, **body)
+        eventually(lambda: in_flight(endless) == 12)
+        begun(endless, streams, path, **body)
+        eventually(lambda: in_flight(endless) == 13)
+        for _ in range(3):
+            begun(endless, streams, "/generate", max_chars=5)
+        assert in_flight(endless) == 16
+    eventually(lambda: in_flight(endless) == 0)
+
+
+def test_choices_are_generated_together(endless: Service) -> None:
+    """A stream of two texts that do not end has parts of both."""
+    with ExitStack() as streams:
+        response = begun(endless, streams, "/v1/completions", n=2, max_tokens=ENDLESS_CHARS)
+        indices = (event.json()["choices"][0]["index"] for event in EventSource(response).iter_sse())
+        assert {0, 1} <= set(itertools.islice(indices, 40))
+    eventually(lambda: in_flight(endless) == 0)
+
+
+@pytest.mark.parametrize(("path", "body"), MANY)
+def test_no_text_gets_a_slot_after_its_client_has_left(store: Path, path: str, body: dict[str, Any]) -> None:
+    """With one slot: the texts of a request end together, not one after the other."""
+    settings = {"SLOTS": "1", "MAX_WAITING": "16", "MAX_CHARS": str(ENDLESS_CHARS)}
+    with Service(CHECKPOINT_DIR=str(store), REDIS_URL="", **settings) as service:
+        with ExitStack() as streams:
+            begun(service, streams, path, **body)
+            eventually(lambda: in_flight(service) >= 2)
+            before = scraped(service.client.get("/metrics").text)["longhand_queue_time_seconds_count"]
+        eventually(lambda: in_flight(service) == 0)
+        after = scraped(service.client.get("/metrics").text)["longhand_queue_time_seconds_count"]
+        assert after - before <= 1  # one may get it in the moment between
+
+
+def refused(service: Service) -> float:
+    return scraped(service.client.get("/metrics").text)["longhand_requests_refused_total"]
+
+
+@pytest.mark.parametrize(("path", "body"), [*MANY, SEVERAL_PROMPTS])
+def test_only_requests_are_counted_as_refused(endless: Service, path: str, body: dict[str, Any]) -> None:
+    """The texts of a request that find no place wait for one, and are no refusals."""
+    with ExitStack() as streams:
+        single = [ExitStack() for _ in range(15)]
+        for each in single:
+            streams.enter_context(each)
+            begun(endless, each, "/generate", max_chars=ENDLESS_CHARS)
+        before = refused(endless)
+        begun(endless, streams, path, **body)
+        for _ in range(4):
+            eventually(lambda: in_flight(endless) == 16)
+            single.pop().close()
+        assert refused(endless) == before
+        eventually(lambda: in_flight(endless) == 16)
+        assert endless.post(max_chars=1).status_code == 429
+        assert refused(endless) == before + 1
+    eventually(lambda: in_flight(endless) == 0)
+
+
+def test_a_list_whose_client_has_left_is_not_scored(endless: Service) -> None:
+    """Its texts, which wait for a slot, give up their places."""
+    with ExitStack() as streams:
+        for _ in range(8):
+            begun(endless, streams, "/generate", max_chars=ENDLESS_CHARS)
+        with sent_score(endless, ["hello"] * 100):
+            eventually(lambda: in_flight(endless) > 8)
+        eventually(lambda: in_flight(endless) == 8)
+    eventually(lambda: in_flight(endless) == 0)
+
+
+def test_a_long_text_whose_client_has_left_is_not_scored(endless: Service) -> None:
+    """Two are scored at a time; when their clients have left, another one is."""
+    with ExitStack() as streams:
+        begun(endless, streams, "/generate", max_chars=ENDLESS_CHARS)  # beside it, scoring makes pauses
+        with scoring_is_full(endless):
+            pass
+        eventually(lambda: endless.client.post("/score", json={"text": "hello"}).status_code == 200)
 
 
 def test_a_client_that_leaves_frees_all_slots(endless: Service) -> None:

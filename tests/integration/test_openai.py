@@ -6,6 +6,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import redis
 from model.checkpoints.file_format import Checkpoint
 from tests.conftest import ALPHABET, ENDLESS_CHARS
 from tests.integration.test_inspection import rows
+from tests.leavers import scoring_is_full
 from tests.servers import RedisServer, Service, ServiceWithoutModel, eventually
 
 API_KEY, ADMIN_KEY = "a-readers-key-001", "the-operators-key"
@@ -287,6 +289,22 @@ def test_a_full_server_is_a_rate_limit_error_that_the_client_waits_for(store: Pa
         other.join()
         with client_of(service, max_retries=5) as patient:
             assert len(patient.completions.create(**SAMPLED, max_tokens=3).choices[0].text) == 3
+
+
+def test_a_full_server_scores_no_prompt(endless: Service) -> None:
+    """The queue is full: 429 before anything is done, not when the prompt has been scored, for which there is no room.
+
+    So the code is that of the queue, although both are full.
+    """
+    with ExitStack() as streams:
+        for _ in range(16):
+            text = {"max_chars": ENDLESS_CHARS, "stream": True}
+            streams.enter_context(endless.client.stream("POST", "/generate", json=text))
+        streams.enter_context(scoring_is_full(endless))
+        body = {**SAMPLED, "echo": True, "logprobs": 1, "max_tokens": 1}
+        refused = endless.client.post("/v1/completions", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+    eventually(lambda: endless.client.get("/readyz").json()["in_flight"] == 0)
 
 
 def test_without_a_model(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ decided by the code that `sample --items` runs, so the load changes nothing and 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -21,8 +22,8 @@ from model.network.sampling import SamplingParams
 from model.network.state import HiddenState
 from model.stepper.items import LANES, GeneratedItem, ItemCollector, ItemStart, Lane
 from service.engine.sequence import SequenceRequest, StateArray
-from service.engine.stream import Chunk, End, Failed, Item, Scored, StreamGroup
-from service.errors import QueueFull, ServiceError, TimedOut
+from service.engine.stream import Chunk, End, Failed, Item, Scored
+from service.errors import QueueFull, TimedOut
 from service.generation.items.plan import ItemsPlan
 from service.models.loaded_model import LoadedModel
 
@@ -78,10 +79,10 @@ class RunningItems:
         self._prefix_logprobs: tuple[float, ...] = ()
         n_running = max(1, engine.n_slots - max(1, engine.n_slots // _FREE_SHARE))
         self._max_parts = min(LANES, n_running + min(n_running, engine.max_waiting // 2))
-        self._group = StreamGroup(max_running=n_running)
+        self._group = engine.open_group(max_running=n_running)
         with ExitStack() as on_error:
             self._lease = on_error.enter_context(model.acquire())
-            on_error.callback(self._group.close)
+            on_error.callback(engine.close_group, self._group)
             if plan.constraints.prefix:
                 engine.submit(self._reading(), self._group.stream(_PROMPT))
             else:
@@ -108,7 +109,7 @@ class RunningItems:
             now = time.monotonic()
             if self._collector.is_done or (self._lanes and now >= self._plan.deadline):
                 self._is_late = not self._collector.is_done
-                self._group.close()
+                self._engine.close_group(self._group)
                 return
             if self._lanes:
                 self._start_more()
@@ -132,7 +133,7 @@ class RunningItems:
 
     def close(self) -> None:
         """Stop generating, and release the model. Idempotent."""
-        self._group.close()
+        self._engine.close_group(self._group)
         self._lease.release()
 
     # ---- the order of the candidates
@@ -182,15 +183,17 @@ class RunningItems:
         self._lanes = [Lane(vocab, plan.constraints, plan.sampling, plan.seed, i, start) for i in range(LANES)]
 
     def _start_more(self) -> None:
-        if len(self._parts) >= self._max_parts:
+        if not self._has_room():
             return
-        for number in self._needed_lanes():
-            if len(self._parts) >= self._max_parts:
-                return
-            try:
+        with contextlib.suppress(QueueFull):  # other requests have every place
+            for number in self._needed_lanes():
+                if not self._has_room():
+                    return
                 self._start_next(number)
-            except QueueFull:
-                return
+
+    def _has_room(self) -> bool:
+        n_parts = len(self._parts)
+        return n_parts < self._max_parts and self._engine.has_room_for_group(n_parts)
 
     def _start_next(self, number: int) -> None:
         """Start the next part of a lane."""
@@ -217,7 +220,7 @@ class RunningItems:
 
     def _take(self, index: int, item: Item) -> None:
         if isinstance(item, Failed):
-            raise item.error if isinstance(item.error, ServiceError) else ServiceError("internal error")
+            raise item.error
         if index == _PROMPT:
             self._take_prefix(item)
             return

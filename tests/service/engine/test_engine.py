@@ -21,7 +21,7 @@ from service.engine.engine import Engine
 from service.engine.observer import IterationStats, NullObserver
 from service.engine.sequence import Sequence
 from service.engine.stream import Chunk, End, StateCapture
-from service.errors import Draining, QueueFull
+from service.errors import Draining, QueueFull, ServiceError
 from tests.conftest import ALPHABET
 from tests.servers import eventually
 from tests.service.engine.requests import read, request
@@ -325,7 +325,8 @@ def test_a_bug_ends_its_sequences_and_not_the_engine(tiny: Checkpoint, monkeypat
     monkeypatch.setattr(ReferenceStepper, "run", fail_once)
     failed = engine.submit(request("a", 5))
     engine.start()
-    with pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(ServiceError, match="internal error") as raised:
         read(failed)
+    assert str(raised.value.__cause__) == "a bug"
     assert len(read(engine.submit(request("a", 5)))[0]) == 5
     engine.stop()

@@ -19,6 +19,7 @@ from service.generation.service import GenerationOptions, GenerationService
 from service.inspection.service import InspectionService
 from service.models.manager import ModelManager
 from service.operations.limits import RateLimiter
+from service.operations.metrics import Metrics
 from service.routes import converters, error_responses, generate, generation_events, inspection, sessions
 from service.store.memory import MemorySessions
 from service.store.prefixes import MemoryPrefixes
@@ -56,7 +57,7 @@ class Service:
         options = GenerationOptions(LONG, lease_s=60, snapshot_interval_s=1, recent_text_chars=100)
         generation = GenerationService(self.manager, self.store, MemoryPrefixes(), options)
         app = Flask(__name__)
-        error_responses.register(app)
+        error_responses.register(app, Metrics().count_refused_request)
         converters.register(app)
         app.register_blueprint(generate.blueprint(generation))
         app.register_blueprint(sessions.blueprint(generation, self.store, 100))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 import torch
 from hypothesis import settings
 
@@ -17,6 +18,7 @@ from model.native.build import BuildError, build
 from model.native.library import Unsupported
 from model.network.char_rnn import CharRNN
 from model.text.vocab import Vocabulary
+from service.store.connect import close, connect
 from tests.servers import OUTPUTS, RedisServer, Service, find_secrets
 
 settings.register_profile("quick", max_examples=60, deadline=None)
@@ -75,6 +77,22 @@ def redis_server() -> Iterator[RedisServer]:
     server.start()
     yield server
     server.remove()
+
+
+@pytest.fixture
+def redis_client(redis_server: RedisServer) -> Iterator[redis.Redis]:
+    """A client of the session's Redis, whose keys stay."""
+    client = connect(redis_server.url)
+    yield client
+    close(client)
+
+
+@pytest.fixture
+def empty_redis(redis_client: redis.Redis) -> Iterator[redis.Redis]:
+    """A client of the session's Redis, which is emptied before the test and after it."""
+    redis_client.flushall()
+    yield redis_client
+    redis_client.flushall()
 
 
 @pytest.fixture(scope="session")

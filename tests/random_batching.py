@@ -95,7 +95,7 @@ def block_of(texts: list[Text], progress: list[Progress], slots: list[int], step
 
 
 def window_of(text: Text, done: Progress) -> NDArray[np.int32]:
-    """The codes of everything before the next id that is sampled, whatever the text's penalties look at."""
+    """The codes of everything before the next id that is sampled, whatever the text's penalties are."""
     read = prompt_codes(np.array(text.prompt[1:], np.int32))
     return np.concatenate([read, np.array(done.ids, np.int32)]).astype(np.int32)
 

@@ -7,7 +7,7 @@ The order is that of vLLM, and everything comes before the temperature and the f
     logit -= frequency_penalty * (times it was generated within the window)
     logit -= presence_penalty  * (1 if it was generated within the window, else 0)
 
-r is repetition_penalty (Keskar et al., "CTRL", 2019, section 4.1), which looks at prompt and generated text; the other
+r is repetition_penalty (Keskar et al., "CTRL", 2019, section 4.1), of prompt and generated text; the other
 two are OpenAI's and count generated text only. The window is the last `penalty_window` characters before the one that
 is sampled. So what a penalty depends on is a function of the text, and is found again wherever the text continues.
 

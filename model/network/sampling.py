@@ -103,7 +103,7 @@ class SamplingParams:
         "characters; 0 is off", is_filter=False, is_penalty=True,
     )  # fmt: skip
     penalty_window: int = _parameter(
-        64, 1, 1024, "how many characters before the next one the three penalties look at", is_filter=False
+        64, 1, 1024, "how many characters before the next one the three penalties take into account", is_filter=False
     )
 
     @classmethod

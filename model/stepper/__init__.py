@@ -35,8 +35,8 @@ class Block:
     forced_ids: NDArray[np.int32]  # (K, B) an id to feed, or SAMPLE
     random_values: NDArray[np.float64]  # (K, B) in [0, 1): the random number for the id that step k produces
     sampling: SamplingBatch  # (B,) the sampling parameters of each row
-    score_ids: NDArray[np.int32] | None = None  # (K, B) ids whose log-probabilities are asked for, or NO_SCORE
-    windows: NDArray[np.int32] | None = None  # (B, W) what penalties look at before the first sampled id: penalties.py
+    score_ids: NDArray[np.int32] | None = None  # (K, B) ids whose log-probabilities are reported, or NO_SCORE
+    windows: NDArray[np.int32] | None = None  # (B, W) of the penalties, before the first sampled id: penalties.py
     logit_bias: LogitBias | None = None  # added to the logits before sampling
 
 

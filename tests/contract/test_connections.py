@@ -104,12 +104,8 @@ def test_one_of_several_sentinels_is_enough(processes: Processes) -> None:
     close(client)
 
 
-@pytest.mark.parametrize(
-    "scheme", ["redis+cluster", "rediss+cluster", "a user without rights", "a wrong password", "an old server"]
-)
-def test_a_start_that_cannot_work_ends_with_one_line(
-    processes: Processes, scheme: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("scheme", ["redis+cluster", "rediss+cluster", "a user without rights", "a wrong password"])
+def test_a_start_that_cannot_work_ends_with_one_line(processes: Processes, scheme: str) -> None:
     """A cluster that does not answer, a refused password, a limiter that may not count: the reason, and no secret."""
     secret = secrets.token_hex(8)
     port, client = processes.start()
@@ -118,19 +114,21 @@ def test_a_start_that_cannot_work_ends_with_one_line(
     elif scheme == "a wrong password":
         client.config_set("requirepass", "another")
         url, expected = f"redis://:{secret}@127.0.0.1:{port}", "REDIS_URL: the server refuses the user or the password"
-    elif scheme == "a user without rights":
+    else:
         client.acl_setuser("reader", enabled=True, passwords=[f"+{secret}"], categories=["+@all", "-@scripting"])
         url, expected = f"redis://reader:{secret}@127.0.0.1:{port}", "RATE_LIMIT: the Redis of REDIS_URL cannot count"
-    else:
-        monkeypatch.setattr(server_check, "MINIMUM_VERSION", (99, 1))
-        with pytest.raises(SettingsError, match=r"JOBS_REDIS_URL: the server is Redis .*; expected 99.1 or newer"):
-            server_check.require_usable("JOBS_REDIS_URL", f"redis://127.0.0.1:{port}")
-        return
     ended = _start(url, RATE_LIMIT="3/hour")
     assert ended.returncode == 1
     assert ended.stderr.startswith(f"error   {expected}")
     assert ended.stderr.count("\n") == 1
     assert secret not in ended.stderr + ended.stdout
+
+
+def test_an_old_server_is_named(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its version and the one that is needed, beside the setting."""
+    monkeypatch.setattr(server_check, "MINIMUM_VERSION", (99, 1))
+    with pytest.raises(SettingsError, match=r"JOBS_REDIS_URL: the server is Redis .*; expected 99.1 or newer"):
+        server_check.require_usable("JOBS_REDIS_URL", redis_server.url)
 
 
 def test_a_cluster_that_is_gone(processes: Processes) -> None:

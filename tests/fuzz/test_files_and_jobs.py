@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,10 @@ from model.training.run_folder import RunFolder
 from service.errors import ServiceError, UnknownJob
 from service.jobs import record
 from service.jobs.queue import JobQueue
-from service.store.connect import connect
 from tests.conftest import random_checkpoint
 from tests.fuzz.mutation import N, failures, mutated
 from tests.model.texts import words
 from tests.model.training.test_old_runs import FIXTURES, STEPS, model
-from tests.servers import RedisServer
 from tests.service.jobs.test_old_jobs import FIXTURE, restore
 
 
@@ -141,13 +139,9 @@ def _with_values(data: bytes, changed: dict[str, Any]) -> bytes:
 
 
 @pytest.fixture
-def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    client = connect(redis_server.url)
-    client.flushall()
-    restore(client)
-    yield client
-    client.flushall()
-    client.close()
+def client(empty_redis: redis.Redis) -> redis.Redis:
+    restore(empty_redis)
+    return empty_redis
 
 
 def damaged_job(client: redis.Redis) -> Callable[[random.Random], Callable[[], None]]:

@@ -44,12 +44,12 @@ class Client:
             self.read("GET", f"/sessions/{self.session_id}/stream", headers={"Last-Event-ID": str(self.at)})
 
     def read(self, method: str, path: str, **options: Any) -> bool:
-        """One stream, as far as it goes; False, after the time that was asked for, if it was refused for now."""
+        """One stream, as far as it goes; False, after a part of Retry-After, if it was refused for now."""
         with self._http.stream(method, self.base + path, **options) as response:
             self.statuses.append(response.status_code)
             if response.status_code == 204:  # all of the text is here; only the stream's last event was lost
                 session = self._http.get(f"{self.base}/sessions/{self.session_id}").json()
-                self.done = {"finish_reason": session["turn"]["status"], "position": session["position"], "saved": True}
+                self.done = {"finish_reason": session["turn"]["status"], "position": session["position"]}
                 return True
             if response.status_code != 200:
                 assert "retry-after" in response.headers, (response.status_code, response.read())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 
 from model.network.state import HiddenState
-from service.store.connect import connect
 from service.store.prefixes import STRIDE, prefix_keys
 from service.store.sessions import Session, digest
 from tests.conftest import ALPHABET
-from tests.servers import RedisServer, Service
+from tests.servers import Service
 
 Damage = Callable[[HiddenState], HiddenState]
 DAMAGES: dict[str, Damage] = {
@@ -36,13 +35,6 @@ DAMAGES: dict[str, Damage] = {
 }
 
 
-@pytest.fixture
-def client(redis_server: RedisServer) -> Iterator[Any]:
-    client = connect(redis_server.url)
-    yield client
-    client.close()
-
-
 def beside_a_long_text(service: Service, act: Callable[[], None]) -> None:
     """Run `act` while another client's text is generated, which must be the text that it is without it."""
     body = {"prompt": "be", "max_chars": 6000, "seed": 11}
@@ -56,13 +48,13 @@ def beside_a_long_text(service: Service, act: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_session_fails_its_own_requests(service: Service, client: Any, damage: str) -> None:
+def test_a_damaged_session_fails_its_own_requests(service: Service, redis_client: Any, damage: str) -> None:
     """With 409 and the reason, whichever way it is used; a text that runs beside it is whole."""
     session_id = service.generate(prompt="to be", max_chars=9)["session_id"]
     key = f"lh:{{{digest(session_id)}}}"
-    session = Session.from_bytes(client.get(key))
-    client.set(key, replace(session, state=DAMAGES[damage](session.state)).to_bytes())
-    client.delete(f"{key}:turn")  # as when it has expired: with a turn, a wrong position is noticed by that alone
+    session = Session.from_bytes(redis_client.get(key))
+    redis_client.set(key, replace(session, state=DAMAGES[damage](session.state)).to_bytes())
+    redis_client.delete(f"{key}:turn")  # as when it has expired: with a turn, a wrong position is noticed by that alone
 
     def use() -> None:
         requests: list[tuple[str, dict[str, Any]]] = [("/generate", {"max_chars": 4}), ("/score", {"text": "be"})]
@@ -77,23 +69,23 @@ def test_a_damaged_session_fails_its_own_requests(service: Service, client: Any,
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_prefix_is_read_again(service: Service, client: Any, damage: str) -> None:
+def test_a_damaged_prefix_is_read_again(service: Service, redis_client: Any, damage: str) -> None:
     """The prompt is read as if nothing were cached, and its state is cached anew."""
     prompt = ("to be or not " * STRIDE)[: STRIDE + 100]
     body = {"prompt": prompt, "max_chars": 20, "seed": 5}
     first = service.generate(**body)
     model = service.client.get("/readyz").json()["model"]
-    numerics = Session.from_bytes(client.get(f"lh:{{{digest(first['session_id'])}}}")).state.numerics
+    numerics = Session.from_bytes(redis_client.get(f"lh:{{{digest(first['session_id'])}}}")).state.numerics
     _, key = prefix_keys(model["fingerprint"], numerics, ALPHABET.encode(prompt))[-1]
-    state = HiddenState.from_bytes(client.get(key))
-    client.set(key, DAMAGES[damage](state).to_bytes())
+    state = HiddenState.from_bytes(redis_client.get(key))
+    redis_client.set(key, DAMAGES[damage](state).to_bytes())
 
     def use() -> None:
         again = service.generate(**body)
         assert (again["text"], again["usage"]["reused_chars"]) == (first["text"], 0)
 
     beside_a_long_text(service, use)
-    assert client.get(key) == state.to_bytes()
+    assert redis_client.get(key) == state.to_bytes()
     assert service.generate(**body)["usage"]["reused_chars"] == len(prompt)
 
 
@@ -116,11 +108,11 @@ def test_a_damaged_prefix_is_read_again(service: Service, client: Any, damage: s
         ("reencoded", "yes"),
     ],
 )
-def test_a_damaged_turn_fails_its_own_requests(service: Service, client: Any, field: str, value: Any) -> None:
-    """With 409 and the reason, when it is resumed and when the session is continued."""
+def test_a_damaged_turn_fails_its_own_requests(service: Service, redis_client: Any, field: str, value: Any) -> None:
+    """With 409 and the reason, when it is resumed."""
     session_id = service.generate(prompt="to be", max_chars=9)["session_id"]
     key = f"lh:{{{digest(session_id)}}}:turn"
-    client.hset(key, "turn", json.dumps({**json.loads(client.hget(key, "turn")), field: value}))
+    redis_client.hset(key, "turn", json.dumps({**json.loads(redis_client.hget(key, "turn")), field: value}))
     with service.client.stream("GET", f"/sessions/{session_id}/stream") as response:
         response.read()
         assert (response.status_code, response.json()["error"]["code"]) == (409, "unreadable_session"), response.text
@@ -128,11 +120,11 @@ def test_a_damaged_turn_fails_its_own_requests(service: Service, client: Any, fi
 
 @pytest.mark.parametrize(("field", "value"), [("until", b"soon"), ("end", b"\xff"), ("end", b"well"), ("start", b"x")])
 def test_a_damaged_field_of_a_turn_fails_its_own_requests(
-    service: Service, client: Any, field: str, value: bytes
+    service: Service, redis_client: Any, field: str, value: bytes
 ) -> None:
     """Also the fields that are no JSON: 409 with the reason, for every address of the session."""
     session_id = service.generate(prompt="to be", max_chars=9)["session_id"]
-    client.hset(f"lh:{{{digest(session_id)}}}:turn", field, value)
+    redis_client.hset(f"lh:{{{digest(session_id)}}}:turn", field, value)
     for response in (service.client.get(f"/sessions/{session_id}"), service.post(session_id=session_id, max_chars=1)):
         if (field, response.request.method) == ("until", "POST"):
             assert response.status_code == 200  # a lease without an end counts as none
@@ -140,11 +132,11 @@ def test_a_damaged_field_of_a_turn_fails_its_own_requests(
             assert (response.status_code, response.json()["error"]["code"]) == (409, "unreadable_session")
 
 
-def test_a_header_that_never_ends_is_a_damaged_session(service: Service, client: Any) -> None:
+def test_a_header_that_never_ends_is_a_damaged_session(service: Service, redis_client: Any) -> None:
     """JSON of 30,000 nested lists exhausts no stack."""
     session_id = service.generate(max_chars=3)["session_id"]
     key = f"lh:{{{digest(session_id)}}}"
     state = struct.pack("<H", 30_000) + b"[" * 30_000
-    client.set(key, struct.pack("<BQI", 2, 1, len(state)) + state)
+    redis_client.set(key, struct.pack("<BQI", 2, 1, len(state)) + state)
     response = service.post(session_id=session_id, max_chars=1)
     assert (response.status_code, response.json()["error"]["code"]) == (409, "unreadable_session")

@@ -57,7 +57,7 @@ def test_a_session_is_the_text_so_far(service: Service, expected: str) -> None:
 
 
 def test_the_session_keeps_its_seed(service: Service, expected: str) -> None:
-    """The seed is asked for once; without one, one is drawn and told, and draws the same text again."""
+    """The seed of a request counts once; without one, one is drawn and returned, and draws the same text again."""
     first = service.generate(**{**PAYLOAD, "max_chars": 100})
     rest = service.generate(session_id=first["session_id"], max_chars=100, temperature=0.9, top_p=0.95)
     assert first["text"] + rest["text"] == expected
@@ -99,36 +99,32 @@ def test_of_two_requests_on_one_session_one_wins(store: Path) -> None:
     all the same; then both are answered, and two more are sent.
     """
     with Service(CHECKPOINT_DIR=str(store), MAX_CHARS="1000000") as service:
-        _one_of_two_wins(service, 1_000_000)
+        session_id = service.generate(**PAYLOAD, max_chars=10)["session_id"]
+        position, n_chars = 15, 1_000_000
 
+        def send(start: threading.Barrier, answers: list[httpx.Response]) -> None:
+            start.wait()
+            answers.append(service.post(session_id=session_id, max_chars=n_chars))
 
-def _one_of_two_wins(service: Service, max_chars: int) -> None:
-    session_id = service.generate(**PAYLOAD, max_chars=10)["session_id"]
-    position = 15
+        def one_is_refused() -> bool:
+            nonlocal position
+            start, answers = threading.Barrier(2), list[httpx.Response]()
+            threads = [threading.Thread(target=send, args=(start, answers)) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            answered = [answer for answer in answers if answer.status_code == 200]
+            refused = [answer for answer in answers if answer not in answered]
+            assert {answer.json()["error"]["code"] for answer in refused} <= {"session_conflict"}
+            assert {answer.status_code for answer in refused} <= {409}
+            assert answered
+            position += n_chars * len(answered)
+            assert service.client.get(f"/sessions/{session_id}").json()["position"] == position
+            return len(refused) == 1
 
-    def send(start: threading.Barrier, answers: list[httpx.Response]) -> None:
-        start.wait()
-        answers.append(service.post(session_id=session_id, max_chars=max_chars))
-
-    def one_is_refused() -> bool:
-        nonlocal position
-        start, answers = threading.Barrier(2), list[httpx.Response]()
-        threads = [threading.Thread(target=send, args=(start, answers)) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        answered = [answer for answer in answers if answer.status_code == 200]
-        refused = [answer for answer in answers if answer not in answered]
-        assert {answer.json()["error"]["code"] for answer in refused} <= {"session_conflict"}
-        assert {answer.status_code for answer in refused} <= {409}
-        assert answered
-        position += max_chars * len(answered)
-        assert service.client.get(f"/sessions/{session_id}").json()["position"] == position
-        return len(refused) == 1
-
-    eventually(one_is_refused)
-    assert service.generate(session_id=session_id, max_chars=5)["position"] == position + 5
+        eventually(one_is_refused)
+        assert service.generate(session_id=session_id, max_chars=5)["position"] == position + 5
 
 
 def test_head_changes_nothing(service: Service) -> None:

@@ -126,7 +126,7 @@ def read(service: Service, body: dict[str, Any], stream: bool) -> dict[str, Any]
     return {"text": "".join(p["text"] for p in pieces), "logprobs": [entry for p in pieces for entry in p["logprobs"]]}
 
 
-def test_none_are_told_unless_asked_for(service: Service) -> None:
+def test_there_are_none_unless_requested(service: Service) -> None:
     """Without the field there are none, with 0 only each character's own."""
     assert "logprobs" not in service.generate(**PAYLOAD, max_chars=5)
     assert all("logprobs" not in e.data for e in service.events(**PAYLOAD, max_chars=5))
@@ -317,8 +317,8 @@ def test_other_cells_are_scored_but_have_other_gates(gru: Service, service: Serv
     assert (response.status_code, response.json()["error"]["code"]) == (409, "model_changed")
 
 
-def test_a_model_whose_file_is_gone_cannot_be_looked_into(tmp_path: Path, redis_server: RedisServer) -> None:
-    """It goes on writing; a entry, which would read the file again, is 503 before the first byte."""
+def test_a_model_whose_file_is_gone_cannot_be_inspected(tmp_path: Path, redis_server: RedisServer) -> None:
+    """It goes on writing; inspection, which would read the file again, is 503 before the first byte."""
     path = random_checkpoint().save(tmp_path)
     registry.promote(path)
     with Service(CHECKPOINT_DIR=str(tmp_path), REDIS_URL=redis_server.url) as service:

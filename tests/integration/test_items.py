@@ -104,7 +104,7 @@ def test_items_hold_what_the_request_asks_for(lists: Service) -> None:
     assert {item["text"] for item in known if item["seen_in_training"]} == set(TRAINING) & set(texts(known))
 
 
-def test_a_seed_is_chosen_and_told(lists: Service) -> None:
+def test_a_seed_is_chosen_and_returned(lists: Service) -> None:
     """A request without a seed can be repeated with the one that the answer names."""
     first, other = lists.generate(items=30), lists.generate(items=30)
     assert first["items"] != other["items"]

@@ -1,4 +1,4 @@
-"""Many texts of one request: n on /generate, and lists on /score. Each is what it is when it is asked for alone."""
+"""Many texts of one request: n on /generate, and lists on /score. Each is what it is when it is requested alone."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def streamed(service: Service, **body: Any) -> tuple[dict[int, str], dict[int, d
 
 @pytest.mark.parametrize("how", [PAYLOAD, TUNED, {"prompt": "", "seed": MAX_SEED - 3, "max_chars": 30}])
 @pytest.mark.parametrize("stream", [False, True])
-def test_each_of_n_texts_is_the_one_asked_for_alone(service: Service, how: dict[str, Any], stream: bool) -> None:
+def test_each_of_n_texts_is_the_one_requested_alone(service: Service, how: dict[str, Any], stream: bool) -> None:
     """Text i has the request's seed plus i, and is bit for bit the text of that seed; its result carries its index."""
     n = 12
     if stream:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from service.openapi.document import Limits, document
 from service.openapi.operations import OPERATIONS
 from service.settings import Settings
 from tests.integration.test_routes import GUARDS
+from tests.servers import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -104,5 +104,5 @@ def test_the_page_loads_nothing_from_another_host(app: Flask) -> None:
     answer = app.test_client().get("/docs")
     assert answer.mimetype == "text/html"
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
-    text = answer.get_data(as_text=True) + (Path("service/page") / "docs.js").read_text()
+    text = answer.get_data(as_text=True) + (ROOT / "service/page/docs.js").read_text()
     assert not re.findall(r"https?://", text)

@@ -145,7 +145,7 @@ def broken(folder: Path, kind: str) -> tuple[Path, str]:
 def test_a_checkpoint_that_cannot_be_used_is_refused(
     folder: Path, swapped: Service, tiny: Checkpoint, kind: str
 ) -> None:
-    """Promoted by hand: the reason is readyz, the old one serves, also after a restart; the next good one is taken."""
+    """Promoted by hand: /readyz has the reason, the old one serves, also after a restart, until a good one comes."""
     path, says = broken(folder, kind)
     if kind not in ("foreign", "gone", "truncated"):
         fingerprint = file_format.read_info(path).fingerprint

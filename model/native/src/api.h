@@ -29,7 +29,7 @@ typedef struct {
     const int32_t *forced_ids;        /* (K, B) */
     const double *random_values;      /* (K, B) */
     const sampling_t *sampling;       /* (B,) */
-    const int32_t *score_ids;         /* (K, B), negative where nothing is asked for; or NULL */
+    const int32_t *score_ids;         /* (K, B), negative where none is requested; or NULL */
     const int32_t *windows;           /* (B, window_size), see model/network/penalties.py; or NULL */
     const int32_t *bias_starts;       /* (B + 1,): a row's entries of bias_ids and bias_values; or NULL */
     const int32_t *bias_ids;

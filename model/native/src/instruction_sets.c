@@ -15,13 +15,13 @@ enum { LEAF1_ECX, LEAF7_EBX, LEAF7_ECX, LEAF71_EAX, XCR0, WORDS };
  * says no in a library that zig linked. */
 static int cpu_has(unsigned ecx1, unsigned ebx7, unsigned ecx7, unsigned eax71, unsigned registers)
 {
-    unsigned wanted[WORDS] = {ecx1 | bit_OSXSAVE, ebx7, ecx7, eax71, registers}, has[WORDS] = {0}, a, b, c, d;
+    unsigned needed[WORDS] = {ecx1 | bit_OSXSAVE, ebx7, ecx7, eax71, registers}, has[WORDS] = {0}, a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &has[LEAF1_ECX], &d) || !(has[LEAF1_ECX] & bit_OSXSAVE)) return 0;
     __asm__("xgetbv" : "=a"(has[XCR0]), "=d"(d) : "c"(0));
     if (__get_cpuid_count(7, 0, &a, &has[LEAF7_EBX], &has[LEAF7_ECX], &d) && a >= 1)
         __get_cpuid_count(7, 1, &has[LEAF71_EAX], &b, &c, &d);
     for (int i = 0; i < WORDS; i++)
-        if ((has[i] & wanted[i]) != wanted[i]) return 0;
+        if ((has[i] & needed[i]) != needed[i]) return 0;
     return 1;
 }
 
@@ -46,7 +46,7 @@ static int has_neon_dotprod(void)
 static int has_plain(void) { return 1; }
 
 /* LONGHAND_SETS(SET) is defined by the build: SET(name) for each set that the compiler knew, the best first. Plain C is
- * there for tests, so it comes last and is only used when it is asked for by name. */
+ * there for tests, so it comes last and is only used when it is named. */
 #define SET_EXTERN(set) extern const lh_kernels lh_kernels_##set;
 #define SET_ENTRY(set) {&lh_kernels_##set, has_##set},
 LONGHAND_SETS(SET_EXTERN)

@@ -106,7 +106,7 @@ def test_a_lost_connection_is_resumed(
     dying.stop()
 
 
-def test_stop_keeps_the_text_that_is_shown(visit: Visiting, service: Service, tiny: Checkpoint) -> None:
+def test_stop_keeps_the_visible_text(visit: Visiting, service: Service, tiny: Checkpoint) -> None:
     """After a stop in mid-text, the text continues with the next character."""
     v = visit(service).open()
     v.generate(**REQUEST, max_chars=50_000)

@@ -132,9 +132,7 @@ def interrupted_run(out: Path, text: Path, *options: str) -> str:
     return str(run)
 
 
-def test_the_resume_command_keeps_what_was_asked(
-    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_resume_command_keeps_the_options(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--no-promote, and a folder with a space in its name, are in the printed command; it runs as it is printed."""
     out = tmp_path / "my models"
     run = interrupted_run(out, text, "--no-promote")

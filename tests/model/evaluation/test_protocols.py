@@ -70,7 +70,7 @@ def test_the_dynamic_protocol_is_dynamic_evaluation(corpus: Corpus) -> None:
 
 
 def test_a_sample_as_long_as_the_text_is_the_whole_text(corpus: Corpus) -> None:
-    """Asked for at least all characters, it is the stateful loss; asked for fewer, it is near."""
+    """With at least all characters it is the stateful loss; with fewer it is near."""
     network = CharRNN(model_config(corpus)).eval()
     whole = loss(network, corpus.val)
     assert sampled_loss(network, corpus.val, len(corpus.val)) == whole

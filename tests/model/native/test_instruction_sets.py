@@ -105,7 +105,7 @@ def test_the_best_instruction_set_runs_unless_the_environment_names_another(monk
 
 
 def test_a_cpu_with_plain_c_only_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain C is slower than torch, so it never runs unless it is asked for."""
+    """Plain C is slower than torch, so it never runs unless it is named."""
     monkeypatch.delenv(INSTRUCTION_SET_VARIABLE, raising=False)
     monkeypatch.setattr("model.native.library.available_instruction_sets", lambda library: ["plain"])
     with pytest.raises(Unsupported, match="AVX2"):

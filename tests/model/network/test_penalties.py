@@ -1,4 +1,4 @@
-"""Bias and penalties: what they do to logits, and the windows that they look at."""
+"""Bias and penalties: what they do to logits, and the windows that they depend on."""
 
 from __future__ import annotations
 

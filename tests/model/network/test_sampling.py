@@ -21,7 +21,7 @@ def draw(
 
 @given(seed=st.integers(0, MAX_SEED), start=st.integers(0, 10**9), count=st.integers(1, 50), cut=st.integers(0, 50))
 def test_a_random_number_is_a_function_of_seed_and_position(seed: int, start: int, count: int, cut: int) -> None:
-    """However positions are asked for, each has its number, in [0, 1)."""
+    """However positions are grouped, each has its number, in [0, 1)."""
     whole = random_values([seed, 5], [start, 9], count)
     cut = min(cut, count)
     parts = np.concatenate([random_values([seed], [start], cut), random_values([seed], [start + cut], count - cut)])

@@ -57,7 +57,7 @@ def test_forced_ids_are_scored_as_by_the_float64_network(name: str, params: Samp
 
 
 @pytest.mark.parametrize("name", STEPPERS)
-def test_scoring_changes_nothing_but_the_logprobs_that_are_asked_for(name: str) -> None:
+def test_scoring_changes_nothing_but_the_requested_logprobs(name: str) -> None:
     """Ids, states and all other log-probabilities are the same bits, in prompts and where ids are sampled."""
     make, _ = STEPPERS[name]
     network, rng = random_checkpoint("lstm").network(torch.float64), np.random.default_rng(3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,8 @@ from service.errors import UnreadableJob
 from service.jobs.queue import JobQueue, RetrainJob, run_folder
 from service.jobs.record import JOBS_KEY, record_key
 from service.jobs.request import JobRequest
-from service.store.connect import connect
-from tests.servers import RedisServer
 
 REQUEST = {"corpus": "words", "preset": "quick", "promote": "never", "warm_start": False}
-
-
-@pytest.fixture
-def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    client = connect(redis_server.url)
-    client.flushall()
-    yield client
-    client.flushall()
-    client.close()
 
 
 @pytest.mark.parametrize(
@@ -53,59 +41,59 @@ def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
         ("error", b"\xff"),
     ],
 )
-def test_a_damaged_record_is_one_error(client: redis.Redis, field: str, value: str | bytes) -> None:
+def test_a_damaged_record_is_one_error(empty_redis: redis.Redis, field: str, value: str | bytes) -> None:
     """Reading that job says what is wrong; the list of the others is whole, and another can be submitted."""
-    queue = JobQueue(client, 8)
+    queue = JobQueue(empty_redis, 8)
     damaged, other = queue.submit(REQUEST), queue.submit(REQUEST)
-    client.hset(record_key(damaged), field, value)
+    empty_redis.hset(record_key(damaged), field, value)
     with pytest.raises(UnreadableJob, match=damaged):
         queue.get(damaged)
     assert [job.job_id for job in queue.listing()] == [other]
     assert queue.submit(REQUEST)
 
 
-def test_names_that_are_no_ids_are_passed_over(client: redis.Redis) -> None:
+def test_names_that_are_no_ids_are_passed_over(empty_redis: redis.Redis) -> None:
     """Among the jobs, as the bootstrap job, and in RQ's registry of running jobs."""
-    queue = JobQueue(client, 8)
+    queue = JobQueue(empty_redis, 8)
     job_id = queue.submit(REQUEST)
-    client.zadd(JOBS_KEY, {b"\xff/../x": 5.0})
-    client.set("lh:bootstrap-job", b"\xff")
-    client.zadd("rq:wip:longhand", {b"\xff": 1.0, b"no:such:execution": 1.0})
+    empty_redis.zadd(JOBS_KEY, {b"\xff/../x": 5.0})
+    empty_redis.set("lh:bootstrap-job", b"\xff")
+    empty_redis.zadd("rq:wip:longhand", {b"\xff": 1.0, b"no:such:execution": 1.0})
     assert [job.job_id for job in queue.listing()] == [job_id]
     assert queue.bootstrap_job_id() is None
 
 
-def test_an_event_that_cannot_be_read_is_a_note(client: redis.Redis) -> None:
+def test_an_event_that_cannot_be_read_is_a_note(empty_redis: redis.Redis) -> None:
     """The events after it follow, and a client can resume after it."""
-    queue = JobQueue(client, 8)
+    queue = JobQueue(empty_redis, 8)
     job_id = queue.submit(REQUEST)
     for data in (b"{", b"[1]", b'{"lr": NaN}', b'{"text": "fine"}'):
-        client.xadd(f"{record_key(job_id)}:events", {"name": "note", "data": data})
-    client.xadd(f"{record_key(job_id)}:events", {"other": "field"})
+        empty_redis.xadd(f"{record_key(job_id)}:events", {"name": "note", "data": data})
+    empty_redis.xadd(f"{record_key(job_id)}:events", {"other": "field"})
     texts = [event.data["text"] for event in queue.events(job_id, "0", wait_ms=1)]
     assert len(texts) == 5
     assert texts[3] == "fine"
     assert ["cannot be read" in text for text in texts] == [True, True, True, False, True]
 
 
-def test_nothing_that_an_entry_names_is_imported_or_called(client: redis.Redis) -> None:
+def test_nothing_that_an_entry_names_is_imported_or_called(empty_redis: redis.Redis) -> None:
     """Callbacks, web addresses, dependencies and repetitions in RQ's entry are dropped; a damaged entry is none."""
-    queue = JobQueue(client, 8)
+    queue = JobQueue(empty_redis, 8)
     key = f"rq:job:{queue.submit(REQUEST)}"
     names: dict[Any, Any] = {f"{kind}_callback_name": "os.getcwd" for kind in ("success", "failure", "stopped")}
     hook = json.dumps([{"url": "http://127.0.0.1:1/", "job_status": "failed"}])
-    client.hset(key, mapping={**names, "webhooks": hook, "repeats_left": "9", "dependency_ids": '["x"]'})
+    empty_redis.hset(key, mapping={**names, "webhooks": hook, "repeats_left": "9", "dependency_ids": '["x"]'})
     job_id = key.rpartition(":")[2]
-    job = RetrainJob.fetch(job_id, connection=client, serializer=JSONSerializer)
+    job = RetrainJob.fetch(job_id, connection=empty_redis, serializer=JSONSerializer)
     assert (job.success_callback, job.failure_callback, job.stopped_callback) == (None, None, None)
     assert (job.webhooks, job.repeats_left, job.dependency_ids) == ([], None, [])
     for field, value in (("created_at", "yesterday"), ("status", "fine"), ("timeout", "x"), ("dependency_ids", "{")):
-        good: Any = client.hget(key, field)
-        client.hset(key, field, value)
+        good: Any = empty_redis.hget(key, field)
+        empty_redis.hset(key, field, value)
         with pytest.raises(NoSuchJobError):
-            RetrainJob.fetch(job_id, connection=client, serializer=JSONSerializer)
+            RetrainJob.fetch(job_id, connection=empty_redis, serializer=JSONSerializer)
         assert queue.get(job_id).error == "RQ has no entry for this job any more"
-        client.hset(key, field, good or b"")
+        empty_redis.hset(key, field, good or b"")
 
 
 @pytest.mark.parametrize("job_id", ["/etc", "..", "../x", "", ".", "0123456789ABCDEF", "0123456789abcdef/.."])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,8 +13,7 @@ from model.errors import ConfigError
 from service.jobs.queue import QUEUE, JobQueue, RetrainJob
 from service.jobs.record import JobRecord, JobState
 from service.jobs.request import JobRequest
-from service.store.connect import connect
-from tests.servers import ROOT, RedisServer
+from tests.servers import ROOT
 
 FIXTURE: dict[str, Any] = json.loads((ROOT / "tests/fixtures/old_jobs.json").read_text())
 
@@ -39,13 +37,9 @@ def restore(client: redis.Redis) -> None:
 
 
 @pytest.fixture
-def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    client = connect(redis_server.url)
-    client.flushall()
-    restore(client)
-    yield client
-    client.flushall()
-    client.close()
+def client(empty_redis: redis.Redis) -> redis.Redis:
+    restore(empty_redis)
+    return empty_redis
 
 
 def test_a_finished_job_is_read_under_the_present_names(client: redis.Redis) -> None:

@@ -1,10 +1,9 @@
-"""Of several processes that promote at the same time one wins, and the others are told."""
+"""Of several processes that promote at the same time one wins, and the others get an error."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,12 @@ from service.store.connect import connect
 from service.store.corpora import Corpora
 from service.store.promotions import MemoryPromotions, Promotions, RedisPromotions, change_promotion
 from tests.conftest import random_checkpoint
-from tests.servers import RedisServer
 
 
 @pytest.fixture
-def client(redis_server: RedisServer) -> Iterator[Any]:
-    client = connect(redis_server.url)
-    client.delete(*client.keys("lh:promotion:*") or ["none"])
-    yield client
-    client.close()
+def client(redis_client: Any) -> Any:
+    redis_client.delete(*redis_client.keys("lh:promotion:*") or ["none"])
+    return redis_client
 
 
 @pytest.fixture
@@ -38,8 +34,8 @@ def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def race(client: Any, paths: list[Path], version: int) -> tuple[list[Path], list[Path]]:
-    """Promote all at once; return who won and who was told."""
-    barrier, won, told = threading.Barrier(len(paths)), [], []
+    """Promote all at once; return who won and who was refused."""
+    barrier, won, refused = threading.Barrier(len(paths)), [], []
 
     def promote(path: Path) -> None:
         promotions = RedisPromotions(client)
@@ -47,7 +43,7 @@ def race(client: Any, paths: list[Path], version: int) -> tuple[list[Path], list
         try:
             change_promotion(promotions, version, partial(registry.promote, path))
         except PromotionConflict:
-            told.append(path)
+            refused.append(path)
         else:
             won.append(path)
 
@@ -56,21 +52,21 @@ def race(client: Any, paths: list[Path], version: int) -> tuple[list[Path], list
         thread.start()
     for thread in threads:
         thread.join()
-    return won, told
+    return won, refused
 
 
 def test_of_many_machines_one_promotes(client: Any, tmp_path: Path, without_locks: None) -> None:
     """Each decided by the same version; promoted.json has the winner's name, and the next change goes through."""
     paths = [random_checkpoint(n_layers=1, n_hidden=4, seed=seed).save(tmp_path) for seed in range(8)]
     for version in range(5):
-        won, told = race(client, paths, version)
-        assert (len(won), len(told)) == (1, len(paths) - 1)
+        won, refused = race(client, paths, version)
+        assert (len(won), len(refused)) == (1, len(paths) - 1)
         assert registry.promoted_path(tmp_path) == won[0]
         assert registry.promotion_version(tmp_path) == version + 1
 
 
 @pytest.mark.parametrize("where", ["memory", "redis", "no redis"])
-def test_who_decided_by_an_old_version_is_told(client: Any, tmp_path: Path, where: str) -> None:
+def test_who_decided_by_an_old_version_gets_an_error(client: Any, tmp_path: Path, where: str) -> None:
     """Also by the file alone: a promotion by the command line claims nothing."""
     promotions: Promotions = MemoryPromotions()
     if where != "memory":

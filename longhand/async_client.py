@@ -24,6 +24,7 @@ from longhand.schemas import (
     ItemsResult,
     Job,
     JobEvent,
+    LayoutOptions,
     Models,
     Score,
     Session,
@@ -192,9 +193,15 @@ class AsyncClient:
         """Cancel a queued or running job."""
         return await self._core.cancel_job(job_id)
 
-    async def put_corpus(self, name: str, text: str) -> Corpus:
-        """Store a text to train on."""
-        return await self._core.put_corpus(name, text)
+    async def put_corpus(self, name: str, text: str, **layout: Unpack[LayoutOptions]) -> Corpus:
+        """Store a text to train on.
+
+        Args:
+            name: The corpus.
+            text: Its text.
+            layout: How the items of a list lie in it; without, it is detected.
+        """
+        return await self._core.put_corpus(name, text, layout)
 
     async def corpora(self) -> list[Corpus]:
         """Return the stored texts."""

@@ -24,6 +24,7 @@ from longhand.schemas import (
     ItemsResult,
     Job,
     JobEvent,
+    LayoutOptions,
     Models,
     Score,
     Session,
@@ -192,9 +193,15 @@ class Client:
         """Cancel a queued or running job."""
         return run(self._core.cancel_job(job_id))
 
-    def put_corpus(self, name: str, text: str) -> Corpus:
-        """Store a text to train on."""
-        return run(self._core.put_corpus(name, text))
+    def put_corpus(self, name: str, text: str, **layout: Unpack[LayoutOptions]) -> Corpus:
+        """Store a text to train on.
+
+        Args:
+            name: The corpus.
+            text: Its text.
+            layout: How the items of a list lie in it; without, it is detected.
+        """
+        return run(self._core.put_corpus(name, text, layout))
 
     def corpora(self) -> list[Corpus]:
         """Return the stored texts."""

@@ -24,6 +24,7 @@ from longhand.schemas import (
     ItemOptions,
     ItemScores,
     Job,
+    LayoutOptions,
     Models,
     Score,
     Session,
@@ -245,10 +246,12 @@ class Core:
         """Implement Client.rollback."""
         return await self._promoted(Call("POST", "/models/rollback", body={}, is_repeatable=False))
 
-    async def put_corpus(self, name: str, text: str) -> Corpus:
+    async def put_corpus(self, name: str, text: str, layout: LayoutOptions) -> Corpus:
         """Implement Client.put_corpus."""
         headers = {"Content-Type": "text/plain; charset=utf-8"}
-        return await self._get(Corpus, Call("PUT", _corpus_path(name), content=text.encode(), headers=headers))
+        query = {k: json.dumps(v) if isinstance(v, bool) else str(v) for k, v in _without_none(layout).items()}
+        call = Call("PUT", _corpus_path(name), content=text.encode(), query=query, headers=headers)
+        return await self._get(Corpus, call)
 
     async def corpora(self) -> list[Corpus]:
         """Implement Client.corpora."""

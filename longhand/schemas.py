@@ -57,6 +57,19 @@ class ItemOptions(TypedDict, total=False):
     on_unknown: Literal["error", "skip"]
 
 
+class LayoutOptions(TypedDict, total=False):
+    """How the items of a list lie in a corpus: the query of PUT /corpora/{name}. One that is None is not sent."""
+
+    items: Literal["auto", "text", "lines", "paragraphs", "separator", "csv", "tsv", "jsonl"]
+    separator: str
+    column: str
+    group_column: str
+    max_item_chars: int
+    long_items: Literal["refuse", "cut", "skip"]
+    duplicates: Literal["keep", "drop"]
+    novelty: bool
+
+
 class Answer(BaseModel):
     """Base of all answers."""
 
@@ -285,4 +298,5 @@ class Corpus(Answer):
     distinct_characters: int | None = None
     sha256: str | None = None
     notes: list[str] = Field(default_factory=list)
+    layout: dict[str, Any] = Field(default_factory=dict)
     error: str | None = None

@@ -26,6 +26,7 @@ from service.store.corpora import Corpora
 _NETWORK_SETTINGS = {f.name for f in fields(ModelConfig)} - {"vocab_size"}
 _TRAINING_SETTINGS = {f.name for f in fields(TrainConfig)}
 _LAYOUT_SETTINGS = {f.name for f in fields(ItemLayout)}
+_LIMITS = ("max_item_chars", "long_items", "duplicates", "novelty")  # fields of a layout for any kind of file
 _SETTINGS = _NETWORK_SETTINGS | _TRAINING_SETTINGS | _LAYOUT_SETTINGS
 _MAX_CHECKED_BYTES = 16 * 2**20  # of lists whose items are checked before a job is queued: a second or two
 
@@ -159,7 +160,8 @@ def validate(request: RetrainRequest, corpora: Corpora, checkpoint_dir: Path) ->
         if name not in _SETTINGS:
             known = ", ".join([*RetrainRequest.model_fields, *sorted(_SETTINGS)])
             raise BadRequest(name, value, f"one of the fields {known}", problem="no such field")
-    job_request = JobRequest(request.corpus, request.preset, request.promote, request.warm_start, request.settings)
+    settings = {**_declared_settings(request, corpora), **request.settings}
+    job_request = JobRequest(request.corpus, request.preset, request.promote, request.warm_start, settings)
     with _config_errors_as_bad_requests():
         job_request.train_config()
         job_request.layout()
@@ -168,6 +170,27 @@ def validate(request: RetrainRequest, corpora: Corpora, checkpoint_dir: Path) ->
         if request.warm_start:
             _check_warm_start(job_request, model, checkpoint_dir)
     return job_request
+
+
+def _declared_settings(request: RetrainRequest, corpora: Corpora) -> dict[str, Any]:
+    """Return how the items of the corpora lie, if their uploads said so and the request does not overrule it.
+
+    Raises:
+        BadRequest: The corpora are not of one kind, and the request does not say how to read them.
+    """
+    known = corpora.names()
+    infos = [corpora.get(name) for name in request.corpora if name in known]
+    if not any(info.is_declared for info in infos) or request.settings.get("items") == "text":
+        return {}
+    if "items" in request.settings:
+        layouts = [{k: v for k, v in info.layout.items() if k in _LIMITS} for info in infos]
+        return layouts[0] if all(layout == layouts[0] for layout in layouts) else {}
+    if any(info.layout != infos[0].layout for info in infos):
+        kinds = ", ".join(f"{info.name}: {ItemLayout.from_dict(info.layout).description}" for info in infos)
+        raise BadRequest(
+            "items", None, "a value for all of them", problem=f"the corpora are of several kinds ({kinds})"
+        )
+    return infos[0].layout
 
 
 @contextlib.contextmanager

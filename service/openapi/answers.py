@@ -233,6 +233,8 @@ class Corpus(Answer):
     distinct_characters: Count
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     notes: list[str]
+    layout: dict[str, Any]
+    layout_source: Literal["declared", "detected"]
     modified_at: float | None
 
 

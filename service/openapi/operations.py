@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from model.text.items.layout import DUPLICATES, ITEM_KINDS, LONG_ITEMS, MOST_ITEM_CHARS
 from service.jobs.queue import JOB_ID
 from service.openai.schemas import CompletionRequest, DetokenizeRequest, TokenizeRequest
 from service.openapi import answers
@@ -100,6 +101,23 @@ _LOGPROBS = Parameter(
     "logprobs", "query", {"type": "integer", "minimum": 0, "maximum": MAX_TOP_LOGPROBS}, "as for POST /generate"
 )
 _IF_NONE_MATCH = Parameter("If-None-Match", "header", {"type": "string"}, "* keeps a corpus that exists")
+_LAYOUT = (
+    Parameter("items", "query", {"enum": list(ITEM_KINDS)}, "whether the corpus is a list, and how its items lie"),
+    Parameter(
+        "separator",
+        "query",
+        {"type": "string", "minLength": 1},
+        "what lies between two items; \\n, \\t and \\0 are read",
+    ),
+    Parameter("column", "query", {"type": "string"}, "of a table: the column of the items"),
+    Parameter("group_column", "query", {"type": "string"}, "of a table: equal values keep items in one part"),
+    Parameter(
+        "max_item_chars", "query", {"type": "integer", "minimum": 1, "maximum": MOST_ITEM_CHARS}, "the longest item"
+    ),
+    Parameter("long_items", "query", {"enum": list(LONG_ITEMS)}, "what is done with longer ones"),
+    Parameter("duplicates", "query", {"enum": list(DUPLICATES)}, "whether items that equal one before them count"),
+    Parameter("novelty", "query", {"type": "boolean"}, "whether a checkpoint keeps a hash of each training item"),
+)
 _MODEL = {"fingerprint": "a4a693fb475d134d", "name": "val1.4302-step004200.safetensors"}
 _SESSION = "dzjLzNEeyH36OrPzHc-_3FUiORGdrKNv"
 _GENERATED = {
@@ -114,7 +132,7 @@ _JOB: dict[str, Any] = {
 _WHOLE_JOB = {**_JOB, "validations": [], "samples": [], "notes": [], "advice": []}
 _CORPUS = {
     "name": "mine", "bytes": 540, "characters": 540, "distinct_characters": 6, "sha256": "0" * 64, "notes": [],
-    "modified_at": 1795661942.8,
+    "layout": {"items": "text"}, "layout_source": "detected", "modified_at": 1795661942.8,
 }  # fmt: skip
 _OPENAI_MODEL = {"id": "longhand", "object": "model", "created": 1795661937, "owned_by": "longhand"}
 _COMPLETION = {
@@ -246,7 +264,7 @@ OPERATIONS: tuple[Operation, ...] = (
         {
             200: Answer("replaced", answers.Corpus, _CORPUS, headers={"Location": "its address"}),
             201: Answer("stored", answers.Corpus, _CORPUS, headers={"Location": "its address"}),
-        }, (400, 409, 413, 415, 422, 503, 507), text_body=True, parameters=(_IF_NONE_MATCH,),
+        }, (400, 409, 413, 415, 422, 503, 507), text_body=True, parameters=(_IF_NONE_MATCH, *_LAYOUT),
     ),
     Operation(
         "GET", "/corpora/{name}", "get_corpus", "Train", "A training text's statistics", _O,

@@ -85,7 +85,7 @@ async function train(form, onQueued) {
   setStatus(status, "");
   const { name = "text", corpus, ...settings } = readFields(form);
   try {
-    const names = corpus === undefined ? await upload(name, status) : [corpus];
+    const names = corpus === undefined ? await upload(name, settings.items, status) : [corpus];
     const body = { ...settings, corpus: names.length > 1 ? names : names[0] };
     const job = await requestJson("POST", "/retrain", { body });
     setStatus(status, job.position ? `Queued behind ${job.position} other trainings.` : "Queued; it starts now.");
@@ -101,12 +101,16 @@ async function train(form, onQueued) {
   }
 }
 
-/** Upload the chosen files, the only one under this name, and return the names. @throws {ServiceError} */
-async function upload(name, status) {
+/**
+ * Upload the chosen files, the only one under this name, and return the names.
+ * @param {string} items how their items lie, if they are lists; "auto" is detected @throws {ServiceError}
+ */
+async function upload(name, items, status) {
+  const query = items && items !== "auto" ? `?items=${encodeURIComponent(items)}` : "";
   const names = files.length > 1 ? corpusNames(files) : [name];
   for (const [i, each] of names.entries()) {
     setStatus(status, names.length > 1 ? `Uploading text ${i + 1} of ${names.length}…` : "Uploading the text…");
-    await requestJson("PUT", `/corpora/${encodeURIComponent(each)}`, { body: files[i] ?? new Blob([]) });
+    await requestJson("PUT", `/corpora/${encodeURIComponent(each)}${query}`, { body: files[i] ?? new Blob([]) });
   }
   return names;
 }

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import IO
+import re
+from typing import IO, Any
 
 from flask import Blueprint, Response, jsonify, request
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
+from model.errors import ConfigError
+from model.text.items.layout import ItemLayout, unescape
 from service.errors import BadRequest, WrongMediaType
 from service.routes.body import no_content
 from service.store.corpora import Corpora, too_large
 
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 """What `curl -F` and `curl -d` send: an envelope around the text, or the text without its line ends."""
+
+_BOOLEANS = {"true": True, "false": False}
 
 
 def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
@@ -32,8 +37,9 @@ def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
             raise WrongMediaType("Content-Type", request.mimetype, expected)
         request.max_content_length = max_bytes
         only_new = request.headers.get("If-None-Match") == "*"
+        layout, body = _layout(), _Body(request.stream, request.content_length)
         try:
-            stored, is_new = corpora.put(name, _Body(request.stream, request.content_length).read, only_new=only_new)
+            stored, is_new = corpora.put(name, body.read, only_new=only_new, layout=layout)
         except RequestEntityTooLarge as e:
             raise too_large(max_bytes, request.content_length) from e
         return jsonify(stored.as_dict()), 201 if is_new else 200, {"Location": f"{request.script_root}/corpora/{name}"}
@@ -48,6 +54,25 @@ def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
         return no_content()
 
     return routes
+
+
+def _layout() -> ItemLayout | None:
+    """Read from the query how the items of a list lie; None: the query says nothing.
+
+    Raises:
+        BadRequest: A parameter has a value that is not accepted, contradicts another one, or does not exist.
+    """
+    values: dict[str, Any] = dict(request.args)
+    try:
+        if "max_item_chars" in values and re.fullmatch(r"[0-9]{1,9}", values["max_item_chars"]):
+            values["max_item_chars"] = int(values["max_item_chars"])
+        if values.get("novelty") in _BOOLEANS:
+            values["novelty"] = _BOOLEANS[values["novelty"]]
+        if "separator" in values:
+            values = {"items": "separator", **values, "separator": unescape(values["separator"])}
+        return ItemLayout.from_dict(values) if values else None
+    except ConfigError as e:
+        raise BadRequest(e.field, values.get(e.field), e.expected, problem=e.problem) from e
 
 
 class _Body:

@@ -2,6 +2,7 @@
 
     {name}        the text as it was uploaded
     .{name}.json  its statistics, which are computed again when they do not belong to the file as it is now
+    .{name}.layout  how its items lie, where the upload said so: layouts by the hash of the text that each belongs to
 
 The corpus `shakespeare` is built in and always there.
 """
@@ -10,18 +11,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from model.atomic_files import atomic_write
 from model.errors import StorageError, TextError
-from model.text.decoding import TextDecoder
+from model.text.decoding import TextDecoder, read_text
 from model.text.default_text import default_text
+from model.text.items.detection import SAMPLE_CHARS, detect
+from model.text.items.layout import TABLES, TEXT, ItemLayout
+from model.text.items.reading import items_of
+from model.text.items.splitting import SplittableItems
 from model.text.normalization import NORMALIZATION
 from model.text.text_statistics import TextStatistics, text_sha256
 from service.errors import BadRequest, BodyTooLarge, CorpusConflict, UnknownCorpus
@@ -29,6 +35,8 @@ from service.errors import BadRequest, BodyTooLarge, CorpusConflict, UnknownCorp
 BUILT_IN = "shakespeare"
 NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 _CHUNK_BYTES = 1 << 20
+_MAX_COUNTED_BYTES = 4 * 2**20  # of lists whose items are counted when they are uploaded: half a second
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +48,10 @@ class CorpusInfo:
     n_characters: int
     alphabet: str  # the distinct characters, in order
     sha256: str  # of the decoded text
-    notes: list[str]  # what was changed while the text was decoded
+    notes: list[str]  # what was changed while the text was decoded, and what is known of the items of a list
     modified_at: float | None  # Unix seconds; None for the built-in corpus
+    layout: dict[str, Any] = field(default_factory=TEXT.as_dict)  # how it is read: as a text, or as items
+    is_declared: bool = False  # whether the upload said so; else it was detected
 
     def as_dict(self) -> dict[str, Any]:
         """Return what clients get."""
@@ -52,6 +62,8 @@ class CorpusInfo:
             "distinct_characters": len(self.alphabet),
             "sha256": self.sha256,
             "notes": self.notes,
+            "layout": self.layout,
+            "layout_source": "declared" if self.is_declared else "detected",
             "modified_at": self.modified_at,
         }
 
@@ -72,19 +84,27 @@ class Corpora:
         self._folder = folder
         self._max_bytes = max_bytes
 
-    def put(self, name: str, read: Callable[[int], bytes], *, only_new: bool = False) -> tuple[CorpusInfo, bool]:
+    def put(
+        self,
+        name: str,
+        read: Callable[[int], bytes],
+        *,
+        only_new: bool = False,
+        layout: ItemLayout | None = None,
+    ) -> tuple[CorpusInfo, bool]:
         """Store a corpus while it is read.
 
         Args:
             name: The corpus.
             read: Returns at most so many of the next bytes; none at the end.
             only_new: Whether an existing corpus must not be replaced.
+            layout: How the items of a list lie in it; None: it is detected.
 
         Returns:
             The corpus, and whether its name is new.
 
         Raises:
-            BadRequest: The bytes are not UTF-8 text.
+            BadRequest: The bytes are not UTF-8 text, or not items as the layout says.
             BodyTooLarge: They are more than allowed.
             CorpusConflict: The corpus exists and must not be replaced.
             StorageError: It cannot be written; a corpus of this name is unchanged.
@@ -103,6 +123,12 @@ class Corpora:
                 scan.update(chunk)
                 file.write(chunk)
             scan.update(b"", final=True)
+            file.flush()
+            scan.read_items(Path(file.name), layout)
+            if layout is not None:
+                self._declare(path, scan)
+        if layout is None:
+            _layout_path(path).unlink(missing_ok=True)
         return self._store_info(path, scan), not existed
 
     def get(self, name: str) -> CorpusInfo:
@@ -148,6 +174,7 @@ class Corpora:
         try:
             path.unlink()
             _info_path(path).unlink(missing_ok=True)
+            _layout_path(path).unlink(missing_ok=True)
         except FileNotFoundError:
             raise _unknown(name) from None
         except OSError as e:
@@ -175,7 +202,18 @@ class Corpora:
         except OSError as e:
             raise StorageError(f"cannot be read ({e.strerror})", field=f"corpus {path.name}") from e
         scan.update(b"", final=True)
+        scan.read_items(path, _declared_layouts(path).get(scan.sha256))
         return self._store_info(path, scan)
+
+    def _declare(self, path: Path, scan: _Scan) -> None:
+        """Store the layout of a text that takes its place next, beside that of the text which is there until then."""
+        layouts = {scan.sha256: scan.layout.as_dict()}
+        with contextlib.suppress(BadRequest, UnknownCorpus, StorageError):
+            before = self.get(path.name)
+            if before.is_declared and before.sha256 != scan.sha256:
+                layouts[before.sha256] = before.layout
+        with atomic_write(_layout_path(path)) as file:
+            file.write(json.dumps(layouts).encode())
 
     def _store_info(self, path: Path, scan: _Scan) -> CorpusInfo:
         stat = path.stat()
@@ -201,8 +239,13 @@ class _Scan:
     """Decode a corpus as its bytes arrive, and compute its statistics."""
 
     def __init__(self, name: str) -> None:
+        self._name = name
         self._decoder = TextDecoder(f"corpus {name}")
         self._statistics = TextStatistics()
+        self._start = ""  # of the text
+        self._item_notes: list[str] = []
+        self._is_declared = False
+        self.layout = TEXT
 
     @property
     def n_bytes(self) -> int:
@@ -216,9 +259,47 @@ class _Scan:
             BadRequest: They are not UTF-8, or the text ends and is empty.
         """
         try:
-            self._statistics.update(self._decoder.decode(chunk, final=final))
+            text = self._decoder.decode(chunk, final=final)
         except TextError as e:
             raise BadRequest("body", e.problem, e.expected, problem=f"{e.field}: {e.problem}") from e
+        self._statistics.update(text)
+        self._start += text[: SAMPLE_CHARS + 1 - len(self._start)]
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the decoded text, after the final update."""
+        return self._statistics.sha256
+
+    def read_items(self, path: Path, declared: ItemLayout | None) -> None:
+        """Detect the layout of a list, and count its items. After the final update.
+
+        The items of a large list are counted where it is trained on.
+
+        Args:
+            path: A file of the whole text.
+            declared: What the upload said; None: it is detected from the text and the name.
+
+        Raises:
+            BadRequest: There are no such items.
+        """
+        self._is_declared = declared is not None
+        self.layout = layout = detect(self._start, declared or ItemLayout(), self._name)
+        if not layout.is_list or self._decoder.n_inflated > _MAX_COUNTED_BYTES:
+            return
+        try:
+            text, _ = read_text(path)
+            found = items_of(text, layout, f"corpus {self._name}")
+            SplittableItems.of(found, f"corpus {self._name}")
+        except TextError as e:
+            if declared is None:
+                self._item_notes = [f"it seems to be a list, but cannot be trained on as one: {e}"]
+                return
+            is_about = [
+                name for name in ("column", "group_column") if e.value is not None and e.value == getattr(layout, name)
+            ]
+            field = is_about[0] if is_about and layout.items in TABLES else "body"
+            raise BadRequest(field, e.value, e.expected, problem=f"{e.field}: {e.problem}") from e
+        self._item_notes = found.notes
 
     def info(self, name: str, modified_at: float) -> CorpusInfo:
         """Return the statistics. Complete after the final update."""
@@ -229,8 +310,10 @@ class _Scan:
             statistics.n_characters,
             statistics.characters,
             statistics.sha256,
-            self._decoder.notes,
+            [*self._decoder.notes, *self._item_notes],
             modified_at,
+            self.layout.as_dict(),
+            self._is_declared,
         )
 
 
@@ -247,9 +330,23 @@ def _stored_info(path: Path, stat: os.stat_result) -> CorpusInfo | None:
         stored: dict[str, Any] = json.loads(_info_path(path).read_bytes())
         if stored.pop("file") != _identity(stat) or stored.pop("normalization") != NORMALIZATION:
             return None
-        return CorpusInfo(**stored)
+        return CorpusInfo(**stored) if "layout" in stored else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _declared_layouts(path: Path) -> dict[str, ItemLayout]:
+    """Return the layouts that uploads of a corpus have declared, by the hash of the text; none that cannot be read."""
+    try:
+        stored: dict[str, dict[str, Any]] = json.loads(_layout_path(path).read_bytes())
+        return {sha256: ItemLayout.from_dict(layout) for sha256, layout in stored.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as e:
+        log.warning(
+            "what is stored of the items of corpus %s cannot be read, so the layout is detected: %s", path.name, e
+        )
+        return {}
 
 
 def _identity(stat: os.stat_result) -> list[int]:
@@ -258,6 +355,10 @@ def _identity(stat: os.stat_result) -> list[int]:
 
 def _info_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.json")
+
+
+def _layout_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.layout")
 
 
 def _unknown(name: str) -> UnknownCorpus:

@@ -198,6 +198,60 @@ def test_a_list_is_found_out_trained_and_compared_by_its_items(stack: Stack) -> 
     assert text["result"]["checkpoint"]["val_protocol"] == "stateful"
 
 
+def test_a_corpus_that_was_declared_a_list_is_trained_on_as_one(stack: Stack) -> None:
+    """Without a word in the request, which overrules it with one; corpora of several kinds need one."""
+    client = stack.service.client
+    rows = "kind,name\n" + "".join(f"k{n % 9},tea{n * 7919 % 1000:03d}\n" for n in range(400))
+    query: dict[str, str | int] = {"items": "csv", "column": "name", "max_item_chars": 20, "novelty": "false"}
+    stored = client.put("/corpora/table", content=rows, params=query)
+    assert stored.status_code == 201, stored.text
+    layout = {"items": "csv", "column": "name", "max_item_chars": 20, "novelty": False}
+    assert (stored.json()["layout"], stored.json()["layout_source"]) == (layout, "declared")
+    assert client.get("/corpora/table").json() == stored.json()
+    assert stored.json()["notes"] == ["a list of 400 items, rows of CSV, column name; 400 of them are different"]
+    job = stack.ended(stack.submit(**{**SMALL, "corpus": "table"}))
+    assert job["request"].items() >= layout.items()
+    assert job["result"]["checkpoint"]["items"]["layout"] == layout
+    job_id = stack.submit(**{**SMALL, "corpus": "table"}, items="text")
+    assert stack.ended(job_id)["result"]["checkpoint"]["val_protocol"] == "stateful"
+    refused = client.post("/retrain", json={**SMALL, "corpus": ["table", "words"]})
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, "items")
+    assert "(table: rows of CSV, column name, words: text)" in refused.json()["error"]["message"]
+    stack.cancel(stack.submit(**{**SMALL, "corpus": ["table", "words"]}, items="lines"))
+
+
+@pytest.mark.parametrize(
+    ("query", "field", "says"),
+    [
+        ({"items": "rows"}, "items", "one of auto, text, lines"),
+        ({"items": "separator"}, "separator", "the string between two items"),
+        ({"items": "lines", "column": "x"}, "column", "none, or items = csv, tsv, jsonl"),
+        ({"items": "csv", "column": "x"}, "column", "has no column 'x', expected one of"),
+        ({"items": "lines", "max_item_chars": "ten"}, "max_item_chars", "a whole number from 1 to 100000"),
+        ({"items": "lines", "max_item_chars": "9" * 99}, "max_item_chars", "a whole number from 1 to 100000"),
+        ({"items": "lines", "novelty": "1"}, "novelty", "true or false"),
+        ({"separator": "a", "items": "lines"}, "separator", "none, or items = separator"),
+        ({"item": "lines"}, "item", "one of items, separator"),
+    ],
+)
+def test_what_an_upload_declares_is_checked(stack: Stack, query: dict[str, str], field: str, says: str) -> None:
+    """422 names the parameter; nothing is stored."""
+    response = stack.service.client.put("/corpora/refused", content="a,b\n" * 50, params=query)
+    error = response.json()["error"]
+    assert (response.status_code, error["field"]) == (422, field)
+    assert says in error["message"]
+    assert stack.service.client.get("/corpora/refused").status_code == 404
+
+
+def test_items_with_a_separator(stack: Stack) -> None:
+    """It is typed as on a command line."""
+    response = stack.service.client.put(
+        "/corpora/recipes", content="%%\n".join(f"salt {n}\npepper\n" for n in range(20)), params={"separator": r"%%\n"}
+    )
+    assert response.json()["layout"] == {"items": "separator", "separator": "%%\n"}
+    assert response.json()["notes"][0].startswith("a list of 20 items, separated by '%%\\n'")
+
+
 def test_models_with_different_vocabularies_are_not_comparable(stack: Stack) -> None:
     """A job on two corpora has the vocabulary of both, which the promoted model lacks.
 

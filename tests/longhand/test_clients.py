@@ -278,6 +278,9 @@ def test_training_from_a_text_to_its_promotion(stack: Stack) -> None:
         for client in both:
             assert {"tea-40", "tea-60"} <= {each.name for each in client.corpora()}
             client.delete_corpus(client.put_corpus("gone", words(3000)).name)
+            rows = "kind,name\n" + "".join(f"{n % 3},tea{n}\n" for n in range(20))
+            table = client.put_corpus("table", rows, items="csv", column="name", novelty=False, max_item_chars=9)
+            assert table.layout == {"items": "csv", "column": "name", "max_item_chars": 9, "novelty": False}
             with pytest.raises(longhand.NotFound):
                 client.delete_corpus("gone")
             assert client.job(jobs[1].job_id).state == client.jobs()[0].state == "finished"

@@ -177,7 +177,8 @@ def _columns(header: Iterable[str], layout: ItemLayout, name: str) -> list[str]:
     if not column:
         if len(known) != 1:
             problem = f"has {len(known)} columns and none was named"
-            raise TextError(problem, field=name, expected=f"the column of the items, one of {listed} (or items = text)")
+            expected = f"the column of the items, one of {listed} (or items = text)"
+            raise TextError(problem, field=name, value="", expected=expected)
         column = known[0]
     for required in (column, layout.group_column):
         if required and required not in known:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,10 @@ from hypothesis import strategies as st
 
 from model.errors import TextError
 from model.text.decoding import read_text
+from model.text.items.layout import ItemLayout
 from model.text.text_statistics import text_sha256
 from service.errors import BadRequest, BodyTooLarge, CorpusConflict, ServiceError, UnknownCorpus
-from service.store.corpora import Corpora
+from service.store.corpora import Corpora, CorpusInfo
 
 BYTES = st.one_of(
     st.binary(max_size=40),
@@ -38,6 +41,87 @@ def stored_text(corpora: Corpora, name: str) -> tuple[str, list[str]]:
     source = corpora.source(name)
     assert isinstance(source, Path)
     return read_text(source)
+
+
+LINES = "".join(f"name{n * 37 % 500}\n" for n in range(500)).encode()
+TABLE = b"kind,name\n" + b"".join(b"k%d,name%d\n" % (n % 7, n) for n in range(40))
+
+
+def put(corpora: Corpora, name: str, data: bytes, layout: ItemLayout | None = None) -> CorpusInfo:
+    """Store a corpus whose upload says how its items lie."""
+    return corpora.put(name, io.BytesIO(data).read, layout=layout)[0]
+
+
+def test_a_corpus_is_found_out_to_be_a_list_or_not(tmp_path: Path) -> None:
+    """From its first lines, and said with what was counted."""
+    corpora = Corpora(tmp_path, 10**6)
+    found = put(corpora, "names", LINES)
+    assert (found.layout, found.is_declared) == ({"items": "lines"}, False)
+    assert found.notes == ["a list of 500 items, one a line; 500 of them are different"]
+    prose = put(corpora, "prose", b"It was a dark and stormy night.\n" * 500)
+    assert (prose.layout, prose.is_declared, prose.notes) == ({"items": "text"}, False, [])
+    assert put(corpora, "t.csv", b"name\nx\n").notes[0].startswith("it seems to be a list, but cannot be trained on")
+    assert corpora.get("shakespeare").layout == {"items": "text"}
+
+
+def test_what_an_upload_declares_belongs_to_its_text(tmp_path: Path) -> None:
+    """It is there again when the statistics are lost; another text, the same one sent without it, or none has none."""
+    corpora = Corpora(tmp_path, 10**6)
+    layout = ItemLayout("csv", column="name", group_column="kind", long_items="cut", max_item_chars=5)
+    info = put(corpora, "table", TABLE, layout)
+    assert (info.layout, info.is_declared) == (layout.as_dict(), True)
+    assert "30 items were cut to 5 characters" in info.notes
+    (tmp_path / ".table.json").unlink()
+    assert corpora.get("table") == info
+    assert put(corpora, "table", LINES).is_declared is False
+    put(corpora, "table", TABLE, layout)
+    (tmp_path / "table").write_bytes(LINES)  # by hand
+    assert (corpora.get("table").layout, corpora.get("table").is_declared) == ({"items": "lines"}, False)
+    put(corpora, "table", TABLE, layout)
+    assert put(corpora, "table", TABLE).is_declared is False
+    put(corpora, "table", TABLE, layout)
+    (tmp_path / ".table.layout").write_text("{damaged")
+    (tmp_path / ".table.json").unlink()
+    assert corpora.get("table").is_declared is False
+    put(corpora, "table", TABLE, layout)
+    corpora.delete("table")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_that_is_not_replaced_keeps_what_it_declares(tmp_path: Path) -> None:
+    """An upload that is refused changes nothing."""
+    corpora = Corpora(tmp_path, 10**6)
+    before = put(corpora, "names", LINES, ItemLayout("lines", duplicates="drop"))
+    for data, layout in ((LINES[:20], ItemLayout("lines")), (b"\xff", ItemLayout("text")), (b"", None)):
+        with pytest.raises(BadRequest):
+            put(corpora, "names", data, layout)
+    (tmp_path / ".names.json").unlink()
+    assert corpora.get("names") == before
+    overruled = put(corpora, "names", LINES, ItemLayout("text"))
+    assert (overruled.layout, overruled.is_declared) == ({"items": "text"}, True)
+
+
+@pytest.mark.parametrize(
+    ("data", "layout", "field", "says"),
+    [
+        (b"a\n", ItemLayout("lines"), "body", "has 1 items, expected at least 10 different items"),
+        (b"a\n" * 50, ItemLayout("lines"), "body", "has 50 items and they are all equal"),
+        (b"x" * 2000 + b"\n" + LINES, ItemLayout("lines"), "body", "the item in line 1 has 2,000 characters"),
+        (TABLE, ItemLayout("csv", column="nome"), "column", "has no column 'nome', expected one of kind, name"),
+        (TABLE, ItemLayout("csv"), "column", "has 2 columns and none was named"),
+        (TABLE, ItemLayout("csv", column="name", group_column="x"), "group_column", "has no column 'x'"),
+        (LINES, ItemLayout("jsonl", column="x"), "body", "line 1 is not JSON"),
+        (gzip.compress(LINES)[:-9], ItemLayout("lines"), "body", "gzip compression ends too early"),
+    ],
+)
+def test_items_that_are_not_as_declared_are_refused(
+    tmp_path: Path, data: bytes, layout: ItemLayout, field: str, says: str
+) -> None:
+    """The error names what is wrong, and nothing is stored."""
+    with pytest.raises(BadRequest, match=re.escape(says)) as refused:
+        put(Corpora(tmp_path / "corpora", 10**6), "names", data, layout)
+    assert refused.value.field == field
+    assert list((tmp_path / "corpora").iterdir()) == []
 
 
 @given(data=BYTES, cuts=st.lists(st.integers(1, 9), max_size=40))

@@ -19,7 +19,7 @@ ServiceError
 │   ├── ModelChanged       409  the session was written by another model
 │   └── UnreadableSession  409  the stored session was written in a layout that this version cannot read
 ├── UnreadableJob          409  the stored record of the job is damaged
-├── KeyReused              409  the Idempotency-Key was used for another job
+├── KeyReused              409  the Idempotency-Key was used for another request
 ├── JobHasEnded            409  a job that has ended cannot be cancelled
 ├── ModelConflict          409  the checkpoint cannot be promoted, or there is none to roll back to
 ├── CorpusConflict         409  the corpus exists already or cannot be changed
@@ -44,6 +44,7 @@ import json
 import math
 from typing import Any, ClassVar
 
+KEY_REUSED = "this Idempotency-Key was used for another request"
 _QUOTED_CHARS = 80
 _QUOTED_LIST_CHARS = 4000
 
@@ -205,7 +206,7 @@ class UnreadableJob(ServiceError):
 
 
 class KeyReused(ServiceError):
-    """Raised when an Idempotency-Key was used for another job; details contain `job`."""
+    """Raised when an Idempotency-Key was used for another request; details contain its `job`, if it is of one."""
 
     status, code = 409, "key_reused"
 

@@ -213,19 +213,19 @@ class Settings(BaseSettings):
     @field_validator("allowed_hosts", mode="before")
     @classmethod
     def _host_names(cls, value: str | tuple[str, ...]) -> tuple[str, ...]:
-        hosts = tuple(host.strip() for host in value.split(",")) if isinstance(value, str) else value
+        hosts = tuple(host.strip().lower() for host in (value.split(",") if isinstance(value, str) else value))
         for host in hosts:
-            if not re.fullmatch(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:]+", host):
+            if not re.fullmatch(r"[a-z0-9._-]+|[0-9a-f:]+", host):
                 raise ValueError("expected comma-separated host names without scheme and port, such as box.example")
         return hosts
 
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _origins(cls, value: str | tuple[str, ...]) -> tuple[str, ...]:
-        origins = tuple(origin.strip() for origin in value.split(",")) if isinstance(value, str) else value
+        origins = tuple(origin.strip().lower() for origin in (value.split(",") if isinstance(value, str) else value))
         for origin in origins:
             if not re.fullmatch(
-                r"\*|[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?", origin
+                r"\*|[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?", origin
             ):
                 raise ValueError("expected comma-separated origins without a path, such as https://app.example, or *")
         return origins

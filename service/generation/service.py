@@ -15,10 +15,10 @@ from model.network.sampling import MAX_SEED
 from service.engine.stream import Stream
 from service.errors import (
     BadRequest,
+    KeyReused,
     ModelChanged,
     NoTurn,
     SessionBusy,
-    SessionConflict,
     StoreUnavailable,
     TurnInterrupted,
     UnknownSession,
@@ -96,6 +96,7 @@ class GenerationService:
             BadRequest: A value cannot be used.
             UnknownSession: The session does not exist.
             SessionConflict: Another request writes the session, or it is not where the request expects it.
+            KeyReused: The key was used for another request, or for a turn that is no longer stored.
             StoreUnavailable: A session is needed, and its store does not answer.
             QueueFull: Every slot and every place in the queue is taken.
             NoModel: No model is served.
@@ -309,7 +310,7 @@ class GenerationService:
                 again = self._plan_options(request.logprobs)
                 return plan_again(model, session_id, leased.turn, leased.session, None, again)
             if leased.has_key or (request.session_id is None and leased.session is not None):
-                raise SessionConflict("this Idempotency-Key was used before, for a turn that is no longer stored")
+                raise KeyReused("this Idempotency-Key was used before, for a turn that is no longer stored")
         start = self._start_session(model, request, leased) if leased is not None else None
         record = TurnRecord(
             start_position=start.position if start else 0,

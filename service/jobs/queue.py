@@ -16,7 +16,15 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
-from service.errors import JobHasEnded, JobQueueFull, KeyReused, StoreUnavailable, UnknownJob, UnreadableJob
+from service.errors import (
+    KEY_REUSED,
+    JobHasEnded,
+    JobQueueFull,
+    KeyReused,
+    StoreUnavailable,
+    UnknownJob,
+    UnreadableJob,
+)
 from service.jobs.record import JOBS_KEY, Job, JobEvent, JobRecord, JobState, JsonObject, StoredJob
 
 log = logging.getLogger(__name__)
@@ -259,12 +267,13 @@ class JobQueue:
     def _submitted_with(self, key: str, request: JsonObject) -> str | None:
         """The job that was submitted with this key, if its record is still stored."""
         stored: Any = self._client.get(_KEY_PREFIX + key)
-        record = JobRecord(self._client, stored.decode()).read() if stored is not None else None
+        job_id: str = (stored or b"").decode(errors="replace")
+        record = JobRecord(self._client, job_id).read() if job_id else None
         if record is None:
             return None
         if record.request != request:
-            raise KeyReused("this Idempotency-Key was used for another request", job=f"/jobs/{stored.decode()}")
-        return str(stored.decode())
+            raise KeyReused(KEY_REUSED, job=f"/jobs/{job_id}")
+        return job_id
 
     def _enqueue(self, request: JsonObject) -> str:
         if self._queue.count >= self._max_queued:

@@ -41,6 +41,10 @@ _PROGRESS_INTERVAL_S = 0.5
 _PROMOTION_CONFLICT = (
     "another checkpoint was promoted at the same time, so this one was not; POST /models/ID/promote can promote it"
 )
+_SUPERSEDED = (
+    "another checkpoint was promoted, or one was rolled back: this job promotes nothing more until its end, where its "
+    "best checkpoint is compared with the promoted one"
+)
 _INTERIM_CHECKPOINTS = 2  # of a bootstrap job: the promoted one and its predecessor
 
 
@@ -86,6 +90,7 @@ class Training:
     _progress_at: float = -math.inf  # when progress was reported last
     _interim: list[Path] = field(default_factory=list)  # checkpoints that this job promoted while it ran
     _setup: TrainingSetup | None = None
+    _version: int = 0  # of promoted.json, as a bootstrap job found it, or left it at its last promotion
 
     def run(self) -> JobResult:
         """Train, decide and promote.
@@ -94,6 +99,7 @@ class Training:
             ModelError: The training cannot work, and would not at another attempt.
             ServiceError: The same, for a reason that the service found.
         """
+        self._version = _promotion_version(self.environment.checkpoint_dir)
         config, corpus, network, source = self._prepare()
         path: Path | None
         try:
@@ -110,11 +116,12 @@ class Training:
             return JobResult(cancelled=True)
         checkpoint_dir = self.environment.checkpoint_dir
         version = _promotion_version(checkpoint_dir)
+        self._is_superseded(version)
         registered = registry.register(path, checkpoint_dir)
         info = file_format.read_info(registered)
         self._advise(final_loss=float(info.run["val_loss"]))
         cancelled = self.is_cancelled()
-        if self._interim:
+        if self.is_bootstrap and self._interim:
             decision = Decision(True, "there was no model of this text before this job")
         elif cancelled:
             decision = Decision(False, "the job was cancelled; its best checkpoint can be promoted by hand")
@@ -243,18 +250,27 @@ class Training:
     def _promote_interim(self, path: Path, val_loss: float) -> None:
         """Promote a better checkpoint of a bootstrap job while the training goes on."""
         checkpoint_dir = self.environment.checkpoint_dir
-        version = _promotion_version(checkpoint_dir)
+        if self._is_superseded(_promotion_version(checkpoint_dir)):
+            return
         if self._promoted_loss(file_format.read_info(path).run["corpus_sha256"]) <= val_loss:
             return  # promoted by an earlier attempt of this job
         registered = registry.register(path, checkpoint_dir)
-        if not self._promote(registered, version):
+        if not self._promote(registered, self._version):
             self.log.note(_PROMOTION_CONFLICT)
             return
+        self._version += 1
         self.log.emit("promoted", {"name": registered.name})
         self._interim = [p for p in self._interim if p != registered] + [registered]
         for old in self._interim[:-_INTERIM_CHECKPOINTS]:
             old.unlink(missing_ok=True)
         self._interim = self._interim[-_INTERIM_CHECKPOINTS:]
+
+    def _is_superseded(self, version: int) -> bool:
+        """Whether somebody else has decided what is served since this bootstrap job did; then it is one no more."""
+        if self.is_bootstrap and version != self._version:
+            self.is_bootstrap = False
+            self.log.note(_SUPERSEDED)
+        return not self.is_bootstrap
 
     def _promote(self, path: Path, version: int) -> bool:
         """Promote a checkpoint; False if another process has changed promoted.json since it had this version."""

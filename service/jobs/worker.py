@@ -31,7 +31,7 @@ from rq.serializers import JSONSerializer
 
 from model.atomic_files import remove_abandoned
 from service.errors import StoreUnavailable, UnknownJob, UnreadableJob
-from service.jobs.queue import JOB_ID, QUEUE, RQ_DAMAGE, JobQueue, RetrainJob
+from service.jobs.queue import QUEUE, RQ_DAMAGE, JobQueue, RetrainJob, run_folder
 from service.jobs.record import OUT_OF_MEMORY, JobRecord, suppress_redis_errors
 from service.parent_death import signal_on_parent_death
 
@@ -169,7 +169,11 @@ def remove_unused_files(runs_dir: Path, queue: JobQueue) -> None:
     a day after the last change.
     """
     for folder in runs_dir.iterdir() if runs_dir.is_dir() else []:
-        if not re.fullmatch(JOB_ID, folder.name) or folder.is_symlink() or not folder.is_dir():
+        try:
+            run_folder(runs_dir, folder.name)
+        except ValueError:
+            continue  # it is of no job
+        if not folder.is_dir():
             continue
         try:
             kept_s = math.inf if queue.get(folder.name).is_live else _KEEP_ENDED_S

@@ -18,8 +18,8 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 _RETRIED = (408, 409, 429)
 
 
-def status_of(error: ServiceError) -> int:
-    """Return the status: that of the error's class, but 400 for a value that cannot be used."""
+def status_of(error: ServiceError | type[ServiceError]) -> int:
+    """Return the status of an error, or of a class of them: the service's, but 400 for a value that cannot be used."""
     return 400 if error.status == 422 else error.status
 
 

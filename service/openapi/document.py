@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -48,12 +49,17 @@ class Limits:
 
 
 def document(limits: Limits, root_path: str = "") -> dict[str, Any]:
-    """Return the document.
+    """Return the document; what it contains must not be changed.
 
     Args:
         limits: The server's, which become limits of the fields.
         root_path: The path below which the service is offered.
     """
+    return {**_document(limits), "servers": [{"url": root_path or "/"}]}
+
+
+@cache
+def _document(limits: Limits) -> dict[str, Any]:
     models = _models()
     _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REF, by_alias=True)
     schemas = definitions["$defs"]
@@ -64,7 +70,6 @@ def document(limits: Limits, root_path: str = "") -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "Longhand", "version": __version__, "description": _DESCRIPTION},
-        "servers": [{"url": root_path or "/"}],
         "tags": [{"name": tag} for tag in dict.fromkeys(operation.tag for operation in OPERATIONS)],
         "paths": paths,
         "components": {
@@ -152,7 +157,7 @@ def _answer(answer: Answer) -> dict[str, Any]:
 
 def _error(operation: Operation, status: int) -> dict[str, Any]:
     is_openai = operation.path.startswith("/v1/")
-    errors = [e for e in _errors() if (status_of_class(e) if is_openai else e.status) == status]
+    errors = [e for e in _errors() if (status_of(e) if is_openai else e.status) == status]
     causes = "; ".join(f"{e.code}: {_summary(e)}" for e in errors)
     first = errors[0]
     message = _summary(first)
@@ -167,11 +172,6 @@ def _error(operation: Operation, status: int) -> dict[str, Any]:
     if any(e.retry_after_s is not None for e in errors):
         described["headers"] = {"Retry-After": _RETRY_AFTER}
     return described
-
-
-def status_of_class(error: type[ServiceError]) -> int:
-    """Return the status of an error on /v1."""
-    return status_of(ServiceError.__new__(error))
 
 
 def _errors() -> list[type[ServiceError]]:

@@ -191,12 +191,12 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "POST", "/sessions/{session_id}/fork", "fork_session", "Generate", "Copy a session", _C,
         {201: Answer("the new session", answers.ForkAnswer, {"session_id": _SESSION, "position": 13, "seed": 7})},
-        (400, 404, 409, 413, 415, 422, 503), ForkRequest, {},
+        (400, 404, 409, 413, 415, 422, 503, 504), ForkRequest, {},
     ),
     Operation(
         "POST", "/score", "score", "Score and inspect", "The loss of a text", _C,
-        {200: Answer("the losses", answers.ScoreAnswers, _SCORED)}, (400, 404, 409, 413, 415, 422, 503), ScoreRequest,
-        {"text": "so"},
+        {200: Answer("the losses", answers.ScoreAnswers, _SCORED)}, (400, 404, 409, 413, 415, 422, 503, 504),
+        ScoreRequest, {"text": "so"},
     ),
     Operation(
         "POST", "/inspect", "inspect", "Score and inspect", "The network's gates while it reads a text", _C,
@@ -244,7 +244,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "GET", "/jobs/{job_id}", "get_job", "Train", "A training job", _O,
-        {200: Answer("the job", answers.JobAnswer, _WHOLE_JOB)}, (404, 422, 503),
+        {200: Answer("the job", answers.JobAnswer, _WHOLE_JOB)}, (404, 409, 422, 503),
     ),
     Operation(
         "DELETE", "/jobs/{job_id}", "cancel_job", "Train", "Cancel a training job", _O,
@@ -253,7 +253,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "GET", "/jobs/{job_id}/events", "follow_job", "Train", "A job's progress as it happens", _O,
         {200: Answer("the events", other=(EVENTS,)), 204: Answer("nothing is left to send")},
-        (404, 422, 503), parameters=(_LAST_EVENT,),
+        (404, 409, 422, 503), parameters=(_LAST_EVENT,),
     ),
     Operation(
         "GET", "/corpora", "list_corpora", "Train", "All training texts", _O,

@@ -53,15 +53,17 @@ class Authenticator:
             admin_key: Opens every route; empty opens the operator's routes to this machine.
             api_keys: Open generation; none opens it to everyone who can connect.
             loopback_only: Whether the service listens on loopback only.
-            allowed_hosts: Host names, besides those of loopback, under which clients may use the service without keys.
-            allowed_origins: Origins, besides the service's own, whose web pages may use the service without keys.
+            allowed_hosts: Host names in lower case, besides those of loopback, under which clients may use the service
+                without keys.
+            allowed_origins: Origins in lower case, besides the service's own, whose web pages may use the service
+                without keys.
             behind_proxy: Whether proxies are trusted; then a connection over loopback may come from anywhere.
         """
         self._admin_key = admin_key.encode()
         self._api_keys = [key.encode() for key in api_keys]
         self._loopback_only = loopback_only
-        self._allowed_hosts = {host.lower() for host in allowed_hosts}
-        self._allowed_origins = {origin.lower() for origin in allowed_origins}
+        self._allowed_hosts = set(allowed_hosts)
+        self._allowed_origins = set(allowed_origins)
         self._behind_proxy = behind_proxy
         self._wrong_keys = RateLimiter(_WRONG_KEY_RATE)
 

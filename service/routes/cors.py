@@ -16,7 +16,12 @@ _MAX_AGE_S = "600"
 
 
 def register(app: Flask, origins: tuple[str, ...]) -> None:
-    """Answer preflights, and let the pages of these origins read responses. To be called before keys are checked."""
+    """Answer preflights, and let the pages of these origins read responses. To be called before keys are checked.
+
+    Args:
+        app: The app.
+        origins: In lower case; "*" is any.
+    """
     if not origins:
         return
 
@@ -24,7 +29,7 @@ def register(app: Flask, origins: tuple[str, ...]) -> None:
         origin = request.headers.get("Origin")
         if origin is None:
             return None
-        return ANY if ANY in origins else origin if origin in origins else None
+        return ANY if ANY in origins else origin if origin.lower() in origins else None
 
     def answer_preflight() -> Response | None:
         if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:

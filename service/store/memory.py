@@ -11,9 +11,8 @@ from typing import Any
 
 from cachetools import TTLCache
 
-from service.errors import SessionBusy, SessionConflict, UnknownSession
+from service.errors import KEY_REUSED, KeyReused, SessionBusy, SessionConflict, UnknownSession
 from service.store.sessions import (
-    KEY_REUSED,
     LEASE_HELD,
     LEASE_LOST,
     MAX_IDEMPOTENCY_KEYS,
@@ -75,7 +74,7 @@ class MemorySessions:
                 raise SessionBusy(LEASE_HELD)
             session, stored = decode_stored(data, {**turn, "until": 0}, self._now_ms())
             if has_same_key and stored is not None and stored.record.request != request:
-                raise SessionConflict(KEY_REUSED)
+                raise KeyReused(KEY_REUSED)
             leased = LeasedSession(token, session, stored, key in turn.get("keys", []))
             self._turns[name] = {**turn, "token": token, "until": self._now_ms(lease_s)}
         return leased

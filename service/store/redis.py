@@ -22,9 +22,16 @@ from typing import Any
 
 import redis
 
-from service.errors import SessionBusy, SessionConflict, StoreUnavailable, UnknownSession, UnreadableSession
-from service.store.sessions import (
+from service.errors import (
     KEY_REUSED,
+    KeyReused,
+    SessionBusy,
+    SessionConflict,
+    StoreUnavailable,
+    UnknownSession,
+    UnreadableSession,
+)
+from service.store.sessions import (
     LEASE_HELD,
     LEASE_LOST,
     MAX_IDEMPOTENCY_KEYS,
@@ -167,7 +174,7 @@ class RedisSessions:
         if reply[0] == b"unknown":
             raise UnknownSession("the session does not exist or has expired")
         if reply[0] == b"reused":
-            raise SessionConflict(KEY_REUSED)
+            raise KeyReused(KEY_REUSED)
         if reply[0] == b"busy":
             raise SessionBusy(LEASE_HELD)
         _, record, fields, has_key = reply

@@ -304,8 +304,8 @@ class SessionStore(Protocol):
 
         Raises:
             UnknownSession: It does not exist.
-            SessionConflict: Another request holds the lease, or the turn with this key is of another request; then
-                nothing changed.
+            SessionConflict: Another request holds the lease.
+            KeyReused: The turn with this key is of another request; nothing changed.
             UnreadableSession: It was stored in an unknown layout.
         """
         ...
@@ -355,7 +355,6 @@ class SessionStore(Protocol):
 
 
 LEASE_HELD = "another request writes this session; send the request again when it has ended, or resume its stream"
-KEY_REUSED = "this Idempotency-Key was used for another request"
 LEASE_LOST = "another request has taken this session over"
 
 

@@ -16,7 +16,7 @@ import pytest
 from model.errors import StateError
 from model.network.sampling import SamplingParams
 from model.network.state import HiddenState
-from service.errors import SessionConflict, UnknownSession, UnreadableSession
+from service.errors import KeyReused, SessionConflict, UnknownSession, UnreadableSession
 from service.settings import SettingsError
 from service.store.connect import close, connect
 from service.store.memory import MemorySessions
@@ -322,7 +322,7 @@ def test_a_key_of_another_request_takes_nothing_over(sessions: SessionStore) -> 
     running = sessions.acquire(id, lease_s=10).token
     assert sessions.begin(id, running, record(7, key=key, request="one"), session(), 10)
     for request in ("another", ""):
-        with pytest.raises(SessionConflict, match="used for another request"):
+        with pytest.raises(KeyReused, match="used for another request"):
             sessions.acquire(id, lease_s=10, key=key, request=request)
     assert sessions.save(id, running, session(8), 10)
     again = sessions.acquire(id, lease_s=10, key=key, request="one")

@@ -28,7 +28,7 @@ def shared(store: Path, redis_server: RedisServer, tmp_path_factory: pytest.Temp
         REDIS_URL=redis_server.url,
         API_KEYS=KEY,
         ADMIN_KEY="the-operators-key",
-        CORS_ORIGINS=f"http://localhost:3000,{ORIGIN}",
+        CORS_ORIGINS=f"http://localhost:3000,{ORIGIN.replace('app', 'App')}",
         ROOT_PATH="/longhand",
         TRUSTED_PROXIES="1",
     ) as service:
@@ -56,6 +56,13 @@ def test_a_configured_origin_reads_answers_and_streams(shared: Service) -> None:
         answer = shared.client.post("/generate", json=body, headers=headers)
         assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (200, ORIGIN)
         assert "Access-Control-Allow-Credentials" not in answer.headers
+
+
+def test_an_origin_is_the_same_in_any_case(shared: Service) -> None:
+    """The setting has capitals, which browsers do not send; a program that sends some gets its own spelling back."""
+    for origin in (ORIGIN, "https://APP.example"):
+        answer = shared.client.get("/readyz", headers={"Origin": origin})
+        assert answer.headers["Access-Control-Allow-Origin"] == origin
 
 
 def test_another_origin_gets_nothing(shared: Service, service: Service) -> None:
@@ -133,3 +140,5 @@ def test_values_that_can() -> None:
     assert Settings.model_validate({"root_path": "/longhand/"}).root_path == "/longhand"
     settings = Settings.model_validate({"cors_origins": "*", "api_keys": KEY})
     assert settings.cors_origins == ("*",)
+    assert Settings.model_validate({"cors_origins": "HTTPS://App.Example"}).cors_origins == ("https://app.example",)
+    assert Settings.model_validate({"allowed_hosts": "Box.Example"}).allowed_hosts == ("box.example",)

@@ -148,6 +148,18 @@ def test_an_idempotency_key_makes_one_job(jobs: Service) -> None:
     assert without.json()["job_id"] != first.json()["job_id"]
 
 
+def test_a_reused_key_has_one_code(jobs: Service) -> None:
+    """A key of another request is refused with the same code by the addresses of texts and of jobs."""
+    headers = {"Idempotency-Key": "a-key-of-this-test-2"}
+    for path, body, other in (
+        ("/generate", {"max_chars": 5}, {"max_chars": 6}),
+        ("/retrain", {"corpus": "words", "minutes": 0.1}, {"corpus": "words", "minutes": 0.3}),
+    ):
+        assert jobs.client.post(path, json=body, headers=headers).is_success
+        refused = jobs.client.post(path, json=other, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "key_reused")
+
+
 def test_a_form_is_no_corpus(jobs: Service, tmp_path: Path) -> None:
     """What curl -F and -d send is refused, with the command that stores the text; that command works."""
     text = "the first of us\nwho says it's so\n" * 20

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +15,17 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from service.app import create_app
 from service.errors import ServiceError
+from service.generation import rewind
+from service.inspection import score_list
+from service.jobs.record import record_key
+from service.openapi import document as openapi_document
 from service.openapi.document import Limits, document
 from service.openapi.operations import OPERATIONS
 from service.settings import Settings
+from service.store.connect import connect
+from tests.conftest import ENDLESS_CHARS
 from tests.integration.test_routes import GUARDS
-from tests.servers import ROOT
+from tests.servers import ROOT, RedisServer, eventually
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +77,49 @@ def test_every_error_is_described(api: dict[str, Any]) -> None:
         int(s) for methods in api["paths"].values() for operation in methods.values() for s in operation["responses"]
     }
     assert statuses(ServiceError) <= named
+
+
+def test_the_statuses_of_damage_and_of_a_full_server_are_described(
+    store: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged job is a 409; a fork and a list that wait for a slot for too long are a 504. The document has both."""
+    monkeypatch.setattr(rewind, "_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(score_list, "_TIMEOUT_S", 0.2)
+    settings = {"checkpoint_dir": store, "redis_url": redis_server.url, "slots": 1, "max_chars": ENDLESS_CHARS}
+    app = create_app(Settings.model_validate(settings))
+    client = app.test_client()
+    try:
+        eventually(lambda: client.get("/readyz").status_code == 200)
+        session_id = client.post("/generate", json={"max_chars": 9}).get_json()["session_id"]
+        job_id = "0123456789abcdef"
+        with closing(connect(redis_server.url)) as redis:
+            redis.hset(record_key(job_id), "request", "[]")
+            answers = [
+                ("/jobs/{job_id}", client.get(f"/jobs/{job_id}")),
+                ("/jobs/{job_id}/events", client.get(f"/jobs/{job_id}/events")),
+            ]
+            redis.delete(record_key(job_id))
+        assert [answer.status_code for _, answer in answers] == [409, 409]
+        with client.post("/generate", json={"max_chars": ENDLESS_CHARS, "stream": True}, buffered=False):
+            fork = client.post(f"/sessions/{session_id}/fork", json={"position": 5})
+            answers += [
+                ("/sessions/{session_id}/fork", fork),
+                ("/score", client.post("/score", json={"text": ["hello"]})),
+            ]
+        assert [answer.status_code for _, answer in answers[2:]] == [504, 504]
+        paths = client.get("/openapi.json").get_json()["paths"]
+        for path, answer in answers:
+            assert str(answer.status_code) in paths[path][answer.request.method.lower()]["responses"], path
+    finally:
+        app.extensions["drain"].stop_now()
+
+
+def test_the_document_is_made_once(app: Flask, api: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another request, also one by another path, gets what was made for the first one."""
+    monkeypatch.delattr(openapi_document, "models_json_schema")
+    assert app.test_client().get("/openapi.json").get_json() == api
+    below = app.test_client().get("/openapi.json", environ_overrides={"SCRIPT_NAME": "/longhand"}).get_json()
+    assert below == {**api, "servers": [{"url": "/longhand"}]}
 
 
 def test_every_example_is_valid(api: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from model.checkpoints import file_format
 from model.checkpoints.file_format import Checkpoint
 from model.network.sampling import SamplingParams
-from service.errors import SessionConflict, TurnInterrupted
+from service.errors import KeyReused, TurnInterrupted
 from service.generation.service import GenerationOptions, GenerationService
 from service.generation.stream import RunningGeneration
 from service.models.manager import ModelManager
@@ -113,7 +113,7 @@ def test_a_finished_turn_is_sent_again_and_continued(generation: GenerationServi
 def test_an_idempotency_key_of_the_earlier_version_is_known(generation: GenerationService) -> None:
     """It finds its session. As the digest of a request has changed, the turn is refused, and not begun again."""
     body = request(prompt="hello ", max_chars=40, seed=7, stop=["qqq"], **SAMPLING)
-    with pytest.raises(SessionConflict, match="Idempotency-Key was used"):
+    with pytest.raises(KeyReused, match="Idempotency-Key was used"):
         generation.generate(body, STORED["idempotency_key"])
 
 

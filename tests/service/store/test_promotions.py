@@ -102,6 +102,44 @@ class Log:
     def note(self, text: str) -> None: ...
 
 
+class Operator(Log):
+    """Promotes a checkpoint of its own as soon as the training has promoted one, and sees what is promoted later."""
+
+    def __init__(self, mine: Path) -> None:
+        self.mine = mine
+        self.promoted: list[Path | None] = []  # at each validation since then
+        self.notes: list[str] = []
+        self._has_promoted = False
+
+    def emit(self, name: str, data: dict[str, Any]) -> None:
+        if name == "promoted" and not self._has_promoted:
+            registry.promote(self.mine)
+            self._has_promoted = True
+        if name == "validation" and self._has_promoted:
+            self.promoted.append(registry.promoted_path(self.mine.parent))
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_a_bootstrap_job_leaves_what_somebody_else_promoted(client: Any, tmp_path: Path) -> None:
+    """It promotes its checkpoints while it runs, until an operator promotes another; then it competes at its end."""
+    checkpoints = tmp_path / "checkpoints"
+    corpora = Corpora(tmp_path / "corpora", 1 << 20)
+    text = iter([b"to be or not to be\n" * 100, b""])
+    corpora.put("words", lambda _: next(text))
+    settings = {"steps": 60, "batch_size": 4, "seq_length": 8, "n_hidden": 16, "n_embed": 4, "validations": 6}
+    request = JobRequest("words", "quick", "if_better", False, settings)
+    environment = JobEnvironment(checkpoints, tmp_path / "run", corpora, "cpu", 10)
+    operator = Operator(random_checkpoint(n_layers=1, n_hidden=4).save(checkpoints))
+    result = Training(request, environment, operator, True, lambda: False, RedisPromotions(client)).run()
+    assert len(operator.promoted) >= 3
+    assert set(operator.promoted) == {operator.mine}
+    assert sum("promotes nothing more until its end" in note for note in operator.notes) == 1
+    assert result.decision is not None
+    assert "no model of this text" not in result.decision.reason
+
+
 def test_a_training_that_loses_says_so(client: Any, tmp_path: Path, tiny: Checkpoint) -> None:
     """Another machine has claimed the version: the job finishes, its checkpoint is kept, and the decision says why."""
     checkpoints = tmp_path / "checkpoints"

@@ -256,7 +256,7 @@ def test_the_same_key_twice_is_one_turn(other: Service, expected: str, existing:
     }
     assert other.client.get(f"/sessions/{whole[0]['session_id']}").json()["position"] == 2005 + 10 * existing
     changed = other.client.post("/generate", json={**body, "max_chars": 7}, headers=key)
-    assert (changed.status_code, changed.json()["error"]["code"]) == (409, "session_conflict")
+    assert (changed.status_code, changed.json()["error"]["code"]) == (409, "key_reused")
     other.generate(session_id=whole[0]["session_id"], max_chars=5)
     late = other.client.post("/generate", json=body, headers=key)
     assert (late.status_code, late.json()["error"]["code"]) == (409, "session_conflict")
@@ -272,7 +272,7 @@ def test_another_request_with_a_used_key_leaves_the_running_turn_alone(other: Se
         session_id = start.data["session_id"]
         for _ in range(3):
             refused = other.client.post("/generate", json={**body, "max_chars": 7, "stream": False}, headers=key)
-            assert (refused.status_code, refused.json()["error"]["code"]) == (409, "session_conflict")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (409, "key_reused")
             assert "another request" in refused.json()["error"]["message"]
         assert other.client.get(f"/sessions/{session_id}").json()["turn"]["status"] == "running"
         events = [start, *stream]

@@ -259,7 +259,7 @@ def test_the_same_key_twice_is_one_turn(other: Service, expected: str, existing:
     assert (changed.status_code, changed.json()["error"]["code"]) == (409, "key_reused")
     other.generate(session_id=whole[0]["session_id"], max_chars=5)
     late = other.client.post("/generate", json=body, headers=key)
-    assert (late.status_code, late.json()["error"]["code"]) == (409, "session_conflict")
+    assert (late.status_code, late.json()["error"]["code"]) == (409, "key_reused")
 
 
 def test_another_request_with_a_used_key_leaves_the_running_turn_alone(other: Service) -> None:

@@ -23,6 +23,7 @@ from service.openapi.operations import (
     TEXT,
     Answer,
     Guard,
+    Link,
     Operation,
 )
 
@@ -152,7 +153,14 @@ def _answer(answer: Answer) -> dict[str, Any]:
         described["headers"] = {
             name: {"description": text, "schema": {"type": "string"}} for name, text in answer.headers.items()
         }
+    if answer.links:
+        described["links"] = {link.operation: _link(link) for link in answer.links}
     return described
+
+
+def _link(link: Link) -> dict[str, Any]:
+    values = {link.parameter: link.value}
+    return {"operationId": link.operation, "requestBody" if link.in_body else "parameters": values}
 
 
 def _error(operation: Operation, status: int) -> dict[str, Any]:

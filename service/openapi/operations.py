@@ -49,6 +49,16 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """An operation that continues with a value of an answer or of its request."""
+
+    operation: str  # its name
+    parameter: str  # that takes the value; a field of the body if `in_body`
+    value: str  # a runtime expression of OpenAPI
+    in_body: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A successful answer."""
 
@@ -57,6 +67,7 @@ class Answer:
     example: Any = None
     other: tuple[str, ...] = ()  # further media types of the body
     headers: dict[str, str] = field(default_factory=dict)  # name -> description
+    links: tuple[Link, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +172,27 @@ _INFO = {
     "unk_token": None, "chat_template": None, "vocab_size": 3, "vocabulary": "\nab", "model_max_length": 50000,
 }  # fmt: skip
 _PAGE = Answer("the page", other=(HTML,))
+_SESSION_LINKS = (
+    *(
+        Link(name, "session_id", "$response.body#/session_id")
+        for name in ("get_session", "resume_stream", "fork_session", "delete_session")
+    ),
+    Link("generate", "session_id", "$response.body#/session_id", in_body=True),
+)
+_JOB_LINKS = tuple(Link(name, "job_id", "$response.body#/job_id") for name in ("get_job", "cancel_job", "follow_job"))
+_CORPUS_LINKS = (
+    Link("get_corpus", "name", "$request.path.name"),
+    Link("delete_corpus", "name", "$request.path.name"),
+    Link("retrain", "corpus", "$request.path.name", in_body=True),
+)
 _C, _O, _P = Guard.CLIENT, Guard.OPERATOR, Guard.PUBLIC
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "POST", "/generate", "generate", "Generate", "Generate text, in a new session or as the continuation of one",
-        _C, {200: Answer("the text or texts, or their events", answers.GenerateAnswers, _GENERATED, (EVENTS,))},
+        _C, {200: Answer(
+            "the text or texts, or their events", answers.GenerateAnswers, _GENERATED, (EVENTS,), links=_SESSION_LINKS
+        )},
         (400, 404, 409, 413, 415, 422, 503, 504), GenerateRequest,
         {"prompt": "once", "max_chars": 9, "seed": 7}, parameters=(_KEY,),
     ),
@@ -190,7 +216,9 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "POST", "/sessions/{session_id}/fork", "fork_session", "Generate", "Copy a session", _C,
-        {201: Answer("the new session", answers.ForkAnswer, {"session_id": _SESSION, "position": 13, "seed": 7})},
+        {201: Answer("the new session", answers.ForkAnswer, {
+            "session_id": _SESSION, "position": 13, "seed": 7
+        }, links=_SESSION_LINKS)},
         (400, 404, 409, 413, 415, 422, 503, 504), ForkRequest, {},
     ),
     Operation(
@@ -235,7 +263,7 @@ OPERATIONS: tuple[Operation, ...] = (
         {202: Answer("the queued job", answers.SubmittedJob, {
             "job_id": "1ec48395b55854b2", "state": "queued", "position": 0, "request": {"corpus": "mine"},
             "job": "/jobs/1ec48395b55854b2",
-        }, headers={"Location": "the job's address"})},
+        }, headers={"Location": "the job's address"}, links=_JOB_LINKS)},
         (400, 404, 409, 413, 415, 422, 503, 507), RetrainRequest, {"corpus": "mine", "minutes": 3}, parameters=(_KEY,),
     ),
     Operation(
@@ -262,8 +290,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "PUT", "/corpora/{name}", "put_corpus", "Train", "Store a training text", _O,
         {
-            200: Answer("replaced", answers.Corpus, _CORPUS, headers={"Location": "its address"}),
-            201: Answer("stored", answers.Corpus, _CORPUS, headers={"Location": "its address"}),
+            200: Answer("replaced", answers.Corpus, _CORPUS, (), {"Location": "its address"}, _CORPUS_LINKS),
+            201: Answer("stored", answers.Corpus, _CORPUS, (), {"Location": "its address"}, _CORPUS_LINKS),
         }, (400, 409, 413, 415, 422, 503, 507), text_body=True, parameters=(_IF_NONE_MATCH, *_LAYOUT),
     ),
     Operation(

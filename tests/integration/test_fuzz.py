@@ -5,9 +5,11 @@ Quick here; `make fuzz-api` sends more than 10,000 (FUZZ_EXAMPLES for each opera
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from hypothesis.stateful import run_state_machine_as_test
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.failures import FailureGroup
@@ -45,6 +48,20 @@ DECIDED_BY_THE_MODEL = {
 }  # fmt: skip
 """Valid requests that may be refused: the vocabulary, the texts or another field decide. Also, an integer of JSON
 Schema may be written 7.0, which bodies refuse."""
+
+LINKED = {
+    "get_session": ["generate", "delete_session", "resume_stream", "fork_session"],
+    "get_job": ["retrain", "cancel_job"],  # without follow_job: no worker takes the jobs, so their events do not end
+    "get_corpus": ["put_corpus", "delete_corpus", "retrain"],
+}
+"""How something is read, and what else is done with it."""
+
+
+def _linked_schema() -> Any:
+    """The document without the links of a fork: the library would begin with forks of sessions that do not exist."""
+    described = copy.deepcopy(document(LIMITS))
+    del described["paths"]["/sessions/{session_id}/fork"]["post"]["responses"]["201"]["links"]
+    return schemathesis.openapi.from_dict(described)
 
 
 def _has_input(name: str) -> bool:
@@ -88,6 +105,37 @@ def test_every_answer_conforms(fuzzed: Service, name: str, mode: str) -> None:
     """A documented status, type, header and body, no 5xx; invalid data is refused."""
     fuzz(fuzzed.url, name, MODES[mode])
     assert fuzzed.client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("read", LINKED)
+def test_what_is_made_can_be_used(fuzzed: Service, read: str) -> None:
+    """By the document's links: sessions, jobs and corpora are read, continued, forked and deleted; deleted is gone."""
+    linked = _linked_schema().include(operation_id=[read, *LINKED[read]])
+    used: Counter[tuple[str, int]] = Counter()
+
+    class Links(linked.as_state_machine()):  # type: ignore[misc]
+        def setup(self) -> None:
+            self._session = requests.Session()
+
+        def teardown(self) -> None:
+            self._session.close()
+
+        def get_call_kwargs(self, _case: Any) -> dict[str, Any]:
+            return {"base_url": fuzzed.url, "session": self._session, "timeout": 60}
+
+        def before_call(self, case: Any) -> None:
+            if case.operation.definition.raw["operationId"] == "generate" and isinstance(case.body, dict):
+                case.body["on_unknown"] = "skip"  # else hardly any prompt is accepted
+
+        def validate_response(self, response: Any, case: Any, **_kwargs: Any) -> None:
+            name = case.operation.definition.raw["operationId"]
+            used[name, response.status_code] += 1
+            excluded = [positive_data_acceptance, not_a_server_error]
+            case.validate_response(response, excluded_checks=excluded)
+            assert response.status_code < 500 or response.status_code == 504
+
+    run_state_machine_as_test(Links, settings=settings(FUZZ, stateful_step_count=12, max_examples=4 * EXAMPLES))
+    assert used[read, 200], used
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,24 @@ def test_the_document_is_made_once(app: Flask, api: dict[str, Any], monkeypatch:
     assert below == {**api, "servers": [{"url": "/longhand"}]}
 
 
+def test_every_link_leads_somewhere(api: dict[str, Any]) -> None:
+    """It names an operation, and one of its parameters or a field of its body."""
+    operations = {o["operationId"]: o for methods in api["paths"].values() for o in methods.values()}
+    links = [
+        link
+        for operation in operations.values()
+        for answer in operation["responses"].values()
+        for link in answer.get("links", {}).values()
+    ]
+    assert len(links) > 10
+    for link in links:
+        target = operations[link["operationId"]]
+        assert set(link.get("parameters", {})) <= {p["name"] for p in target.get("parameters", ())}
+        if "requestBody" in link:
+            name = target["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+            assert set(link["requestBody"]) <= set(api["components"]["schemas"][name]["properties"])
+
+
 def test_every_example_is_valid(api: dict[str, Any]) -> None:
     """Bodies, answers and errors have examples, and their schemas accept them."""
     n_examples = 0

@@ -1,4 +1,4 @@
-"""Create .venv from the locked versions: python3 -m deploy.environment [--tests] [--browser].
+"""Create .venv from the locked versions: python3 -m deploy.environment [--no-sweeps] [--tests] [--browser].
 
 It needs Python 3.11 to 3.14 and nothing else. Repeating it repairs an incomplete environment. Each step prints a line.
 """
@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument(
         "--torch", choices=torch_build.CHOICES, default="auto", help="the build of torch (default auto)"
     )
+    parser.add_argument("--no-sweeps", action="store_true", help="leave out what sweeps and plots alone need")
     parser.add_argument("--tests", action="store_true", help="install what the tests need, too")
     parser.add_argument("--browser", action="store_true", help="install what the page's tests need, too")
     args = parser.parse_args()
@@ -33,7 +34,12 @@ def main() -> int:
         _check_python()
         pip = _environment(args.folder)
         torch_build.install(pip, args.torch)
-        names = ["runtime", *(["tests"] if args.tests else []), *(["browser"] if args.browser else [])]
+        names = [
+            "runtime",
+            *([] if args.no_sweeps else ["sweeps"]),
+            *(["tests"] if args.tests else []),
+            *(["browser"] if args.browser else []),
+        ]
         for name in names:
             pip.install("--no-deps", "--require-hashes", "--requirement", str(lock.path(name)))
     except SetupError as error:

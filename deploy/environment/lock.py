@@ -3,6 +3,7 @@
 Each file in locks/ names every package with its version and the hashes of its files, for all supported machines:
 
     runtime   what the service and the trainer need, without torch
+    sweeps    what sweeps and plots need besides: not in the image of the api and the trainer
     torch     torch as it is by default, and on Linux the CUDA libraries that this build needs
     tests     what the tests need besides
     browser   what the page's tests need besides
@@ -21,13 +22,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {
     "runtime": "requirements.txt",
+    "sweeps": "requirements.txt",
     "tests": "tests/requirements.txt",
     "browser": "tests/e2e/page/requirements.txt",
 }
+FOR_SWEEPS = ("optuna", "matplotlib")  # as NOT_IN_THE_IMAGE in model/cli
 _OF_TORCH = re.compile(r"(torch|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 _HEADER = "# {about}. Made by `make lock`: change the requirements, not this file.\n"
 _ABOUT = {
-    "runtime": "The locked versions of requirements.txt, without torch",
+    "runtime": "The locked versions of requirements.txt, without torch and what is for sweeps and plots alone",
+    "sweeps": "The locked versions of optuna and matplotlib in requirements.txt, with what they need besides",
     "torch": "The locked torch in its default build, with what it needs on Linux",
     "tests": "The locked versions of tests/requirements.txt, without those of requirements.txt",
     "browser": "The locked versions of tests/e2e/page/requirements.txt, without those of the others",
@@ -35,7 +39,7 @@ _ABOUT = {
 
 
 def path(name: str) -> Path:
-    """Return the file of a lock: runtime, torch, tests or browser."""
+    """Return the file of a lock: runtime, sweeps, torch, tests or browser."""
     return ROOT / "deploy" / "environment" / "locks" / f"{name}.txt"
 
 
@@ -61,7 +65,7 @@ def refresh(upgrade: bool) -> None:
         for name, source in SOURCES.items():
             result = folder / f"{name}.txt"
             result.write_text(everything.read_text())  # the versions to prefer: those of the whole
-            _compile(folder, result, source)
+            _compile(folder, result, _without_sweeps(folder) if name == "runtime" else source)
             found = packages(result.read_text())
             of_torch = {line: entry for line, entry in found.items() if _OF_TORCH.match(line)}
             if name == "runtime":
@@ -69,6 +73,14 @@ def refresh(upgrade: bool) -> None:
             taken |= set(of_torch)
             _write(name, {line: entry for line, entry in found.items() if line not in taken})
             taken |= set(found)
+
+
+def _without_sweeps(folder: Path) -> str:
+    """Write the requirements without those that are for sweeps alone, and return the file's path."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines(keepends=True)
+    file = folder / "service.in"
+    file.write_text("".join(line for line in lines if line.partition("==")[0] not in FOR_SWEEPS))
+    return str(file)
 
 
 def _compile(folder: Path, output: Path, *sources: str) -> None:

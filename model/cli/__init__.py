@@ -21,6 +21,9 @@ COMMANDS = {
 }
 """Every command and its summary. Listing them loads neither torch nor the commands themselves."""
 
+NOT_IN_THE_IMAGE = ("optuna", "matplotlib")
+"""Packages that only sweeps and plots need: the image of the api and the trainer is without them."""
+
 
 def main(argv: list[str] | None = None, prog: str = "python -m model") -> int:
     """Run a command and return its exit code.
@@ -42,6 +45,13 @@ def main(argv: list[str] | None = None, prog: str = "python -m model") -> int:
     except ModelError as e:
         print(f"error: {e}", file=sys.stderr)
         return USAGE_ERROR if isinstance(e, ConfigError) else 1
+    except ModuleNotFoundError as e:
+        name = (e.name or "").partition(".")[0]
+        if name not in NOT_IN_THE_IMAGE:
+            raise
+        hint = "in containers: docker compose run --rm sweep"
+        print(f"error: this command needs {name}, which is not installed here; {hint}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -19,11 +19,13 @@ from packaging.utils import canonicalize_name
 from deploy.environment import __main__ as command
 from deploy.environment import lock, torch_build
 from deploy.environment.pip import Pip, SetupError
+from model.cli import NOT_IN_THE_IMAGE
 from tests.servers import ROOT
 
+NEED_SWEEPS = ("model/training/sweep.py", "model/evaluation/plots.py")
 MACHINES = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28", "aarch64-apple-darwin")
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-LOCKS = ("runtime", "torch", "tests", "browser")
+LOCKS = ("runtime", "sweeps", "torch", "tests", "browser")
 
 
 def locked(*names: str) -> dict[str, Requirement]:
@@ -33,7 +35,7 @@ def locked(*names: str) -> dict[str, Requirement]:
     return {canonicalize_name(r.name): r for r in requirements if r.marker is None or r.marker.evaluate()}
 
 
-@pytest.mark.parametrize("name", ["runtime", "tests"])
+@pytest.mark.parametrize("name", ["runtime", "sweeps", "tests"])
 def test_the_environment_is_what_the_lock_says(name: str) -> None:
     """Every locked package is installed in exactly its version."""
     wrong = {}
@@ -47,12 +49,36 @@ def test_the_environment_is_what_the_lock_says(name: str) -> None:
 
 def test_the_lock_is_complete() -> None:
     """What a locked package requires is locked, too; nothing floats."""
-    pinned = locked("runtime", "torch", "tests")
-    for package in locked("runtime", "tests"):
-        for line in metadata.requires(package) or []:
-            needed = Requirement(line)
-            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
-                assert canonicalize_name(needed.name) in pinned, f"{package} needs {line}"
+    for name, others in {"runtime": (), "sweeps": ("runtime",), "tests": ("runtime", "sweeps")}.items():
+        pinned = locked("torch", *others, name)
+        for package in locked(name):
+            for line in metadata.requires(package) or []:
+                needed = Requirement(line)
+                if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                    assert canonicalize_name(needed.name) in pinned, f"{package} needs {line}"
+
+
+def test_the_image_of_the_api_has_nothing_that_only_sweeps_need(tmp_path: Path) -> None:
+    """Neither api nor trainer loads those packages; the commands that need one say so in a line."""
+    assert set(lock.FOR_SWEEPS) == set(NOT_IN_THE_IMAGE) <= set(locked("sweeps"))
+    assert not set(locked("sweeps")) & set(locked("runtime", "torch"))
+    without = f"import runpy, sys\nsys.modules.update(dict.fromkeys({sorted(locked('sweeps'))!r}))\n"
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for folder in ("service", "model")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "__main__.py" and path.relative_to(ROOT).as_posix() not in NEED_SWEEPS
+    ]
+    assert len(modules) > 100
+    loads = f"import importlib\nfor name in {modules!r}: importlib.import_module(name)"
+    done = subprocess.run([sys.executable, "-c", without + loads], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for arguments in (["sweep", "--storage", "s.db"], ["plot", str(tmp_path)]):
+        (tmp_path / "settings.json").write_text('{"model": {"cell": "lstm", "n_layers": 1, "n_hidden": 8}}')
+        command = f"sys.argv[1:] = {arguments!r}\nrunpy.run_module('model', run_name='__main__')"
+        done = subprocess.run([sys.executable, "-c", without + command], cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert re.fullmatch(r"error: this command needs (optuna|matplotlib), .*\n", done.stderr), done.stderr
 
 
 def test_every_requirement_is_locked_as_it_is_pinned() -> None:
@@ -166,7 +192,7 @@ def test_every_lock_is_installed_with_its_hashes(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(torch_build, "install", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["environment", "--folder", str(tmp_path), "--tests", "--browser"])
     assert command.main() == 0
-    assert len(pip.installs) == 3
+    assert len(pip.installs) == 4
     assert all(install.startswith("--no-deps --require-hashes --requirement ") for install in pip.installs)
     assert "python -m deploy.environment --folder /opt/longhand" in (ROOT / "deploy/Dockerfile").read_text()
 

@@ -59,7 +59,7 @@ def test_every_variable_of_the_example_is_read() -> None:
 def test_the_image_sets_known_settings() -> None:
     """Apart from Python's variables the image's environment consists of valid settings."""
     lines = (ROOT / "deploy/Dockerfile").read_text().replace("\\\n", " ").splitlines()
-    final = lines[max(i for i, line in enumerate(lines) if line.startswith("FROM ")) :]
+    final = lines[next(i for i, line in enumerate(lines) if re.match("FROM .* AS user$", line)) :]
     found = dict(pair.split("=", 1) for line in final if line.startswith("ENV ") for pair in line.split()[1:])
     ours = {k: v for k, v in found.items() if not k.startswith("PYTHON") and k not in ("PATH", "MPLCONFIGDIR")}
     assert ours

@@ -74,7 +74,7 @@ class Stack:
         """An overlay for an engine that cannot reach torch's index: the wheels come from a folder."""
         if wheels := os.environ.get("WHEELS"):
             build = {"args": {"TORCH_CPU_INDEX": ""}, "additional_contexts": {"wheels": wheels}}
-            overlay = {"services": {name: {"build": build} for name in ("api", "trainer")}}
+            overlay = {"services": {name: {"build": build} for name in ("api", "trainer", "sweep")}}
             (self.folder / "here.json").write_text(json.dumps(overlay))
             self.files.append("here.json")
 
@@ -157,7 +157,20 @@ def test_nobody_is_root_and_nothing_can_be_written(stack: Stack) -> None:
 
 def test_the_native_stepper_serves(stack: Stack) -> None:
     """What was compiled in the image runs in the container; nothing is compiled there."""
-    assert stack.ready()["stepper"] == "cpu-f32"
+    assert stack.ready()["stepper"] in ("cpu-f32", "cpu-i8")
+
+
+def test_the_image_of_the_api_has_no_packages_of_sweeps(stack: Stack) -> None:
+    """They are in the image that sweeps have; without them, a sweep is one line that says where it can be had."""
+    have = "import importlib.util as u; print([bool(u.find_spec(n)) for n in ('optuna', 'matplotlib', 'torch')])"
+    for service in ("api", "trainer"):
+        assert stack.compose("exec", "-T", service, "python", "-c", have).strip() == "[False, False, True]"
+    out = stack.compose("exec", "-T", "trainer", "sh", "-c", "python -m model sweep /app/LICENSE 2>&1 || true")
+    assert out.startswith("error: this command needs optuna"), out
+    assert len(out.splitlines()) == 1, out
+    swept = ["run", "--rm", "sweep", "python", "-m", "model", "sweep", "--runs", "1", "--minutes", "0.2"]
+    out = stack.compose(*swept, "--out", "/data/sweep", "--n-hidden", "32")
+    assert "model_" in out, out
     assert stack.compose("exec", "-T", "api", "sh", "-c", "command -v gcc cc clang || echo none").strip() == "none"
 
 

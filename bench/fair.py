@@ -1,10 +1,11 @@
-"""What others notice: a prompt of 100,000 characters beside 32 streams, and 1,000 clients that leave mid-stream.
+"""What others notice: a long prompt beside 32 streams, two clients' scores beside one, and 1,000 clients that leave.
 
     python -m bench.fair [--model 2x512] [--seconds 8] [--waves 16]
 
 The gaps between a stream's events are taken without the prompt, then with it, from its sending to its first character
-or the end. Leavers come in waves of 64 that hang up at once; how long until the last slot is free is taken for each
-wave. The last line is JSON.
+or the end. The rate of one stream is taken in turns without and beside two clients that have texts of 48,000 characters
+scored without a pause. Leavers come in waves of 64 that hang up at once; how long until the last slot is free is taken
+for each wave. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import statistics
 import tempfile
 import threading
 import time
@@ -25,7 +27,7 @@ from bench.serve import load, settled
 from model.checkpoints import registry
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.leavers import resources, wave
-from tests.servers import RedisServer, Service
+from tests.servers import RedisServer, Service, read_events
 
 
 def prompt(service: Service, args: argparse.Namespace) -> dict[str, Any]:
@@ -65,6 +67,47 @@ def prompt(service: Service, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def scores(service: Service, turns: int = 5) -> dict[str, Any]:
+    """Measure the characters a second of a stream, in turns without and beside two clients that score long texts."""
+    over, beside = threading.Event(), threading.Event()
+    n_chars = 0
+
+    def read() -> None:
+        nonlocal n_chars
+        while not over.is_set():
+            body = {"max_chars": 10**6, "stream": True}
+            with httpx.stream("POST", f"{service.url}/generate", timeout=60, json=body) as response:
+                for event in read_events(response):
+                    n_chars += len(event.data.get("text", ""))
+                    if over.is_set():
+                        return
+
+    def score() -> None:
+        with httpx.Client(base_url=service.url, timeout=600) as client:
+            while not over.is_set():
+                if beside.wait(0.1):
+                    client.post("/score", json={"text": "hello there " * 4000}).raise_for_status()
+
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    with ThreadPoolExecutor() as pool:
+        running = [pool.submit(read), pool.submit(score), pool.submit(score)]
+        for turn in range(2 * turns):
+            (beside.set if turn % 2 else beside.clear)()
+            time.sleep(0.7)  # a score that runs on ends
+            start, before = time.monotonic(), n_chars
+            time.sleep(1)
+            rates[bool(turn % 2)].append((n_chars - before) / (time.monotonic() - start))
+        over.set()
+        beside.set()
+        for future in running:
+            future.result()
+    settled(service)
+    without, with_scores = (round(statistics.median(rates[key])) for key in (False, True))
+    ratio = round(with_scores / without, 2)
+    print(f"  a stream: {without} characters/s, beside two clients' scores {with_scores}: {ratio}")
+    return {"stream_chars_per_s": without, "beside_scores": with_scores, "beside_scores_ratio": ratio}
+
+
 def leavers(service: Service, args: argparse.Namespace) -> dict[str, Any]:
     """Measure how soon slots are free after waves of clients hang up, and what stays allocated."""
     # Threads and connections to Redis are made when none is free, up to a limit: after this, one more is a leak.
@@ -93,7 +136,7 @@ def _one(service: Service) -> int:
 
 
 def main() -> None:
-    """Run both measurements on a service of their own."""
+    """Run the measurements on a service of their own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="2x512", help="layers x hidden units")
     parser.add_argument("--streams", type=int, default=32)
@@ -107,10 +150,15 @@ def main() -> None:
         registry.promote(random_checkpoint(n_layers=layers, n_hidden=hidden).save(Path(folder)))
         redis = RedisServer()
         redis.start()
-        environment = {"CHECKPOINT_DIR": folder, "REDIS_URL": redis.url, "MAX_CHARS": str(10**6)}
+        environment = {
+            "CHECKPOINT_DIR": folder,
+            "REDIS_URL": redis.url,
+            "MAX_CHARS": str(10**6),
+            "MAX_PROMPT_CHARS": str(10**6),
+        }
         try:
             with Service(**environment, SLOTS=str(args.slots), MAX_WAITING="64", DEVICE="cpu") as service:
-                result = {"model": args.model, **prompt(service, args), **leavers(service, args)}
+                result = {"model": args.model, **prompt(service, args), **scores(service), **leavers(service, args)}
         finally:
             redis.remove()
     print(json.dumps(result))

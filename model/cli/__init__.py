@@ -17,6 +17,7 @@ COMMANDS = {
     "score": "measure a model's loss on a text under the named evaluation protocols",
     "sweep": "search sizes, dropouts and learning rates with many short runs; promote the best",
     "plot": "draw the loss curves of a training run",
+    "report": "write a page on a model: loss curves, samples, and how much of them is copied from its corpus",
     "info": "describe a checkpoint: its shape, losses and training options",
 }
 """Every command and its summary. Listing them loads neither torch nor the commands themselves."""
@@ -66,9 +67,18 @@ def parser(prog: str = "python -m model") -> argparse.ArgumentParser:
 
 def add_commands(subparsers: argparse._SubParsersAction[ArgumentParser]) -> None:
     """Add every command to another program's subparsers."""
-    from model.cli import info, plot, sample, score, sweep, train  # torch takes a second to load
+    from model.cli import info, sample, score, sweep, train  # torch takes a second to load
+    from model.cli.reports import plot, report
 
-    modules = {"train": train, "sample": sample, "score": score, "sweep": sweep, "plot": plot, "info": info}
+    modules = {
+        "train": train,
+        "sample": sample,
+        "score": score,
+        "sweep": sweep,
+        "plot": plot,
+        "report": report,
+        "info": info,
+    }
     for name, summary in COMMANDS.items():
         command = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         modules[name].configure(command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -179,6 +179,26 @@ def load_corpus(
     with console.encoding() as on_progress:
         corpus = read_corpora(files or [default_text()], config_of, folder / "texts", on_progress, layout)
     return replace(corpus, notes=(*corpus.notes, *fitted.notes)), fitted.config
+
+
+def corpus_of_model(
+    files: Sequence[Path], training: Mapping[str, Any], folder: Path, layout: ItemLayout = TEXT
+) -> Corpus:
+    """Read texts, and split them as the training of a model did.
+
+    Args:
+        files: The text files; none means the default text.
+        training: The options of the checkpoint.
+        folder: Large texts are encoded there.
+        layout: Whether the texts are lists.
+
+    Raises:
+        TextError: A text cannot be used.
+    """
+    names = ("val_fraction", "test_fraction", "max_vocab")
+    fractions = {name: training[name] for name in names if name in training}
+    config = TrainConfig.from_dict({**fractions, "batch_size": 1, "seq_length": 1})
+    return read_corpora(files or [default_text()], lambda _sizes, _n: config, folder, layout=layout)
 
 
 def chosen_checkpoint(args: argparse.Namespace) -> Path:

@@ -247,6 +247,19 @@ class RunFolder:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is not a mapping
             return tensors, _renamed("resume.safetensors", json.loads(metadata["values"]))
 
+    def best_checkpoint_name(self) -> str | None:
+        """Return the file name of the run's best checkpoint so far; None before the first one.
+
+        Raises:
+            CheckpointError: The resume state is damaged or of another format.
+        """
+        path = self.path / "resume.safetensors"
+        if not path.exists():
+            return None
+        with open_safetensors(path, _FORMAT, "resume state") as (_, metadata):
+            name = _renamed("resume.safetensors", json.loads(metadata["values"])).get("best_checkpoint")
+            return name if isinstance(name, str) else None
+
 
 def new_run_folder(parent: Path) -> Path:
     """Create a folder for a new run, named by the time.

@@ -16,7 +16,8 @@ from model import arguments
 from model.checkpoints.file_format import Checkpoint
 from model.cli import console
 from model.cli.lists import options
-from model.config import TrainConfig, WeightPrecision
+from model.cli.options import corpus_of_model
+from model.config import WeightPrecision
 from model.errors import ConfigError, TextError
 from model.evaluation.item_losses import ItemLosses, item_losses
 from model.stepper.choose import choose
@@ -27,7 +28,7 @@ from model.text.items.detection import detect
 from model.text.items.layout import ItemLayout
 from model.text.items.reading import ItemList, items_of
 from model.text.items.record import DEFAULT_STATISTIC, STATISTICS, ItemRecord
-from model.text.memory_map import detect_layout, read_corpora
+from model.text.memory_map import detect_layout
 from model.text.normalization import Normalization
 
 _SLOTS = 256
@@ -114,10 +115,7 @@ def _print_loss(args: argparse.Namespace, loaded: Checkpoint, layout: ItemLayout
     if str(args.corpus) == _STDIN:
         raise ConfigError(field="corpus", value=_STDIN, expected="a file, or --each for the standard input")
     layout, part = _list_layout(detect_layout([args.corpus], layout), f"corpus {args.corpus}"), args.part or "val"
-    names = ("val_fraction", "test_fraction", "max_vocab")
-    fractions = {name: loaded.options[name] for name in names if name in loaded.options}
-    config = TrainConfig.from_dict({**fractions, "batch_size": 1, "seq_length": 1})
-    corpus = read_corpora([args.corpus], lambda _sizes, _n: config, args.store / "texts", layout=layout)
+    corpus = corpus_of_model([args.corpus], loaded.options, args.store / "texts", layout)
     if part == "test" and not len(corpus.test):
         problem = "got 'test', but the model's run has no test part (its test_fraction is 0)"
         raise ConfigError(problem, field="part", value="test")

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> None:
         CheckpointError: The folder is not a run's, or it has no metrics yet.
         ConfigError: The picture's file has another ending.
     """
-    from model.evaluation.plots import draw  # matplotlib takes a second to load
+    from model.evaluation.report.plots import draw  # matplotlib takes a second to load
 
     run_folder = RunFolder(args.folder)
     model, metrics = run_folder.settings()["model"], run_folder.metrics()

@@ -2,28 +2,44 @@
 
     python -m bench.items names names.txt                       # makemore's split: 1,000 test names, ends counted
     python -m bench.items names names.txt --makemore makemore.py # and its transformer in the same run
+    python -m bench.items serve names.txt                        # 10,000 unique novel items over HTTP
 
 `names` trains on the list as it is and on the list sorted, each for --minutes, and prints the loss of the test names in
 nats per character: the same list, the same split and the same count of characters as makemore's script.
+
+`serve` trains on the list, and generates --items unique and novel items through HTTP as a stream and by the code of
+the command line, each --rounds times in turn with the engine that generates texts which nobody reads. Rates are those
+of all candidates' characters, ends counted, also of those that are rejected; the items must be the same. The last line
+is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from model.checkpoints.file_format import load
+from bench.serve import Bare
+from model.checkpoints import registry
+from model.checkpoints.file_format import Checkpoint, load
 from model.config import ModelConfig, TrainConfig
 from model.evaluation.item_losses import item_losses
+from model.network.sampling import SamplingParams
+from model.stepper.choose import choose
+from model.stepper.items import LANES, Candidate, GeneratedItem, ItemCollector, ItemConstraints, generate_items
 from model.text.items.layout import ItemLayout
 from model.text.memory_map import read_corpora
 from model.training.loop import fit
+from service.settings import Settings
+from tests.servers import Service, parse_events
 
 MAKEMORE_SEED = 3407
 TEST_NAMES = 1000
@@ -41,15 +57,22 @@ TRAINING = {
 def main() -> None:
     """Run the benchmark that is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = parser.add_subparsers(required=True, dest="benchmark").add_parser("names")
-    names.add_argument("text", type=Path)
-    names.add_argument("--minutes", type=float, default=1.0)
-    names.add_argument("--steps", type=int, default=0, help="a budget in steps instead of minutes")
+    benchmarks = parser.add_subparsers(required=True, dest="benchmark")
+    names, serve = benchmarks.add_parser("names"), benchmarks.add_parser("serve")
+    for benchmark in (names, serve):
+        benchmark.add_argument("text", type=Path)
+        benchmark.add_argument("--minutes", type=float, default=1.0)
+        benchmark.add_argument("--steps", type=int, default=0, help="a budget in steps instead of minutes")
+    serve.add_argument("--items", type=int, default=10_000)
+    serve.add_argument("--slots", type=int, default=64)
+    serve.add_argument("--rounds", type=int, default=3)
+    serve.add_argument("--bare-s", type=float, default=3.0, help="seconds that the engine alone is measured")
     names.add_argument("--makemore", type=Path, help="makemore.py, to be run in the same run")
     names.add_argument("--makemore-steps", type=int, default=7500)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        compare_names(args, Path(folder))
+        run = compare_names if args.benchmark == "names" else compare_rates
+        run(args, Path(folder))
 
 
 def makemore_split(text: str) -> tuple[list[str], list[str]]:
@@ -83,6 +106,64 @@ def compare_names(args: argparse.Namespace, folder: Path) -> None:
     if args.makemore is not None:
         command = [sys.executable, str(args.makemore), "-i", str(args.text), "-o", str(folder / "makemore")]
         subprocess.run([*command, "--max-steps", str(args.makemore_steps)], check=True, cwd=folder)
+
+
+class CountingCollector(ItemCollector):
+    """Counts the characters of all candidates, their ends included."""
+
+    n_chars = 0
+
+    def offer(self, candidate: Candidate) -> GeneratedItem | None:
+        """Count and pass on."""
+        self.n_chars += len(candidate.logprobs)
+        return super().offer(candidate)
+
+
+def compare_rates(args: argparse.Namespace, folder: Path) -> None:
+    """Print the rates of items over HTTP and by the command line's code, as ratios to that of the engine alone."""
+    config = TrainConfig.from_dict({**TRAINING, "minutes": args.minutes, "steps": args.steps})
+    corpus = read_corpora([args.text], lambda _sizes, _n: config, folder, layout=ItemLayout("lines"))
+    path = fit(corpus, ModelConfig(len(corpus.vocab), n_hidden=N_HIDDEN, n_embed=N_EMBED), config, folder / "run")
+    registry.promote(registry.register(path, folder / "checkpoints"))
+    checkpoint = load(path)
+    bare = Bare(checkpoint, args.slots, checkpoint.weight_precision(), Settings.model_fields["block_ms"].default / 1000)
+    bare_rates, rates, local_rates = [], [], []
+    try:
+        with Service(CHECKPOINT_DIR=str(folder / "checkpoints"), SLOTS=str(args.slots)) as service:
+            for seed in range(args.rounds):
+                bare_rates.append(bare.chars_per_s(args.bare_s))
+                began = time.monotonic()
+                local, n_chars = local_items(checkpoint, args.items, seed)
+                local_rates.append(n_chars / (time.monotonic() - began))
+                began = time.monotonic()
+                body = {"items": args.items, "novel": True, "seed": seed, "stream": True}
+                received = service.client.post("/generate", json=body).raise_for_status().text
+                rates.append(n_chars / (time.monotonic() - began))
+                events = parse_events(received)
+                items = [event.data["text"] for event in events if event.name == "item"]
+                assert items == local, "the items over HTTP are not those of the command line"
+                done = events[-1].data
+                print(
+                    f"seed {seed}: {done['generated']:,} items of {done['candidates']:,} candidates, {n_chars:,} "
+                    f"characters; per second: engine {bare_rates[-1]:,.0f}, HTTP {rates[-1]:,.0f}, command line "
+                    f"{local_rates[-1]:,.0f}",
+                    flush=True,
+                )
+    finally:
+        bare.engine.stop()
+    engine = statistics.median(bare_rates)
+    ratios = {"http": statistics.median(rates) / engine, "command_line": statistics.median(local_rates) / engine}
+    print(json.dumps({"engine_chars_per_s": round(engine), **{name: round(r, 3) for name, r in ratios.items()}}))
+
+
+def local_items(checkpoint: Checkpoint, n: int, seed: int) -> tuple[list[str], int]:
+    """Return unique novel items by the code of `sample --items`, and the characters of all candidates."""
+    assert checkpoint.items is not None
+    limit = checkpoint.items.layout.max_item_chars
+    collector = CountingCollector(ItemConstraints(n, novel=True, max_chars=limit), checkpoint.items)
+    stepper, _ = choose(checkpoint.network(), LANES, "cpu", checkpoint.weight_precision())
+    items = [item.text for item in generate_items(stepper, checkpoint.vocab, collector, SamplingParams(), seed)]
+    return items, collector.n_chars
 
 
 if __name__ == "__main__":

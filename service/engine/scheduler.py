@@ -144,7 +144,8 @@ class Scheduler:
         """
         output_s = OUTPUT_COST_S * len(self.running)
         usual = self._steps_in(max(self._block_s, 2 * output_s))
-        to_first_char = min((len(s.to_feed) for s in self.running.values() if not s.has_output), default=usual)
+        new = [len(s.to_feed) for s in self.running.values() if not s.has_output and not s.request.is_part]
+        to_first_char = min(new, default=usual)
         if to_first_char >= usual:
             return usual
         return min(usual, max(to_first_char, self._steps_in(max(self._block_s / 4, output_s))))

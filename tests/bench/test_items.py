@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -23,3 +24,17 @@ def test_both_orders_of_a_list_give_the_same_loss(tmp_path: Path) -> None:
     first, second = output.splitlines()
     assert first.partition(": ")[2] == second.partition(": ")[2]
     assert "nats per character" in first
+
+
+def test_items_over_http_beside_the_engine(tmp_path: Path) -> None:
+    """The rates of one round, after the items over HTTP were found to be those of the command line."""
+    path = tmp_path / "names.txt"
+    path.write_text(
+        "\n".join(f"{a}{b}{c}{d}" for a in "bdfgkl" for b in "aeiou" for c in "mnrst" for d in ("", "a", "io"))
+    )
+    options = ["--steps", "40", "--items", "50", "--slots", "4", "--rounds", "1", "--bare-s", "0.2"]
+    command = [sys.executable, "-m", "bench.items", "serve", str(path), *options]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    *_, found, rates = output.splitlines()
+    assert found.startswith("seed 0: ")
+    assert {"engine_chars_per_s", "http", "command_line"} == set(json.loads(rates))

@@ -30,6 +30,8 @@ from service.models.loaded_model import LoadedModel
 TURN_S = 0.5
 """The time that a part of a lane should take."""
 _FIRST_TURN_CHARS, _MIN_TURN_CHARS, _MAX_TURN_CHARS = 128, 16, 1024
+_GUESSED_CHARS = 16
+"""Of an item, before the first one."""
 _FREE_SHARE = 8
 """One in so many slots is left to others."""
 _BUFFERED = 64
@@ -70,6 +72,7 @@ class RunningItems:
         self._collector = ItemCollector(plan.constraints, plan.record)
         self._is_late = False
         self._n_chars = 0  # of the items
+        self._n_candidate_chars = 0  # of all candidates so far, their ends counted
         self._lanes: list[Lane] = []  # none until the prefix is read
         self._start_state: StateArray | None = None  # where each item begins
         self._states: dict[int, StateArray] = {}  # lane -> where its next part begins, unless the lane starts over
@@ -87,15 +90,15 @@ class RunningItems:
                 engine.submit(self._reading(), self._group.stream(_PROMPT))
             else:
                 self._make_lanes(engine.vocab.start)
-                self._start_next(0)
+                self._start_next(0, _FIRST_TURN_CHARS)
             on_error.pop_all()
 
     def start_info(self) -> dict[str, Any]:
         """Return what is known before any item is generated: the data of a stream's first event."""
         return {"items": self._plan.constraints.n, "seed": self._plan.seed, "model": self._model.as_dict()}
 
-    def items(self, poll_interval_s: float) -> Iterator[GeneratedItem | None]:
-        """Yield the items, and None each time there was none for `poll_interval_s`.
+    def items(self, poll_interval_s: float) -> Iterator[list[GeneratedItem]]:
+        """Yield the items that are there, and an empty list each time there was none for `poll_interval_s`.
 
         Raises:
             TimedOut: The time was up before the prefix was read.
@@ -103,8 +106,8 @@ class RunningItems:
         """
         waits_until = time.monotonic() + poll_interval_s
         while True:
-            for item in self._accepted():
-                yield item
+            if items := self._accepted():
+                yield items
                 waits_until = time.monotonic() + poll_interval_s
             now = time.monotonic()
             if self._collector.is_done or (self._lanes and now >= self._plan.deadline):
@@ -114,7 +117,7 @@ class RunningItems:
             if self._lanes:
                 self._start_more()
             if now >= waits_until:
-                yield None
+                yield []
                 waits_until = now + poll_interval_s
             if self._lanes and not self._parts:
                 time.sleep(min(poll_interval_s, _RETRY_S))  # others have every place; ours comes when they end
@@ -138,34 +141,40 @@ class RunningItems:
 
     # ---- the order of the candidates
 
-    def _accepted(self) -> Iterator[GeneratedItem]:
-        """Offer the candidates that are there, in their order, and yield those that are accepted."""
-        collector = self._collector
+    def _accepted(self) -> list[GeneratedItem]:
+        """Offer the candidates that are there, in their order, and return those that are accepted."""
+        collector, accepted = self._collector, list[GeneratedItem]()
         while self._lanes and not collector.is_done:
             candidates = self._lanes[collector.n_candidates % LANES].candidates
             if not candidates:
-                return
-            item = collector.offer(candidates.popleft())
+                break
+            candidate = candidates.popleft()
+            self._n_candidate_chars += len(candidate.logprobs)
+            item = collector.offer(candidate)
             if item is not None:
                 self._n_chars += len(item.text) - len(self._plan.constraints.prefix)
-                yield item
+                accepted.append(item)
+        return accepted
 
-    def _needed_lanes(self) -> Iterator[int]:
-        """Yield the lanes that should run and do not, the one whose candidate is needed first at the start."""
+    def _needed(self) -> list[tuple[int, int]]:
+        """Return the lanes that should run and do not, and the characters that they should generate.
+
+        The lane whose candidate is needed first is the first.
+        """
         collector = self._collector
         first = collector.n_candidates
         per_item = (first + 1) / (collector.n_accepted + 1)
-        n_needed = math.ceil(collector.n_missing * min(per_item, _BUFFERED))
+        end = first + math.ceil(collector.n_missing * min(per_item, _BUFFERED))
+        mean_chars = (self._n_candidate_chars + _GUESSED_CHARS) / (first + 1)
         running = {part.lane for part in self._parts.values()}
-        next_numbers = []
+        needed = []
         for number, lane in enumerate(self._lanes):
             n_taken = (first - number + LANES - 1) // LANES
             next_number = (n_taken + len(lane.candidates)) * LANES + number
-            is_needed = next_number < first + n_needed and len(lane.candidates) < _BUFFERED
-            if number not in running and is_needed:
-                next_numbers.append((next_number, number))
-        for _, number in sorted(next_numbers):
-            yield number
+            if number not in running and next_number < end and len(lane.candidates) < _BUFFERED:
+                n_candidates = math.ceil((end - next_number) / LANES)
+                needed.append((next_number, number, math.ceil(n_candidates * mean_chars)))
+        return [(number, n_chars) for _, number, n_chars in sorted(needed)]
 
     # ---- the engine
 
@@ -186,20 +195,21 @@ class RunningItems:
         if not self._has_room():
             return
         with contextlib.suppress(QueueFull):  # other requests have every place
-            for number in self._needed_lanes():
+            for number, n_chars in self._needed():
                 if not self._has_room():
                     return
-                self._start_next(number)
+                self._start_next(number, n_chars)
 
     def _has_room(self) -> bool:
         n_parts = len(self._parts)
         return n_parts < self._max_parts and self._engine.has_room_for_group(n_parts)
 
-    def _start_next(self, number: int) -> None:
-        """Start the next part of a lane."""
-        plan, lane, n_chars = self._plan, self._lanes[number], self._turn_chars
+    def _start_next(self, number: int, n_chars: int) -> None:
+        """Start the next part of a lane, of so many characters at most."""
+        plan, lane, turn = self._plan, self._lanes[number], self._turn_chars
         if self._n_parts < LANES:  # the first parts have different lengths, so that slots become free one by one
-            n_chars = max(_MIN_TURN_CHARS, n_chars * (number + 1) // LANES)
+            turn = turn * (number + 1) // LANES
+        n_chars = max(_MIN_TURN_CHARS, min(turn, n_chars))
         request = SequenceRequest(
             feed=np.array([lane.next_input], np.int32),
             start_position=lane.position,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -46,6 +48,13 @@ def test_a_long_prompt_cuts_no_block_short_and_takes_one_row() -> None:
 def test_a_first_character_does_not_wait(unread: int, steps: int) -> None:
     """The block ends with it, but is no shorter than a quarter: a block has its costs."""
     assert len(block(sequence(), sequence(unread, has_output=False)).forced_ids) == steps
+
+
+def test_a_part_of_a_longer_text_cuts_no_block_short() -> None:
+    """Its first character follows others of its text: nobody waits for it."""
+    part = sequence(has_output=False)
+    part.request = replace(part.request, is_part=True)
+    assert len(block(sequence(), part).forced_ids) == 20
 
 
 def test_many_rows_get_longer_blocks() -> None:

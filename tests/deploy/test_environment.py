@@ -22,7 +22,12 @@ from deploy.environment.pip import Pip, SetupError
 from model.cli import NOT_IN_THE_IMAGE
 from tests.servers import ROOT
 
-NEED_SWEEPS = ("model/training/sweep.py", "model/evaluation/plots.py")
+NEED_SWEEPS = (
+    "model/training/sweep.py",
+    "model/evaluation/report/page.py",
+    "model/evaluation/report/plots.py",
+    "model/evaluation/report/sections.py",
+)
 MACHINES = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28", "aarch64-apple-darwin")
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 LOCKS = ("runtime", "sweeps", "torch", "tests", "browser")
@@ -73,7 +78,7 @@ def test_the_image_of_the_api_has_nothing_that_only_sweeps_need(tmp_path: Path) 
     loads = f"import importlib\nfor name in {modules!r}: importlib.import_module(name)"
     done = subprocess.run([sys.executable, "-c", without + loads], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for arguments in (["sweep", "--storage", "s.db"], ["plot", str(tmp_path)]):
+    for arguments in (["sweep", "--storage", "s.db"], ["plot", str(tmp_path)], ["report"]):
         (tmp_path / "settings.json").write_text('{"model": {"cell": "lstm", "n_layers": 1, "n_hidden": 8}}')
         command = f"sys.argv[1:] = {arguments!r}\nrunpy.run_module('model', run_name='__main__')"
         done = subprocess.run([sys.executable, "-c", without + command], cwd=ROOT, capture_output=True, text=True)

@@ -68,6 +68,8 @@ def run(args: argparse.Namespace) -> None:
         CheckpointError: The model or the run cannot be read.
         TextError: A file that was named cannot be read.
     """
+    from model.evaluation.report import page, sections  # matplotlib takes a second to load
+
     if args.out is not None and args.out.suffix != ".html":
         raise ConfigError(field="out", value=str(args.out), expected="a file that ends in .html")
     path = options.chosen_checkpoint(args)
@@ -77,8 +79,6 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(field=unused, value=getattr(args, unused), expected=f"none: it is for a model of {kind}")
     run_folder = RunFolder(args.run_folder) if args.run_folder is not None else _run_of(path, loaded)
     corpus = _corpus(args, loaded, run_folder)
-    from model.evaluation.report import page, sections  # matplotlib takes a second to load
-
     parts = [page.Section("Model", rows=_description(path, loaded, corpus))]
     if run_folder is not None and (metrics := run_folder.metrics()):
         parts.append(sections.loss_section(metrics, loaded.val_protocol))

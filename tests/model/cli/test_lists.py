@@ -54,8 +54,8 @@ def output(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int =
     return captured.out, captured.err
 
 
-def test_a_list_is_found_out_and_said(names: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The notes say what was found; both losses are in every validation; --items text overrules it."""
+def test_a_list_is_detected_and_stated(names: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The notes say what it is; both losses are in every validation; --items text overrules it."""
     path = tmp_path / "names.txt"
     path.write_text("\n".join(f"{name}{n}" for n, name in enumerate(NAMES)))
     out, _ = output(["train", str(path), "--out", str(tmp_path / "a"), *TRAIN], capsys)

@@ -220,7 +220,7 @@ def test_mixed_encodings_name_line_and_byte(tmp_path: Path) -> None:
         read(path, LINES)
 
 
-def test_a_list_is_found_out() -> None:
+def test_a_list_is_detected() -> None:
     """Names, commands, log lines and JSON Lines are lists; prose, verse, code and few lines are texts."""
     names = "".join(f"na{n}me\n" for n in range(300))
     logs = "".join(

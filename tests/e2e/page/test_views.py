@@ -200,6 +200,28 @@ def test_a_wrong_key_is_reported_and_a_right_one_accepted(visit: Visiting, train
     assert ADMIN not in stored
 
 
+def test_a_dropped_list_is_stored_as_one(visit: Visiting, training_service: Service) -> None:
+    """The field that says how items lie is sent with the file; what is wrong with the file is said beside it."""
+    v = visit(training_service)
+    v.allowed += ["401", "422"]
+    v.open("train")
+    unlock(v)
+    drop(v, ("Paragraphs.txt", b"one paragraph\n\nthe other\n"))
+    v.page.select_option("#retrain-items", "paragraphs")
+    v.page.get_by_role("button", name="Train", exact=True).click()
+    v.page.wait_for_function(
+        "() => /at least 10 different/.test(document.querySelector('#retrain-file-error').textContent)"
+    )
+    drop(v, ("Paragraphs.txt", "\n\n".join(f"paragraph {n}\nof two lines" for n in range(200)).encode()))
+    v.page.fill("#retrain-minutes", "0.05")
+    v.page.get_by_role("button", name="Train", exact=True).click()
+    v.page.wait_for_function("() => /^paragraphs, quick/.test(document.querySelector('#job-title').textContent)")
+    headers = {"Authorization": f"Bearer {ADMIN}"}
+    stored = training_service.client.get("/corpora/paragraphs", headers=headers).json()
+    assert (stored["layout"], stored["layout_source"]) == ({"items": "paragraphs"}, "declared")
+    v.page.get_by_role("button", name=re.compile("^Cancel paragraphs")).first.click()
+
+
 def test_a_dropped_file_is_trained_on(visit: Visiting, training_service: Service) -> None:
     """Upload, train, follow, promote, roll back, compare; a second training is cancelled; a third is of two texts."""
     v = visit(training_service)
@@ -215,7 +237,8 @@ def test_a_dropped_file_is_trained_on(visit: Visiting, training_service: Service
     v.page.wait_for_function(
         "() => /^finished.*Promoted/.test(document.querySelector('#job-state').textContent)", timeout=120_000
     )
-    (first,) = training_service.client.get("/jobs", headers={"Authorization": f"Bearer {ADMIN}"}).json()["jobs"]
+    jobs = training_service.client.get("/jobs", headers={"Authorization": f"Bearer {ADMIN}"}).json()["jobs"]
+    (first,) = (job for job in jobs if job["request"]["corpus"] == "my-words")
     made = first["result"]["checkpoint"]
     row = v.page.locator(f"#models [data-model='{made['id']}']")
     v.page.wait_for_function(

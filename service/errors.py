@@ -44,6 +44,7 @@ import json
 import math
 from typing import Any, ClassVar
 
+PROMPT_NOT_READ = "the request's time was up (timeout_s, at most MAX_GENERATION_S) before its prompt was read"
 KEY_REUSED = "this Idempotency-Key was used for another request"
 _QUOTED_CHARS = 80
 _QUOTED_LIST_CHARS = 4000

@@ -17,6 +17,8 @@ from model import data_folder
 from model.config import Device, PrecisionChoice
 from service.redis_url import check_url, redacted
 
+ROOT_PATH = r"(/[A-Za-z0-9._~-]+)+"
+"""A path below which the service is offered."""
 _MIN_KEY_CHARS = 16
 _FOLDERS = {"checkpoint": "checkpoints", "corpora": "corpora", "runs": "runs"}
 _SECRETS = ("admin_key", "api_keys")
@@ -234,7 +236,7 @@ class Settings(BaseSettings):
     @classmethod
     def _path(cls, value: str) -> str:
         path = value.rstrip("/")
-        if path and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", path):
+        if path and not re.fullmatch(ROOT_PATH, path):
             raise ValueError("expected a path that begins with a slash, such as /longhand")
         return path
 

@@ -139,7 +139,7 @@ class Engine:
         Raises:
             StateError: It is damaged; the message says what is wrong.
         """
-        if state.values.shape != self._zero.shape or state.values.dtype != self._zero.dtype:
+        if not self._has_form(state.values):
             problem = f"{state.values.dtype} {state.values.shape}"
             raise StateError(problem, field="state", expected=f"{self._zero.dtype} {self._zero.shape}")
         if state.next_input >= len(self.vocab):
@@ -170,11 +170,12 @@ class Engine:
         feed, state = request.feed, request.state
         if not len(feed) or int(feed.min()) < 0 or int(feed.max()) >= len(self.vocab):
             raise ValueError(f"feed: has ids outside the vocabulary of {len(self.vocab)} characters")
-        if state is not None and (
-            state.shape != self._zero.shape or state.dtype != self._zero.dtype or not np.isfinite(state).all()
-        ):
+        if state is not None and not (self._has_form(state) and np.isfinite(state).all()):
             expected = f"finite {self._zero.dtype} {self._zero.shape}"
             raise ValueError(f"state: got {state.dtype} {state.shape}, expected {expected}")
+
+    def _has_form(self, state: StateArray) -> bool:
+        return state.shape == self._zero.shape and state.dtype == self._zero.dtype
 
     def _loop(self) -> None:
         while self._wait_for_work():

@@ -14,7 +14,7 @@ import numpy as np
 
 from service.engine.group_queue import GroupQueue
 from service.engine.stream import Chunk, End, Failed, FinishReason, Item, StateCapture, Stream
-from service.errors import TimedOut
+from service.errors import PROMPT_NOT_READ, TimedOut
 from service.generation.plan import GenerationPlan
 from service.generation.stream import RunningGeneration
 from service.models.loaded_model import LoadedModel
@@ -176,7 +176,7 @@ class RunningBatch:
             case Failed():
                 raise item.error
             case End(state=None):
-                raise TimedOut("timeout_s passed before the prompt was read")
+                raise TimedOut(PROMPT_NOT_READ)
             case End(state=state) if state is not None:
                 read: dict[str, Any] = {
                     "feed": np.array([state.next_input], dtype=np.int32),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import StateError, UnknownCharacters
-from model.network.penalties import NO_CHARACTER, PROMPT_CODE
+from model.network.penalties import NO_CHARACTER, prompt_codes
 from model.network.state import HiddenState
 from service.engine.sequence import SequenceRequest
 from service.errors import BadRequest, ModelChanged, UnreadableSession
@@ -185,12 +185,9 @@ def _with_text(request: SequenceRequest, model: LoadedModel, record: TurnRecord,
     if not record.sampling.has_penalties:
         return request
     recent = before.last(record.sampling.penalty_window)
-    ids = [vocab.characters.find(c) for c in recent.text]
-    window = [
-        NO_CHARACTER if id < 0 else id if is_generated else PROMPT_CODE - id
-        for id, is_generated in zip(ids, recent.flags(), strict=True)
-    ]
-    return replace(request, window=np.array(window, dtype=np.int32))
+    ids = np.array([vocab.characters.find(c) for c in recent.text], dtype=np.int32)
+    codes = np.where(np.array(recent.flags(), dtype=bool), ids, prompt_codes(ids))
+    return replace(request, window=np.where(ids < 0, NO_CHARACTER, codes).astype(np.int32))
 
 
 def _from_cached_prefix(request: SequenceRequest, model: LoadedModel, prefixes: PrefixStore) -> SequenceRequest:

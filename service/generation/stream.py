@@ -13,7 +13,7 @@ from typing import Any
 
 from model.network.state import HiddenState
 from service.engine.stream import Chunk, End, Failed, FinishReason, Item, StateCapture, Stream
-from service.errors import ServiceError, SessionConflict, TimedOut
+from service.errors import PROMPT_NOT_READ, ServiceError, SessionConflict, TimedOut
 from service.generation.commit import CommitPolicy
 from service.generation.plan import GenerationPlan, Origin
 from service.inspection.token_logprobs import TokenLogprobs
@@ -173,10 +173,7 @@ class RunningGeneration:
             self._lease.release()
         state = self._end.state
         if state is None:
-            raise TimedOut(
-                "the request's time was up (timeout_s, at most MAX_GENERATION_S) before its prompt was read; nothing "
-                "of it is stored, and a session is where it was"
-            )
+            raise TimedOut(f"{PROMPT_NOT_READ}; nothing of it is stored, and a session is where it was")
         record = self._plan.record
         return GenerationResult(
             finish_reason=self._end.finish_reason,

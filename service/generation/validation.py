@@ -33,7 +33,7 @@ def validate(request: GenerateRequest, model: LoadedModel, max_chars: int, max_p
         raise BadRequest("prompt", request.prompt, f"at most {max_prompt_chars} characters", problem=problem)
     if request.position is not None and request.session_id is None:
         raise BadRequest("position", request.position, "a session_id beside it", problem="belongs to a session")
-    if request.n > 1 and (request.session_id is not None or request.position is not None):
+    if request.n > 1 and request.session_id is not None:
         raise BadRequest("n", request.n, "1 with a session_id, which is for one text: fork the session for others")
     prompt = model.normalize(request.prompt)
     ids = model.encode("prompt", prompt, request.on_unknown)

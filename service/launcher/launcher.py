@@ -139,19 +139,19 @@ def _supervise(
 ) -> int:
     """Wait, and start again what has to run all the time. Return the exit status when the server has ended."""
     is_ready = False
-    while server.is_running:
+    while server.poll() is None:
         if not is_ready and is_alive(settings.host, settings.port):
             is_ready = True
             say("serve", service_url(settings.host, settings.port) + _reach(settings.host))
-        if bootstrap.exit_status:  # it has said why
+        if bootstrap.poll():  # it has said why
             return 1
-        if ended := [child for child in restarted if not child.is_running]:
-            say(ended[0].name, f"ended with status {ended[0].exit_status}; it is started again")
+        if ended := [child for child in restarted if child.poll() is not None]:
+            say(ended[0].name, f"ended with status {ended[0].poll()}; it is started again")
             supervisor.pause(_RESTART_S)
             supervisor.start(ended[0])
             continue  # others may have ended meanwhile
         supervisor.wait(None if is_ready else _PROBE_S)
-    status = server.exit_status or 0
+    status = server.poll() or 0
     say("server", f"ended with status {status}")
     return status if status >= 0 else 128 - status
 

@@ -60,34 +60,27 @@ class Child:
     process: subprocess.Popen[bytes] = field(init=False)
     on_end: Callable[[int], None] = field(init=False)
 
-    @property
-    def is_running(self) -> bool:
-        """Whether it has not ended.
+    def poll(self) -> int | None:
+        """Return the exit status, negative for a signal; None while it runs.
 
         The first call after its end takes its process id back from the reaper, and only then from the system, which may
         give the id to another process at once.
         """
-        if self.process.returncode is not None:
-            return False
-        if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            return True
-        self.on_end(self.process.pid)
-        self.process.wait()
-        return False
-
-    @property
-    def exit_status(self) -> int | None:
-        """The exit status, negative for a signal; None while it runs."""
-        return None if self.is_running else self.process.returncode
+        if self.process.returncode is None:
+            if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                return None
+            self.on_end(self.process.pid)
+            self.process.wait()
+        return self.process.returncode
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal, unless the child has ended."""
-        if self.is_running:
+        if self.poll() is None:
             os.kill(self.process.pid, number)
 
     def kill_group(self) -> None:
         """Kill the child and the processes of its group, unless the child has ended."""
-        if self.is_running:
+        if self.poll() is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 
@@ -174,8 +167,8 @@ class Supervisor:
         """
         deadline = time.monotonic() + limit_s
         while not condition():
-            if child is not None and not child.is_running:
-                raise ChildEnded(f"{child.name} ended with status {child.exit_status}")
+            if child is not None and (status := child.poll()) is not None:
+                raise ChildEnded(f"{child.name} ended with status {status}")
             if time.monotonic() > deadline:
                 return False
             self.wait(_POLL_S)
@@ -199,11 +192,11 @@ class Supervisor:
             children: The children; one that has ended already is left out.
             limit_s: After so long they are killed. Without a limit, they have limits of their own.
         """
-        running = [child for child in children if child.is_running]
+        running = [child for child in children if child.poll() is None]
         for child in running:
             child.send(signal.SIGTERM)
         signals, deadline = 0, time.monotonic() + limit_s
-        while any(child.is_running for child in running):
+        while any(child.poll() is None for child in running):
             left_s = deadline - time.monotonic()
             number = self._next_signal(max(0.0, left_s) if left_s < math.inf else None)
             if number == signal.SIGCHLD:
@@ -219,7 +212,7 @@ class Supervisor:
         number = os.read(self._signals, 1)[0] if is_readable else None
         if number == signal.SIGCHLD:
             for child in self._children:
-                child.is_running  # noqa: B018 - takes the ids of ended children back
+                child.poll()  # takes the ids of ended children back
         return number
 
     def _deregister(self, pid: int) -> None:

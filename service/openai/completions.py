@@ -22,9 +22,9 @@ from service.models.loaded_model import LoadedModel
 from service.models.manager import ModelManager
 from service.openai.logprobs import UNKNOWN
 from service.openai.models import check_name
-from service.openai.schemas import DEFAULT_MAX_TOKENS, MAX_TEXTS, CompletionRequest
+from service.openai.schemas import DEFAULT_MAX_TOKENS, CompletionRequest
 from service.openai.tokenizer import decode
-from service.schemas import GenerateRequest
+from service.schemas import MAX_TEXTS, GenerateRequest
 
 MAX_LOGPROBS_CHARS = 100_000
 """Characters of an answer with log-probabilities: each takes about 250 bytes."""

@@ -15,6 +15,7 @@ from service.schemas import (
     MAX_BIASES,
     MAX_STOP_CHARS,
     MAX_STOP_STRINGS,
+    MAX_TEXTS,
     Body,
     OnUnknown,
     one_message,
@@ -22,9 +23,7 @@ from service.schemas import (
     unexpected,
 )
 
-MAX_TEXTS = 256
-"""Texts that one request may generate: prompts x best_of."""
-MAX_PROMPTS = 256
+MAX_PROMPTS = MAX_TEXTS  # prompts x best_of are at most so many, too
 MAX_LOGPROBS = 5
 DEFAULT_MAX_TOKENS = 200
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from werkzeug.wrappers import Response
 
-PATTERN = r"(/[A-Za-z0-9._~-]+)+"
+from service.settings import ROOT_PATH
+
 _WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
@@ -31,7 +32,7 @@ class RootPath:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer a request."""
         forwarded = str(environ.get("SCRIPT_NAME", "")).rstrip("/")  # from X-Forwarded-Prefix of a trusted proxy
-        root = forwarded if re.fullmatch(PATTERN, forwarded) else self._root_path
+        root = forwarded if re.fullmatch(ROOT_PATH, forwarded) else self._root_path
         path = str(environ.get("PATH_INFO", ""))
         environ["SCRIPT_NAME"] = root
         if root and path == root:  # the page's relative links need the slash

@@ -235,13 +235,8 @@ class StoredTurn:
         return self.finish_reason or ("running" if self.is_running else "interrupted")
 
     @property
-    def text_before(self) -> str:
-        """The end of the session's text before the generated text: what was there, and the prompt."""
-        return self.recent_before.text
-
-    @property
     def recent_before(self) -> RecentText:
-        """The same, with what was generated of it."""
+        """The end of the session's text before the generated text: what was there, and the prompt."""
         return (self.start.recent if self.start else RecentText()).read(self.record.prompt)
 
 

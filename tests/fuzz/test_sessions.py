@@ -156,7 +156,7 @@ def _shown(store: MemorySessions, session_id: str) -> None:
     if session is not None:
         json.dumps([session.recent_text, session.position, session.seed], ensure_ascii=False, allow_nan=False).encode()
     if turn is not None:
-        json.dumps([turn.text_before, turn.status], ensure_ascii=False, allow_nan=False).encode()
+        json.dumps([turn.recent_before.text, turn.status], ensure_ascii=False, allow_nan=False).encode()
 
 
 def _body(**fields: Any) -> GenerateRequest:

@@ -23,7 +23,7 @@ from model.network.state import HiddenState
 from model.stepper.items import LANES, GeneratedItem, ItemCollector, ItemStart, Lane
 from service.engine.sequence import SequenceRequest, StateArray
 from service.engine.stream import Chunk, End, Failed, Item, Scored
-from service.errors import QueueFull, TimedOut
+from service.errors import PROMPT_NOT_READ, QueueFull, TimedOut
 from service.generation.items.plan import ItemsPlan
 from service.models.loaded_model import LoadedModel
 
@@ -273,7 +273,7 @@ class RunningItems:
             case Scored():
                 self._prefix_logprobs = tuple(item.logprobs.tolist())
             case End(state=None):
-                raise TimedOut("timeout_s passed before the prompt was read")
+                raise TimedOut(PROMPT_NOT_READ)
             case End(state=HiddenState() as state):
                 self._start_state = state.values
                 self._make_lanes(state.next_input)

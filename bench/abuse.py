@@ -253,8 +253,8 @@ def result_of(process: subprocess.Popen[str]) -> dict[str, Any]:
     """Wait for it."""
     out, _ = process.communicate()
     assert process.returncode == 0, out
-    found: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return result
 
 
 def measure(service: Service, port: int, args: argparse.Namespace, expected: list[str]) -> dict[str, Any]:
@@ -264,11 +264,11 @@ def measure(service: Service, port: int, args: argparse.Namespace, expected: lis
         health = Health(port)
         streams = part("honest", port, seconds, expected)
         hostile = part("attack", port, connections, seconds + 2) if connections else None
-        found = {"honest": result_of(streams), "health": health.end()}
+        result = {"honest": result_of(streams), "health": health.end()}
         if hostile is not None:
-            found["connected"] = result_of(hostile)
+            result["connected"] = result_of(hostile)
         eventually(lambda: service.client.get("/readyz").json()["in_flight"] == 0, within_s=60)
-        return found
+        return result
 
     round_of(8, args.connections)  # warm: the pools make their threads, which stay, and each its connection to Redis
     quiet = round_of(min(args.seconds, 20), 0)
@@ -279,16 +279,16 @@ def measure(service: Service, port: int, args: argparse.Namespace, expected: lis
         time.sleep(0.2)
         after = resources(service)
     ratio = abused["honest"]["gap_ms"]["p99"] / quiet["honest"]["gap_ms"]["p99"]
-    found = {
+    result = {
         "quiet_gap_ms": quiet["honest"]["gap_ms"], "gap_ms": abused["honest"]["gap_ms"], "p99_ratio": round(ratio, 2),
         "texts": abused["honest"]["whole"], "wrong": abused["honest"]["wrong"], "cut": abused["honest"]["cut"],
         "statuses": abused["honest"]["statuses"], "quiet_health": quiet["health"], "health": abused["health"],
         "before": before, "after": after, "back_after_s": round(time.monotonic() - began, 1),
         "connected": abused["connected"],
     }  # fmt: skip
-    for name, value in found.items():
+    for name, value in result.items():
         print(f"  {name}: {value}", flush=True)
-    return found
+    return result
 
 
 def texts(model: Checkpoint) -> list[str]:

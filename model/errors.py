@@ -41,12 +41,12 @@ class ModelError(Exception):
 
     def __str__(self) -> str:
         """Return the message."""
-        problem = self.problem or f"got {shown(self.value)}"
+        problem = self.problem or f"got {short_repr(self.value)}"
         expected = f", expected {self.expected}" if self.expected else ""
         return f"{self.field}: {problem}{expected}" if self.field else f"{problem}{expected}"
 
 
-def shown(value: object, most: int = 200) -> str:
+def short_repr(value: object, most: int = 200) -> str:
     """Return a value as an error shows it: its `repr`, shortened where it is long."""
     try:
         text = repr(value)

@@ -46,8 +46,8 @@ def _help() -> str:
     width = max(map(len, _COMMANDS)) + 2
     lines = [f"  {name:<{width}}{summary}" for name, summary in _COMMANDS.items()]
     head = "usage: longhand COMMAND ...\n\nPrivate text generation: train a character-level LSTM, and serve it.\n\n"
-    tail = "\n\nlonghand COMMAND --help lists the options. Data lies in LONGHAND_HOME, by default ./data."
-    return head + "\n".join(lines) + tail
+    epilog = "\n\nlonghand COMMAND --help lists the options. Data lies in LONGHAND_HOME, by default ./data."
+    return head + "\n".join(lines) + epilog
 
 
 def _model_command(arguments: list[str]) -> int:

@@ -54,8 +54,8 @@ def _check_python() -> None:
     """Refuse a Python that the locked packages have no wheels for."""
     oldest, newest = (".".join(map(str, version)) for version in SUPPORTED)
     if not SUPPORTED[0] <= sys.version_info[:2] <= SUPPORTED[1]:
-        found = ".".join(map(str, sys.version_info[:3]))
-        raise SetupError(f"Python {oldest} to {newest} is needed, and this is {found}: add PYTHON=/path/to/python3")
+        this = ".".join(map(str, sys.version_info[:3]))
+        raise SetupError(f"Python {oldest} to {newest} is needed, and this is {this}: add PYTHON=/path/to/python3")
 
 
 def _environment(folder: Path) -> Pip:

@@ -66,13 +66,13 @@ def refresh(upgrade: bool) -> None:
             result = folder / f"{name}.txt"
             result.write_text(everything.read_text())  # the versions to prefer: those of the whole
             _compile(folder, result, _without_sweeps(folder) if name == "runtime" else source)
-            found = packages(result.read_text())
-            of_torch = {line: entry for line, entry in found.items() if _OF_TORCH.match(line)}
+            locked = packages(result.read_text())
+            of_torch = {line: entry for line, entry in locked.items() if _OF_TORCH.match(line)}
             if name == "runtime":
                 _write("torch", of_torch)
             taken |= set(of_torch)
-            _write(name, {line: entry for line, entry in found.items() if line not in taken})
-            taken |= set(found)
+            _write(name, {line: entry for line, entry in locked.items() if line not in taken})
+            taken |= set(locked)
 
 
 def _without_sweeps(folder: Path) -> str:

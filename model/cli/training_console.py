@@ -86,11 +86,11 @@ def _status(report: Progress) -> str:
 
 def _print_validation(report: Progress) -> None:
     assert report.val_loss is not None
-    mark = " (best)" if report.is_best else ""
+    suffix = " (best)" if report.is_best else ""
     per_item = "" if report.val_loss_per_item is None else f", {bits(report.val_loss_per_item):.2f} bits per item"
     console.print(
         f"        step {report.step:,}: train {report.train_loss:.4f}, validation {report.val_loss:.4f} nats = "
-        f"{bits(report.val_loss):.4f} bits per character{per_item}{mark}, {report.chars_per_s:,.0f} chars/s, "
+        f"{bits(report.val_loss):.4f} bits per character{per_item}{suffix}, {report.chars_per_s:,.0f} chars/s, "
         f"{report.elapsed_s:.0f} s"
     )
     if report.sample is not None:

@@ -379,15 +379,15 @@ class Lane:
         """
         self.starts_over, first = False, 0
         while first < len(text):
-            room = self._max_chars + 1 - len(self._text)  # so many characters without an end are too many
-            last = text.find(self._vocab.end, first, first + room)
+            n_left = self._max_chars + 1 - len(self._text)  # so many characters without an end are too many
+            last = text.find(self._vocab.end, first, first + n_left)
             is_end = last >= 0
             if not is_end:
-                if len(text) - first < room:
+                if len(text) - first < n_left:
                     self._text += text[first:]
                     self._logprobs += logprobs[first:]
                     break
-                last = first + room - 1
+                last = first + n_left - 1
             item = self._text + text[first : last if is_end else last + 1]
             self._logprobs += logprobs[first : last + 1]
             self.candidates.append(Candidate(item, tuple(self._logprobs), is_whole=is_end))
@@ -461,15 +461,15 @@ def _run_lanes(
     bias: Mapping[int, float],
 ) -> None:
     rows = [slot for slot, lane in enumerate(lanes) if len(lane.candidates) < _BUFFERED]
-    forced = np.full((_BLOCK_STEPS, len(rows)), SAMPLE, np.int32)
-    forced[0] = [lanes[slot].next_input for slot in rows]
+    forced_ids = np.full((_BLOCK_STEPS, len(rows)), SAMPLE, np.int32)
+    forced_ids[0] = [lanes[slot].next_input for slot in rows]
     for slot in rows:
         if lanes[slot].starts_over and start.state is not None:
             stepper.write(slot, start.state)
     block = Block(
         slots=np.array(rows, np.int32),
         steps=np.full(len(rows), _BLOCK_STEPS, np.int32),
-        forced_ids=forced,
+        forced_ids=forced_ids,
         random_values=random_values([lanes[s].seed for s in rows], [lanes[s].position for s in rows], _BLOCK_STEPS),
         sampling=as_batch([params] * len(rows)),
         windows=stack_windows([lanes[slot].window for slot in rows]),

@@ -20,17 +20,17 @@ NORMALIZATION: Normalization = "nfc"
 
 BYTE_ORDER_MARK = "\ufeff"
 _FIRST_COMBINING = 0x300
-_ALONE = ((0x3400, 0x9FFF), (0xAC00, 0xD7A3))  # Chinese characters, Korean syllables
+_NEVER_COMBINED = ((0x3400, 0x9FFF), (0xAC00, 0xD7A3))  # Chinese characters, Korean syllables
 
 
-def normalize(text: str, how: Normalization = NORMALIZATION) -> str:
+def normalize(text: str, form: Normalization = NORMALIZATION) -> str:
     """Return a whole text in its normalized form."""
-    if how == "none":
+    if form == "none":
         return text
     text = text.removeprefix(BYTE_ORDER_MARK)
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return unicodedata.normalize("NFC", text) if how == "nfc" else text
+    return unicodedata.normalize("NFC", text) if form == "nfc" else text
 
 
 def normalization_of(vocabulary: str, recorded: str | None) -> Normalization:
@@ -81,7 +81,7 @@ class IncrementalComposer:
 def _last_boundary(text: str) -> int:
     """Return the position of the last character that NFC never joins to the one before it; -1 if there is none."""
     for i in range(len(text) - 1, -1, -1):
-        point = ord(text[i])
-        if point < _FIRST_COMBINING or any(first <= point <= last for first, last in _ALONE):
+        code_point = ord(text[i])
+        if code_point < _FIRST_COMBINING or any(first <= code_point <= last for first, last in _NEVER_COMBINED):
             return i
     return -1

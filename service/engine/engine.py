@@ -278,9 +278,9 @@ class Engine:
     def _finish_at_stop(self, slot: int, sequence: Sequence, text: str, logprobs: list[float]) -> None:
         """End a sequence before a stop string: discard what was generated past it, and find the state by replay."""
         position = sequence.sent_position
-        point = sequence.replay_point
-        fed, next_input = point.ids_until(position)
-        self._stepper.write(slot, point.state)
+        replay_point = sequence.replay_point
+        fed, next_input = replay_point.ids_until(position)
+        self._stepper.write(slot, replay_point.state)
         if fed:
             self._stepper.run(one_row_block(slot, fed, len(fed)))
         if text:

@@ -115,8 +115,8 @@ class InspectionService:
                 for i, text in enumerate(texts)
             ]
             nats = [-logprobs.astype(np.float64) for logprobs in score_list(model, ids, check_client)]
-            results = [{"index": i, **_losses(float(each.sum()), len(each))} for i, each in enumerate(nats)]
-            whole = _losses(sum(float(each.sum()) for each in nats), sum(map(len, nats)))
+            results = [{"index": i, **_losses(float(values.sum()), len(values))} for i, values in enumerate(nats)]
+            whole = _losses(sum(float(values.sum()) for values in nats), sum(map(len, nats)))
             return {"results": results, **whole, "model": model.as_dict()}
 
     def inspect(self, request: InspectRequest) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any, Self, TypeVar
 
 import redis
 
-from model.errors import shown
+from model.errors import short_repr
 from model.evaluation.validation import Validation
 from service.errors import UnreadableJob
 
@@ -337,7 +337,7 @@ def _validation(stored: Any) -> Validation:
         0 if per_item is None else per_item,
     ]
     if not all(isinstance(value, int | float) for value in numbers):
-        raise TypeError(f"got the validation {shown(stored)}, expected numbers")
+        raise TypeError(f"got the validation {short_repr(stored)}, expected numbers")
     return Validation(**values)
 
 
@@ -371,7 +371,7 @@ def _finite(text: str | float) -> float:
 
 def _typed(kind: type[T], value: Any) -> T:
     if not isinstance(value, kind):
-        raise TypeError(f"got {shown(value)}, expected {kind.__name__}")
+        raise TypeError(f"got {short_repr(value)}, expected {kind.__name__}")
     return value
 
 

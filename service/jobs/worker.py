@@ -141,12 +141,12 @@ class RetrainWorker(Worker):
             job.retries_left = 0
             record.fail(f"{OUT_OF_MEMORY} (it was killed at {usage.ru_maxrss / 2**20:.1f} GiB)")
             return
-        how = (
+        ending = (
             f"by signal {os.WTERMSIG(status)}"
             if os.WIFSIGNALED(status)
             else f"exit {os.waitstatus_to_exitcode(status)}"
         )
-        reason = f"the training process was killed ({how})"
+        reason = f"the training process was killed ({ending})"
         record.fail(f"{reason}, as in all earlier attempts")
         record.note(f"{reason}; attempts left: {job.retries_left or 0}")
 
@@ -155,9 +155,9 @@ def oom_kills() -> int:
     """Return how many processes the kernel has killed for lack of memory, in this container or on this machine."""
     for file in OOM_COUNTERS:
         with contextlib.suppress(OSError):
-            found = re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)
-            if found is not None:
-                return int(found[1])
+            match = re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)
+            if match is not None:
+                return int(match[1])
     return 0
 
 

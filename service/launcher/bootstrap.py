@@ -64,8 +64,10 @@ def queue_training(settings: Settings, queue: JobQueue, corpus_files: list[Path]
         if not bootstrap.is_new:
             queue.restore_retries(bootstrap.job_id)  # however often earlier launchers were killed in the middle of it
         what = ", ".join(map(str, corpus_files)) or "the works of Shakespeare"
-        how = f"on {what}, for about {minutes:g} min" if bootstrap.is_new else "continues a job that is queued already"
-        say("train", f"{how}: {jobs_url}/{bootstrap.job_id}")
+        progress = (
+            f"on {what}, for about {minutes:g} min" if bootstrap.is_new else "continues a job that is queued already"
+        )
+        say("train", f"{progress}: {jobs_url}/{bootstrap.job_id}")
     return bootstrap.job_id
 
 

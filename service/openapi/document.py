@@ -85,12 +85,12 @@ def _document(limits: Limits) -> dict[str, Any]:
 
 def _models() -> list[type[BaseModel]]:
     """Every model that an operation names."""
-    found: dict[type[BaseModel], None] = {ErrorAnswer: None, OpenAIErrorAnswer: None}
+    models: dict[type[BaseModel], None] = {ErrorAnswer: None, OpenAIErrorAnswer: None}
     for operation in OPERATIONS:
         for model in (operation.body, *(answer.model for answer in operation.answers.values())):
             if model is not None:
-                found[model] = None
-    return list(found)
+                models[model] = None
+    return list(models)
 
 
 def _limit(schemas: dict[str, Any], limits: Limits) -> None:

@@ -163,14 +163,14 @@ def _speed(stepper: Stepper) -> str:
 
 
 def _characters_per_second(stepper: Stepper, rows: int) -> float:
-    forced = np.full((_STEPS, rows), SAMPLE, np.int32)
-    forced[0] = 0
+    forced_ids = np.full((_STEPS, rows), SAMPLE, np.int32)
+    forced_ids[0] = 0
     for slot in range(rows):
         stepper.write(slot, None)
     block = Block(
         slots=np.arange(rows, dtype=np.int32),
         steps=np.full(rows, _STEPS, np.int32),
-        forced_ids=forced,
+        forced_ids=forced_ids,
         random_values=np.random.default_rng(0).random((_STEPS, rows)),
         sampling=as_batch([SamplingParams()] * rows),
     )

@@ -51,6 +51,6 @@ def read_body(schema: type[BodyT]) -> BodyT:
     except RequestEntityTooLarge as e:
         size = request.content_length
         limit = current_app.config["MAX_CONTENT_LENGTH"]
-        got = f"{size} bytes" if size is not None else "more"
-        raise BodyTooLarge("body", size, f"at most {limit} bytes", problem=f"got {got}") from e
+        received = f"{size} bytes" if size is not None else "more"
+        raise BodyTooLarge("body", size, f"at most {limit} bytes", problem=f"got {received}") from e
     return parse_body(schema, data)

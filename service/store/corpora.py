@@ -288,8 +288,8 @@ class _Scan:
             return
         try:
             text, _ = read_text(path)
-            found = items_of(text, layout, f"corpus {self._name}")
-            SplittableItems.of(found, f"corpus {self._name}")
+            items = items_of(text, layout, f"corpus {self._name}")
+            SplittableItems.of(items, f"corpus {self._name}")
         except TextError as e:
             if declared is None:
                 self._item_notes = [f"it seems to be a list, but cannot be trained on as one: {e}"]
@@ -299,7 +299,7 @@ class _Scan:
             ]
             field = is_about[0] if is_about and layout.items in TABLES else "body"
             raise BadRequest(field, e.value, e.expected, problem=f"{e.field}: {e.problem}") from e
-        self._item_notes = found.notes
+        self._item_notes = items.notes
 
     def info(self, name: str, modified_at: float) -> CorpusInfo:
         """Return the statistics. Complete after the final update."""
@@ -367,5 +367,5 @@ def _unknown(name: str) -> UnknownCorpus:
 
 def too_large(limit: int, size: int | None = None) -> BodyTooLarge:
     """Return the error for a corpus of more bytes than allowed; `size` is its size, if the client sent it."""
-    got = f"{size} bytes" if size is not None else "more"
-    return BodyTooLarge("body", size, f"at most {limit} bytes", problem=f"got {got}")
+    received = f"{size} bytes" if size is not None else "more"
+    return BodyTooLarge("body", size, f"at most {limit} bytes", problem=f"got {received}")

@@ -87,7 +87,7 @@ class RunningItems:
             self._lease = on_error.enter_context(model.acquire())
             on_error.callback(engine.close_group, self._group)
             if plan.constraints.prefix:
-                engine.submit(self._reading(), self._group.stream(_PROMPT))
+                engine.submit(self._prefix_request(), self._group.stream(_PROMPT))
             else:
                 self._make_lanes(engine.vocab.start)
                 self._start_next(0, _FIRST_TURN_CHARS)
@@ -122,9 +122,9 @@ class RunningItems:
             if self._lanes and not self._parts:
                 time.sleep(min(poll_interval_s, _RETRY_S))  # others have every place; ours comes when they end
                 continue
-            got = self._group.get(waits_until - now)
-            if got is not None:
-                self._take(*got)
+            event = self._group.get(waits_until - now)
+            if event is not None:
+                self._take(*event)
 
     def summary(self) -> dict[str, Any]:
         """Return how it ended, after the last item."""
@@ -178,7 +178,7 @@ class RunningItems:
 
     # ---- the engine
 
-    def _reading(self) -> SequenceRequest:
+    def _prefix_request(self) -> SequenceRequest:
         """Request the log-probabilities of the prefix, and the state at its end."""
         vocab = self._engine.vocab
         feed = np.array([vocab.start, *vocab.encode(self._plan.constraints.prefix)], np.int32)

@@ -37,8 +37,9 @@ def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
             raise WrongMediaType("Content-Type", request.mimetype, expected)
         request.max_content_length = max_bytes
         only_new = request.headers.get("If-None-Match") == "*"
-        layout, body = _layout(), _Body(request.stream, request.content_length)
+        layout = _layout()
         try:
+            body = _Body(request.stream, request.content_length)  # refuses a Content-Length beyond the limit
             stored, is_new = corpora.put(name, body.read, only_new=only_new, layout=layout)
         except RequestEntityTooLarge as e:
             raise too_large(max_bytes, request.content_length) from e

@@ -27,8 +27,8 @@ TESTS = [
     f"{STEPPER}/test_cpu.py::test_a_large_vocabulary_is_filtered_alike",
     f"{STEPPER}/test_cpu.py::test_a_bad_block_is_refused_and_moves_nothing",
     f"{STEPPER}/test_cpu.py::test_closing_twice_is_fine_and_a_closed_stepper_says_so",
-    f"{STEPPER}/test_score_ids.py::test_scoring_changes_nothing_but_the_logprobs_that_are_asked_for[cpu-f32]",
-    f"{STEPPER}/test_score_ids.py::test_scoring_changes_nothing_but_the_logprobs_that_are_asked_for[cpu-i8]",
+    f"{STEPPER}/test_score_ids.py::test_scoring_changes_nothing_but_the_requested_logprobs[cpu-f32]",
+    f"{STEPPER}/test_score_ids.py::test_scoring_changes_nothing_but_the_requested_logprobs[cpu-i8]",
     "tests/model/network/test_native_layer.py::test_a_window_is_that_of_nn_lstm",
     "tests/model/network/test_native_layer.py::test_no_value_and_no_gradient_passes_a_start",
 ]

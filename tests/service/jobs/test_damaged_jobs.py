@@ -123,9 +123,9 @@ def test_a_request_of_wrong_types_is_refused(change: dict[str, Any]) -> None:
         JobRequest.from_dict({**REQUEST, **change})
 
 
-def test_a_damaged_key_is_no_job(client: redis.Redis) -> None:
+def test_a_damaged_key_is_no_job(empty_redis: redis.Redis) -> None:
     """What is stored for an Idempotency-Key is no text: the request is a new job, which has the key from then on."""
-    queue = JobQueue(client, 8)
-    client.set("lh:jobs:key:one", b"\xff")
+    queue = JobQueue(empty_redis, 8)
+    empty_redis.set("lh:jobs:key:one", b"\xff")
     job_id = queue.submit(REQUEST, "one")
     assert queue.submit(REQUEST, "one") == job_id

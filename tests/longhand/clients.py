@@ -120,11 +120,12 @@ class CuttingProxy:
         while data := _received(server):
             received = sent + data
             at = self._cuts[0](received) if self._cuts else -1
+            if at >= 0:  # counted before the client can have the last of it
+                self._cuts.pop(0)
+                self.n_cut += 1
             with contextlib.suppress(OSError):
                 client.sendall(received[len(sent) : at if at >= 0 else None])
             if at >= 0:
-                self._cuts.pop(0)
-                self.n_cut += 1
                 return
             sent = received
 

@@ -15,7 +15,7 @@ from model.checkpoints import registry
 from model.checkpoints.file_format import Checkpoint
 from model.config import ModelConfig
 from model.native.build import BuildError, build
-from model.native.library import Unsupported
+from model.native.library import Unsupported, library_path
 from model.network.char_rnn import CharRNN
 from model.text.vocab import Vocabulary
 from service.store.connect import close, connect
@@ -26,6 +26,15 @@ settings.register_profile("many", max_examples=10_000, deadline=None)
 settings.load_profile("quick")
 torch.set_num_threads(1)  # the tests' models are small: threads would only wait for each other
 ALPHABET = Vocabulary("\n !'abcdefghijklmnopqrstuvwxyz")
+
+
+def pytest_report_header() -> str:
+    """Say whether the native code of these sources is built: services run on the slow reference stepper without it."""
+    try:
+        path = library_path()
+    except Unsupported as reason:
+        return f"native code: {reason}"
+    return f"native code: {path.name if path.exists() else 'not built, run python -m model.native.build'}"
 
 
 def random_checkpoint(

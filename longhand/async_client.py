@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Generic, Literal, Self, Unpack
 
 import httpx
 
 from longhand.core import DEFAULT_URL, Core, generate_call, http_options, items_call
-from longhand.resumable import GenerationStream, ItemStream, JobStream
+from longhand.resumable import GenerationStream, ItemStream, ItemT, JobStream, ResultT, ResumableStream
 from longhand.retry import RetryPolicy
 from longhand.schemas import (
     Checkpoint,
@@ -130,7 +130,7 @@ class AsyncClient:
     def items(self, n: int, prompt: str = "", **options: Unpack[ItemOptions]) -> AsyncItems:
         """Generate items of a list, and return them as a stream; needs a model of a list.
 
-        A stream that is lost is asked for again with the same seed, and goes on with the next item.
+        A stream that is lost is requested again with the same seed, and goes on with the next item.
 
         Args:
             n: How many.
@@ -226,11 +226,11 @@ class AsyncClient:
         return await self._core.rollback()
 
 
-class AsyncStream:
-    """A text while it is generated: iterate over its chunks. Use it in an `async with` block, or read it to its end."""
+class _LiveStream(Generic[ItemT, ResultT]):
+    """A stream that is read while it is made. Use it in an `async with` block, or read it to its end."""
 
-    def __init__(self, stream: GenerationStream) -> None:
-        """Wrap the stream; AsyncClient.stream and AsyncClient.resume make it."""
+    def __init__(self, stream: ResumableStream[ItemT, ResultT]) -> None:
+        """Wrap the stream; a method of AsyncClient makes it."""
         self._stream = stream
 
     async def __aenter__(self) -> Self:
@@ -244,73 +244,12 @@ class AsyncStream:
         """Close the stream."""
         await self.close()
 
-    def __aiter__(self) -> AsyncIterator[Chunk]:
+    def __aiter__(self) -> AsyncIterator[ItemT]:
         """Return the stream itself."""
         return self
 
-    async def __anext__(self) -> Chunk:
-        """Return the next chunk."""
-        chunk = await self._stream.receive()
-        if chunk is None:
-            raise StopAsyncIteration
-        return chunk
-
-    async def close(self) -> None:
-        """Stop here: the server keeps the session at what was sent, or a little further."""
-        await self._stream.close()
-
-    @property
-    def text(self) -> str:
-        """What was received so far."""
-        return self._stream.text
-
-    @property
-    def session_id(self) -> str | None:
-        """The session; None before the first event, and if the server could not store it."""
-        return self._stream.session_id
-
-    @property
-    def position(self) -> int | None:
-        """The position after the last character that was received; None before the first event."""
-        return self._stream.position
-
-    @property
-    def reconnects(self) -> int:
-        """How often the stream was resumed."""
-        return self._stream.reconnects
-
-    @property
-    def result(self) -> Generation:
-        """The whole text and how it ended, once the stream was read to its end."""
-        if self._stream.result is None:
-            raise RuntimeError("the stream was not read to its end yet")
-        return self._stream.result
-
-
-class AsyncItems:
-    """Items while they are generated: iterate over them. Use it in an `async with` block, or read it to its end."""
-
-    def __init__(self, stream: ItemStream) -> None:
-        """Wrap the stream; AsyncClient.items makes it."""
-        self._stream = stream
-
-    async def __aenter__(self) -> Self:
-        """Send the request; its errors are raised here."""
-        await self._stream.open()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Close the stream."""
-        await self.close()
-
-    def __aiter__(self) -> AsyncIterator[Item]:
-        """Return the stream itself."""
-        return self
-
-    async def __anext__(self) -> Item:
-        """Return the next item."""
+    async def __anext__(self) -> ItemT:
+        """Return what comes next."""
         item = await self._stream.receive()
         if item is None:
             raise StopAsyncIteration
@@ -322,58 +261,47 @@ class AsyncItems:
 
     @property
     def reconnects(self) -> int:
-        """How often the stream was asked for again."""
+        """How often the stream was continued over a new connection."""
         return self._stream.reconnects
 
     @property
-    def result(self) -> ItemsResult:
+    def result(self) -> ResultT:
         """How it ended, once the stream was read to its end."""
         if self._stream.result is None:
             raise RuntimeError("the stream was not read to its end yet")
         return self._stream.result
 
 
-class AsyncJobProgress:
-    """A job's progress: iterate over its events. Use it in an `async with` block, or read it to its end."""
+class AsyncStream(_LiveStream[Chunk, Generation]):
+    """A text while it is generated: its chunks, and the whole text as the result.
 
-    def __init__(self, stream: JobStream) -> None:
-        """Wrap the stream; AsyncClient.follow_job makes it."""
-        self._stream = stream
+    When it is closed early, the server keeps the session at what was sent, or a little further.
+    """
 
-    async def __aenter__(self) -> Self:
-        """Send the request; its errors are raised here."""
-        await self._stream.open()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Close the stream; the job goes on."""
-        await self.close()
-
-    def __aiter__(self) -> AsyncIterator[JobEvent]:
-        """Return the stream itself."""
-        return self
-
-    async def __anext__(self) -> JobEvent:
-        """Return the next event."""
-        event = await self._stream.receive()
-        if event is None:
-            raise StopAsyncIteration
-        return event
-
-    async def close(self) -> None:
-        """Stop to follow the job, which goes on."""
-        await self._stream.close()
+    def __init__(self, stream: GenerationStream) -> None:
+        """Wrap the stream; AsyncClient.stream and AsyncClient.resume make it."""
+        super().__init__(stream)
+        self._generation = stream
 
     @property
-    def reconnects(self) -> int:
-        """How often the stream was resumed."""
-        return self._stream.reconnects
+    def text(self) -> str:
+        """What was received so far."""
+        return self._generation.text
 
     @property
-    def result(self) -> Job:
-        """The job, once it has ended and the stream was read to its end."""
-        if self._stream.result is None:
-            raise RuntimeError("the job has not ended yet, or its stream was not read to its end")
-        return self._stream.result
+    def session_id(self) -> str | None:
+        """The session; None before the first event, and if the server could not store it."""
+        return self._generation.session_id
+
+    @property
+    def position(self) -> int | None:
+        """The position after the last character that was received; None before the first event."""
+        return self._generation.position
+
+
+class AsyncItems(_LiveStream[Item, ItemsResult]):
+    """Items while they are generated, and how their generation ended."""
+
+
+class AsyncJobProgress(_LiveStream[JobEvent, Job]):
+    """A job's events, and the job once it has ended. It goes on when the stream is closed."""

@@ -261,7 +261,7 @@ class ItemStream(ResumableStream[Item, ItemsResult]):
         if event.event == "start":
             model = parse(ItemsStart, data).model
             if self._n_received and model != self._model:
-                raise InvalidResponse(f"the items would go on with another model, {model.name}: ask for them again")
+                raise InvalidResponse(f"the items would go on with another model, {model.name}: request them again")
             self._model = model
         elif event.event == "item":
             index = data.pop("index", None)

@@ -10,10 +10,10 @@ from typing import Any, Literal, TypedDict
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class GenerateOptions(TypedDict, total=False):
-    """The parameters of POST /generate beside `prompt`. One that is None is not sent."""
+class _GenerateOptions(TypedDict, total=False):
+    """The parameters of POST /generate for texts and for items. One that is None is not sent."""
 
-    session_id: str | None
+    min_chars: int
     max_chars: int
     temperature: float
     top_k: int
@@ -25,36 +25,26 @@ class GenerateOptions(TypedDict, total=False):
     presence_penalty: float
     penalty_window: int
     logit_bias: dict[str, float]
-    stop: list[str]
-    min_chars: int
     seed: int | None
-    position: int | None
-    on_new_model: Literal["reencode", "conflict"]
     timeout_s: float | None
     on_unknown: Literal["error", "skip"]
+
+
+class GenerateOptions(_GenerateOptions, total=False):
+    """The parameters of POST /generate beside `prompt`."""
+
+    session_id: str | None
+    stop: list[str]
+    position: int | None
+    on_new_model: Literal["reencode", "conflict"]
     logprobs: int | None
 
 
-class ItemOptions(TypedDict, total=False):
-    """The parameters of POST /generate for items, beside `items` and `prompt`. One that is None is not sent."""
+class ItemOptions(_GenerateOptions, total=False):
+    """The parameters of POST /generate for items, beside `items` and `prompt`."""
 
     unique: bool
     novel: bool
-    min_chars: int
-    max_chars: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    typical_p: float
-    repetition_penalty: float
-    frequency_penalty: float
-    presence_penalty: float
-    penalty_window: int
-    logit_bias: dict[str, float]
-    seed: int | None
-    timeout_s: float | None
-    on_unknown: Literal["error", "skip"]
 
 
 class LayoutOptions(TypedDict, total=False):

@@ -115,6 +115,16 @@ class BodyTooLarge(BadRequest):
 
     status, code = 413, "body_too_large"
 
+    def __init__(self, limit: int, size: int | None = None) -> None:
+        """Create the error.
+
+        Args:
+            limit: The most bytes of a body.
+            size: The bytes of this one; None if the client did not send their number.
+        """
+        received = f"{size} bytes" if size is not None else "more"
+        super().__init__("body", size, f"at most {limit} bytes", problem=f"got {received}")
+
 
 class WrongMediaType(BadRequest):
     """Raised when the body is not sent as application/json."""

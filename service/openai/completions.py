@@ -200,7 +200,7 @@ def _check(request: CompletionRequest, max_chars: int) -> None:
     texts = len(request.prompts) * _n_texts(request)
     if texts > MAX_TEXTS:
         field = "best_of" if best_of is not None else "n"
-        raise BadRequest(field, best_of or n, f"at most {MAX_TEXTS}", problem=f"asks for {texts} texts together")
+        raise BadRequest(field, best_of or n, f"at most {MAX_TEXTS}", problem=f"{texts} texts together")
     if request.stream_options is not None and not request.stream:
         raise BadRequest("stream_options", "an object", "null without stream", problem="needs stream")
 

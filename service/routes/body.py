@@ -49,8 +49,5 @@ def read_body(schema: type[BodyT]) -> BodyT:
     try:
         data = request.get_data(cache=False)
     except RequestEntityTooLarge as e:
-        size = request.content_length
-        limit = current_app.config["MAX_CONTENT_LENGTH"]
-        received = f"{size} bytes" if size is not None else "more"
-        raise BodyTooLarge("body", size, f"at most {limit} bytes", problem=f"got {received}") from e
+        raise BodyTooLarge(current_app.config["MAX_CONTENT_LENGTH"], request.content_length) from e
     return parse_body(schema, data)

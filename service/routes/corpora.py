@@ -10,9 +10,9 @@ from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 from model.errors import ConfigError
 from model.text.items.layout import ItemLayout, unescape
-from service.errors import BadRequest, WrongMediaType
+from service.errors import BadRequest, BodyTooLarge, WrongMediaType
 from service.routes.body import no_content
-from service.store.corpora import Corpora, too_large
+from service.store.corpora import Corpora
 
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 """What `curl -F` and `curl -d` send: an envelope around the text, or the text without its line ends."""
@@ -42,7 +42,7 @@ def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
             body = _Body(request.stream, request.content_length)  # refuses a Content-Length beyond the limit
             stored, is_new = corpora.put(name, body.read, only_new=only_new, layout=layout)
         except RequestEntityTooLarge as e:
-            raise too_large(max_bytes, request.content_length) from e
+            raise BodyTooLarge(max_bytes, request.content_length) from e
         return jsonify(stored.as_dict()), 201 if is_new else 200, {"Location": f"{request.script_root}/corpora/{name}"}
 
     @routes.get("/<corpus_name:name>")

@@ -11,7 +11,7 @@ from service.generation.batch import BatchChunk
 from service.generation.items.plan import check_item_fields
 from service.generation.service import GenerationService
 from service.routes.body import idempotency_key, read_body
-from service.routes.generation_events import POLL_INTERVAL_S, BatchEvents, GenerationEvents
+from service.routes.generation_events import POLL_INTERVAL_S, batch_events, generation_events
 from service.routes.item_events import items_response
 from service.routes.sse import ClientConnection, event_stream_response
 from service.schemas import GenerateRequest
@@ -32,7 +32,7 @@ def blueprint(generation: GenerationService) -> Blueprint:
             return _batch(generation, body, key, client)
         running = generation.generate(body, key, g.get("key_id", ""))
         if body.stream:
-            return event_stream_response(GenerationEvents(running, client))
+            return event_stream_response(generation_events(running), client, running.close)
         try:
             text, logprobs = [], list[dict[str, Any]]()
             for chunk in running.chunks(POLL_INTERVAL_S):
@@ -54,7 +54,7 @@ def _batch(generation: GenerationService, body: GenerateRequest, key: str, clien
         raise BadRequest("Idempotency-Key", key, "none with n above 1: these texts are not stored; send a seed instead")
     batch = generation.generate_batch(body)
     if body.stream:
-        return event_stream_response(BatchEvents(batch, client))
+        return event_stream_response(batch_events(batch), client, batch.close)
     try:
         texts = [list[str]() for _ in range(body.n)]
         logprobs: list[list[dict[str, Any]]] = [[] for _ in range(body.n)]

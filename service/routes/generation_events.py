@@ -22,59 +22,29 @@ from typing import Any
 from service.engine.stream import Chunk
 from service.generation.batch import BatchChunk, RunningBatch
 from service.generation.stream import RunningGeneration
-from service.routes.sse import ClientConnection, encode_error_event, encode_event, live_events
+from service.routes.sse import encode_event
 
 POLL_INTERVAL_S = 0.25
 """While nothing is generated, the client is checked this often."""
 
 
-class GenerationEvents:
-    """Implements `EventSource`: the server calls `close` however the response ends, also if it never began."""
-
-    def __init__(self, running: RunningGeneration, client: ClientConnection) -> None:
-        """Take over a generation; it is closed with this object."""
-        self._running = running
-        self._client = client
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Return the encoded events; to be called once."""
-        return live_events(self._events(), self._client, encode_error_event)
-
-    def close(self) -> None:
-        """Stop generating, and keep the session at what was sent."""
-        self._running.close()
-
-    def _events(self) -> Iterator[bytes | None]:
-        yield encode_event(self._running.start_info(), name="start")
-        for chunk in self._running.chunks(POLL_INTERVAL_S):
-            yield encode_event(_text(chunk), id=chunk.position) if chunk is not None else None
-        yield encode_event(self._running.finish().as_dict(), name="done")
+def generation_events(running: RunningGeneration) -> Iterator[bytes | None]:
+    """Yield the events of a generation, and None while there is none."""
+    yield encode_event(running.start_info(), name="start")
+    for chunk in running.chunks(POLL_INTERVAL_S):
+        yield encode_event(_text(chunk), id=chunk.position) if chunk is not None else None
+    yield encode_event(running.finish().as_dict(), name="done")
 
 
-class BatchEvents:
-    """Implements `EventSource` for many texts."""
-
-    def __init__(self, batch: RunningBatch, client: ClientConnection) -> None:
-        """Take over a batch; it is closed with this object."""
-        self._batch = batch
-        self._client = client
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Return the encoded events; to be called once."""
-        return live_events(self._events(), self._client, encode_error_event)
-
-    def close(self) -> None:
-        """Stop generating."""
-        self._batch.close()
-
-    def _events(self) -> Iterator[bytes | None]:
-        yield encode_event(self._batch.start_info(), name="start")
-        for part in self._batch.parts(POLL_INTERVAL_S):
-            if isinstance(part, BatchChunk):
-                yield encode_event({"index": part.index, **_text(part.chunk)})
-            else:
-                yield encode_event(part.as_dict(), name="result") if part is not None else None
-        yield encode_event(self._batch.summary(), name="done")
+def batch_events(batch: RunningBatch) -> Iterator[bytes | None]:
+    """Yield the events of many texts, and None while there is none."""
+    yield encode_event(batch.start_info(), name="start")
+    for part in batch.parts(POLL_INTERVAL_S):
+        if isinstance(part, BatchChunk):
+            yield encode_event({"index": part.index, **_text(part.chunk)})
+        else:
+            yield encode_event(part.as_dict(), name="result") if part is not None else None
+    yield encode_event(batch.summary(), name="done")
 
 
 def _text(chunk: Chunk) -> dict[str, Any]:

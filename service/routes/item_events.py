@@ -17,13 +17,7 @@ from service.errors import BadRequest
 from service.generation.items.running import RunningItems
 from service.generation.service import GenerationService
 from service.routes.generation_events import POLL_INTERVAL_S
-from service.routes.sse import (
-    ClientConnection,
-    encode_error_event,
-    encode_event,
-    event_stream_response,
-    live_events,
-)
+from service.routes.sse import ClientConnection, encode_event, event_stream_response
 from service.schemas import GenerateRequest
 
 
@@ -40,7 +34,7 @@ def items_response(
         raise BadRequest("Idempotency-Key", key, "none with items, which are not stored; send a seed instead")
     running = generation.generate_items(body)
     if body.stream:
-        return event_stream_response(ItemEvents(running, client))
+        return event_stream_response(_item_events(running), client, running.close)
     try:
         items = []
         for more in running.items(POLL_INTERVAL_S):
@@ -51,27 +45,12 @@ def items_response(
         running.close()
 
 
-class ItemEvents:
-    """Implements `EventSource` for items."""
-
-    def __init__(self, running: RunningItems, client: ClientConnection) -> None:
-        """Take over what was started; it is closed with this object."""
-        self._running = running
-        self._client = client
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Return the encoded events; to be called once."""
-        return live_events(self._events(), self._client, encode_error_event)
-
-    def close(self) -> None:
-        """Stop generating."""
-        self._running.close()
-
-    def _events(self) -> Iterator[bytes | None]:
-        yield encode_event(self._running.start_info(), name="start")
-        index = 0
-        for more in self._running.items(POLL_INTERVAL_S):  # one write for all that are there: a write costs more
-            events = [encode_event({"index": i, **item.as_dict()}, name="item") for i, item in enumerate(more, index)]
-            index += len(more)
-            yield b"".join(events) or None
-        yield encode_event(self._running.summary(), name="done")
+def _item_events(running: RunningItems) -> Iterator[bytes | None]:
+    """Yield the events of items, and None while there is none."""
+    yield encode_event(running.start_info(), name="start")
+    index = 0
+    for more in running.items(POLL_INTERVAL_S):  # one write for all that are there: a write costs more
+        events = [encode_event({"index": i, **item.as_dict()}, name="item") for i, item in enumerate(more, index)]
+        index += len(more)
+        yield b"".join(events) or None
+    yield encode_event(running.summary(), name="done")

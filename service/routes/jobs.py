@@ -25,14 +25,7 @@ from service.errors import BadRequest, Draining, Overloaded, StoreUnavailable
 from service.jobs.queue import JobQueue
 from service.jobs.request import validate
 from service.routes.body import idempotency_key, no_content, read_body
-from service.routes.sse import (
-    ClientConnection,
-    encode_error_event,
-    encode_event,
-    event_stream_head,
-    event_stream_response,
-    live_events,
-)
+from service.routes.sse import ClientConnection, encode_event, event_stream_head, event_stream_response
 from service.schemas import RetrainRequest
 from service.store.corpora import Corpora
 from service.store.sessions import digest
@@ -91,46 +84,23 @@ def blueprint(
             return no_content()  # nothing is left to send; on 204 an EventSource does not reconnect
         if request.method == "HEAD":  # no body is sent, so nothing would release a follower
             return event_stream_head()
+        client, job_events = (
+            ClientConnection(is_stream=True),
+            _job_events(job_queue(), job_id, after or "0", is_draining),
+        )
         if not followers.acquire(blocking=False):
             raise Overloaded(f"too many job event streams are open ({MAX_FOLLOWERS}); poll GET /jobs/{job_id} instead")
-        client = ClientConnection(is_stream=True)
-        stream = _EventStream(job_queue(), job_id, after or "0", client, followers.release, is_draining)
-        return event_stream_response(stream)
+        return event_stream_response(job_events, client, followers.release)
 
     return routes
 
 
-class _EventStream:
-    """The response body of a followed job. The server calls `close` however the response ends, begun or not."""
-
-    def __init__(
-        self,
-        queue: JobQueue,
-        job_id: str,
-        after: str,
-        client: ClientConnection,
-        release: Callable[[], None],
-        is_draining: Callable[[], bool],
-    ) -> None:
-        self._queue, self._job_id, self._after, self._is_draining = queue, job_id, after, is_draining
-        self._client = client
-        self._release: Callable[[], None] | None = release
-
-    def close(self) -> None:
-        """Let another client follow a job. Idempotent."""
-        release, self._release = self._release, None
-        if release is not None:
-            release()
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Return the encoded events; to be called once."""
-        return live_events(self._events(), self._client, encode_error_event)
-
-    def _events(self) -> Iterator[bytes | None]:
-        for batch in self._queue.follow(self._job_id, self._after):
-            for event in batch:
-                yield encode_event(event.data, name=event.name, id=event.id)
-            if self._is_draining():
-                raise Draining("this server is shutting down; reconnect and another one sends the next events")
-            yield None
-        yield encode_event(self._queue.get(self._job_id).as_dict(), name="done")
+def _job_events(queue: JobQueue, job_id: str, after: str, is_draining: Callable[[], bool]) -> Iterator[bytes | None]:
+    """Yield the events of a job after this one, and None now and then while there is none."""
+    for batch in queue.follow(job_id, after):
+        for event in batch:
+            yield encode_event(event.data, name=event.name, id=event.id)
+        if is_draining():
+            raise Draining("this server is shutting down; reconnect and another one sends the next events")
+        yield None
+    yield encode_event(queue.get(job_id).as_dict(), name="done")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from flask import Blueprint, Response, g, jsonify
 
+from service.errors import ServiceError
 from service.openai.answers import ChunkEncoder, WholeCompletion
 from service.openai.completions import CompletionService, RunningCompletion
 from service.openai.errors import error_body
@@ -15,7 +16,7 @@ from service.openai.tokenizer import Tokenizer
 from service.operations.limits import RateLimiter
 from service.routes.body import read_body
 from service.routes.generation_events import POLL_INTERVAL_S
-from service.routes.sse import ClientConnection, encode_event, event_stream_response, live_events
+from service.routes.sse import ClientConnection, encode_event, event_stream_response
 
 _DONE = b"data: [DONE]\n\n"
 
@@ -34,7 +35,7 @@ def blueprint(
         client = ClientConnection(is_stream=bool(body.stream))
         completion = completions.start(body, client.check)
         if body.stream:
-            return event_stream_response(_CompletionEvents(completion, client))
+            return event_stream_response(_completion_events(completion), client, completion.close, _encode_error)
         try:
             whole = WholeCompletion(completion)
             for part in completion.parts(POLL_INTERVAL_S):
@@ -68,26 +69,15 @@ def blueprint(
     return routes
 
 
-class _CompletionEvents:
-    """Implements `EventSource`: `data:` lines only, the last of which is [DONE], or an error."""
+def _completion_events(completion: RunningCompletion) -> Iterator[bytes | None]:
+    """Yield `data:` lines only, the last of which is [DONE], and None while there is none."""
+    encoder = ChunkEncoder(completion)
+    for part in completion.parts(POLL_INTERVAL_S):
+        yield encode_event(encoder.chunk(part)) if part is not None else None
+    if encoder.has_usage:
+        yield encode_event(encoder.usage_chunk())
+    yield _DONE
 
-    def __init__(self, completion: RunningCompletion, client: ClientConnection) -> None:
-        """Take over a completion; it is closed with this object."""
-        self._completion = completion
-        self._client = client
 
-    def __iter__(self) -> Iterator[bytes]:
-        """Return the encoded events; to be called once."""
-        return live_events(self._events(), self._client, lambda error: encode_event(error_body(error)))
-
-    def close(self) -> None:
-        """Stop generating."""
-        self._completion.close()
-
-    def _events(self) -> Iterator[bytes | None]:
-        encoder = ChunkEncoder(self._completion)
-        for part in self._completion.parts(POLL_INTERVAL_S):
-            yield encode_event(encoder.chunk(part)) if part is not None else None
-        if encoder.has_usage:
-            yield encode_event(encoder.usage_chunk())
-        yield _DONE
+def _encode_error(error: ServiceError) -> bytes:
+    return encode_event(error_body(error))

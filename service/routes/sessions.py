@@ -11,7 +11,7 @@ from service.errors import BadRequest, NoTurn, UnknownSession
 from service.generation.rewind import rewindable_range
 from service.generation.service import GenerationService
 from service.routes.body import no_content, read_body
-from service.routes.generation_events import GenerationEvents
+from service.routes.generation_events import generation_events
 from service.routes.sse import ClientConnection, event_stream_head, event_stream_response
 from service.schemas import MAX_TOP_LOGPROBS, ForkRequest
 from service.store.sessions import SessionStore, StoredTurn
@@ -50,7 +50,7 @@ def blueprint(generation: GenerationService, sessions: SessionStore, recent_text
         if after is not None and generation.is_received(session_id, after):
             return no_content()  # on 204 an EventSource does not reconnect
         running = generation.resume(session_id, after, top_logprobs)
-        return event_stream_response(GenerationEvents(running, client))
+        return event_stream_response(generation_events(running), client, running.close)
 
     @routes.post("/<session_id:session_id>/fork")
     def fork(session_id: str) -> tuple[Response, int]:

@@ -10,7 +10,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from flask import Response, request
 
@@ -25,18 +25,6 @@ _INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 _encode_json = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps makes one for each call
 
 
-class EventSource(Protocol):
-    """The body of an event stream. The server calls `close` however the response ends, also if it never began."""
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Return the encoded events."""
-        ...
-
-    def close(self) -> None:
-        """Release what the stream holds. Idempotent."""
-        ...
-
-
 def encode_event(data: Mapping[str, Any], *, name: str | None = None, id: int | str | None = None) -> bytes:
     """Encode one event; `name` None is an event of the default type, "message"."""
     id_line = f"id: {id}\n" if id is not None else ""
@@ -44,18 +32,14 @@ def encode_event(data: Mapping[str, Any], *, name: str | None = None, id: int | 
     return f"{id_line}{name_line}data: {_encode_json(data)}\n\n".encode()
 
 
+def encode_error_event(error: ServiceError) -> bytes:
+    """Encode the last event of a stream that ends in an error."""
+    return encode_event({"error": error.as_dict()}, name="error")
+
+
 def event_stream_head() -> Response:
     """Return the response to HEAD: the headers of a stream, which is not started. HEAD must change nothing."""
     return Response(mimetype="text/event-stream", headers=_HEADERS)
-
-
-def event_stream_response(events: EventSource) -> Response:
-    """Return the response that streams the events; if it cannot be made, the events are closed."""
-    try:
-        return Response(events, mimetype="text/event-stream", headers=_HEADERS)
-    except BaseException:
-        events.close()
-        raise
 
 
 class ClientConnection:
@@ -113,34 +97,66 @@ class ClientConnection:
         return is_due
 
 
-def live_events(
-    events: Iterator[bytes | None], client: ClientConnection, encode_error: Callable[[ServiceError], bytes]
-) -> Iterator[bytes]:
-    """Yield encoded events as long as the client is there, and comments while there are none.
+class _LiveEvents:
+    """The body of an event stream. The server calls `close` however the response ends, also if it never began."""
+
+    def __init__(
+        self,
+        events: Iterator[bytes | None],
+        client: ClientConnection,
+        close: Callable[[], None],
+        encode_error: Callable[[ServiceError], bytes],
+    ) -> None:
+        """Take the arguments of `event_stream_response`."""
+        self._events = events
+        self._client = client
+        self._encode_error = encode_error
+        self._close: Callable[[], None] | None = close
+
+    def close(self) -> None:
+        """End what makes the events. Idempotent."""
+        close, self._close = self._close, None
+        if close is not None:
+            close()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the events, and comments while there are none; to be called once."""
+        last_sent = time.monotonic()
+        try:
+            for event in self._events:
+                if self._client.has_left():
+                    return
+                if self._client.should_probe():
+                    yield HEARTBEAT
+                if event is not None:
+                    yield event
+                elif time.monotonic() - last_sent > HEARTBEAT_S:
+                    yield HEARTBEAT
+                else:
+                    continue
+                last_sent = time.monotonic()
+        except ServiceError as e:
+            yield self._encode_error(e)
+
+
+def event_stream_response(
+    events: Iterator[bytes | None],
+    client: ClientConnection,
+    close: Callable[[], None],
+    encode_error: Callable[[ServiceError], bytes] = encode_error_event,
+) -> Response:
+    """Return the response that streams events as long as the client is there, and comments while there are none.
 
     Args:
         events: The encoded events, and None now and then while there is none.
         client: Watched; the events end when it has left.
+        close: Ends what makes the events. It is called once, however the response ends, also if it is never begun.
         encode_error: Encodes the last event of a stream that ends in an error.
     """
-    last_sent = time.monotonic()
     try:
-        for event in events:
-            if client.has_left():
-                return
-            if client.should_probe():
-                yield HEARTBEAT
-            if event is not None:
-                yield event
-            elif time.monotonic() - last_sent > HEARTBEAT_S:
-                yield HEARTBEAT
-            else:
-                continue
-            last_sent = time.monotonic()
-    except ServiceError as e:
-        yield encode_error(e)
-
-
-def encode_error_event(error: ServiceError) -> bytes:
-    """Encode the last event of a stream that ends in an error."""
-    return encode_event({"error": error.as_dict()}, name="error")
+        return Response(
+            _LiveEvents(events, client, close, encode_error), mimetype="text/event-stream", headers=_HEADERS
+        )
+    except BaseException:
+        close()
+        raise

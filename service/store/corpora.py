@@ -119,7 +119,7 @@ class Corpora:
         with atomic_write(path) as file:
             while chunk := read(_CHUNK_BYTES):
                 if scan.n_bytes + len(chunk) > self._max_bytes:
-                    raise too_large(self._max_bytes)
+                    raise BodyTooLarge(self._max_bytes)
                 scan.update(chunk)
                 file.write(chunk)
             scan.update(b"", final=True)
@@ -363,9 +363,3 @@ def _layout_path(path: Path) -> Path:
 
 def _unknown(name: str) -> UnknownCorpus:
     return UnknownCorpus(f"corpus {name}: not found; GET /corpora lists all corpora")
-
-
-def too_large(limit: int, size: int | None = None) -> BodyTooLarge:
-    """Return the error for a corpus of more bytes than allowed; `size` is its size, if the client sent it."""
-    received = f"{size} bytes" if size is not None else "more"
-    return BodyTooLarge("body", size, f"at most {limit} bytes", problem=f"got {received}")

@@ -49,7 +49,7 @@ def recipe(title: str) -> str:
 
 @pytest.mark.usefixtures("native_code")
 def test_names(tmp_path: Path) -> None:
-    """New names, none of them in the training part; and names with the beginning that was asked for."""
+    """New names, none of them in the training part; and names with the requested beginning."""
     run(recipe("Names"), tmp_path)
     known, new = ((tmp_path / name).read_text().splitlines() for name in ("names.txt", "new.txt"))
     assert len(known) > 1000

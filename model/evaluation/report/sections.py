@@ -71,8 +71,8 @@ def _memorization_of_items(measured: ItemMemorization) -> Section:
 
 
 def _novelty(items: Sequence[GeneratedItem]) -> Section:
-    seen: set[str] = set()
-    is_new = [item.text not in seen and not seen.add(item.text) for item in items]  # type: ignore[func-returns-value]
+    first_places = {item.text: place for place, item in reversed(list(enumerate(items)))}
+    is_new = [first_places[item.text] == place for place, item in enumerate(items)]
     curves = {"different from all before": _running_share(is_new)}
     if items and all(item.seen_in_training is not None for item in items):
         curves["no training item"] = _running_share([not item.seen_in_training for item in items])

@@ -122,17 +122,24 @@ class Operator(Log):
         self.notes.append(text)
 
 
-def test_a_bootstrap_job_leaves_what_somebody_else_promoted(client: Any, tmp_path: Path) -> None:
-    """It promotes its checkpoints while it runs, until an operator promotes another; then it competes at its end."""
-    checkpoints = tmp_path / "checkpoints"
-    corpora = Corpora(tmp_path / "corpora", 1 << 20)
+def training(
+    folder: Path, client: Any, log: Log, promote: Any, settings: dict[str, Any], *, is_bootstrap: bool
+) -> Training:
+    """A short training on a corpus of its own; checkpoints are promoted in the folder `checkpoints`."""
+    corpora = Corpora(folder / "corpora", 1 << 20)
     text = iter([b"to be or not to be\n" * 100, b""])
     corpora.put("words", lambda _: next(text))
-    settings = {"steps": 60, "batch_size": 4, "seq_length": 8, "n_hidden": 16, "n_embed": 4, "validations": 6}
-    request = JobRequest("words", "quick", "if_better", False, settings)
-    environment = JobEnvironment(checkpoints, tmp_path / "run", corpora, "cpu", 10)
-    operator = Operator(random_checkpoint(n_layers=1, n_hidden=4).save(checkpoints))
-    result = Training(request, environment, operator, True, lambda: False, RedisPromotions(client)).run()
+    small = {"batch_size": 4, "seq_length": 8, "n_embed": 4}
+    request = JobRequest("words", "quick", promote, False, {**small, **settings})
+    environment = JobEnvironment(folder / "checkpoints", folder / "run", corpora, "cpu", 10)
+    return Training(request, environment, log, is_bootstrap, lambda: False, RedisPromotions(client))
+
+
+def test_a_bootstrap_job_leaves_what_somebody_else_promoted(client: Any, tmp_path: Path) -> None:
+    """It promotes its checkpoints while it runs, until an operator promotes another; then it competes at its end."""
+    settings = {"steps": 60, "n_hidden": 16, "validations": 6}
+    operator = Operator(random_checkpoint(n_layers=1, n_hidden=4).save(tmp_path / "checkpoints"))
+    result = training(tmp_path, client, operator, "if_better", settings, is_bootstrap=True).run()
     assert len(operator.promoted) >= 3
     assert set(operator.promoted) == {operator.mine}
     assert sum("promotes nothing more until its end" in note for note in operator.notes) == 1
@@ -145,14 +152,9 @@ def test_a_training_that_loses_says_so(client: Any, tmp_path: Path, tiny: Checkp
     checkpoints = tmp_path / "checkpoints"
     served = tiny.save(checkpoints)
     registry.promote(served)
-    corpora = Corpora(tmp_path / "corpora", 1 << 20)
-    text = iter([b"to be or not to be\n" * 100, b""])
-    corpora.put("words", lambda _: next(text))
-    settings = {"steps": 2, "batch_size": 4, "seq_length": 8, "n_hidden": 8, "n_embed": 4, "validations": 1}
-    request = JobRequest("words", "quick", "always", False, settings)
-    environment = JobEnvironment(checkpoints, tmp_path / "run", corpora, "cpu", 10)
     assert RedisPromotions(client).claim(registry.promotion_version(checkpoints))
-    result = Training(request, environment, Log(), False, lambda: False, RedisPromotions(client)).run()
+    settings = {"steps": 2, "n_hidden": 8, "validations": 1}
+    result = training(tmp_path, client, Log(), "always", settings, is_bootstrap=False).run()
     assert result.decision is not None
     assert result.decision.promoted is False
     assert "at the same time" in result.decision.reason

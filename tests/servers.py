@@ -50,7 +50,16 @@ class RedisServer:
 
     def start(self) -> None:
         command = [self._program, "--port", "0", "--unixsocket", f"{self._folder}/redis.sock"]
-        command += ["--dir", str(self._folder), "--appendonly", "yes", "--loglevel", "warning"]
+        command += [
+            "--dir",
+            str(self._folder),
+            "--appendonly",
+            "yes",
+            "--appendfsync",
+            "always",
+            "--loglevel",
+            "warning",
+        ]
         command += ["--requirepass", SECRET]
         self._process = subprocess.Popen([*command, *self._options], stdout=subprocess.DEVNULL)
         eventually((self._folder / "redis.sock").exists)

@@ -68,6 +68,7 @@ def _command(folder: Path, socket: Path) -> list[str]:
         "unixsocketperm": "700",
         "dir": str(folder),
         "appendonly": "yes",
+        "appendfsync": "always",  # or a kill could lose what was answered as saved, up to two seconds of it
         "save": "",  # the log of commands is enough; a snapshot that cannot be written would prevent the shutdown
         "loglevel": "warning",
         "logfile": "redis.log",

@@ -66,9 +66,9 @@ def test_files_that_are_named_exist(path: Path) -> None:
     assert missing == []
 
 
-def test_the_tree_of_the_readme_is_true() -> None:
-    """Every folder and file in README's tree exists, and no folder of the sources is left out."""
-    tree = (ROOT / "README.md").read_text().split("## The tree\n```\n")[1].split("```")[0]
+def test_the_tree_is_true() -> None:
+    """Every folder and file in the tree of docs/architecture.md exists, and no folder of the sources is left out."""
+    tree = (ROOT / "docs" / "architecture.md").read_text().split("## The tree\n```\n")[1].split("```")[0]
     top, missing, named = ROOT, [], set()
     for line in tree.splitlines():
         indent, entries = re.fullmatch(r"( *)(.*)", line).groups()  # type: ignore[union-attr]

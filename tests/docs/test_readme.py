@@ -1,4 +1,4 @@
-"""The commands of the README run as they stand, in its order: in an empty folder, against a service of this checkout."""
+"""The README's commands run as they stand, in its order: in an empty folder, against a service of this checkout."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ class _GenerateOptions(TypedDict, total=False):
     penalty_window: int
     logit_bias: dict[str, float]
     seed: int | None
+    model: str | None
     timeout_s: float | None
     on_unknown: Literal["error", "skip"]
 

@@ -16,6 +16,7 @@ from service.inspection.service import InspectionService
 from service.jobs.queue import JobQueue
 from service.models.loader import ModelLoader
 from service.models.manager import ModelManager
+from service.models.other_models import OtherModels
 from service.models.watcher import CheckpointWatcher
 from service.openai.completions import CompletionService
 from service.openai.models import ModelList
@@ -36,6 +37,7 @@ from service.routes import (
     inspection,
     jobs,
     metrics,
+    model,
     models,
     openai,
     openapi,
@@ -60,8 +62,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     queue = JobQueue(connect(s.queue_url), s.max_queued_jobs) if s.queue_url else None
     all_corpora = Corpora(s.corpora_dir, s.max_corpus_bytes)
     counters = Metrics()
-    manager = ModelManager(lambda: _bootstrap_job(queue))
     load = ModelLoader(s.device, s.precision, s.slots, s.max_waiting, s.block_ms / 1000, counters.engine_observer)
+    manager = ModelManager(lambda: _bootstrap_job(queue), OtherModels(s.checkpoint_dir, load))
     watcher = CheckpointWatcher(manager, s.checkpoint_dir, load, stores.promotions.wait, counters)
     options = GenerationOptions(
         s.max_chars,
@@ -104,6 +106,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     access.for_everyone(app, authenticator)
     for blueprint in (
         generate.blueprint(generation),
+        model.blueprint(manager),
         sessions.blueprint(generation, stores.sessions, s.session_recent_text_chars),
         inspection.blueprint(inspector, scored_characters),
         openai.blueprint(completions, model_list, tokenizer, scored_characters),

@@ -28,7 +28,10 @@ from model.text.items.record import DEFAULT_STATISTIC, Statistic
 from service.errors import BadRequest, MalformedBody
 from service.store.sessions import SESSION_ID
 
+MODEL_ID = "[0-9a-f]{16}"
+"""The pattern of a checkpoint's id, which is its fingerprint."""
 SessionId = Annotated[str, StringConstraints(pattern=f"^{SESSION_ID}$")]
+ModelId = Annotated[str, StringConstraints(pattern=f"^{MODEL_ID}$")]
 OnUnknown = Literal["error", "skip"]
 MAX_STOP_STRINGS, MAX_STOP_CHARS = 16, 256
 MAX_BIASES = 1000
@@ -129,6 +132,9 @@ class GenerateRequest(_SamplingFields):
         "reencode",
         description="for a session written by a model that is no longer served: re-encode the session's recent text, "
         "or answer 409",
+    )
+    model: ModelId | None = Field(
+        None, description="the id of the checkpoint that generates, of those in GET /models; default: the served one"
     )
     timeout_s: float | None = Field(None, gt=0, le=86400, description="end the text after this many seconds")
     stream: bool = Field(False, description="answer as server-sent events, one for each block of characters")

@@ -59,6 +59,8 @@ class Checkpoint:
     created: str = ""  # UTC, ISO 8601
     int8_cost: float | None = None  # nats per character that int8 weights add; None: not measured
     items: ItemRecord | None = None  # of a model of a list; None: of a text
+    corpus: str = ""  # the name of the training text, for people; empty: not known
+    preset: str = ""  # the named settings that the run began with; empty: not known
 
     @property
     def file_name(self) -> str:
@@ -124,6 +126,8 @@ class Checkpoint:
                     "self_test": self.self_test,
                     "created": stamped.created,
                     "int8_cost": self.int8_cost,
+                    "corpus": self.corpus,
+                    "preset": self.preset,
                     **({"items": self.items.as_dict(), "end": self.vocab.end} if self.items is not None else {}),
                 }
             ),
@@ -154,6 +158,8 @@ class CheckpointInfo:
         return {
             "id": self.fingerprint,
             "name": self.path.name,
+            "corpus": run.get("corpus", ""),
+            "preset": run.get("preset", ""),
             "val_loss": run["val_loss"],
             "val_protocol": protocol_name(run.get("val_protocol", "stateful")),
             "val_characters": run["val_characters"],
@@ -249,6 +255,8 @@ def load(path: Path) -> Checkpoint:
             created=run["created"],
             int8_cost=None if run.get("int8_cost") is None else float(run["int8_cost"]),
             items=_item_record(run.get("items"), weights),
+            corpus=str(run.get("corpus", "")),
+            preset=str(run.get("preset", "")),
         )
     _check_weights(checkpoint, f"checkpoint {path}")
     if checkpoint.fingerprint != metadata.get("fingerprint"):

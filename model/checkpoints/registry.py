@@ -41,7 +41,8 @@ def promote(path: Path, expected_version: int | None = None) -> None:
     with folder_lock(path.parent):
         names, version = _read_history(path.parent)
         _check_version(path.parent, version, expected_version)
-        _write_history(path.parent, [path.name, *(name for name in names if name != path.name)], version + 1)
+        others = [name for name in names if name != path.name and not _is_same_model(path.parent / name, path)]
+        _write_history(path.parent, [path.name, *others], version + 1)
 
 
 def roll_back(folder: Path, expected_version: int | None = None) -> Path:
@@ -111,7 +112,10 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 
 
 def list_checkpoints(folder: Path) -> list[dict[str, Any]]:
-    """Describe every checkpoint, the newest first: its metadata, or its name and what is wrong with the file.
+    """Describe every model, the newest first: its metadata, or its name and what is wrong with the file.
+
+    Several files of one model, whose losses were measured on different parts, are one entry: that of the promoted
+    file, or of the newest.
 
     Raises:
         CheckpointError: promoted.json cannot be used.
@@ -124,12 +128,18 @@ def list_checkpoints(folder: Path) -> list[dict[str, Any]]:
         except CheckpointError as error:
             entry = {"id": None, "name": path.name, "error": str(error)}
         listed.append({**entry, "promoted": history[:1] == [path.name], "predecessor": history[1:2] == [path.name]})
-    return listed
+    chosen: dict[str, dict[str, Any]] = {}
+    for entry in listed:
+        key = entry["id"] or entry["name"]
+        if key not in chosen or entry["promoted"] or (entry["predecessor"] and not chosen[key]["promoted"]):
+            chosen[key] = entry  # a dictionary keeps the place of the newest
+    return list(chosen.values())
 
 
 def find(folder: Path, fingerprint: str) -> Path | None:
-    """Return the newest file of the model with this fingerprint, or None."""
-    for path in checkpoint_paths(folder):
+    """Return the promoted or else the newest file of the model with this fingerprint, or None."""
+    promoted = [path for name in _history_or_nothing(folder)[:1] if (path := folder / name).is_file()]
+    for path in [*promoted, *checkpoint_paths(folder)]:
         try:
             if read_info(path).fingerprint == fingerprint:
                 return path
@@ -198,6 +208,21 @@ def _read_history(folder: Path) -> tuple[list[str], int]:
     if type(version) is not int or not 0 <= version < _MAX_VERSION:
         raise CheckpointError("has no usable version", field=str(path), expected=f"a number below {_MAX_VERSION}")
     return names, version
+
+
+def _history_or_nothing(folder: Path) -> list[str]:
+    try:
+        return promotion_history(folder)
+    except CheckpointError:
+        return []
+
+
+def _is_same_model(path: Path, other: Path) -> bool:
+    """Whether two files have the same weights; False where one cannot be read."""
+    try:
+        return read_info(path).fingerprint == read_info(other).fingerprint
+    except CheckpointError:
+        return False
 
 
 def _check_version(folder: Path, version: int, expected: int | None) -> None:

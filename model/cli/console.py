@@ -63,7 +63,7 @@ def print_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "validation": f"{checkpoint.val_loss:.4f} nats = {bits(checkpoint.val_loss):.4f} bits per character, "
         f"{checkpoint.val_protocol} protocol on {checkpoint.val_characters:,} characters",
         "training": f"{checkpoint.train_loss:.4f} nats at step {checkpoint.step:,}",
-        "corpus": f"sha256 {checkpoint.corpus_sha256}",
+        "corpus": f"{checkpoint.corpus}, " * bool(checkpoint.corpus) + f"sha256 {checkpoint.corpus_sha256}",
         "options": ", ".join(f"{k}={v}" for k, v in checkpoint.options.items()),
         "created": checkpoint.created,
         "int8 adds": cost,

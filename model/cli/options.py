@@ -22,6 +22,8 @@ from model.text.items.layout import TEXT, ItemLayout
 from model.text.memory_map import read_corpora
 from model.training.run_folder import RunFolder
 
+DEFAULT_TEXT = "shakespeare"
+"""What the default text is called."""
 CHECKPOINT_FOLDER = data_folder() / "checkpoints"
 
 
@@ -199,6 +201,12 @@ def corpus_of_model(
     fractions = {name: training[name] for name in names if name in training}
     config = TrainConfig.from_dict({**fractions, "batch_size": 1, "seq_length": 1})
     return read_corpora(files or [default_text()], lambda _sizes, _n: config, folder, layout=layout)
+
+
+def origin(files: Sequence[Path], args: argparse.Namespace) -> dict[str, str]:
+    """Return what a checkpoint keeps for people: the names of its texts, and of the preset of a new run."""
+    corpus = " + ".join(file.name.removesuffix("".join(file.suffixes)) for file in files) or DEFAULT_TEXT
+    return {"corpus": corpus, "preset": "" if getattr(args, "resume", None) else args.preset or "quick"}
 
 
 def chosen_checkpoint(args: argparse.Namespace) -> Path:

@@ -57,7 +57,16 @@ def run(args: argparse.Namespace) -> None:
     corpus, config = options.load_corpus(args.corpus, config, store, explicit, layout=layout)
     training_console.print_notes(corpus)
     model = ModelConfig(vocab_size=len(corpus.vocab), **options.fields_of(ModelConfig, settings))
-    sweep = Sweep(corpus, model, config, store, study=args.study, storage=args.storage, device=device)
+    sweep = Sweep(
+        corpus,
+        model,
+        config,
+        store,
+        study=args.study,
+        storage=args.storage,
+        device=device,
+        origin=options.origin(args.corpus, args),
+    )
     with training_console.GracefulInterrupt() as interrupt:
         path = sweep.run(args.runs, minutes, training_console.print_sweep_run, lambda: interrupt.requested)
     if interrupt.requested:

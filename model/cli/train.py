@@ -70,6 +70,7 @@ def _train(args: argparse.Namespace, distributed: Distributed, device: str) -> N
         "warm_start": warm_start,
         "sample_chars": _SAMPLE_CHARS,
         "distributed": distributed,
+        "origin": options.origin(files, args),
         "metadata": {
             "corpus": [str(file.resolve()) for file in files],
             "checkpoint_folder": str(folder.resolve()),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ class Checkpointer:
         folder: Path,
         run_folder: RunFolder | None,
         distributed: Distributed,
+        origin: Mapping[str, str],
     ) -> None:
         """Keep references; nothing is written.
 
@@ -107,7 +109,9 @@ class Checkpointer:
             folder: The folder of checkpoints.
             run_folder: The run's files; None for a run that cannot be resumed, and on ranks other than 0.
             distributed: This process's place in a torchrun job.
+            origin: The checkpoints' `corpus` and `preset`.
         """
+        self._origin = origin
         self._state, self._corpus, self._config = state, corpus, config
         self._folder, self._run_folder, self._distributed = folder, run_folder, distributed
         self._writes_resume_state = bool(distributed.broadcast(int(run_folder is not None))[0])
@@ -133,6 +137,8 @@ class Checkpointer:
             corpus_sha256=self._corpus.sha256,
             options=self._config.as_dict(),
             items=_item_record(self._corpus, val_loss),
+            corpus=self._origin.get("corpus", ""),
+            preset=self._origin.get("preset", ""),
         )
         checkpoint = replace(checkpoint, int8_cost=int8_cost(checkpoint.network(), self._corpus.val))
         path = self_test.record(checkpoint).save(self._folder)

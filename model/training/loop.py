@@ -52,6 +52,7 @@ def fit(
     sample_chars: int = 0,
     distributed: Distributed | None = None,
     metadata: Mapping[str, Any] | None = None,
+    origin: Mapping[str, str] | None = None,
 ) -> Path:
     """Train a network, and return the path of its best checkpoint in `folder`.
 
@@ -72,6 +73,7 @@ def fit(
         sample_chars: How many characters to generate at each validation.
         distributed: This process's place in a torchrun job; ranks other than 0 return `folder`.
         metadata: Stored in run.json, for the program that resumes the run: where the text is, for example.
+        origin: The names of the `corpus` and of the `preset`, which the checkpoints keep for people.
 
     Returns:
         The path of the checkpoint with the best validation loss.
@@ -93,6 +95,7 @@ def fit(
         resume=resume,
         sample_chars=sample_chars,
         distributed=distributed or Distributed(),
+        origin=origin or {},
     )
     trainer.start(warm_start, dict(metadata or {}))
     return trainer.train()
@@ -114,6 +117,7 @@ class _Trainer:
         resume: bool,
         sample_chars: int,
         distributed: Distributed,
+        origin: Mapping[str, str],
     ) -> None:
         self.corpus, self.config, self.device, self.distributed = corpus, config, device, distributed
         self.on_progress = on_progress if distributed.is_main else lambda _progress: None
@@ -126,7 +130,7 @@ class _Trainer:
         learner = kind(model, config, device, distributed, n_workers, native)
         learner.average.item_end = corpus.item_end
         self.state = RunState(learner, Budget(config, len(corpus.train)), torch.tensor(math.nan, device=device))
-        self.checkpointer = Checkpointer(self.state, corpus, config, folder, run_folder, distributed)
+        self.checkpointer = Checkpointer(self.state, corpus, config, folder, run_folder, distributed, origin)
         self.streams = corpus.streams(config, device)
         self.settings: dict[str, Any] = {
             "model": asdict(model),

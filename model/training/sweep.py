@@ -17,7 +17,7 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ class Sweep:
         study: str = "sweep",
         storage: str = "",
         device: str = "cpu",
+        origin: Mapping[str, str] | None = None,
     ) -> None:
         """Open or create the study.
 
@@ -86,6 +87,7 @@ class Sweep:
             study: The name; an existing study of this name is continued.
             storage: The path of a file, sqlite:///FILE or a Redis URL; empty: a file in the study's folder.
             device: "cpu" or "cuda".
+            origin: As in `fit`.
 
         Raises:
             ConfigError: The storage is of another kind or cannot be used, or the study is about another text.
@@ -95,6 +97,7 @@ class Sweep:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._corpus, self._model, self._config, self._device = corpus, model, config, device
         self._checkpoint_folder = folder
+        self._origin = origin
         self._folder = folder / "sweeps" / study
         try:
             self._study = optuna.create_study(
@@ -204,7 +207,15 @@ class Sweep:
                     raise optuna.TrialPruned
 
         try:
-            path = fit(self._corpus, model, config, folder, device=self._device, on_progress=on_progress)
+            path = fit(
+                self._corpus,
+                model,
+                config,
+                folder,
+                device=self._device,
+                on_progress=on_progress,
+                origin=self._origin,
+            )
             loss = file_format.load(path).val_loss
             trial.set_user_attr("checkpoint", str(path))
             if interrupted:

@@ -103,7 +103,7 @@ class GenerationService:
             Draining: This worker is shutting down.
         """
         with ExitStack() as on_error:
-            lease = on_error.enter_context(self._models.admit())
+            lease = on_error.enter_context(self._models.admit(request.model))
             model = lease.model
             validated = validate(request, model, self._options.max_chars, self._options.max_prompt_chars)
             check_penalty_window(request, self._options.recent_text_chars)
@@ -126,7 +126,7 @@ class GenerationService:
             NoModel: No model is served.
             Draining: This worker is shutting down.
         """
-        with self._models.admit() as lease:
+        with self._models.admit(request.model) as lease:
             return self._batch(request, lease.model, None)
 
     def continue_prompts(self, request: GenerateRequest, model: LoadedModel, prompts: list[str]) -> RunningBatch:
@@ -164,7 +164,7 @@ class GenerationService:
             NoModel: No model is served.
             Draining: This worker is shutting down.
         """
-        with self._models.admit() as lease:
+        with self._models.admit(request.model) as lease:
             limit_s = self._options.max_s
             span_s = limit_s if request.timeout_s is None else min(request.timeout_s, limit_s)
             deadline = time.monotonic() + span_s
@@ -181,8 +181,16 @@ class GenerationService:
             on_error.pop_all()
             return generation
 
-    def resume(self, session_id: str, after: int | None, top_logprobs: int | None = None) -> RunningGeneration:
+    def resume(
+        self, session_id: str, after: int | None, top_logprobs: int | None = None, model_id: str | None = None
+    ) -> RunningGeneration:
         """Generate a session's last turn again, from the character after a position, whichever worker began it.
+
+        Args:
+            session_id: The session.
+            after: The last position that the client has; None: it has nothing of the turn.
+            top_logprobs: Alternatives for each character.
+            model_id: The `model` of the turn's request.
 
         Raises:
             UnknownSession: The session does not exist.
@@ -195,7 +203,7 @@ class GenerationService:
             Draining: This worker is shutting down.
         """
         with ExitStack() as on_error:
-            lease = on_error.enter_context(self._models.admit())
+            lease = on_error.enter_context(self._models.admit(model_id))
             self._check_capacity(lease.model, top_logprobs)
             session, turn = self._sessions.load(session_id)
             session_lease = None

@@ -192,6 +192,7 @@ class Training:
                 warm_start=source,
                 sample_chars=SAMPLE_CHARS,
                 metadata={"layout": corpus.layout.as_dict()},
+                origin={"corpus": " + ".join(self.request.corpora), "preset": self.request.preset},
             )
 
         if (folder / "run.json").exists():

@@ -11,8 +11,9 @@ import contextlib
 import logging
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,7 @@ class LoadedModel:
         stepper: Stepper | None,
         network: OnDemandNetwork,
         items: ItemRecord | None = None,
+        description: Mapping[str, Any] | None = None,
     ) -> None:
         """Take over the parts of a model; they are freed with it.
 
@@ -49,7 +51,9 @@ class LoadedModel:
             stepper: The engine's, if it is to be closed.
             network: Reads text beside the engine.
             items: What the checkpoint knows of its list; None if it is of a text.
+            description: What clients are told of the checkpoint, beside its name and fingerprint.
         """
+        self.description = {"id": engine.fingerprint, "name": name, **(description or {})}
         self.name = name
         self.items = items
         self.engine = engine

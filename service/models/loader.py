@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from model.checkpoints import file_format, self_test
 from model.config import PrecisionChoice
@@ -17,6 +17,7 @@ from service.models.loaded_model import LoadedModel, free_stepper
 from service.models.on_demand_network import OnDemandNetwork
 
 log = logging.getLogger(__name__)
+_DESCRIBED = ("corpus", "preset", "val_loss", "val_protocol", "created", "network")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,4 +57,9 @@ class ModelLoader:
             raise
         engine.start()
         network = OnDemandNetwork(path, checkpoint.fingerprint)
-        return LoadedModel(path.name, engine, stepper, network, checkpoint.items)
+        return LoadedModel(path.name, engine, stepper, network, checkpoint.items, _description(path))
+
+
+def _description(path: Path) -> dict[str, Any]:
+    info = file_format.read_info(path).as_dict()
+    return {field: info[field] for field in _DESCRIBED} | {"is_list": info["items"] is not None}

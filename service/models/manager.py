@@ -8,17 +8,22 @@ from typing import Any
 
 from service.errors import Draining, NoModel
 from service.models.loaded_model import LoadedModel, ModelLease
+from service.models.other_models import OtherModels
 
 
 class ModelManager:
     """Holds the current model. A request that began with a model keeps it until it ends. Thread-safe."""
 
-    def __init__(self, describe_absence: Callable[[], dict[str, Any]] = dict) -> None:
+    def __init__(
+        self, describe_absence: Callable[[], dict[str, Any]] = dict, others: OtherModels | None = None
+    ) -> None:
         """Start without a model.
 
         Args:
             describe_absence: Returns the details of the error NoModel, such as the job that trains the first model.
+            others: Checkpoints that requests may name; None: they can use the served one only.
         """
+        self._others = others
         self._describe_absence = describe_absence
         self._lock = threading.Lock()
         self._current: LoadedModel | None = None
@@ -57,15 +62,23 @@ class ModelManager:
                 return self._current.acquire()
         raise NoModel("no model has been trained yet", **self._describe_absence())
 
-    def admit(self) -> ModelLease:
-        """Return a lease of the current model for a new generation.
+    def admit(self, model_id: str | None = None) -> ModelLease:
+        """Return a lease of a model for a new generation.
+
+        Args:
+            model_id: The fingerprint of a checkpoint; None: the current model.
 
         Raises:
             Draining: This worker is shutting down.
             NoModel: No model is served yet.
+            UnknownModel: No checkpoint has this id.
+            ModelConflict: The file of the named checkpoint cannot be used.
         """
         if self._is_closed:
             raise Draining("this worker is shutting down; send the request to another one")
+        current = self._current
+        if model_id is not None and self._others is not None and (current is None or current.fingerprint != model_id):
+            return self._others.acquire(model_id)
         return self.acquire()
 
     def close(self) -> None:
@@ -99,7 +112,8 @@ class ModelManager:
 
     def _models(self) -> list[LoadedModel]:
         with self._lock:
-            return [*self._retired, *([self._current] if self._current is not None else [])]
+            served = [*self._retired, *([self._current] if self._current is not None else [])]
+        return served + (self._others.loaded() if self._others is not None else [])
 
     def _forget(self, model: LoadedModel) -> None:
         with self._lock:

@@ -24,6 +24,21 @@ class ModelName(Answer):
     name: str
 
 
+class ModelAnswer(Answer):
+    """What the served model is."""
+
+    id: Fingerprint
+    name: str
+    corpus: str
+    preset: str
+    val_loss: float
+    val_protocol: str
+    created: str
+    is_list: bool
+    network: dict[str, str | int]
+    characters: str
+
+
 class Usage(Answer):
     """What a generation cost."""
 

@@ -14,6 +14,7 @@ from service.openai.schemas import CompletionRequest, DetokenizeRequest, Tokeniz
 from service.openapi import answers
 from service.schemas import (
     MAX_TOP_LOGPROBS,
+    MODEL_ID,
     EmptyBody,
     ForkRequest,
     GenerateRequest,
@@ -111,6 +112,9 @@ _FROM = Parameter(
 _LOGPROBS = Parameter(
     "logprobs", "query", {"type": "integer", "minimum": 0, "maximum": MAX_TOP_LOGPROBS}, "as for POST /generate"
 )
+_MODEL_ID = Parameter(
+    "model", "query", {"type": "string", "pattern": f"^{MODEL_ID}$"}, "the `model` of the turn's request, if it had one"
+)
 _IF_NONE_MATCH = Parameter("If-None-Match", "header", {"type": "string"}, "* keeps a corpus that exists")
 _LAYOUT = (
     Parameter("items", "query", {"enum": list(ITEM_KINDS)}, "whether the corpus is a list, and how its items lie"),
@@ -130,6 +134,13 @@ _LAYOUT = (
     Parameter("novelty", "query", {"type": "boolean"}, "whether a checkpoint keeps a hash of each training item"),
 )
 _MODEL = {"fingerprint": "a4a693fb475d134d", "name": "val1.4302-step004200.safetensors"}
+_DESCRIBED_MODEL = {
+    "id": "a4a693fb475d134d", "name": "val1.4302-step004200.safetensors", "corpus": "shakespeare", "preset": "quick",
+    "val_loss": 1.4302, "val_protocol": "stateful", "created": "2026-11-26T10:42:13+00:00", "is_list": False,
+    "network": {
+        "cell": "lstm", "n_layers": 1, "n_hidden": 320, "n_embed": 64, "vocab_size": 84, "n_parameters": 526420
+    }, "characters": "\n abc",
+}  # fmt: skip
 _SESSION = "dzjLzNEeyH36OrPzHc-_3FUiORGdrKNv"
 _GENERATED = {
     "text": " for ever", "finish_reason": "length", "session_id": _SESSION, "position": 13, "seed": 7, "model": _MODEL,
@@ -212,7 +223,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET", "/sessions/{session_id}/stream", "resume_stream", "Generate",
         "The last turn's stream again, from a position", _C,
         {200: Answer("the events", other=(EVENTS,)), 204: Answer("the client has all of a complete turn")},
-        (404, 409, 422, 503), parameters=(_LAST_POSITION, _FROM, _LOGPROBS),
+        (404, 409, 422, 503), parameters=(_LAST_POSITION, _FROM, _LOGPROBS, _MODEL_ID),
     ),
     Operation(
         "POST", "/sessions/{session_id}/fork", "fork_session", "Generate", "Copy a session", _C,
@@ -220,6 +231,10 @@ OPERATIONS: tuple[Operation, ...] = (
             "session_id": _SESSION, "position": 13, "seed": 7
         }, links=_SESSION_LINKS)},
         (400, 404, 409, 413, 415, 422, 503, 504), ForkRequest, {},
+    ),
+    Operation(
+        "GET", "/model", "describe_model", "Generate", "What the served model is", _C,
+        {200: Answer("its description", answers.ModelAnswer, _DESCRIBED_MODEL)}, (503,),
     ),
     Operation(
         "POST", "/score", "score", "Score and inspect", "The loss of a text", _C,

@@ -15,10 +15,9 @@ from werkzeug.routing import BaseConverter
 from service.errors import BadRequest
 from service.jobs.queue import JOB_ID
 from service.routes.error_responses import RoutingError
+from service.schemas import MODEL_ID
 from service.store.corpora import NAME
 from service.store.sessions import SESSION_ID
-
-MODEL_ID = "[0-9a-f]{16}"
 
 
 class _CheckedConverter(BaseConverter):

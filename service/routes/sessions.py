@@ -13,7 +13,7 @@ from service.generation.service import GenerationService
 from service.routes.body import no_content, read_body
 from service.routes.generation_events import generation_events
 from service.routes.sse import ClientConnection, event_stream_head, event_stream_response
-from service.schemas import MAX_TOP_LOGPROBS, ForkRequest
+from service.schemas import MAX_TOP_LOGPROBS, MODEL_ID, ForkRequest
 from service.store.sessions import SessionStore, StoredTurn
 
 
@@ -49,7 +49,7 @@ def blueprint(generation: GenerationService, sessions: SessionStore, recent_text
             return event_stream_head()
         if after is not None and generation.is_received(session_id, after):
             return no_content()  # on 204 an EventSource does not reconnect
-        running = generation.resume(session_id, after, top_logprobs)
+        running = generation.resume(session_id, after, top_logprobs, _model_id())
         return event_stream_response(generation_events(running), client, running.close)
 
     @routes.post("/<session_id:session_id>/fork")
@@ -93,3 +93,11 @@ def _top_logprobs() -> int | None:
     if not re.fullmatch(r"[0-9]{1,2}", value) or int(value) > MAX_TOP_LOGPROBS:
         raise BadRequest("logprobs", value, f"an integer from 0 to {MAX_TOP_LOGPROBS}")
     return int(value)
+
+
+def _model_id() -> str | None:
+    """The `model` of the turn's request, if it named one."""
+    value = request.args.get("model")
+    if value is not None and not re.fullmatch(MODEL_ID, value):
+        raise BadRequest("model", value, f"a string that matches the pattern {MODEL_ID}")
+    return value

@@ -28,6 +28,7 @@ GUARDS = {
     "/readyz": PUBLIC,
     "/metrics": PUBLIC,
     "/generate": CLIENT,
+    "/model": CLIENT,
     "/score": CLIENT,
     "/inspect": CLIENT,
     "/v1/completions": CLIENT,

@@ -96,3 +96,20 @@ def test_a_broken_promotion_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "promoted.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"promoted\.json"):
         promoted_path(tmp_path)
+
+
+def test_two_files_of_one_model_are_one_model(tmp_path: Path) -> None:
+    """Its loss was measured twice: it is listed once, promoted by its id, and a roll back goes to another model."""
+    one = random_checkpoint(seed=1)
+    sampled, whole = replace(one, val_loss=2.5).save(tmp_path), replace(one, val_loss=2.25).save(tmp_path)
+    other = replace(random_checkpoint(seed=2), val_loss=2.75).save(tmp_path)
+    for path in (other, sampled, whole):
+        registry.promote(path)
+    listed = registry.list_checkpoints(tmp_path)
+    assert sorted(entry["id"] for entry in listed) == sorted({one.fingerprint, random_checkpoint(seed=2).fingerprint})
+    assert [entry["name"] for entry in listed if entry["promoted"]] == [whole.name]
+    assert registry.find(tmp_path, one.fingerprint) == whole
+    os.utime(sampled, (2**31, 2**31))  # the newest file, and not the promoted one
+    assert [entry["name"] for entry in registry.list_checkpoints(tmp_path) if entry["promoted"]] == [whole.name]
+    assert registry.find(tmp_path, one.fingerprint) == whole
+    assert registry.roll_back(tmp_path) == other

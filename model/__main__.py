@@ -1,4 +1,4 @@
-"""Run the command line: python -m model train | sample | score | sweep | plot | report | info."""
+"""Run the command line: python -m model train | sample | score | sweep | plot | report | info | export."""
 
 from __future__ import annotations
 

@@ -19,11 +19,15 @@ COMMANDS = {
     "plot": "draw the loss curves of a training run",
     "report": "write a page on a model: loss curves, samples, and how much of them is copied from its corpus",
     "info": "describe a checkpoint: its shape, losses and training options",
+    "export": "write a checkpoint in another form: ONNX",
 }
 """Every command and its summary. Listing them loads neither torch nor the commands themselves."""
 
 NOT_IN_THE_IMAGE = ("optuna", "matplotlib")
 """Packages that only sweeps and plots need: the image of the api and the trainer is without them."""
+
+EXTRAS = {"onnx": "onnx==1.23.2"}
+"""Packages that only one form of an export needs, with the version that the tests have: no image has them."""
 
 
 def main(argv: list[str] | None = None, prog: str = "python -m model") -> int:
@@ -48,9 +52,12 @@ def main(argv: list[str] | None = None, prog: str = "python -m model") -> int:
         return USAGE_ERROR if isinstance(e, ConfigError) else 1
     except ModuleNotFoundError as e:
         name = (e.name or "").partition(".")[0]
-        if name not in NOT_IN_THE_IMAGE:
+        if name in EXTRAS:
+            hint = f"install it with pip install {EXTRAS[name]}"
+        elif name in NOT_IN_THE_IMAGE:
+            hint = "in containers: docker compose run --rm sweep"
+        else:
             raise
-        hint = "in containers: docker compose run --rm sweep"
         print(f"error: this command needs {name}, which is not installed here; {hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -68,6 +75,7 @@ def parser(prog: str = "python -m model") -> argparse.ArgumentParser:
 def add_commands(subparsers: argparse._SubParsersAction[ArgumentParser]) -> None:
     """Add every command to another program's subparsers."""
     from model.cli import info, sample, score, sweep, train  # torch takes a second to load
+    from model.cli.exchange import export
     from model.cli.reports import plot, report
 
     modules = {
@@ -78,6 +86,7 @@ def add_commands(subparsers: argparse._SubParsersAction[ArgumentParser]) -> None
         "plot": plot,
         "report": report,
         "info": info,
+        "export": export,
     }
     for name, summary in COMMANDS.items():
         command = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")

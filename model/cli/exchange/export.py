@@ -1,0 +1,76 @@
+"""python -m model export: a checkpoint in another form."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from model import arguments
+from model.atomic_files import atomic_write
+from model.checkpoints.file_format import Checkpoint, load
+from model.cli import options
+from model.config import WEIGHT_PRECISIONS, WeightPrecision
+from model.errors import ConfigError
+
+
+def configure(command: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    command.add_argument(
+        "checkpoint", type=Path, nargs="?", metavar="MODEL", help="a checkpoint file (default: the promoted one)"
+    )
+    options.add_checkpoint_folder(command)
+    command.add_argument(
+        "--format",
+        type=arguments.one_of(tuple(_FORMATS)),
+        metavar="{" + ",".join(_FORMATS) + "}",
+        required=True,
+        help="onnx: a model of one step for any ONNX runtime",
+    )
+    command.add_argument(
+        "--precision",
+        type=arguments.one_of(WEIGHT_PRECISIONS),
+        help="of the weights, fp32 or int8 (default: fp32)",
+    )
+    command.add_argument("--out", type=Path, help="what to write (default: beside the model, with its name)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the model in the chosen form and print its path.
+
+    Raises:
+        ConfigError: An option does not fit the form.
+        CheckpointError: The model cannot be read.
+        StorageError: The file cannot be written.
+    """
+    path = options.chosen_checkpoint(args)
+    print(_FORMATS[args.format](args, path, load(path)))
+
+
+def _export_onnx(args: argparse.Namespace, path: Path, checkpoint: Checkpoint) -> Path:
+    from model.export.onnx_model import to_onnx  # onnx is an extra
+
+    precision: WeightPrecision = args.precision or "fp32"
+    default = path.with_suffix(".onnx") if precision == "fp32" else path.with_name(f"{path.stem}-int8.onnx")
+    out = _file(args.out or default, ".onnx")
+    return _write(out, to_onnx(checkpoint, precision))
+
+
+def _file(path: Path, suffix: str) -> Path:
+    """Return a path, if it ends as the form's files do.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if path.suffix != suffix:
+        raise ConfigError(field="out", value=str(path), expected=f"a file that ends in {suffix}")
+    return path
+
+
+def _write(path: Path, data: bytes) -> Path:
+    with atomic_write(path) as file:
+        file.write(data)
+    return path
+
+
+_FORMATS: dict[str, Callable[[argparse.Namespace, Path, Checkpoint], Path]] = {"onnx": _export_onnx}

@@ -160,6 +160,7 @@ class Turn(Answer):
     status: str
     start_position: int
     text_before: str
+    prompt_chars: int = 0
 
 
 class PositionRange(Answer):

@@ -98,10 +98,12 @@ class BadRequest(ServiceError):
         self.field = field
         self.value = value
         self.expected = expected
+        self.more: list[BadRequest] = []  # the other values of the request that cannot be used
 
     def as_dict(self) -> dict[str, Any]:
         """Return the error as the response body shows it; a long value is shortened."""
-        return {**super().as_dict(), "field": self.field, "value": _as_json(self.value), "expected": self.expected}
+        answer = {**super().as_dict(), "field": self.field, "value": _as_json(self.value), "expected": self.expected}
+        return answer | ({"more": [error.as_dict() for error in self.more]} if self.more else {})
 
 
 class MalformedBody(BadRequest):

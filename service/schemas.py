@@ -44,6 +44,8 @@ MAX_CORPORA = 64
 MAX_TOP_LOGPROBS = 10
 TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 MAX_UNITS = 16
+MAX_ERRORS = 16
+"""Fields that one answer says something about."""
 _ON_UNKNOWN = "what to do with characters that are not in the model's vocabulary: answer 422, or skip them"
 
 
@@ -278,18 +280,25 @@ def parse_body(schema: type[BodyT], data: bytes) -> BodyT:
     try:
         return schema.model_validate_json(data or b"{}")
     except ValidationError as e:
-        error = e.errors(include_url=False)[0]
+        first, *others = (_bad_request(schema, error) for error in e.errors(include_url=False)[:MAX_ERRORS])
+    if not isinstance(first, MalformedBody):
+        first.more = others
+    raise first
+
+
+def _bad_request(schema: type[Body], error: ErrorDetails) -> BadRequest:
+    """Return one of pydantic's errors as ours."""
     field = ".".join(str(part) for part in error["loc"])
     if not field:
         problem = error["msg"] if error["type"] == "json_invalid" else "JSON, but not an object"
-        raise MalformedBody("body", None, "a JSON object", problem=problem)
+        return MalformedBody("body", None, "a JSON object", problem=problem)
     if error["type"] == "extra_forbidden":
         is_nested = len(error["loc"]) > 1
         fields = "the documented ones" if is_nested else ", ".join(schema.model_fields)
-        raise BadRequest(field, error["input"], f"one of the fields {fields}", problem="no such field")
+        return BadRequest(field, error["input"], f"one of the fields {fields}", problem="no such field")
     if error["type"] == "missing":
-        raise BadRequest(field, None, "a value", problem="is required")
-    raise BadRequest(field, error["input"], expected_value(error))
+        return BadRequest(field, None, "a value", problem="is required")
+    return BadRequest(field, error["input"], expected_value(error))
 
 
 _EXPECTED: Mapping[str, str] = {

@@ -138,6 +138,7 @@ class Turn(Answer):
     status: Literal["length", "stop", "cancelled", "timeout", "running", "interrupted"]
     start_position: Count
     text_before: str
+    prompt_chars: Count
 
 
 class SessionAnswer(Answer):

@@ -211,7 +211,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET", "/sessions/{session_id}", "get_session", "Generate", "What a session holds", _C,
         {200: Answer("the session", answers.SessionAnswer, {
             "session_id": _SESSION, "rewindable": {"from": 0, "to": 13}, "position": 13, "seed": 7,
-            "turn": {"status": "length", "start_position": 4, "text_before": "once"}, "recent_text": "once for ever",
+            "turn": {"status": "length", "start_position": 4, "text_before": "once", "prompt_chars": 4},
+            "recent_text": "once for ever",
             "model": "a4a693fb475d134d",
         })}, (404, 409, 422, 503),
     ),

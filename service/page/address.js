@@ -16,12 +16,21 @@ export function format(view, parameters) {
 
 /** Change parameters without an entry in the browser's history; null or "" removes one. */
 export function update(changes) {
+  change(changes, (fragment) => history.replaceState(null, "", fragment));
+}
+
+/** The same with an entry, so that Back leads to what was there. */
+export function push(changes) {
+  change(changes, (fragment) => history.pushState(null, "", fragment));
+}
+
+function change(changes, write) {
   const { view, parameters } = read();
   for (const [name, value] of Object.entries(changes)) {
     if (value === null || value === "") parameters.delete(name);
     else parameters.set(name, value);
   }
-  history.replaceState(null, "", format(view, parameters));
+  write(format(view, parameters));
   updateLinks();
 }
 

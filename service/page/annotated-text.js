@@ -3,6 +3,8 @@
 import { requestJson } from "./api.js";
 import { TOP_LOGPROBS } from "./turn.js";
 
+let scoring = Promise.resolve(); // the page scores one text at a time: the service does not score many at once
+
 const SCORE_WINDOW = 5000; // characters that are scored at once to find the distribution of one
 
 /** Characters and their log-probabilities, shown by a TextView. Many small chunks are drawn once per frame. */
@@ -63,6 +65,15 @@ export class AnnotatedText {
    */
   async logprobsAt(index) {
     if (!this.logprobs[index]?.top) {
+      const turn = scoring.then(() => this.#scoreAround(index));
+      scoring = turn.catch(() => {});
+      await turn;
+    }
+    return this.logprobs[index] ?? null;
+  }
+
+  async #scoreAround(index) {
+    if (!this.logprobs[index]?.top && index < this.characters.length) {
       const from = Math.max(0, Math.min(index - SCORE_WINDOW / 2, this.characters.length - SCORE_WINDOW));
       const window = this.characters.slice(from, from + SCORE_WINDOW);
       const rescored = this.start + from === 0 ? "exact" : "partial";
@@ -75,6 +86,5 @@ export class AnnotatedText {
         if (at < this.view.length) this.view.setLogprobs(at, entry);
       });
     }
-    return this.logprobs[index] ?? null;
   }
 }

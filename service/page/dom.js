@@ -54,6 +54,23 @@ export function setStatus(element, message, isError = false) {
   element.classList.toggle("error", isError);
 }
 
+/** Copy a text; false where the browser does not allow it. */
+export async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Have the browser save a text as a file. */
+export function saveAs(name, text) {
+  const url = URL.createObjectURL(new Blob([text], { type: "text/plain" }));
+  h("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
+}
+
 /** A visible symbol for a character; white space has one, too. */
 export function symbol(character) {
   const symbols = { " ": "␣", "\n": "↵", "\t": "⇥" };

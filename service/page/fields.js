@@ -40,6 +40,17 @@ function parseStopStrings(text) {
 export function showFieldError(form, error) {
   const field = form.elements.namedItem(error.field.split(".")[0]);
   if (!error.field || !field || !("setAttribute" in field)) return false;
+  for (const other of error.details?.more ?? []) mark(form, other.field, other.message);
+  mark(form, error.field, error.message);
+  field.closest("details")?.setAttribute("open", "");
+  field.focus();
+  return true;
+}
+
+/** Show a message at a field, if the form has it. */
+function mark(form, name, message) {
+  const field = form.elements.namedItem(name.split(".")[0]);
+  if (!field || !("setAttribute" in field)) return;
   let note = $(`#${field.id}-error`);
   if (!note) {
     note = document.createElement("p");
@@ -47,11 +58,10 @@ export function showFieldError(form, error) {
     note.className = "error";
     field.closest(".field").append(note);
   }
-  note.textContent = error.message;
+  note.textContent = message;
   field.setAttribute("aria-invalid", "true");
-  field.setAttribute("aria-describedby", note.id);
-  field.focus();
-  return true;
+  field.setAttribute("aria-describedby", [note.id, field.dataset.help].filter(Boolean).join(" "));
+  field.closest("details")?.setAttribute("open", "");
 }
 
 /** Remove all messages that showFieldError added. */
@@ -59,6 +69,7 @@ export function clearFieldErrors(form) {
   for (const note of form.querySelectorAll(".field .error")) note.remove();
   for (const field of form.querySelectorAll("[aria-invalid]")) {
     field.removeAttribute("aria-invalid");
-    field.removeAttribute("aria-describedby");
+    if (field.dataset.help) field.setAttribute("aria-describedby", field.dataset.help);
+    else field.removeAttribute("aria-describedby");
   }
 }

@@ -1,9 +1,11 @@
-// The view Generate: a text, and beside it a fork of it.
+// The view Write: a text, beside it a fork of it, and the recent texts of this visit.
 
 import * as address from "./address.js";
 import { requestJson, ServiceError } from "./api.js";
-import { $ } from "./dom.js";
+import { $, h } from "./dom.js";
 import { Pane } from "./pane.js";
+import * as recent from "./recent.js";
+import { formatTime } from "./served.js";
 
 let main;
 let fork;
@@ -13,10 +15,17 @@ export function setUp() {
   main = new Pane("main", "s", { onFork: openFork, onClose: () => {} });
   main.parts.close.hidden = true;
   panes().append(main.root);
+  $("#recent").addEventListener("toggle", drawRecent);
 }
 
 /** The main pane, whose text and session other views use. */
 export const mainPane = () => main;
+
+/** Show which model writes, in every pane. */
+export function showModel() {
+  main.showModel();
+  fork?.showModel();
+}
 
 /** Follow the address: it may name other sessions than those that are shown. */
 export function onShow() {
@@ -34,24 +43,30 @@ function addForkPane() {
   fork.parts.fork.hidden = true;
   panes().append(fork.root);
   panes().classList.add("two");
+  fork.showModel();
   return fork;
 }
 
+/** Open a text beside a pane's, from its selected character or its end. The pane's own text stays as it is. */
 async function openFork(pane) {
   const position = pane.text.start + pane.kept;
-  if (position < pane.rewindFrom) {
-    pane.setStatus("A fork can only start within the last turn. “Continue from here” works anywhere.", true);
-    return;
-  }
   try {
-    const forked = await requestJson("POST", `/sessions/${pane.session}/fork`, { body: position ? { position } : {} });
-    fork?.root.remove();
-    addForkPane().copyFrom(pane, forked.session_id, forked.seed);
-    for (const field of pane.parts.form.elements) {
-      if (field.name && field.name !== "prompt") fork.parts.form.elements[field.name].value = field.value;
+    let [session, seed] = [null, pane.seed];
+    if (pane.session && position >= pane.rewindFrom && !pane.chooser.chosen) {
+      const body = position ? { position } : {};
+      ({ session_id: session, seed } = await requestJson("POST", `/sessions/${pane.session}/fork`, { body }));
     }
+    fork?.root.remove();
+    addForkPane().copyFrom(pane, session, seed);
+    for (const field of pane.parts.form.elements) {
+      const isSetting = field.name && field.name !== "prompt" && field.type !== "checkbox";
+      if (isSetting) fork.parts.form.elements[field.name].value = field.value;
+    }
+    pane.text.view.setCut(null);
+    pane.showModel();
+    fork.showModel();
     fork.root.scrollIntoView({ block: "nearest" });
-    fork.parts.form.elements.temperature.focus();
+    fork.parts.generate.focus();
   } catch (error) {
     if (!(error instanceof ServiceError)) throw error;
     pane.setStatus(error.message, true);
@@ -65,4 +80,17 @@ function closeFork() {
   panes().classList.remove("two");
   address.update({ f: null });
   main.parts.fork.focus();
+}
+
+function drawRecent() {
+  const rows = recent.list().map(({ session, title, at }) => {
+    const onclick = () => {
+      address.push({ s: session });
+      onShow();
+    };
+    const button = h("button", { type: "button", class: "link", onclick }, title);
+    return h("li", {}, button, h("span", { class: "hint" }, ` ${formatTime(at / 1000)}`));
+  });
+  const empty = h("li", { class: "hint" }, "No texts yet.");
+  $("#recent-list").replaceChildren(...(rows.length ? rows : [empty]));
 }

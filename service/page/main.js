@@ -7,6 +7,7 @@ import * as generate from "./generate.js";
 import * as inspect from "./inspect.js";
 import * as keys from "./keys.js";
 import * as score from "./score.js";
+import * as served from "./served.js";
 import * as status from "./status.js";
 import * as train from "./train.js";
 
@@ -21,6 +22,7 @@ function showView() {
     VIEWS[current]?.onHide?.();
     for (const name of Object.keys(VIEWS)) $(`#view-${name}`).hidden = name !== view;
     document.title = `${$(`nav a[data-view="${view}"]`).textContent} · Longhand`;
+    if (current !== null) scrollTo({ top: 0, behavior: "instant" });
     current = view;
   }
   VIEWS[view].onShow?.();
@@ -33,11 +35,13 @@ async function waitForModel() {
     const ready = await requestJson("GET", "/readyz", { mayPrompt: false });
     if (ready.model) {
       notice.hidden = true;
+      await served.refresh();
+      generate.showModel();
       return;
     }
     const link = h("a", { href: address.format("train", address.read().parameters) }, "follow the training");
     notice.replaceChildren(
-      "The first model is being trained. You can press Generate now: the text starts as soon as a model is ready. Or ",
+      "The first model is being trained. You can press Write now: the text starts as soon as a model is ready. Or ",
       link,
       ".",
     );

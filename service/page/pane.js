@@ -1,13 +1,18 @@
-// One text being generated: its parameters, its session, and the actions stop, continue, go back and fork.
+// One text being written: its model, settings and session, and the actions stop, try again, continue, go back and fork.
 
 import * as address from "./address.js";
 import { AnnotatedText } from "./annotated-text.js";
 import { requestJson, SERVICE, ServiceError } from "./api.js";
 import { detailsPanel } from "./details-panel.js";
-import { cloneTemplate, formatCount, onSubmit, partsOf, setStatus } from "./dom.js";
+import { cloneTemplate, copyText, formatCount, onSubmit, partsOf, saveAs, setStatus } from "./dom.js";
 import { clearFieldErrors, readFields, showFieldError } from "./fields.js";
+import { writeItems } from "./items.js";
+import { ModelChooser } from "./model-chooser.js";
+import * as recent from "./recent.js";
+import * as served from "./served.js";
 import { TextView } from "./text-view.js";
 import { streamTurn } from "./turn.js";
+import { describeSkipped, offerToSkip, unknownCharacters } from "./unknown.js";
 
 const MAX_REPLAY_CHARS = 20_000; // a finished turn up to this length is streamed again to show it after a reload
 const FINISH_REASONS = {
@@ -32,16 +37,28 @@ export class Pane {
     const view = new TextView(letters, { onSelect: (i) => this.showDetails(i), onActivate: (i) => this.toggleCut(i) });
     this.text = new AnnotatedText(view);
     this.showDetails = detailsPanel(this.text, panel, voice);
+    this.chooser = new ModelChooser(this.parts, {
+      onChoose: (model) => this.#changeModel(model),
+      onExample: (prompt) => this.writeExample(prompt),
+      onError: (message) => this.setStatus(message, true),
+    });
     this.session = null;
     this.seed = null;
+    this.writtenBy = null; // id of the model of the last turn
     this.rewindFrom = 0; // first position that the session can be put back to
+    this.lastTurn = null; // {prompt, position}: what Try again repeats
     this.running = null; // AbortController of the turn that is running
     onSubmit(form, () => this.generate());
     form.addEventListener("change", () => this.#saveParameters());
+    this.root.addEventListener("keydown", (event) => this.#onKey(event));
     this.parts.stop.addEventListener("click", () => this.running?.abort());
+    this.parts.again.addEventListener("click", () => this.tryAgain());
     this.parts.reset.addEventListener("click", () => this.reset());
     this.parts.fork.addEventListener("click", () => onFork(this));
     this.parts.close.addEventListener("click", () => onClose());
+    this.parts.copy.addEventListener("click", () => this.#copy(this.#shownText(), "Copied the text."));
+    this.parts.link.addEventListener("click", () => this.#copy(location.href, "Copied the address of this text."));
+    this.parts.save.addEventListener("click", () => saveAs("text.txt", this.#shownText()));
     this.parts.curl.addEventListener("click", () => this.#copyAsCurl());
     this.parts.colored.addEventListener("change", (event) => {
       letters.classList.toggle("colored", event.target.checked);
@@ -55,8 +72,19 @@ export class Pane {
     return this.text.view.cut ?? this.text.characters.length;
   }
 
+  /** Whether whole items of a list are written. */
+  get writesItems() {
+    return Boolean(this.chooser.model?.is_list) && this.parts["as-items"].checked;
+  }
+
   setStatus(message, isError = false) {
     setStatus(this.parts.status, message, isError);
+  }
+
+  /** Show which model writes; called when that is known or may have changed. */
+  showModel() {
+    this.chooser.show();
+    this.#updateControls();
   }
 
   /** Mark the character after which the text is to be continued; a second time removes the mark. */
@@ -70,31 +98,78 @@ export class Pane {
 
   /** The body of POST /generate for the current fields, session and cut. */
   body() {
-    const fields = readFields(this.parts.form);
-    if (this.session === null) return fields;
+    const { items, novel, ...fields } = readFields(this.parts.form);
+    if (this.chooser.chosen) fields.model = this.chooser.chosen.id;
+    if (this.writesItems) {
+      const { max_chars: _, stop: __, ...others } = fields; // an item is as long as those of the list
+      return { ...others, items, novel };
+    }
+    const isRewound = this.text.view.cut !== null;
+    if (isRewound && fields.seed === undefined) fields.seed = this.#nextSeed();
+    if (this.session === null && !this.text.characters.length) return fields;
     const position = this.text.start + this.kept;
-    if (position >= this.rewindFrom) return { ...fields, session_id: this.session, position };
-    // Before the last turn, where no state is stored: a new session with the same text and seed generates the same.
+    const canRewind = !isRewound || !this.writtenBy || this.writtenBy === this.chooser.model?.id;
+    if (this.session !== null && canRewind && position >= this.rewindFrom)
+      return { ...fields, session_id: this.session, position };
+    // Where no state is stored, a new session reads the text again: the same text and seed give the same continuation.
     const prompt = this.text.characters.slice(0, this.kept).join("") + (fields.prompt ?? "");
-    return { ...fields, prompt, seed: fields.seed ?? this.seed };
+    return { ...fields, prompt, seed: fields.seed ?? this.seed ?? undefined };
   }
 
-  async generate() {
+  /** Write what an example begins with, as a new text. */
+  async writeExample(prompt) {
+    if (this.running) return;
+    if (this.session !== null || this.text.characters.length) this.#leave();
+    this.parts.form.elements.prompt.value = prompt;
+    await this.generate();
+  }
+
+  /** Write the last turn once more: with a new seed, or with the same one and other settings. */
+  async tryAgain() {
+    const { lastTurn } = this;
+    if (this.running || !lastTurn) return;
+    if (this.writesItems) {
+      this.parts.form.elements.prompt.value = lastTurn.prompt;
+      await this.generate();
+      return;
+    }
+    this.text.flush();
+    const kept = Math.max(0, lastTurn.position - this.text.start);
+    const seed = this.parts.form.elements.seed.value.trim() ? undefined : this.#nextSeed();
+    if (kept === 0 && this.text.start === 0) this.#leave(false);
+    else this.text.view.setCut(kept);
+    const { prompt } = this.parts.form.elements;
+    const typed = prompt.value;
+    prompt.value = lastTurn.prompt;
+    await this.generate({ seed });
+    if (typed && !prompt.value) prompt.value = typed;
+  }
+
+  async generate(override = {}) {
     if (this.running) return;
     clearFieldErrors(this.parts.form);
     const body = this.body();
-    if (this.session !== null && !body.session_id && this.text.start > 0) {
-      this.setStatus("The session cannot go back that far, and the beginning of its text is not stored here.", true);
+    if (override.seed !== undefined) body.seed = override.seed;
+    if (this.writesItems) {
+      await this.#writeItems(body);
       return;
     }
-    await this.#run(body, (start) => {
+    this.parts.items.hidden = true;
+    const typed = this.parts.form.elements.prompt.value;
+    const keepsSession = Boolean(body.session_id);
+    const error = await this.#run(body, (start) => {
       this.text.truncate(this.kept);
-      if (!body.session_id) this.text.clear();
-      this.rewindFrom = this.text.position;
-      this.text.append(body.prompt ?? "", [], "prompt");
+      const prefix = keepsSession ? 0 : this.text.characters.length;
+      if (!keepsSession && this.text.start) this.text.start = 0;
+      if (!keepsSession && this.session !== null) recent.remember(this.session, this.text.toString());
+      this.rewindFrom = keepsSession ? this.text.position : 0;
+      this.lastTurn = { prompt: typed, position: this.text.position };
+      this.text.append(typed, [], "prompt");
       this.parts.form.elements.prompt.value = "";
-      if (start.position > this.text.position) this.text.start += start.position - this.text.position;
+      if (start.position > this.text.position && !prefix) this.text.start += start.position - this.text.position;
     });
+    const unknown = error ? unknownCharacters(error) : null;
+    if (unknown && error.field === "prompt") this.#offerToSkip(unknown, override);
   }
 
   /** Show a session from another browser or from before a reload; resume its turn if one is running. */
@@ -102,23 +177,32 @@ export class Pane {
     this.stop();
     this.text.clear();
     this.session = id;
+    this.lastTurn = null;
+    this.parts.items.hidden = true;
     try {
       const session = await requestJson("GET", `/sessions/${id}`);
       this.seed = session.seed;
+      this.writtenBy = session.model;
       this.rewindFrom = session.rewindable.from;
       const lastTurn = session.turn;
       const hasEnded = ["length", "stop"].includes(lastTurn?.status);
       const isShort = lastTurn && session.position - lastTurn.start_position < MAX_REPLAY_CHARS;
       const canReplay = hasEnded ? isShort : ["running", "interrupted"].includes(lastTurn?.status);
-      if (canReplay) {
-        this.#setText(lastTurn.start_position, lastTurn.text_before);
+      if (!served.servedModel()) await served.refresh();
+      const model = this.chooser.model?.id;
+      const isOfThisModel = !model || session.model === model;
+      if (canReplay && isOfThisModel) {
+        this.#setText(lastTurn.start_position, lastTurn.text_before, lastTurn.prompt_chars);
         const error = await this.#run({}, () => {}, { session: id, after: lastTurn.start_position });
-        if (error) this.#setText(session.position, session.recent_text); // e.g. of another model: show its end only
+        if (error) this.#setText(session.position, session.recent_text); // it has expired: show its end only
       } else {
         this.#setText(session.position, session.recent_text);
-        this.setStatus(`Position ${formatCount(session.position)}, seed ${session.seed}. You can continue it.`);
+        const other = isOfThisModel ? "" : " Another model wrote it; the one above reads its end before it goes on.";
+        const position = `Position ${formatCount(session.position)}, seed ${session.seed}.`;
+        this.setStatus(`${position} You can continue it.${other}`);
       }
     } catch (error) {
+      if (!(error instanceof ServiceError)) throw error;
       this.session = null;
       address.update({ [this.key]: null });
       this.setStatus(error.message, true);
@@ -126,17 +210,20 @@ export class Pane {
     this.#updateControls();
   }
 
-  /** Show what another pane shows, up to its cut, as a session of its own. */
+  /** Show what another pane shows, up to its cut: as a session of its own, or as a text that is read again. */
   copyFrom(other, session, seed) {
     this.text.clear();
-    this.text.start = other.text.start;
+    this.text.start = session ? other.text.start : 0;
     this.text.append(other.text.characters.slice(0, other.kept).join(""), other.text.logprobs.slice(0, other.kept));
     this.text.flush();
     this.session = session;
     this.seed = seed;
+    this.writtenBy = session ? other.writtenBy : null;
     this.rewindFrom = this.text.position;
-    address.update({ [this.key]: session });
-    this.setStatus(`Forked at position ${formatCount(this.text.position)}. Change a parameter and continue.`);
+    this.chooser.choose(other.chooser.chosen?.id ?? null);
+    if (session) address.update({ [this.key]: session });
+    const position = formatCount(this.text.position);
+    this.setStatus(`Forked at position ${position}. Change a setting or the model, and continue.`);
     this.#updateControls();
   }
 
@@ -145,17 +232,29 @@ export class Pane {
     this.running = null;
   }
 
-  /** Leave the session: the next text starts a new one. */
+  /** Leave the session: the next text starts a new one. What was there is in the list of recent texts, and behind Back. */
   reset() {
-    this.stop();
-    this.text.clear();
-    this.session = null;
-    this.rewindFrom = 0;
-    address.update({ [this.key]: null });
+    this.#leave();
     clearFieldErrors(this.parts.form);
-    this.setStatus("The next text starts a new session.");
-    this.#updateControls();
+    this.setStatus(
+      "The next text starts a new session. The one before is in “Recent texts”, and behind the browser’s Back.",
+    );
     this.parts.form.elements.prompt.focus();
+  }
+
+  #leave(isNewEntry = true) {
+    this.stop();
+    if (this.session !== null) recent.remember(this.session, this.text.toString());
+    this.text.clear();
+    this.parts.items.hidden = true;
+    this.session = null;
+    this.seed = null;
+    this.writtenBy = null;
+    this.rewindFrom = 0;
+    this.lastTurn = null;
+    if (isNewEntry) address.push({ [this.key]: null });
+    else address.update({ [this.key]: null });
+    this.#updateControls();
   }
 
   /** Run a turn and show its events. Returns the ServiceError that ended it, if any; it has been shown. */
@@ -163,29 +262,34 @@ export class Pane {
     const running = new AbortController();
     this.running = running;
     const startedAt = performance.now();
+    const skipped = this.skipped ?? 0;
+    this.skipped = 0;
     let generated = 0;
     let hasStarted = false;
     this.#updateControls();
     this.setStatus(resume ? "Loading the session…" : "Sending the request…");
+    const model = this.chooser.chosen?.id;
     try {
-      for await (const { name, data } of streamTurn(body, running.signal, resume)) {
+      for await (const { name, data } of streamTurn(body, running.signal, resume, model)) {
         if (this.running !== running) return;
         if (name === "start") {
-          if (!hasStarted) onStart(data); // a resumed stream sends `start` again
+          if (!hasStarted) {
+            onStart(data); // a resumed stream sends `start` again
+            if (!resume) this.#bringIntoView();
+          }
           hasStarted = true;
           this.session = data.session_id;
           this.seed = data.seed;
+          this.writtenBy = data.model.fingerprint;
           address.update({ [this.key]: data.session_id });
-          this.parts.note.textContent = data.reencoded
-            ? "Another model is served now. It has read the end of this text to continue it."
-            : "";
+          this.#noteModel(data);
         } else if (name === "text") {
           this.text.append(data.text, data.logprobs);
           generated += data.logprobs.length;
           this.setStatus(`Generating: ${formatCount(generated)} characters, seed ${this.seed}.`);
         } else if (name === "done") {
           const pace = resume ? null : generated / ((performance.now() - startedAt) / 1000);
-          this.setStatus(describeEnd(data, pace));
+          this.setStatus([describeEnd(data, pace), describeSkipped(skipped)].filter(Boolean).join(" "));
         } else this.setStatus(describeDelay(name, data), name === "disconnected");
       }
       if (running.signal.aborted) {
@@ -193,35 +297,135 @@ export class Pane {
       }
     } catch (error) {
       if (!(error instanceof ServiceError)) throw error;
-      if (showFieldError(this.parts.form, error)) this.setStatus("");
+      if (unknownCharacters(error) && error.field === "prompt") this.setStatus("");
+      else if (showFieldError(this.parts.form, error)) this.setStatus("");
       else this.setStatus(error.message, true);
       return error;
+    } finally {
+      if (this.running === running) this.running = null;
+      this.text.flush();
+      recent.remember(this.session, this.text.toString());
+      this.#updateControls();
+    }
+  }
+
+  /** Write items of a list, each in a row of its own. */
+  async #writeItems(body) {
+    const running = new AbortController();
+    this.running = running;
+    this.lastTurn = { prompt: body.prompt ?? "", position: 0 };
+    this.#updateControls();
+    this.setStatus("Sending the request…");
+    this.parts.items.hidden = false;
+    try {
+      const onStart = () => this.#bringIntoView();
+      const status = await writeItems(this.parts.items, body, running.signal, onStart);
+      if (this.running === running) this.setStatus(running.signal.aborted ? "Stopped." : status);
+    } catch (error) {
+      if (!(error instanceof ServiceError)) throw error;
+      const unknown = error.field === "prompt" ? unknownCharacters(error) : null;
+      this.setStatus("");
+      if (unknown) this.#offerToSkip(unknown, {});
+      else if (!showFieldError(this.parts.form, error)) this.setStatus(error.message, true);
     } finally {
       if (this.running === running) this.running = null;
       this.#updateControls();
     }
   }
 
-  /** Show a text that ends at a position of the session. */
-  #setText(position, text) {
-    const length = Array.from(text).length;
+  #offerToSkip(characters, override) {
+    const { prompt } = this.parts.form.elements;
+    offerToSkip(prompt, characters, () => {
+      const before = Array.from(prompt.value);
+      const after = before.filter((character) => !characters.includes(character));
+      prompt.value = after.join("");
+      this.skipped = (this.skipped ?? 0) + before.length - after.length;
+      this.generate(override);
+    });
+  }
+
+  /** Say that the model has changed, and ask what the new one is. */
+  async #noteModel({ model, reencoded }) {
+    this.parts.note.textContent = reencoded
+      ? "Another model is served now. It has read the end of this text to continue it."
+      : "";
+    const isNew = !this.chooser.chosen && model && model.fingerprint !== served.servedModel()?.id;
+    if (isNew && (await served.refresh())) this.showModel();
+  }
+
+  #changeModel(model) {
+    address.update({ [`${this.key}.model`]: model?.id ?? null });
+    this.setStatus(
+      this.text.characters.length
+        ? "The next characters are this model’s: it reads the text first. “Try again” has it write the last part anew."
+        : "",
+    );
+    this.#updateControls();
+  }
+
+  /** On a small screen, the text is brought into view when it starts. */
+  #bringIntoView() {
+    const box = this.writesItems ? this.parts.items : this.parts.letters;
+    const { top } = box.getBoundingClientRect();
+    if (top > 0.6 * innerHeight || top < 0) box.scrollIntoView({ block: "start" });
+  }
+
+  /** A new seed, or the last one if it is to stay. */
+  #nextSeed() {
+    if (this.parts["same-seed"].checked && this.seed !== null) return this.seed;
+    const [high, low] = crypto.getRandomValues(new Uint32Array(2));
+    return (high % 2 ** 20) * 2 ** 32 + low;
+  }
+
+  /** Show a text that ends at a position of the session; its last `promptChars` were the user's. */
+  #setText(position, text, promptChars = 0) {
+    const characters = Array.from(text);
+    const border = Math.max(0, characters.length - promptChars);
     this.text.clear();
-    this.text.start = position - length;
-    this.text.append(text);
+    this.text.start = position - characters.length;
+    this.text.append(characters.slice(0, border).join(""));
+    this.text.append(characters.slice(border).join(""), [], "prompt");
+    this.lastTurn = promptChars
+      ? { prompt: characters.slice(border).join(""), position: position - characters.length + border }
+      : { prompt: "", position };
+  }
+
+  #onKey(event) {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      this.generate();
+    } else if (event.key === "Escape" && this.running) {
+      event.preventDefault();
+      this.running.abort();
+    }
   }
 
   /** Enable and label the controls for the current state. */
   #updateControls() {
-    const { start, view } = this.text;
-    const hasSession = this.session !== null;
+    const { start, view, characters } = this.text;
+    const hasText = this.session !== null || characters.length > 0;
     const isRunning = this.running !== null;
-    this.parts.generate.textContent = !hasSession ? "Generate" : view.cut === null ? "Continue" : "Continue from here";
-    this.parts.generate.disabled = isRunning;
-    this.parts.stop.disabled = !isRunning;
-    for (const name of ["fork", "reset"]) this.parts[name].disabled = !hasSession || isRunning;
-    this.parts["prompt-label"].textContent = hasSession ? "Text to add before it continues" : "Prompt";
-    this.parts.earlier.hidden = !start;
-    this.parts.earlier.textContent = `${formatCount(start)} earlier characters are not stored by the service.`;
+    const isList = Boolean(this.chooser.model?.is_list);
+    const { writesItems, parts } = this;
+    const label = view.cut === null ? "Continue" : "Continue from here";
+    parts.generate.textContent = writesItems ? "Write a list" : hasText ? label : "Write";
+    parts.generate.disabled = isRunning;
+    parts.stop.disabled = !isRunning;
+    parts.again.disabled = isRunning || !this.lastTurn;
+    parts["list-settings"].hidden = !isList;
+    for (const name of ["fork", "reset"]) parts[name].disabled = !hasText || isRunning;
+    for (const name of ["copy", "save", "link"]) parts[name].disabled = !hasText && parts.items.hidden;
+    parts["text-and-panel"].hidden = !parts.items.hidden;
+    const promptLabel = hasText ? "Text to add before it continues" : "How the text begins";
+    parts["prompt-label"].textContent = writesItems ? "How each one begins" : promptLabel;
+    parts.earlier.hidden = !start;
+    parts.earlier.textContent = `${formatCount(start)} earlier characters are not stored by the service.`;
+    parts.settings.textContent = describeSettings(parts.form.elements, writesItems);
+  }
+
+  #shownText() {
+    if (this.parts.items.hidden) return this.text.toString();
+    return [...this.parts.items.querySelectorAll(".item")].map((item) => `${item.textContent}\n`).join("");
   }
 
   #copyAsCurl() {
@@ -229,22 +433,24 @@ export class Pane {
     const command = `curl -N --json '${body.replaceAll("'", "'\\''")}' ${SERVICE}generate`;
     this.parts.command.textContent = command;
     this.parts.command.hidden = false;
-    // Browsers have no clipboard for pages over plain HTTP, except from localhost.
-    const copied = navigator.clipboard?.writeText(command) ?? Promise.reject(new Error("no clipboard"));
-    copied.then(
-      () => this.setStatus("Copied."),
-      () => this.setStatus("The browser does not allow copying: copy the command below by hand."),
-    );
+    this.#copy(command, "Copied.");
+  }
+
+  /** Copy a text. Browsers have no clipboard for pages over plain HTTP, except from localhost. */
+  async #copy(text, done) {
+    const isCopied = await copyText(text);
+    this.setStatus(isCopied ? done : "The browser does not allow copying: select it and copy it by hand.");
   }
 
   /** Keep parameters that differ from their defaults in the address, so that a reload keeps them. */
   #saveParameters() {
     const changes = {};
     for (const field of this.parts.form.elements) {
-      if (!field.name || field.name === "prompt") continue;
+      if (!field.name || field.name === "prompt" || field.type === "checkbox") continue;
       changes[`${this.key}.${field.name}`] = field.value === field.defaultValue ? null : field.value;
     }
     address.update(changes);
+    this.#updateControls();
   }
 
   #restoreParameters() {
@@ -253,7 +459,16 @@ export class Pane {
       const value = field.name && parameters.get(`${this.key}.${field.name}`);
       if (value) field.value = value;
     }
+    this.chooser.choose(parameters.get(`${this.key}.model`));
   }
+}
+
+/** The settings that are folded away, in a few words. */
+function describeSettings(fields, writesItems) {
+  const length = writesItems ? `${fields.items.value} items` : `${fields.max_chars.value} characters`;
+  const changed = [...fields].filter((f) => f.closest("details") && f.name && f.value !== f.defaultValue);
+  const others = changed.filter((f) => !["max_chars", "temperature", "items"].includes(f.name)).map((f) => f.name);
+  return ["More settings:", [length, `temperature ${fields.temperature.value}`, ...others].join(", ")].join(" ");
 }
 
 function describeEnd(data, pace) {

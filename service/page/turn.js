@@ -18,9 +18,10 @@ const RETRY_CODES = ["no_model", "queue_full", "overloaded", "store_unavailable"
  *
  * @param body the body of POST /generate
  * @param resume {session, after}: resume the last turn of this session after a position, instead of a new turn
+ * @param model the id of the model that the body names, if any
  * @throws {ServiceError} for an error that a repetition would not change.
  */
-export async function* streamTurn(body, signal, resume = null) {
+export async function* streamTurn(body, signal, resume = null, model = null) {
   let key = newIdempotencyKey(); // a repetition with the same key is the same turn
   let session = resume?.session ?? null;
   let after = resume?.after ?? null;
@@ -30,7 +31,7 @@ export async function* streamTurn(body, signal, resume = null) {
     let waitMs = tries > 1 ? Math.min(MAX_WAIT_MS, 125 * 2 ** tries) : 250;
     try {
       if (!hasStarted && !(await hasModel(signal))) throw new ServiceError(503, { code: "no_model" }, 1);
-      const response = await (hasStarted ? resumeTurn(session, after, signal) : startTurn(body, key, signal));
+      const response = await (hasStarted ? resumeTurn(session, after, model, signal) : startTurn(body, key, signal));
       if (!isConnected) yield { name: "reconnected", data: { after } };
       isConnected = true;
       tries = 0;
@@ -87,7 +88,8 @@ function startTurn(body, key, signal) {
   return request("POST", "/generate", { body: { ...body, stream: true, logprobs: TOP_LOGPROBS }, headers, signal });
 }
 
-function resumeTurn(session, after, signal) {
+function resumeTurn(session, after, model, signal) {
   const headers = after === null ? {} : { "Last-Event-ID": String(after) };
-  return request("GET", `/sessions/${session}/stream?logprobs=${TOP_LOGPROBS}`, { headers, signal });
+  const query = `logprobs=${TOP_LOGPROBS}${model ? `&model=${model}` : ""}`;
+  return request("GET", `/sessions/${session}/stream?${query}`, { headers, signal });
 }

@@ -73,6 +73,7 @@ def _turn(turn: StoredTurn, recent_text_chars: int) -> dict[str, Any]:
         "status": turn.status,
         "start_position": turn.record.prompt_end,
         "text_before": turn.recent_before.last(recent_text_chars).text,
+        "prompt_chars": len(turn.record.prompt),
     }
 
 

@@ -95,3 +95,4 @@ def test_the_commands_at_a_terminal(folder: tuple[Path, Service]) -> None:
     assert len(set(items.split())) == 20
     assert "bits per item" in score
     assert "fingerprint" in info
+    assert re.search("^corpus +names, sha256", info, re.M)  # the checkpoint knows what it was trained on

@@ -73,10 +73,15 @@ class Visit:
         return self.page.get_by_role("region", name=f"A text, {name}")
 
     def generate(self, pane: str = "main", **fields: Any) -> None:
-        """Fill in fields and press Generate."""
+        """Fill in fields, of which some are folded away, and press Write."""
+        self.unfold(pane)
         for name, value in fields.items():
             self.page.fill(f"#{pane}-{name}", str(value))
         self.pane(pane).locator("[data-part=generate]").click()
+
+    def unfold(self, pane: str = "main") -> None:
+        """Show all settings."""
+        self.pane(pane).locator("[data-part=more]").evaluate("e => { e.open = true }")
 
     def text(self, pane: str = "main") -> str:
         text: str = self.pane(pane).locator("[data-part=letters]").evaluate("e => e.textContent")

@@ -41,6 +41,7 @@ def test_a_text_is_generated_rewound_forked_and_reloaded(visit: Visiting, servic
 
     v.character(104).click()  # the 100th generated character: the text after it is removed
     assert v.pane().get_by_role("button", name="Continue from here").is_visible()
+    v.page.check("[data-part=same-seed]")
     v.generate(temperature=0.5, max_chars=50, seed="")
     kept = "hello" + first[:100]
     second = kept + expected_text(tiny, kept, 50, 0.5)
@@ -122,6 +123,7 @@ def test_stop_keeps_the_visible_text(visit: Visiting, service: Service, tiny: Ch
 def test_the_keyboard_is_enough(visit: Visiting, service: Service, tiny: Checkpoint) -> None:
     """Enter generates; arrow keys select and describe a character; Enter on it continues from there."""
     v = visit(service).open()
+    v.unfold()
     v.page.focus("#main-seed")
     v.page.keyboard.type("7")
     v.page.keyboard.press("Enter")
@@ -175,6 +177,7 @@ def test_the_request_can_be_copied_as_curl(visit: Visiting, service: Service) ->
     """The command contains the request: its body generates the same text."""
     v = visit(service).open()
     v.page.fill("#main-prompt", "it's")
+    v.unfold()
     v.page.fill("#main-stop", "\\n\nzz")
     v.page.fill("#main-seed", "7")
     v.pane().get_by_role("button", name="Copy as curl").click()

@@ -1,4 +1,4 @@
-"""Run the command line: python -m model train | sample | score | sweep | plot | report | info | export."""
+"""Run the command line: python -m model train | sample | score | sweep | plot | report | info | export | import."""
 
 from __future__ import annotations
 

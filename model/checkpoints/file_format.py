@@ -98,17 +98,9 @@ class Checkpoint:
         network.item_end = None if self.items is None else self.vocab.start
         return network.eval().requires_grad_(False)
 
-    def save(self, folder: Path) -> Path:
-        """Write the checkpoint as `file_name` into a folder.
-
-        Returns:
-            The path of the file.
-
-        Raises:
-            StorageError: The file cannot be written.
-        """
-        stamped = replace(self, created=self.created or datetime.now(UTC).isoformat(timespec="seconds"))
-        metadata = {
+    def metadata(self) -> dict[str, str]:
+        """Return all but the tensors, as the file has it."""
+        return {
             "format": FORMAT,
             "config": json.dumps(asdict(self.config)),
             "vocab": json.dumps(self.vocab.characters),
@@ -124,7 +116,7 @@ class Checkpoint:
                     "options": dict(self.options),
                     "normalization": self.vocab.normalization,
                     "self_test": self.self_test,
-                    "created": stamped.created,
+                    "created": self.created,
                     "int8_cost": self.int8_cost,
                     "corpus": self.corpus,
                     "preset": self.preset,
@@ -132,10 +124,25 @@ class Checkpoint:
                 }
             ),
         }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors as the file has them: the weights, and of a model of a list the arrays of its record."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.weights.items()}
         if self.items is not None:
             tensors |= {_ITEMS + name: torch.from_numpy(array) for name, array in self.items.arrays().items()}
-        data = save(tensors, metadata=metadata)
+        return tensors
+
+    def save(self, folder: Path) -> Path:
+        """Write the checkpoint as `file_name` into a folder.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        stamped = replace(self, created=self.created or datetime.now(UTC).isoformat(timespec="seconds"))
+        data = save(stamped.tensors(), metadata=stamped.metadata())
         path = folder / self.file_name
         with atomic_write(path) as file:
             file.write(data)
@@ -239,34 +246,57 @@ def load(path: Path) -> Checkpoint:
         CheckpointError: The file is missing, truncated, of another format, or does not match its own fingerprint.
     """
     with open_safetensors(path, FORMAT) as (file, metadata):
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is not a mapping
-        run, characters = json.loads(metadata["run"]), json.loads(metadata["vocab"])
-        checkpoint = Checkpoint(
-            config=ModelConfig(**json.loads(metadata["config"])),
-            vocab=Vocabulary(characters, normalization_of(characters, run.get("normalization")), run.get("end", "\n")),
-            weights={name: tensor for name, tensor in weights.items() if not name.startswith(_ITEMS)},
-            val_loss=float(run["val_loss"]),
-            val_characters=int(run["val_characters"]),
-            step=int(run["step"]),
-            train_loss=float(run["train_loss"]),
-            corpus_sha256=run["corpus_sha256"],
-            options=run["options"],
-            self_test=run.get("self_test", ""),
-            created=run["created"],
-            int8_cost=None if run.get("int8_cost") is None else float(run["int8_cost"]),
-            items=_item_record(run.get("items"), weights),
-            corpus=str(run.get("corpus", "")),
-            preset=str(run.get("preset", "")),
-        )
-    _check_weights(checkpoint, f"checkpoint {path}")
-    if checkpoint.fingerprint != metadata.get("fingerprint"):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is not a mapping
+        checkpoint = from_parts(metadata, tensors)
+    check(checkpoint, metadata.get("fingerprint"), f"checkpoint {path}")
+    return checkpoint
+
+
+def from_parts(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Checkpoint:
+    """Return the checkpoint of `metadata()` and `tensors()`; `check` says whether it can be used.
+
+    Raises:
+        KeyError, ValueError, TypeError, RecursionError, ModelError: The metadata cannot be used.
+    """
+    run, characters = json.loads(metadata["run"]), json.loads(metadata["vocab"])
+    return Checkpoint(
+        config=ModelConfig(**json.loads(metadata["config"])),
+        vocab=Vocabulary(characters, normalization_of(characters, run.get("normalization")), run.get("end", "\n")),
+        weights={name: tensor for name, tensor in tensors.items() if not name.startswith(_ITEMS)},
+        val_loss=float(run["val_loss"]),
+        val_characters=int(run["val_characters"]),
+        step=int(run["step"]),
+        train_loss=float(run["train_loss"]),
+        corpus_sha256=run["corpus_sha256"],
+        options=run["options"],
+        self_test=run.get("self_test", ""),
+        created=run["created"],
+        int8_cost=None if run.get("int8_cost") is None else float(run["int8_cost"]),
+        items=_item_record(run.get("items"), tensors),
+        corpus=str(run.get("corpus", "")),
+        preset=str(run.get("preset", "")),
+    )
+
+
+def check(checkpoint: Checkpoint, fingerprint: str | None, name: str) -> None:
+    """Check that a checkpoint is complete and unmodified.
+
+    Args:
+        checkpoint: What was read.
+        fingerprint: What its metadata say.
+        name: What the checkpoint is called in errors.
+
+    Raises:
+        CheckpointError: Its tensors do not fit its configuration, or it does not match the fingerprint.
+    """
+    _check_weights(checkpoint, name)
+    if checkpoint.fingerprint != fingerprint:
         raise CheckpointError(
             f"fingerprint is {checkpoint.fingerprint}; the file was modified after it was written",
-            field=f"checkpoint {path}",
+            field=name,
             value=checkpoint.fingerprint,
-            expected=f"{metadata.get('fingerprint')!r} from its metadata",
+            expected=f"{fingerprint!r} from its metadata",
         )
-    return checkpoint
 
 
 def _item_record(values: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> ItemRecord | None:

@@ -19,7 +19,8 @@ COMMANDS = {
     "plot": "draw the loss curves of a training run",
     "report": "write a page on a model: loss curves, samples, and how much of them is copied from its corpus",
     "info": "describe a checkpoint: its shape, losses and training options",
-    "export": "write a checkpoint in another form: ONNX",
+    "export": "write a checkpoint in another form: ONNX, a folder for the Hugging Face hub",
+    "import": "take a model from elsewhere into the store: such a folder, or a plain PyTorch state dict",
 }
 """Every command and its summary. Listing them loads neither torch nor the commands themselves."""
 
@@ -75,7 +76,7 @@ def parser(prog: str = "python -m model") -> argparse.ArgumentParser:
 def add_commands(subparsers: argparse._SubParsersAction[ArgumentParser]) -> None:
     """Add every command to another program's subparsers."""
     from model.cli import info, sample, score, sweep, train  # torch takes a second to load
-    from model.cli.exchange import export
+    from model.cli.exchange import export, import_model
     from model.cli.reports import plot, report
 
     modules = {
@@ -87,6 +88,7 @@ def add_commands(subparsers: argparse._SubParsersAction[ArgumentParser]) -> None
         "report": report,
         "info": info,
         "export": export,
+        "import": import_model,
     }
     for name, summary in COMMANDS.items():
         command = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")

@@ -10,8 +10,10 @@ from model import arguments
 from model.atomic_files import atomic_write
 from model.checkpoints.file_format import Checkpoint, load
 from model.cli import options
+from model.cli.reports import contents
 from model.config import WEIGHT_PRECISIONS, WeightPrecision
 from model.errors import ConfigError
+from model.evaluation import protocols
 
 
 def configure(command: argparse.ArgumentParser) -> None:
@@ -25,7 +27,7 @@ def configure(command: argparse.ArgumentParser) -> None:
         type=arguments.one_of(tuple(_FORMATS)),
         metavar="{" + ",".join(_FORMATS) + "}",
         required=True,
-        help="onnx: a model of one step for any ONNX runtime",
+        help="onnx: a model of one step for any ONNX runtime; hf: a folder in the layout of the Hugging Face hub",
     )
     command.add_argument(
         "--precision",
@@ -33,6 +35,8 @@ def configure(command: argparse.ArgumentParser) -> None:
         help="of the weights, fp32 or int8 (default: fp32)",
     )
     command.add_argument("--out", type=Path, help="what to write (default: beside the model, with its name)")
+    contents.add_origin(command)
+    contents.add_generation(command)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -43,6 +47,11 @@ def run(args: argparse.Namespace) -> None:
         CheckpointError: The model cannot be read.
         StorageError: The file cannot be written.
     """
+    if args.format != "hf":
+        for name in ("corpus", "run_folder", "items", "max_chars"):
+            if (value := getattr(args, name)) is not None:
+                field = "run" if name == "run_folder" else name
+                raise ConfigError(field=field, value=str(value), expected="none: it is for the model card of hf")
     path = options.chosen_checkpoint(args)
     print(_FORMATS[args.format](args, path, load(path)))
 
@@ -54,6 +63,22 @@ def _export_onnx(args: argparse.Namespace, path: Path, checkpoint: Checkpoint) -
     default = path.with_suffix(".onnx") if precision == "fp32" else path.with_name(f"{path.stem}-int8.onnx")
     out = _file(args.out or default, ".onnx")
     return _write(out, to_onnx(checkpoint, precision))
+
+
+def _export_hf(args: argparse.Namespace, path: Path, checkpoint: Checkpoint) -> Path:
+    from model.export.hf import card, folder  # matplotlib takes a second to load
+
+    if args.precision == "int8":
+        raise ConfigError(
+            field="precision", value=args.precision, expected="fp32: the folder has the weights as they are"
+        )
+    out: Path = args.out or path.with_name(f"{path.stem}-hf")
+    found = contents.contents(args, path, checkpoint)
+    losses: dict[str, float] = {checkpoint.val_protocol: checkpoint.val_loss}
+    if checkpoint.items is None and found.corpus is not None:
+        losses["windowed"] = protocols.loss(checkpoint.network(), found.corpus.val, "windowed")
+    folder.write_folder(checkpoint, out, card.render(checkpoint, found.sections, losses))
+    return out
 
 
 def _file(path: Path, suffix: str) -> Path:
@@ -73,4 +98,7 @@ def _write(path: Path, data: bytes) -> Path:
     return path
 
 
-_FORMATS: dict[str, Callable[[argparse.Namespace, Path, Checkpoint], Path]] = {"onnx": _export_onnx}
+_FORMATS: dict[str, Callable[[argparse.Namespace, Path, Checkpoint], Path]] = {
+    "onnx": _export_onnx,
+    "hf": _export_hf,
+}

@@ -16,7 +16,16 @@ from model.config import ModelConfig, TrainConfig
 from model.network.sampling import MAX_SEED, SamplingParams
 
 NO_NUMBERS = ("nan", "inf", "-inf", "many", "", "1e400", "-1", "1" * 5000)
-FREE_TEXT = {"out", "store", "checkpoint", "resume", "warm_start", "corpus", "run_folder"}  # paths: any text may be one
+FREE_TEXT = {
+    "out",
+    "store",
+    "checkpoint",
+    "resume",
+    "warm_start",
+    "corpus",
+    "run_folder",
+    "vocab",
+}  # paths: any text may be one
 NAMES = {"separator", "column", "group_column"}  # any text may be one
 
 

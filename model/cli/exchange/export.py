@@ -14,6 +14,7 @@ from model.cli.reports import contents
 from model.config import WEIGHT_PRECISIONS, WeightPrecision
 from model.errors import ConfigError
 from model.evaluation import protocols
+from model.export.hf import card, folder
 
 
 def configure(command: argparse.ArgumentParser) -> None:
@@ -66,8 +67,6 @@ def _export_onnx(args: argparse.Namespace, path: Path, checkpoint: Checkpoint) -
 
 
 def _export_hf(args: argparse.Namespace, path: Path, checkpoint: Checkpoint) -> Path:
-    from model.export.hf import card, folder  # matplotlib takes a second to load
-
     if args.precision == "int8":
         raise ConfigError(
             field="precision", value=args.precision, expected="fp32: the folder has the weights as they are"

@@ -10,9 +10,12 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from model.checkpoints.file_format import Checkpoint
-from model.evaluation.report.page import Section
+
+if TYPE_CHECKING:
+    from model.evaluation.report.page import Section  # matplotlib
 
 CARD = "README.md"
 

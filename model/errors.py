@@ -5,6 +5,7 @@ ModelError
 ├── TextError              a training text cannot be used
 │   └── TextTooShort       it is too short for its split, batch size and sequence length
 ├── UnknownCharacters      a text has characters that the vocabulary lacks
+├── StructuredOutputError  a regular expression, a list of choices or a JSON schema cannot be used
 ├── CheckpointError        a checkpoint is missing, truncated, of another format or modified
 │   └── PromotionConflict  another checkpoint was promoted or rolled back in the meantime
 ├── StateError             the bytes of a stored hidden state are damaged or of another layout
@@ -84,6 +85,10 @@ class UnknownCharacters(ModelError, ValueError):
         super().__init__(f"the model's vocabulary lacks {listed}{more}", value="".join(c for _, c in unknown))
         self.args = (unknown,)
         self.unknown = list(unknown)
+
+
+class StructuredOutputError(ModelError, ValueError):
+    """Raised when a regular expression, a list of choices or a JSON schema cannot be used."""
 
 
 class CheckpointError(ModelError):

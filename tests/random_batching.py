@@ -7,7 +7,8 @@ interrupted and continues in another slot, and may be cancelled after any of its
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import numpy as np
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from model.network.penalties import LogitBias, prompt_codes, stack_windows
 from model.network.sampling import SamplingParams, as_batch, random_values
 from model.stepper import SAMPLE, Block, BlockResult, Stepper
+from model.structured_outputs.automaton import Automaton
+from model.structured_outputs.masks import Constraints, RowConstraint
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,11 @@ class Text:
     seed: int
     params: SamplingParams
     bias: dict[int, float] = field(default_factory=dict)
+    automaton: Automaton | None = None  # what the sampled ids must be
 
     @property
     def steps(self) -> int:
-        """The steps that the whole text takes."""
+        """The steps that the whole text takes at most."""
         return len(self.prompt) - 1 + self.length
 
 
@@ -42,15 +46,27 @@ class Progress:
     logprobs: list[float] = field(default_factory=list)  # of the sampled ids
     steps: int = 0
     state: NDArray[np.floating] | None = None
+    automaton_state: int = 0
+    mask_logprobs: list[float] = field(default_factory=list)  # of the sampled ids of a constrained text
+    is_stopped: bool = False  # nothing can follow
 
-    def bits(self) -> tuple[list[int], list[float], int, bytes]:
+    def bits(self) -> tuple[list[int], list[float], int, bytes, int, list[float]]:
         """All of it, for a comparison bit for bit."""
         assert self.state is not None
-        return self.ids, self.logprobs, self.steps, self.state.tobytes()
+        return (
+            *(self.ids, self.logprobs, self.steps, self.state.tobytes()),
+            *(self.automaton_state, self.mask_logprobs),
+        )
+
+    def is_over(self, text: Text) -> bool:
+        """Whether the text is whole."""
+        return self.is_stopped or self.steps == text.steps
 
 
-def random_texts(rng: Random, count: int, vocab: int, longest: int = 30) -> list[Text]:
-    """Texts with random prompts, lengths, seeds and sampling parameters."""
+def random_texts(
+    rng: Random, count: int, vocab: int, longest: int = 30, automata: Sequence[Automaton] = ()
+) -> list[Text]:
+    """Texts with random prompts, lengths, seeds and sampling parameters, most of them with one of the automata."""
 
     def params() -> SamplingParams:
         return SamplingParams(
@@ -71,7 +87,14 @@ def random_texts(rng: Random, count: int, vocab: int, longest: int = 30) -> list
     def prompt() -> list[int]:
         return [rng.randrange(vocab) for _ in range(rng.randint(1, 20))]
 
-    return [Text(prompt(), rng.randint(1, longest), rng.randrange(2**63), params(), bias()) for _ in range(count)]
+    def constrained(text: Text) -> Text:
+        automaton = rng.choice([None, *automata])
+        if automaton is None:
+            return text
+        return replace(text, automaton=automaton, length=automaton.shortest + rng.randint(0, longest))
+
+    texts = [Text(prompt(), rng.randint(1, longest), rng.randrange(2**63), params(), bias()) for _ in range(count)]
+    return [constrained(text) for text in texts] if automata else texts
 
 
 def block_of(texts: list[Text], progress: list[Progress], slots: list[int], steps: list[int]) -> Block:
@@ -91,7 +114,14 @@ def block_of(texts: list[Text], progress: list[Progress], slots: list[int], step
         sampling=as_batch([t.params for t in texts]),
         windows=stack_windows([window_of(t, p) for t, p in zip(texts, progress, strict=True)]),
         logit_bias=LogitBias.of([t.bias for t in texts]),
+        constraints=Constraints.of([_constraint_of(t, p) for t, p in zip(texts, progress, strict=True)]),
     )
+
+
+def _constraint_of(text: Text, done: Progress) -> RowConstraint | None:
+    if text.automaton is None:
+        return None
+    return RowConstraint(text.automaton, done.automaton_state, text.length - len(done.ids))
 
 
 def window_of(text: Text, done: Progress) -> NDArray[np.int32]:
@@ -103,18 +133,23 @@ def window_of(text: Text, done: Progress) -> NDArray[np.int32]:
 def advance(stepper: Stepper, texts: list[Text], progress: list[Progress], slots: list[int], steps: list[int]) -> None:
     """Run one block, and add its results to the progress of each text."""
     result = stepper.run(block_of(texts, progress, slots, steps))
+    made = steps if result.constraints is None else result.constraints.steps.tolist()
     for i, (text, done) in enumerate(zip(texts, progress, strict=True)):
         first = max(0, len(text.prompt) - 1 - done.steps)  # the first step that samples
-        done.ids += result.ids[first : steps[i], i].tolist()
-        done.logprobs += result.logprobs[first : steps[i], i].tolist()
-        done.steps += steps[i]
+        done.ids += result.ids[first : made[i], i].tolist()
+        done.logprobs += result.logprobs[first : made[i], i].tolist()
+        done.steps += made[i]
+        if text.automaton is not None and result.constraints is not None:
+            done.automaton_state = int(result.constraints.states[i])
+            done.mask_logprobs += result.constraints.logprobs[first : made[i], i].tolist()
+            done.is_stopped = not text.automaton.may_continue(done.automaton_state, text.length - len(done.ids))
 
 
 def run_alone(stepper: Stepper, text: Text, steps: int | None = None, k: int = 1) -> Progress:
     """Generate a text alone, in slot 0, in blocks of k steps; the whole text, or its first `steps` steps."""
     progress, total = Progress(), text.steps if steps is None else steps
     stepper.write(0, None)
-    while progress.steps < total:
+    while progress.steps < total and not progress.is_stopped:
         advance(stepper, [text], [progress], [0], [min(k, total - progress.steps)])
     progress.state = stepper.read(0)
     return progress
@@ -145,7 +180,7 @@ def run_in_random_batches(stepper: Stepper, texts: list[Text], rng: Random, long
         slots = [slot_of[i] for i in batch]
         advance(stepper, [texts[i] for i in batch], [progress[i] for i in batch], slots, steps)
         for i in batch:
-            is_over = progress[i].steps == texts[i].steps or rng.random() < 0.01  # cancelled
+            is_over = progress[i].is_over(texts[i]) or rng.random() < 0.01  # cancelled
             if is_over or rng.random() < 0.1:
                 progress[i].state = stepper.read(slot_of[i])
                 free.append(slot_of.pop(i))
@@ -175,6 +210,7 @@ class VariantStepper:
 
     def __init__(self, inner: Stepper) -> None:
         self.inner, self.n_slots = inner, inner.n_slots
+        self.supports_constraints = inner.supports_constraints
         self.read, self.write = inner.read, inner.write
 
     def run(self, block: Block) -> BlockResult:

@@ -70,6 +70,16 @@ class ModelArrays(ctypes.Structure):
     ]
 
 
+class AutomatonArrays(ctypes.Structure):
+    """lh_automaton in api.h: the tables of an Automaton."""
+
+    _fields_ = [
+        ("states", ctypes.c_int32),
+        ("classes", ctypes.c_int32),
+        *[(name, POINTER) for name in ("class_of", "next", "distance", "continuation")],
+    ]
+
+
 class BlockArrays(ctypes.Structure):
     """lh_block in api.h: a Block, the arrays of its result, and where an invalid value is."""
 
@@ -77,8 +87,10 @@ class BlockArrays(ctypes.Structure):
         ("rows", ctypes.c_int32),
         ("steps", ctypes.c_int32),
         ("window_size", ctypes.c_int32),
+        ("n_automata", ctypes.c_int32),
         *[(name, POINTER) for name in ("slots", "row_steps", "forced_ids", "random_values", "sampling", "score_ids")],
         *[(name, POINTER) for name in ("windows", "bias_starts", "bias_ids", "bias_values")],
+        *[(name, POINTER) for name in ("automata", "automaton_of", "states", "budgets", "made_steps", "mask_logprobs")],
         *[(name, POINTER) for name in ("ids", "logprobs")],
         ("bad_row", ctypes.c_int32),
         ("bad_step", ctypes.c_int32),

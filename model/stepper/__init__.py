@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from model.network.penalties import LogitBias
 from model.network.sampling import SamplingBatch
+from model.structured_outputs.masks import ConstraintResult, Constraints
 
 SAMPLE = -1
 """In `Block.forced_ids`: feed the id that the step before produced."""
@@ -38,6 +39,7 @@ class Block:
     score_ids: NDArray[np.int32] | None = None  # (K, B) ids whose log-probabilities are reported, or NO_SCORE
     windows: NDArray[np.int32] | None = None  # (B, W) of the penalties, before the first sampled id: penalties.py
     logit_bias: LogitBias | None = None  # added to the logits before sampling
+    constraints: Constraints | None = None  # what the sampled ids of rows must be; only if `supports_constraints`
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +49,14 @@ class BlockResult:
     `ids[k]` is the id that follows step k: `forced_ids[k + 1]` where that is not SAMPLE, else the sampled one.
     `logprobs[k]` is a natural log-probability at temperature 1 with no filter: of `score_ids[k]` where that is given,
     else of the id that was sampled; NaN where the id was forced.
+
+    A row whose constraint lets nothing follow stops there: `constraints.steps` says where. Its state is as after that
+    step, and what comes later in its column means nothing.
     """
 
     ids: NDArray[np.int32]  # (K, B)
     logprobs: NDArray[np.float32]  # (K, B)
+    constraints: ConstraintResult | None = None  # if the block has constraints
 
 
 class Stepper(Protocol):
@@ -65,6 +71,8 @@ class Stepper(Protocol):
     numerics: str
     """The arithmetic. Steppers with equal names agree bit for bit; a state is only continued in the same arithmetic."""
     n_slots: int
+    supports_constraints: bool
+    """Whether blocks may have constraints."""
 
     def run(self, block: Block) -> BlockResult:
         """Advance the block's rows in place."""

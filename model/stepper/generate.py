@@ -25,6 +25,8 @@ from model.network.penalties import (
 )
 from model.network.sampling import SamplingParams, as_batch, as_tensors, random_values, sample
 from model.stepper import SAMPLE, Block, Stepper
+from model.structured_outputs.automaton import Automaton
+from model.structured_outputs.masks import Constraints, RowConstraint
 from model.text.vocab import Vocabulary
 
 
@@ -34,6 +36,7 @@ class Generated:
 
     text: str  # without the stop string that ended it
     finish_reason: Literal["length", "stop"]
+    mask_logprob: float = 0.0  # of a constrained text: the log-probability that the masks left, over all characters
 
 
 @torch.inference_mode()
@@ -47,6 +50,7 @@ def generate(
     stop: Sequence[str] = (),
     min_chars: int = 0,
     logit_bias: Mapping[str, float] | None = None,
+    automaton: Automaton | None = None,
 ) -> Generated:
     """Continue a prompt by up to max_chars characters, one network call per character.
 
@@ -60,6 +64,7 @@ def generate(
         stop: The text ends before the first of these strings.
         min_chars: A stop string that begins before so many characters were generated does not count.
         logit_bias: Is added to the logits of characters.
+        automaton: What the text must match wholly, within max_chars.
 
     Raises:
         UnknownCharacters: The prompt has characters that the vocabulary lacks.
@@ -74,13 +79,21 @@ def generate(
     for id in ids[:-1]:
         _, state = network(torch.tensor([[id]]), state)
     next_input, text = ids[-1], ""
+    form, mask_logprob = 0, 0.0
     for n in range(max_chars):
+        if automaton is not None and not automaton.may_continue(form, max_chars - n):
+            return Generated(text, "stop", mask_logprob)
         logits, state = network(torch.tensor([[next_input]]), state)  # (1, 1, V)
         random_value = torch.from_numpy(random_values([seed], [len(prompt) + n], 1)[:, 0])
         window = torch.tensor([codes], dtype=torch.int64) if params.has_penalties and codes else None
         adjusted = None
         if window is not None or bias is not None:
             adjusted = adjusted_logits(logits[:, 0], window, bias, sampling)
+        if automaton is not None:
+            is_refused = torch.from_numpy(~automaton.allowed(form, max_chars - n))
+            probabilities = logits[0, 0].double().softmax(dim=0)
+            mask_logprob += float(probabilities[~is_refused].sum().log())
+            adjusted = (logits[:, 0] if adjusted is None else adjusted).masked_fill(is_refused, -torch.inf)
         sampled, _ = sample(logits[:, 0], random_value, sampling, adjusted=adjusted)
         next_input = int(sampled)
         codes.append(next_input)
@@ -88,7 +101,9 @@ def generate(
         complete = [s for s in stop if text.endswith(s) and len(text) - len(s) >= min_chars]
         if complete:
             return Generated(text[: len(text) - len(max(complete, key=len))], "stop")
-    return Generated(text, "length")
+        if automaton is not None:
+            form = automaton.advance(form, [next_input])
+    return Generated(text, "length" if automaton is None else automaton.finish_reason(form, 0), mask_logprob)
 
 
 def write(
@@ -102,6 +117,7 @@ def write(
     start: int = 0,
     logit_bias: Mapping[str, float] | None = None,
     before: Sequence[int] = (),
+    automaton: Automaton | None = None,
 ) -> Iterator[str]:
     """Continue a prompt on slot 0 of a stepper, and yield the text of each block.
 
@@ -117,6 +133,7 @@ def write(
         logit_bias: Is added to the logits of characters.
         before: The codes of the prompt for the penalties (model.network.penalties), if part of it was generated
             before; by default all of it was read.
+        automaton: What the text must match wholly, within max_chars.
 
     Raises:
         UnknownCharacters: The prompt has characters that the vocabulary lacks.
@@ -127,12 +144,16 @@ def write(
     window = new_window(params, np.array(before, np.int32) if len(before) else prompt_codes(ids))
     bias = LogitBias.of([bias_by_id(vocab, logit_bias or {})])
     to_feed = np.array([vocab.start, *ids], dtype=np.int32)
-    position, remaining = start, max_chars
-    while remaining:
+    position, remaining, form = start, max_chars, 0
+    while remaining and (automaton is None or automaton.may_continue(form, remaining)):
         steps = min(block_steps, len(to_feed) - 1 + remaining)
         fed = to_feed[:steps]
         block = one_row_block(0, fed, steps, random_values([seed], [position], steps), params)
-        result = stepper.run(replace(block, windows=stack_windows([window]), logit_bias=bias))
+        constraints = Constraints.of([None if automaton is None else RowConstraint(automaton, form, remaining)])
+        block = replace(block, windows=stack_windows([window]), logit_bias=bias, constraints=constraints)
+        result = stepper.run(block)
+        if result.constraints is not None:
+            steps, form = int(result.constraints.steps[0]), int(result.constraints.states[0])
         new = result.ids[len(fed) - 1 : steps, 0] if len(fed) == len(to_feed) else result.ids[:0, 0]
         to_feed = to_feed[steps:] if len(to_feed) > steps else result.ids[steps - 1 : steps, 0]
         position, remaining = position + steps, remaining - len(new)

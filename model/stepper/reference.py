@@ -17,6 +17,7 @@ from model.network.penalties import NO_CHARACTER, adjusted_logits
 from model.network.sampling import SamplingParams, as_batch, as_tensors, has_filters, has_penalties, sample
 from model.stepper import NO_SCORE, SAMPLE, Block, BlockResult
 from model.stepper.layers import Layers, StateTable
+from model.structured_outputs.masks import ConstraintResult, MaskTables
 
 TILE = 16
 N = TypeVar("N", bound=np.generic)
@@ -24,6 +25,8 @@ N = TypeVar("N", bound=np.generic)
 
 class ReferenceStepper(StateTable):
     """Implements `Stepper` on any device that torch has."""
+
+    supports_constraints = True
 
     def __init__(self, network: CharRNN, n_slots: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         """Copy a network's weights to a device, with a table of n_slots states."""
@@ -59,6 +62,8 @@ class ReferenceStepper(StateTable):
         logprobs = torch.full((k_steps, padded), torch.nan, dtype=torch.float64, device=self._device)
         fed = self._padded(block.forced_ids[0].astype(np.int64), padded, 0)
         windows, bias = self._windows(block, padded), self._bias(block, padded)
+        masks = None if block.constraints is None else MaskTables(block.constraints, padded, self._device)
+        mask_logprobs = torch.zeros((k_steps, padded), dtype=torch.float64, device=self._device)
         for k in range(k_steps):
             is_running = (steps > k)[:, None, None, None]
             state = torch.where(is_running, self._layers.advance(fed, state, TILE), state)
@@ -71,6 +76,9 @@ class ReferenceStepper(StateTable):
                     if windows is not None or bias is not None:
                         window_tile = None if windows is None else windows[tile]
                         adjusted = adjusted_logits(logits, window_tile, None if bias is None else bias[tile], params)
+                    if masks is not None:
+                        allowed, mask_logprobs[k, tile] = masks.mask(logits, tile)
+                        adjusted = (logits if adjusted is None else adjusted).masked_fill(~allowed, -torch.inf)
                     ids[k, tile], logprobs[k, tile] = sample(
                         logits,
                         numbers[k, tile],
@@ -85,9 +93,20 @@ class ReferenceStepper(StateTable):
             if windows is not None:
                 moved = torch.cat([windows[:, 1:], fed[:, None]], dim=1)
                 windows = torch.where(is_sampled[:, None], moved, windows)
+            if masks is not None:
+                is_sampled = is_sampled & (steps > k)
+                mask_logprobs[k] = torch.where(is_sampled, mask_logprobs[k], 0.0)
+                steps = torch.where(masks.advance(fed, is_sampled), k + 1, steps)
         self._table[slots] = state[:n_rows]
+        constraints = None
+        if masks is not None:
+            made = steps[:n_rows].cpu().numpy().astype(np.int32)
+            left = mask_logprobs[:, :n_rows].cpu().numpy().astype(np.float32)
+            constraints = ConstraintResult(masks.states(), made, left)
         return BlockResult(
-            ids[:, :n_rows].cpu().numpy().astype(np.int32), logprobs[:, :n_rows].cpu().numpy().astype(np.float32)
+            ids[:, :n_rows].cpu().numpy().astype(np.int32),
+            logprobs[:, :n_rows].cpu().numpy().astype(np.float32),
+            constraints,
         )
 
     def _windows(self, block: Block, n_rows: int) -> Tensor | None:

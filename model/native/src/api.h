@@ -22,9 +22,18 @@ typedef struct {
     const char *instruction_set;          /* see instruction_sets.c; NULL: the best that this CPU has */
 } lh_model;
 
+/* model.structured_outputs.automaton.Automaton: which ids may follow, by state. */
+typedef struct {
+    int32_t states, classes;      /* S, C */
+    const int32_t *class_of;      /* (V,) */
+    const int32_t *next;          /* (S, C) the state after an id of a class, or negative */
+    const int32_t *distance;      /* (S,) the fewest ids to an end */
+    const int32_t *continuation;  /* (S,) and after at least one more */
+} lh_automaton;
+
 /* model.stepper.Block and BlockResult. */
 typedef struct {
-    int32_t rows, steps, window_size;
+    int32_t rows, steps, window_size, n_automata;
     const int32_t *slots, *row_steps; /* (B,) */
     const int32_t *forced_ids;        /* (K, B) */
     const double *random_values;      /* (K, B) */
@@ -34,6 +43,11 @@ typedef struct {
     const int32_t *bias_starts;       /* (B + 1,): a row's entries of bias_ids and bias_values; or NULL */
     const int32_t *bias_ids;
     const double *bias_values;
+    const lh_automaton *automata;     /* (N,), or NULL: no row has a constraint */
+    const int32_t *automaton_of;      /* (B,) the index of the row's automaton, or negative */
+    int32_t *states, *budgets;        /* (B,) of the constraints before the first sampled id; changed with each */
+    int32_t *made_steps;              /* (B,) out: the steps until nothing could follow, at most row_steps */
+    float *mask_logprobs;             /* (K, B) out: of the ids that were allowed together */
     int32_t *ids;                     /* (K, B) */
     float *logprobs;                  /* (K, B) */
     int32_t bad_row, bad_step;        /* where an invalid value is, if lh_run refuses the block */
@@ -52,7 +66,8 @@ enum {
     LH_SAMPLING,
     LH_SCORE_ID,
     LH_WINDOW,
-    LH_LOGIT_BIAS
+    LH_LOGIT_BIAS,
+    LH_CONSTRAINT
 };
 
 /* One lstm layer over T characters, for training. Everything is contiguous; hidden is a multiple of 8. */

@@ -51,6 +51,12 @@ static int check(lh_stepper *s, lh_block *b)
         for (int i = b->bias_starts ? b->bias_starts[r] : 0; b->bias_starts && i < b->bias_starts[r + 1]; i++)
             if (b->bias_ids[i] < 0 || b->bias_ids[i] >= s->model.vocab || !(fabs(b->bias_values[i]) < INFINITY))
                 return invalid(b, LH_LOGIT_BIAS, r, 0);
+        if (b->automata && b->automaton_of[r] >= 0) {
+            if (b->automaton_of[r] >= b->n_automata) return invalid(b, LH_CONSTRAINT, r, 0);
+            const lh_automaton *a = &b->automata[b->automaton_of[r]];
+            if (b->states[r] < 0 || b->states[r] >= a->states || b->budgets[r] < a->distance[b->states[r]])
+                return invalid(b, LH_CONSTRAINT, r, 0);
+        }
     }
     for (int k = 0; k < b->steps; k++)
         for (int r = 0; r < b->rows; r++) {
@@ -81,6 +87,7 @@ static void plan(lh_stepper *s, lh_block *b)
             size_t at = (size_t)k * b->rows + column;
             b->ids[at] = k + 1 < b->row_steps[column] ? b->forced_ids[at + b->rows] : SAMPLE_ID;
             b->logprobs[at] = NAN;
+            if (b->automata) b->mask_logprobs[at] = 0.0f;
             int needs_logits = b->ids[at] == SAMPLE_ID || (b->score_ids && b->score_ids[at] >= 0);
             if (row < running[k] && needs_logits) s->draws[n++] = row;
         }
@@ -114,18 +121,25 @@ static void load_rows(lh_stepper *s)
     }
 }
 
-/* Copies the states back to the table. */
-static void store_rows(lh_stepper *s)
+/* Copies the state of a row back to the table, as it is after so many steps. */
+void store_row(lh_stepper *s, int row, int steps)
 {
     int layers = s->model.layers, hidden = s->model.hidden;
-    for (int row = 0; row < s->block->rows; row++) {
-        int column = s->order[row], slot = s->block->slots[column], last = s->block->row_steps[column] & 1;
-        float *state = state_of(s, slot);
-        size_t at = (size_t)row * s->stride, bytes = (size_t)hidden * sizeof(float);
-        for (int l = 0; l < layers; l++) {
-            memcpy(state + (size_t)l * hidden, s->h[l][last] + at, bytes);
-            memcpy(state + (size_t)(layers + l) * hidden, s->c[l] + at, bytes);
-        }
+    float *state = state_of(s, s->block->slots[s->order[row]]);
+    size_t at = (size_t)row * s->stride, bytes = (size_t)hidden * sizeof(float);
+    for (int l = 0; l < layers; l++) {
+        memcpy(state + (size_t)l * hidden, s->h[l][steps & 1] + at, bytes);
+        memcpy(state + (size_t)(layers + l) * hidden, s->c[l] + at, bytes);
+    }
+}
+
+/* Copies the states back to the table; a row that stopped before its last step was copied there. */
+static void store_rows(lh_stepper *s)
+{
+    const lh_block *b = s->block;
+    for (int row = 0; row < b->rows; row++) {
+        int column = s->order[row];
+        if (!b->automata || b->made_steps[column] == b->row_steps[column]) store_row(s, row, b->row_steps[column]);
     }
 }
 
@@ -278,6 +292,7 @@ EXPORT int lh_run(lh_stepper *s, lh_block *b)
     s->block = b, s->running = lists, s->drawn = lists + steps, s->draws = lists + 2 * steps;
     uint64_t mode = float_mode_enter();
     plan(s, b);
+    if (b->automata) memcpy(b->made_steps, b->row_steps, (size_t)b->rows * sizeof(int32_t));
     load_rows(s);
     pool_run(&s->pool, threads_for(s, b), s->kernels->run_steps, s);
     store_rows(s);

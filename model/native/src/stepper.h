@@ -62,6 +62,9 @@ typedef struct lh_kernels {
     int (*lstm_backward)(const lh_lstm_layer *layer);
 } lh_kernels;
 
+/* Copies the state of a row back to the table, as it is after so many steps. */
+void store_row(lh_stepper *s, int row, int steps);
+
 /* The kernels of an instruction set that this CPU has, or NULL. NULL asks for the best one. */
 const lh_kernels *kernels_named(const char *name);
 

@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from model.config import WEIGHT_PRECISIONS, WeightPrecision
 from model.native.library import (
+    AutomatonArrays,
     BlockArrays,
     ModelArrays,
     Unsupported,
@@ -28,6 +29,7 @@ from model.network.char_rnn import CharRNN
 from model.network.sampling import SAMPLING_DTYPE
 from model.stepper import Block, BlockResult
 from model.stepper.cpu.pack import pack
+from model.structured_outputs.masks import ConstraintResult, Constraints
 
 __all__ = ["CpuStepper", "Unsupported"]
 
@@ -43,6 +45,7 @@ _INVALID = {
     9: "score_ids[{step}, {row}] is not an id",
     10: "windows[{row}] has a code that stands for no id",
     11: "logit_bias: row {row} has an id or a value that is none",
+    12: "constraints: row {row} has no such automaton or state, or a budget in which no end can be reached",
 }
 
 
@@ -53,6 +56,8 @@ def available_cores() -> int:
 
 class CpuStepper:
     """Implements `Stepper` in C, with its own copy of the weights and its own threads, which sleep between runs."""
+
+    supports_constraints = True
 
     def __init__(
         self,
@@ -143,9 +148,25 @@ class CpuStepper:
                 _address("logit_bias.ids", bias.ids, np.int32, (n,)),
                 _address("logit_bias.values", bias.values, np.float64, (n,)),
             )
-        result = BlockResult(np.empty((steps, rows), np.int32), np.empty((steps, rows), np.float32))
+        constraints = block.constraints
+        changed = None if constraints is None else _changed_by_constraints(constraints, steps, rows)
+        result = BlockResult(np.empty((steps, rows), np.int32), np.empty((steps, rows), np.float32), changed)
         results = (result.ids.ctypes.data, result.logprobs.ctypes.data)
-        arrays = BlockArrays(rows, steps, window_size, *fields, window, *biases, *results)
+        if constraints is None or changed is None:
+            automata, masks = None, (None,) * 6
+        else:
+            automata = self._automata(constraints)
+            budgets = constraints.budgets.copy()
+            masks = (
+                ctypes.addressof(automata),
+                _address("constraints.rows", constraints.rows, np.int32, (rows,)),
+                _address("constraints.states", changed.states, np.int32, (rows,)),
+                _address("constraints.budgets", budgets, np.int32, (rows,)),
+                changed.steps.ctypes.data,
+                changed.logprobs.ctypes.data,
+            )
+        n_automata = 0 if automata is None else len(automata)
+        arrays = BlockArrays(rows, steps, window_size, n_automata, *fields, window, *biases, *masks, *results)
         with self._lock:
             code = self._library.lh_run(self._open(), ctypes.byref(arrays))
         if code == _MEMORY:
@@ -187,6 +208,18 @@ class CpuStepper:
         if getattr(self, "_handle", None):  # nothing to free where the constructor raised
             self.close()
 
+    def _automata(self, constraints: Constraints) -> ctypes.Array[AutomatonArrays]:
+        """The tables of the automata, which stay where they are while `constraints` is referred to."""
+        automata = (AutomatonArrays * len(constraints.automata))()
+        for entry, a in zip(automata, constraints.automata, strict=True):
+            states, classes = a.next_states.shape
+            entry.states, entry.classes = states, classes
+            entry.class_of = _address("automaton.classes", a.classes, np.int32, (self.vocab_size,))
+            entry.next = _address("automaton.next_states", a.next_states, np.int32, (states, classes))
+            entry.distance = _address("automaton.distances", a.distances, np.int32, (states,))
+            entry.continuation = _address("automaton.continuations", a.continuations, np.int32, (states,))
+        return automata
+
     def _open(self) -> int:
         if self._handle is None:
             raise ValueError("the stepper is closed")
@@ -196,6 +229,13 @@ class CpuStepper:
         if not 0 <= slot < self.n_slots:
             raise ValueError(f"slot: got {slot}, expected 0 to {self.n_slots - 1}")
         return slot
+
+
+def _changed_by_constraints(constraints: Constraints, steps: int, rows: int) -> ConstraintResult:
+    """The arrays that the C code changes."""
+    return ConstraintResult(
+        constraints.states.copy(), np.empty(rows, np.int32), np.empty((steps, rows), np.float32)
+    )
 
 
 def _address(name: str, array: NDArray[np.generic], dtype: DTypeLike, shape: tuple[int, ...]) -> int:

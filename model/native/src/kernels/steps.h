@@ -175,6 +175,43 @@ static const float *logits_to_draw(const lh_stepper *s, int k, int column, const
     return d->adjusted;
 }
 
+/* Copies the logits to d->adjusted, and gives those that a row's constraint does not allow minus infinity. Returns the
+ * log-probability of the others together, at temperature 1; `logits` are the network's. If nothing may follow, which
+ * ends a row, all are allowed. */
+static float mask(const lh_automaton *a, int32_t state, int32_t budget, const float *logits, const float *drawn_from,
+                  int n, const sampling_scratch_t *d)
+{
+    const int32_t *next = a->next + (size_t)state * a->classes;
+    double max = logits[argmax(logits, n)], largest = -INFINITY, sum = weigh(logits, n, max, d->weight), left = 0.0;
+    for (int i = 0; i < n; i++) {
+        int32_t after = next[a->class_of[i]];
+        d->keep[i] = after >= 0 && a->distance[after] < budget;
+        if (d->keep[i] && logits[i] > largest) largest = logits[i];
+    }
+    if (!(largest > -INFINITY)) {
+        memmove(d->adjusted, drawn_from, (size_t)n * sizeof(float));
+        return 0.0f;
+    }
+    for (int i = 0; i < n; i++) {
+        d->adjusted[i] = d->keep[i] ? drawn_from[i] : -INFINITY;
+        if (d->keep[i]) left += exp_negative((double)logits[i] - largest);
+    }
+    return (float)(largest - max + log_of(left) - log_of(sum));
+}
+
+/* Advances a row's constraint by the id that was sampled. If nothing may follow, the row stops: its state is copied
+ * back to the table, and what its later steps compute is not used. */
+static void advance_constraint(lh_stepper *s, const lh_automaton *a, int k, int row, int32_t id)
+{
+    lh_block *b = s->block;
+    int column = s->order[row];
+    int32_t after = a->next[(size_t)b->states[column] * a->classes + a->class_of[id]];
+    if (after >= 0) b->states[column] = after, b->budgets[column]--;
+    if (a->continuation[b->states[column]] <= b->budgets[column]) return;
+    b->made_steps[column] = k + 1;
+    if (k + 1 < b->row_steps[column]) store_row(s, row, k + 1);
+}
+
 static void draw_phase(lh_stepper *s, int k, int thread)
 {
     const lh_block *b = s->block;
@@ -184,11 +221,25 @@ static void draw_phase(lh_stepper *s, int k, int thread)
         size_t at = (size_t)k * b->rows + column;
         const float *logits = s->logits + (size_t)row * s->vstride;
         const sampling_scratch_t *scratch = &s->scratch[thread]->sampling;
+        const lh_automaton *automaton = NULL;
+        if (b->automata && b->automaton_of[column] >= 0) {
+            automaton = &b->automata[b->automaton_of[column]];
+            if (b->made_steps[column] <= k) { /* stopped before this step */
+                if (b->ids[at] == SAMPLE_ID) b->ids[at] = 0;
+                continue;
+            }
+        }
         if (b->ids[at] == SAMPLE_ID) {
             const float *drawn_from = logits_to_draw(s, k, column, logits, scratch);
+            if (automaton) {
+                b->mask_logprobs[at] = mask(automaton, b->states[column], b->budgets[column], logits, drawn_from,
+                                            s->model.vocab, scratch);
+                drawn_from = scratch->adjusted;
+            }
             b->ids[at] = draw(drawn_from, s->model.vocab, &b->sampling[column], b->random_values[at], scratch,
                               &b->logprobs[at]);
             if (drawn_from != logits) b->logprobs[at] = score(logits, s->model.vocab, b->ids[at], scratch);
+            if (automaton) advance_constraint(s, automaton, k, row, b->ids[at]);
         }
         if (b->score_ids && b->score_ids[at] >= 0)
             b->logprobs[at] = score(logits, s->model.vocab, b->score_ids[at], scratch);

@@ -1,0 +1,1 @@
+"""Tests of model/structured_outputs/."""

@@ -1,0 +1,234 @@
+"""Patterns become automata that accept what `re.fullmatch` accepts, know their ends, and stay within limits."""
+
+from __future__ import annotations
+
+import gc
+import re
+import threading
+import time
+import tracemalloc
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.errors import StructuredOutputError
+from model.structured_outputs.automaton import MAX_STATES, NO_STATE, UNBOUNDED, Automaton, compile_tree
+from model.structured_outputs.specification import CompilationCache, StructuredOutputs
+from model.structured_outputs.syntax import parse
+from model.text.vocab import Vocabulary
+from tests.conftest import ALPHABET
+from tests.model.structured_outputs.specifications import encode, patterns, random_walk
+
+CHARACTERS = ALPHABET.characters
+
+
+def compiled(pattern: str, characters: str = CHARACTERS) -> Automaton:
+    return compile_tree(parse(pattern), characters, "regex")
+
+
+@given(pattern=patterns(), texts=st.lists(st.text(CHARACTERS, max_size=8), max_size=20), seed=st.integers(0, 2**32))
+def test_what_is_accepted_is_what_re_matches_wholly(pattern: str, texts: list[str], seed: int) -> None:
+    """Random texts and texts of the automaton itself; where `re` matches nothing, the error says so."""
+    try:
+        automaton = compiled(pattern)
+    except StructuredOutputError:
+        assert not any(re.fullmatch(pattern, text) for text in texts)
+        return
+    rng = Random(seed)
+    walks = [random_walk(automaton, CHARACTERS, rng, automaton.shortest + rng.randint(0, 20)) for _ in range(10)]
+    assert all(re.fullmatch(pattern, walk) for walk in walks)
+    for text in [*texts, *walks, *(walk[:-1] for walk in walks)]:
+        state = automaton.advance(0, encode(CHARACTERS, text))
+        assert (state != NO_STATE and automaton.distances[state] == 0) == bool(re.fullmatch(pattern, text))
+
+
+@given(pattern=patterns())
+def test_every_state_knows_how_far_the_ends_are(pattern: str) -> None:
+    """The tables equal their definitions, computed by going through all texts of the automaton, length by length."""
+    try:
+        automaton = compiled(pattern)
+    except StructuredOutputError:
+        return
+    n = len(automaton.distances)
+    following = [set(row.tolist()) - {NO_STATE} for row in automaton.next_states]
+    for state in range(n):
+        reached, lengths, length = {state}, [], 0
+        while reached and length <= n:
+            if any(automaton.distances[s] == 0 for s in reached):
+                lengths.append(length)
+            reached, length = set().union(*(following[s] for s in reached)), length + 1
+        assert automaton.distances[state] == lengths[0]
+        assert automaton.longest[state] == (UNBOUNDED if reached else lengths[-1])
+        later = [n for n in lengths if n > 0]
+        assert automaton.may_continue(state, later[0] if later else 2**31 - 2) == bool(later)
+        assert not automaton.may_continue(state, later[0] - 1 if later else 2**31 - 2)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "accepted", "refused"),
+    [
+        ("a|ab", ["a", "ab"], ["b", "aba"]),
+        ("a*?", ["", "aaa"], ["b"]),
+        ("x{,2}", ["", "xx"], ["xxx"]),
+        ("^ab$|^c$", ["ab", "c"], ["a", "abc"]),
+        ("(?i)AB", ["ab"], ["b"]),
+        ("(?x) a  b # both", ["ab"], ["a b"]),
+        ("(?s:.)", ["\n", "a"], [""]),
+        (".", ["a"], ["\n"]),
+        ("(a|(b))(?P<name>c)", ["ac", "bc"], ["c"]),
+    ],
+)
+def test_the_syntax_is_that_of_re(pattern: str, accepted: list[str], refused: list[str]) -> None:
+    """Alternatives of which one begins the other, lazy repeats, anchors and flags."""
+    automaton = compiled(pattern)
+    for text in [*accepted, *refused]:
+        state = automaton.advance(0, encode(CHARACTERS, text))
+        assert (state != NO_STATE and automaton.distances[state] == 0) == (text in accepted)
+        assert bool(re.fullmatch(pattern, text)) == (text in accepted)
+
+
+HOSTILE = {
+    "exponential": "(a|b)*a(a|b){18}",
+    "exponential, long": ".*" + "|".join(f".*{c}.{{{n}}}" for n, c in enumerate("abcdefghij", 10)),
+    "huge counted repeats": "(a{1,1000}){1,1000}",
+    "huge count": "a{4294967294}",
+    "deeply nested": "(" * 4000 + "a" + ")" * 4000,
+    "nested repeats": "(" * 90 + "a" + "){1,9}" * 90,
+    "optional parts": "(?:.?){5000}",
+    "many optional parts": "(?:" + ".?" * 30 + "){300}",
+    "too long": "a" * 20_000,
+    "look-ahead": "(?=a)a",
+    "look-behind": "a(?<=a)",
+    "negative look-ahead": "(?!a)b",
+    "back-reference": "(a)\\1",
+    "conditional": "(a)?(?(1)b|c)",
+    "possessive": "a*+a",
+    "atomic": "(?>a|ab)b",
+    "word boundary": "\\ba",
+    "inner anchor": "a^b",
+    "invalid escape": "\\U99999999",
+    "invalid hexadecimal": "\\x1",
+    "unterminated": "[a",
+    "bad range": "[z-a]",
+    "locale": "(?L)a",
+    "number too large": "a{99999999999999999999}",
+    "lone surrogate": "\ud800",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_pattern_is_refused_with_a_reason(kind: str) -> None:
+    """The error names the pattern's field and what is accepted."""
+    with pytest.raises(StructuredOutputError) as refusal:
+        compiled(HOSTILE[kind])
+    assert refusal.value.field == "regex"
+    assert refusal.value.expected
+
+
+def test_refusing_takes_little_memory_and_lets_other_threads_run() -> None:
+    """The memory is back afterwards; meanwhile another thread never waits long for the interpreter."""
+    waits, is_over = [0.0], threading.Event()
+
+    def other_thread() -> None:
+        while not is_over.is_set():
+            before = time.perf_counter()
+            time.sleep(0.001)
+            waits.append(time.perf_counter() - before)
+
+    thread = threading.Thread(target=other_thread)
+    tracemalloc.start()
+    thread.start()
+    try:
+        for pattern in HOSTILE.values():
+            with pytest.raises(StructuredOutputError):
+                compiled(pattern)
+        peak = tracemalloc.get_traced_memory()[1]
+        gc.collect()
+        left = tracemalloc.get_traced_memory()[0]
+    finally:
+        is_over.set()
+        thread.join()
+        tracemalloc.stop()
+    assert peak < 200 << 20
+    assert left < 2 << 20
+    assert np.median(waits) < 0.1
+
+
+def test_the_error_says_which_character_is_missing() -> None:
+    """Parts that cannot be written are left out; if nothing is left, the error names what the vocabulary lacks."""
+    assert compiled("a|€").advance(0, encode(CHARACTERS, "a")) != NO_STATE
+    with pytest.raises(StructuredOutputError, match=r"lacks '€' \(U\+20AC\)"):
+        compiled("a€|b€")
+    with pytest.raises(StructuredOutputError, match=r"no character of \[\\d\]"):
+        compiled(r"\d+")
+
+
+def test_characters_that_no_set_distinguishes_share_a_column() -> None:
+    """A table over a vocabulary of many thousand characters is small, and exact."""
+    vocabulary = Vocabulary("".join(map(chr, range(0x20, 0x7F))) + "".join(map(chr, range(0x4E00, 0x9FFF))))
+    automaton = compiled(r"[\u4e00-\u4fff]{2,500}, \w+", vocabulary.characters)
+    assert len(automaton.classes) == len(vocabulary)
+    assert automaton.next_states.shape[1] < 8
+    assert automaton.n_bytes < 1 << 20
+    assert automaton.advance(0, vocabulary.encode("一三, 龙a")) != NO_STATE
+    assert automaton.advance(0, vocabulary.encode("一龙")) == NO_STATE
+
+
+def test_equal_specifications_are_compiled_once() -> None:
+    """Also when many threads ask at the same time; a refusal is remembered, too, and another vocabulary is another."""
+    cache, spec = CompilationCache(), StructuredOutputs("regex", "[a-z]{1,2000}")
+    results: list[tuple[Automaton, bool]] = []
+    threads = [threading.Thread(target=lambda: results.append(cache.compile(spec, ALPHABET))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(automaton) for automaton, _ in results}) == 1
+    assert sum(not was_cached for _, was_cached in results) >= 1
+    other, was_cached = cache.compile(spec, Vocabulary("abc"))
+    assert not was_cached
+    assert other is not results[0][0]
+    hostile = StructuredOutputs("regex", HOSTILE["exponential"])
+    errors = []
+    for _ in range(2):
+        with pytest.raises(StructuredOutputError, match=str(MAX_STATES)) as refusal:
+            cache.compile(hostile, ALPHABET)
+        errors.append(refusal.value)
+    assert errors[0] is not errors[1]
+    assert str(errors[0]) == str(errors[1])
+
+
+def test_the_cache_forgets_what_was_not_used_for_long() -> None:
+    """Its tables take at most the memory that it may use."""
+    spec = StructuredOutputs("regex", "a{50}")
+    size = spec.compile(ALPHABET).n_bytes
+    cache = CompilationCache(max_bytes=3 * size)
+    for n in range(50, 40, -1):
+        cache.compile(StructuredOutputs("regex", f"a{{{n}}}"), ALPHABET)
+    assert not cache.compile(spec, ALPHABET)[1]
+    assert cache.compile(spec, ALPHABET)[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        ({}, ""),
+        ({"regex": "a", "choice": ["b"]}, ""),
+        ({"grammar": "a"}, ""),
+        ({"regex": 3}, "regex"),
+        ({"choice": []}, "choice"),
+        ({"choice": ["a", 1]}, "choice"),
+        ({"choice": ["a"] * 1001}, "choice"),
+        ({"json_object": False}, "json_object"),
+        ({"json": "x"}, "json"),
+    ],
+)
+def test_a_specification_that_is_none_is_refused(value: dict[str, object], field: str) -> None:
+    """The error names the field, the value and what is accepted."""
+    with pytest.raises(StructuredOutputError) as refusal:
+        StructuredOutputs.from_dict(value).compile(ALPHABET)
+    assert refusal.value.field == field
+    assert refusal.value.expected

@@ -114,12 +114,12 @@ def block_of(texts: list[Text], progress: list[Progress], slots: list[int], step
         sampling=as_batch([t.params for t in texts]),
         windows=stack_windows([window_of(t, p) for t, p in zip(texts, progress, strict=True)]),
         logit_bias=LogitBias.of([t.bias for t in texts]),
-        constraints=Constraints.of([_constraint_of(t, p) for t, p in zip(texts, progress, strict=True)]),
+        constraints=Constraints.of([_constraint_of(*row) for row in zip(texts, progress, steps, strict=True)]),
     )
 
 
-def _constraint_of(text: Text, done: Progress) -> RowConstraint | None:
-    if text.automaton is None:
+def _constraint_of(text: Text, done: Progress, steps: int) -> RowConstraint | None:
+    if text.automaton is None or done.steps + steps < len(text.prompt):
         return None
     return RowConstraint(text.automaton, done.automaton_state, text.length - len(done.ids))
 
@@ -139,7 +139,7 @@ def advance(stepper: Stepper, texts: list[Text], progress: list[Progress], slots
         done.ids += result.ids[first : made[i], i].tolist()
         done.logprobs += result.logprobs[first : made[i], i].tolist()
         done.steps += made[i]
-        if text.automaton is not None and result.constraints is not None:
+        if text.automaton is not None and result.constraints is not None and done.ids:
             done.automaton_state = int(result.constraints.states[i])
             done.mask_logprobs += result.constraints.logprobs[first : made[i], i].tolist()
             done.is_stopped = not text.automaton.may_continue(done.automaton_state, text.length - len(done.ids))

@@ -29,6 +29,9 @@ class Block:
     that follows. A prompt is forced ids, decoding is SAMPLE, and a row passes from one to the other inside a block.
     `forced_ids[0]` is never SAMPLE: it is the row's `next_input`. The ids that are sampled in the block join the row's
     window; forced ids are in it from the start.
+
+    A row's last step samples always, also where its prompt goes on in the next block and nobody uses the id. So a row
+    has a constraint only in blocks that read its prompt to the end.
     """
 
     slots: NDArray[np.int32]  # (B,) rows of the state table, all different

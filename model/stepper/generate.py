@@ -149,7 +149,8 @@ def write(
         steps = min(block_steps, len(to_feed) - 1 + remaining)
         fed = to_feed[:steps]
         block = one_row_block(0, fed, steps, random_values([seed], [position], steps), params)
-        constraints = Constraints.of([None if automaton is None else RowConstraint(automaton, form, remaining)])
+        is_read = automaton is not None and steps >= len(to_feed)
+        constraints = Constraints.of([RowConstraint(automaton, form, remaining) if automaton and is_read else None])
         block = replace(block, windows=stack_windows([window]), logit_bias=bias, constraints=constraints)
         result = stepper.run(block)
         if result.constraints is not None:

@@ -98,15 +98,10 @@ class ReferenceStepper(StateTable):
                 mask_logprobs[k] = torch.where(is_sampled, mask_logprobs[k], 0.0)
                 steps = torch.where(masks.advance(fed, is_sampled), k + 1, steps)
         self._table[slots] = state[:n_rows]
-        constraints = None
-        if masks is not None:
-            made = steps[:n_rows].cpu().numpy().astype(np.int32)
-            left = mask_logprobs[:, :n_rows].cpu().numpy().astype(np.float32)
-            constraints = ConstraintResult(masks.states(), made, left)
         return BlockResult(
-            ids[:, :n_rows].cpu().numpy().astype(np.int32),
-            logprobs[:, :n_rows].cpu().numpy().astype(np.float32),
-            constraints,
+            _host(ids[:, :n_rows], np.int32),
+            _host(logprobs[:, :n_rows], np.float32),
+            None if masks is None else _constraint_result(masks, steps[:n_rows], mask_logprobs[:, :n_rows]),
         )
 
     def _windows(self, block: Block, n_rows: int) -> Tensor | None:
@@ -129,3 +124,13 @@ class ReferenceStepper(StateTable):
         whole = np.full((*values.shape[:-1], size), fill, dtype=values.dtype)
         whole[..., : values.shape[-1]] = values
         return torch.from_numpy(whole).to(self._device)
+
+
+def _host(values: Tensor, dtype: type[N]) -> NDArray[N]:
+    """Copy a tensor to the host."""
+    copied: NDArray[N] = values.cpu().numpy().astype(dtype)
+    return copied
+
+
+def _constraint_result(masks: MaskTables, steps: Tensor, logprobs: Tensor) -> ConstraintResult:
+    return ConstraintResult(masks.states(), _host(steps, np.int32), _host(logprobs, np.float32))

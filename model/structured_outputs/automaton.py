@@ -14,7 +14,8 @@ import re
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Literal
 
 import numpy as np
@@ -46,7 +47,9 @@ class Automaton:
     next_states: NDArray[np.int32]  # (S, C) the state after a character, or NO_STATE
     distances: NDArray[np.int32]  # (S,) the fewest characters to an end; 0: the text may end here
     longest: NDArray[np.int32]  # (S,) the most characters that can follow, or UNBOUNDED
-    continuations: NDArray[np.int32] = field(init=False)  # (S,) the fewest characters to an end after one more
+    continuations: NDArray[np.int32] = dataclass_field(
+        init=False
+    )  # (S,) the fewest characters to an end after one more
 
     def __post_init__(self) -> None:
         """Derive `continuations`."""
@@ -66,8 +69,9 @@ class Automaton:
 
     def allowed(self, state: int, budget: int) -> NDArray[np.bool_]:
         """Which ids (V,) may follow if at most `budget` characters may still be generated, that one included."""
-        following = self.next_states[state, self.classes]
-        return (following != NO_STATE) & (self.distances[following] < budget)
+        following: NDArray[np.int32] = self.next_states[state, self.classes]
+        is_allowed: NDArray[np.bool_] = (following != NO_STATE) & (self.distances[following] < budget)
+        return is_allowed
 
     def may_continue(self, state: int, budget: int) -> bool:
         """Whether any character may follow if at most `budget` may still be generated."""
@@ -140,8 +144,8 @@ class _Positions:
     """The positions of a tree, and which of them can follow each; positions are numbered by bits."""
 
     field: str
-    sets: list[Characters] = field(default_factory=list)  # of each position
-    follow: list[int] = field(default_factory=list)  # of each position: bits
+    sets: list[Characters] = dataclass_field(default_factory=list)  # of each position
+    follow: list[int] = dataclass_field(default_factory=list)  # of each position: bits
     work: int = 0
     _yield_at: int = _YIELD_EVERY
 

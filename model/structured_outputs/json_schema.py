@@ -16,8 +16,20 @@ from model.structured_outputs.syntax import EMPTY, Alternatives, Concatenation, 
 from model.structured_outputs.syntax import without as without_characters
 
 _ANNOTATIONS = frozenset(
-    ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly")
-    + ("$schema", "$id", "$comment", "$defs", "definitions")
+    [
+        "title",
+        "description",
+        "default",
+        "examples",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+        "$schema",
+        "$id",
+        "$comment",
+        "$defs",
+        "definitions",
+    ]
 )
 _KEYWORDS = {
     "object": ("properties", "required", "additionalProperties"),
@@ -99,9 +111,7 @@ class _Reader:
             options = schema["anyOf"]
             if not isinstance(options, Sequence) or isinstance(options, str) or not options:
                 raise _unexpected(f"{field}.anyOf", options, "a list of schemas")
-            return Alternatives(
-                tuple(self.value(o, f"{field}.anyOf.{i}", depth + 1) for i, o in enumerate(options))
-            )
+            return Alternatives(tuple(self.value(o, f"{field}.anyOf.{i}", depth + 1) for i, o in enumerate(options)))
         if "allOf" in schema and isinstance(schema["allOf"], Sequence) and len(schema["allOf"]) == 1:
             _only(schema, field, ("allOf",))
             return self.value(schema["allOf"][0], f"{field}.allOf.0", depth + 1)
@@ -143,8 +153,8 @@ class _Reader:
         if reference in self._references:
             raise _unexpected(at, reference, "a schema that does not contain itself")
         target = self._root
-        for name in reference[2:].split("/"):
-            name = name.replace("~1", "/").replace("~0", "~")
+        for part in reference[2:].split("/"):
+            name = part.replace("~1", "/").replace("~0", "~")
             if not isinstance(target, Mapping) or name not in target:
                 raise _unexpected(at, reference, "a reference to a part of the schema")
             target = target[name]
@@ -175,7 +185,7 @@ class _Reader:
         for name in required:
             if name not in properties:
                 raise _unexpected(f"{field}.required", name, f"names in {field}.properties")
-        members = []
+        members = list[tuple[Node, bool]]()
         for name, inner in properties.items():
             if inner is False and name not in required:
                 continue
@@ -230,7 +240,9 @@ def _types(schema: Mapping[str, Any], field: str) -> tuple[str, ...]:
     """The types that a schema allows; where it names none, those of its keywords, or all scalar ones."""
     declared = schema.get("type")
     if declared is None:
-        named = [name for name, keywords in _KEYWORDS.items() if name != "integer" and any(k in schema for k in keywords)]
+        named = [
+            name for name, keywords in _KEYWORDS.items() if name != "integer" and any(k in schema for k in keywords)
+        ]
         return tuple(named) or _SCALARS
     types = [declared] if isinstance(declared, str) else declared
     if not isinstance(types, Sequence) or not types or any(not isinstance(t, str) or t not in _KEYWORDS for t in types):

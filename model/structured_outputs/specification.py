@@ -1,7 +1,7 @@
 """What a text must be: a regular expression, one of several texts, or JSON of a schema. And the compiled ones, cached.
 
-    cache = CompilationCache()
-    automaton, was_cached = cache.compile(StructuredOutputs("regex", "[0-9]{4}-[0-9]{2}"), vocab)
+Example:
+    automaton, was_cached = CompilationCache().compile(StructuredOutputs("choice", ["yes", "no"]), vocab)
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class StructuredOutputs:
                 if kind in values:
                     return cls(kind, values[kind])
         expected = f"exactly one of {', '.join(KINDS)}"
-        raise StructuredOutputError(f"got {', '.join(map(str, values)) or 'none'}", value=dict(values), expected=expected)
+        raise StructuredOutputError(
+            f"got {', '.join(map(str, values)) or 'none'}", value=dict(values), expected=expected
+        )
 
     def tree(self) -> Node:
         """The tree of the texts that it accepts.
@@ -58,18 +60,17 @@ class StructuredOutputs:
         Raises:
             StructuredOutputError: The value cannot be used.
         """
-        value = self.value
-        if self.kind == "regex" and isinstance(value, str):
-            return parse(value)
-        if self.kind == "choice" and isinstance(value, list) and 1 <= len(value) <= MAX_CHOICES:
-            if all(isinstance(text, str) for text in value):
-                return choice(value)
-        if self.kind == "json":
-            return tree_of(value)
-        if self.kind == "json_object" and value is True:
-            return any_object()
+        match self.kind, self.value:
+            case "regex", str(pattern):
+                return parse(pattern)
+            case "choice", list(texts) if 1 <= len(texts) <= MAX_CHOICES and all(isinstance(t, str) for t in texts):
+                return choice(texts)
+            case "json", schema:
+                return tree_of(schema)
+            case "json_object", True:
+                return any_object()
         expected = {"regex": "a string", "choice": f"a list of 1 to {MAX_CHOICES} strings", "json_object": "true"}
-        raise StructuredOutputError(field=self.kind, value=value, expected=expected[self.kind])
+        raise StructuredOutputError(field=self.kind, value=self.value, expected=expected[self.kind])
 
     def compile(self, vocab: Vocabulary) -> Automaton:
         """Compile it for a vocabulary.

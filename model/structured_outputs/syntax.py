@@ -107,7 +107,7 @@ def parse(pattern: str, field: str = "regex") -> Node:
 
 def literal(text: str) -> Node:
     """The tree of one text."""
-    return Concatenation(tuple(Characters(_escape(ord(c)), literal=c) for c in text))
+    return Concatenation(tuple(_literal(ord(c)) for c in text))
 
 
 def choice(texts: Iterable[str]) -> Node:
@@ -144,6 +144,10 @@ def _escape(code_point: int) -> str:
     return character if character.isascii() and character.isalnum() else f"\\U{code_point:08x}"
 
 
+def _literal(code_point: int) -> Characters:
+    return Characters(_escape(code_point), literal=chr(code_point))
+
+
 def _is_empty(op: Any, value: Any) -> bool:
     """Whether an item of a parsed expression matches nothing but the empty text."""
     if op is ops.SUBPATTERN:
@@ -168,16 +172,6 @@ class _Reader:
         return parts[0] if len(parts) == 1 else Concatenation(tuple(parts))
 
     def _node(self, op: Any, value: Any, flags: int, depth: int, start: bool, end: bool) -> Node:
-        if op is ops.LITERAL:
-            if flags & re.IGNORECASE:
-                return Characters(_escape(value), flags & _SET_FLAGS)
-            return Characters(_escape(value), literal=chr(value))
-        if op is ops.NOT_LITERAL:
-            return Characters(f"[^{_escape(value)}]", flags & _SET_FLAGS)
-        if op is ops.ANY:
-            return Characters(".", flags & _SET_FLAGS)
-        if op is ops.IN:
-            return Characters(f"[{''.join(self._member(*member) for member in value)}]", flags & _SET_FLAGS)
         if op is ops.BRANCH:
             options = value[1]
             return Alternatives(tuple(self.concatenation(o.data, flags, depth + 1, start, end) for o in options))
@@ -190,6 +184,18 @@ class _Reader:
             return Repeat(part, int(low), None if high is ops.MAXREPEAT else int(high))
         if op is ops.AT:
             return self._anchor(value, start, end)
+        return self._characters(op, value, flags & _SET_FLAGS)
+
+    def _characters(self, op: Any, value: Any, flags: int) -> Node:
+        """One character."""
+        if op is ops.LITERAL:
+            return Characters(_escape(value), flags) if flags & re.IGNORECASE else _literal(value)
+        if op is ops.NOT_LITERAL:
+            return Characters(f"[^{_escape(value)}]", flags)
+        if op is ops.ANY:
+            return Characters(".", flags)
+        if op is ops.IN:
+            return Characters(f"[{''.join(self._member(*member) for member in value)}]", flags)
         raise self._refuse(_REFUSED.get(op, str(op).lower()))
 
     def _anchor(self, anchor: Any, start: bool, end: bool) -> Node:

@@ -62,7 +62,11 @@ typedef struct lh_kernels {
     int (*lstm_backward)(const lh_lstm_layer *layer);
 } lh_kernels;
 
-/* Copies the state of a row back to the table, as it is after so many steps. */
+/* Copies the state of a row back to the table, as it is after so many steps. Not analysed across functions: GCC 12
+ * then takes it for one that writes nothing, and leaves its calls out. */
+#if defined(__GNUC__) && !defined(__clang__)
+__attribute__((noipa))
+#endif
 void store_row(lh_stepper *s, int row, int steps);
 
 /* The kernels of an instruction set that this CPU has, or NULL. NULL asks for the best one. */

@@ -152,21 +152,19 @@ class CpuStepper:
         changed = None if constraints is None else _changed_by_constraints(constraints, steps, rows)
         result = BlockResult(np.empty((steps, rows), np.int32), np.empty((steps, rows), np.float32), changed)
         results = (result.ids.ctypes.data, result.logprobs.ctypes.data)
-        if constraints is None or changed is None:
-            automata, masks = None, (None,) * 6
-        else:
-            automata = self._automata(constraints)
-            budgets = constraints.budgets.copy()
+        automata, masks = None, tuple[int, ...]()
+        if constraints is not None and changed is not None:
+            automata, budgets = self._automata(constraints), constraints.budgets.copy()
             masks = (
                 ctypes.addressof(automata),
                 _address("constraints.rows", constraints.rows, np.int32, (rows,)),
                 _address("constraints.states", changed.states, np.int32, (rows,)),
                 _address("constraints.budgets", budgets, np.int32, (rows,)),
-                changed.steps.ctypes.data,
-                changed.logprobs.ctypes.data,
+                *(changed.steps.ctypes.data, changed.logprobs.ctypes.data),
             )
         n_automata = 0 if automata is None else len(automata)
-        arrays = BlockArrays(rows, steps, window_size, n_automata, *fields, window, *biases, *masks, *results)
+        pointers = (*fields, window, *biases, *(masks or (None,) * 6), *results)
+        arrays = BlockArrays(rows, steps, window_size, n_automata, *pointers)
         with self._lock:
             code = self._library.lh_run(self._open(), ctypes.byref(arrays))
         if code == _MEMORY:
@@ -233,9 +231,7 @@ class CpuStepper:
 
 def _changed_by_constraints(constraints: Constraints, steps: int, rows: int) -> ConstraintResult:
     """The arrays that the C code changes."""
-    return ConstraintResult(
-        constraints.states.copy(), np.empty(rows, np.int32), np.empty((steps, rows), np.float32)
-    )
+    return ConstraintResult(constraints.states.copy(), np.empty(rows, np.int32), np.empty((steps, rows), np.float32))
 
 
 def _address(name: str, array: NDArray[np.generic], dtype: DTypeLike, shape: tuple[int, ...]) -> int:

@@ -9,12 +9,28 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from model.network.sampling import SamplingParams
 from model.stepper import Stepper
 from model.structured_outputs.automaton import Automaton
 from tests.random_batching import Progress, Text, advance, random_texts
 
-_ATOMS = ["a", "b", "e", " ", "'", "!", "[a-f]", "[^a-x]", ".", r"\w", r"\s", r"\n", "(?i:B)", "(?i:[^k-z])", "[' !]", ""]
+_ATOMS = [
+    "a",
+    "b",
+    "e",
+    " ",
+    "'",
+    "!",
+    "[a-f]",
+    "[^a-x]",
+    ".",
+    r"\w",
+    r"\s",
+    r"\n",
+    "(?i:B)",
+    "(?i:[^k-z])",
+    "[' !]",
+    "",
+]
 _REPEATS = ["?", "*", "+", "{2}", "{0,3}", "{2,5}", "{3,}", "*?", "+?"]
 
 
@@ -37,16 +53,6 @@ def random_schema(rng: Random, depth: int = 0) -> dict[str, Any]:
     kinds = ["string", "integer", "number", "boolean", "null", "enum", "const", "format", "pattern", "any"]
     kind = rng.choice(kinds + (["object", "array", "anyOf", "types"] * 2 if depth < 2 else []))
     low = rng.randint(0, 3)
-    if kind == "string":
-        return {"type": "string", "minLength": low, "maxLength": low + rng.randint(0, 6)}
-    if kind == "integer":
-        bounds = sorted(rng.randint(-1200, 1200) for _ in range(2))
-        least, greatest = rng.choice([("minimum", "maximum"), ("exclusiveMinimum", "maximum"), ("minimum", "x")])
-        limits = {least: bounds[0] - 1, greatest: bounds[1] + 1}
-        return {"type": "integer", **{k: v for k, v in limits.items() if k != "x"}}
-    if kind == "number":
-        bounds = sorted(rng.randint(-30, 30) for _ in range(2))
-        return rng.choice([{"type": "number"}, {"type": "number", "minimum": bounds[0], "maximum": bounds[1]}])
     if kind == "object":
         names = rng.sample(["name", "age", "a b", 'q"', "x", "long_name"], rng.randint(0, 4))
         properties = {name: random_schema(rng, depth + 1) for name in names}
@@ -57,8 +63,18 @@ def random_schema(rng: Random, depth: int = 0) -> dict[str, Any]:
         return {"type": "array", "items": random_schema(rng, depth + 1), **limits}
     if kind == "anyOf":
         return {"anyOf": [random_schema(rng, depth + 1) for _ in range(rng.randint(1, 3))]}
+    return _scalar_schema(rng, kind, low)
+
+
+def _scalar_schema(rng: Random, kind: str, low: int) -> dict[str, Any]:
+    least, greatest = sorted(rng.randint(-1200, 1200) for _ in range(2))
+    fewest, most = sorted(rng.randint(-30, 30) for _ in range(2))
+    integers = rng.choice([("minimum", "maximum"), ("exclusiveMinimum", "exclusiveMaximum"), ("minimum", "title")])
     values: list[Any] = ["x", "yes", 1, -2.5, None, True, {"k": [1, "v"]}, 'quote"d']
-    return {
+    schemas: dict[str, dict[str, Any]] = {
+        "string": {"type": "string", "minLength": low, "maxLength": low + rng.randint(0, 6)},
+        "integer": {"type": "integer", integers[0]: least - 1, integers[1]: greatest + 1},
+        "number": rng.choice([{"type": "number"}, {"type": "number", "minimum": fewest, "maximum": most}]),
         "boolean": {"type": "boolean"},
         "null": {"type": "null"},
         "enum": {"enum": rng.sample(values, 3)},
@@ -67,7 +83,8 @@ def random_schema(rng: Random, depth: int = 0) -> dict[str, Any]:
         "pattern": {"type": "string", "pattern": rng.choice(["^[a-z]{2,4}$", "a|b+", "(?:x.)*", r"\w{1,3}"])},
         "types": {"type": rng.sample(["string", "integer", "boolean", "null"], 2)},
         "any": {},
-    }[kind]
+    }
+    return schemas[kind]
 
 
 def written_texts(
@@ -75,7 +92,14 @@ def written_texts(
 ) -> list[tuple[Text, Progress]]:
     """Texts of one automaton with random parameters, prompts and budgets from the shortest match upward, in a block."""
     texts = [
-        Text(t.prompt, automaton.shortest + rng.choice([0, 1, rng.randint(0, longest)]), t.seed, t.params, t.bias, automaton)
+        Text(
+            t.prompt,
+            automaton.shortest + rng.choice([0, 1, rng.randint(0, longest)]),
+            t.seed,
+            t.params,
+            t.bias,
+            automaton,
+        )
         for t in random_texts(rng, n_texts, len(automaton.classes))
     ]
     texts = [t for t in texts if automaton.may_continue(0, t.length)]

@@ -6,7 +6,7 @@ import json
 from random import Random
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from model.errors import StructuredOutputError
@@ -95,8 +95,9 @@ def test_a_json_object_is_flat_and_valid() -> None:
 
 def test_a_model_of_pydantic_can_be_used() -> None:
     """The schemas that pydantic makes of nested models, optional fields, literals and limits."""
-    from pydantic import BaseModel, Field
     from typing import Literal
+
+    from pydantic import BaseModel, Field
 
     class Address(BaseModel):
         street: str = Field(max_length=8)

@@ -69,7 +69,7 @@ def random_schema(rng: Random, depth: int = 0) -> dict[str, Any]:
 def _scalar_schema(rng: Random, kind: str, low: int) -> dict[str, Any]:
     least, greatest = sorted(rng.randint(-1200, 1200) for _ in range(2))
     fewest, most = sorted(rng.randint(-30, 30) for _ in range(2))
-    integers = rng.choice([("minimum", "maximum"), ("exclusiveMinimum", "exclusiveMaximum"), ("minimum", "title")])
+    integers = rng.choice([("minimum", "maximum"), ("exclusiveMinimum", "exclusiveMaximum"), ("minimum", "minimum")])
     values: list[Any] = ["x", "yes", 1, -2.5, None, True, {"k": [1, "v"]}, 'quote"d']
     schemas: dict[str, dict[str, Any]] = {
         "string": {"type": "string", "minLength": low, "maxLength": low + rng.randint(0, 6)},

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import StructuredOutputError
-from model.structured_outputs.automaton import MAX_STATES, NO_STATE, UNBOUNDED, Automaton, compile_tree
-from model.structured_outputs.specification import CompilationCache, StructuredOutputs
+from model.structured_outputs.automaton import NO_STATE, UNBOUNDED, Automaton, compile_tree
+from model.structured_outputs.specification import StructuredOutputs
 from model.structured_outputs.syntax import parse
 from model.text.vocab import Vocabulary
 from tests.conftest import ALPHABET
@@ -175,41 +175,6 @@ def test_characters_that_no_set_distinguishes_share_a_column() -> None:
     assert automaton.n_bytes < 1 << 20
     assert automaton.advance(0, vocabulary.encode("一三, 龙a")) != NO_STATE
     assert automaton.advance(0, vocabulary.encode("一龙")) == NO_STATE
-
-
-def test_equal_specifications_are_compiled_once() -> None:
-    """Also when many threads ask at the same time; a refusal is remembered, too, and another vocabulary is another."""
-    cache, spec = CompilationCache(), StructuredOutputs("regex", "[a-z]{1,2000}")
-    results: list[tuple[Automaton, bool]] = []
-    threads = [threading.Thread(target=lambda: results.append(cache.compile(spec, ALPHABET))) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len({id(automaton) for automaton, _ in results}) == 1
-    assert sum(not was_cached for _, was_cached in results) >= 1
-    other, was_cached = cache.compile(spec, Vocabulary("abc"))
-    assert not was_cached
-    assert other is not results[0][0]
-    hostile = StructuredOutputs("regex", HOSTILE["exponential"])
-    errors = []
-    for _ in range(2):
-        with pytest.raises(StructuredOutputError, match=str(MAX_STATES)) as refusal:
-            cache.compile(hostile, ALPHABET)
-        errors.append(refusal.value)
-    assert errors[0] is not errors[1]
-    assert str(errors[0]) == str(errors[1])
-
-
-def test_the_cache_forgets_what_was_not_used_for_long() -> None:
-    """Its tables take at most the memory that it may use."""
-    spec = StructuredOutputs("regex", "a{50}")
-    size = spec.compile(ALPHABET).n_bytes
-    cache = CompilationCache(max_bytes=3 * size)
-    for n in range(50, 40, -1):
-        cache.compile(StructuredOutputs("regex", f"a{{{n}}}"), ALPHABET)
-    assert not cache.compile(spec, ALPHABET)[1]
-    assert cache.compile(spec, ALPHABET)[1]
 
 
 @pytest.mark.parametrize(

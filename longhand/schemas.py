@@ -31,6 +31,15 @@ class _GenerateOptions(TypedDict, total=False):
     on_unknown: Literal["error", "skip"]
 
 
+class StructuredOutputs(TypedDict, total=False):
+    """What a generated text must be: exactly one of these. docs/structured-outputs.md describes them."""
+
+    regex: str
+    choice: list[str]
+    json: dict[str, Any]
+    json_object: Literal[True]
+
+
 class GenerateOptions(_GenerateOptions, total=False):
     """The parameters of POST /generate beside `prompt`."""
 
@@ -39,6 +48,7 @@ class GenerateOptions(_GenerateOptions, total=False):
     position: int | None
     on_new_model: Literal["reencode", "conflict"]
     logprobs: int | None
+    structured_outputs: StructuredOutputs | None
 
 
 class ItemOptions(_GenerateOptions, total=False):
@@ -124,6 +134,7 @@ class Generation(Answer):
     saved: bool
     reencoded: bool = False
     logprobs: list[Logprob] | None = None
+    bits: float | None = None
 
 
 class ItemsStart(Answer):

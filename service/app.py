@@ -14,6 +14,7 @@ from service.errors import StoreUnavailable
 from service.generation.service import GenerationOptions, GenerationService
 from service.inspection.service import InspectionService
 from service.jobs.queue import JobQueue
+from service.models.automata import CompilationCache
 from service.models.loader import ModelLoader
 from service.models.manager import ModelManager
 from service.models.other_models import OtherModels
@@ -62,7 +63,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     queue = JobQueue(connect(s.queue_url), s.max_queued_jobs) if s.queue_url else None
     all_corpora = Corpora(s.corpora_dir, s.max_corpus_bytes)
     counters = Metrics()
-    load = ModelLoader(s.device, s.precision, s.slots, s.max_waiting, s.block_ms / 1000, counters.engine_observer)
+    automata = CompilationCache(counters.count_automaton_lookup)
+    block_s = s.block_ms / 1000
+    load = ModelLoader(s.device, s.precision, s.slots, s.max_waiting, block_s, counters.engine_observer, automata)
     manager = ModelManager(lambda: _bootstrap_job(queue), OtherModels(s.checkpoint_dir, load))
     watcher = CheckpointWatcher(manager, s.checkpoint_dir, load, stores.promotions.wait, counters)
     options = GenerationOptions(

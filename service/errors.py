@@ -98,6 +98,7 @@ class BadRequest(ServiceError):
         self.field = field
         self.value = value
         self.expected = expected
+        self.problem = problem
         self.more: list[BadRequest] = []  # the other values of the request that cannot be used
 
     def as_dict(self) -> dict[str, Any]:

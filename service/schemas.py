@@ -19,11 +19,13 @@ from pydantic import (
     WrapValidator,
     create_model,
     field_validator,
+    model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from model.network.penalties import MAX_LOGIT_BIAS
 from model.network.sampling import MAX_SEED, SamplingParameter, SamplingParams
+from model.structured_outputs.specification import KINDS, MAX_CHOICES, StructuredOutputs
 from model.text.items.record import DEFAULT_STATISTIC, Statistic
 from service.errors import BadRequest, MalformedBody
 from service.store.sessions import SESSION_ID
@@ -82,6 +84,45 @@ else:
     _SamplingFields = create_model(
         "SamplingFields", __base__=Body, **{p.name: _sampling_field(p) for p in SamplingParams.fields()}
     )
+
+
+class StructuredOutputsField(Body):
+    """`structured_outputs`: the names are those of vLLM."""
+
+    regex: str | None = Field(
+        None, description="a regular expression in the syntax of Python's re that the text matches wholly"
+    )
+    choice: list[str] | None = Field(
+        None,
+        description="the text is one of these",
+        json_schema_extra={"minItems": 1, "maxItems": MAX_CHOICES},
+    )
+    json_schema: dict[str, Any] | None = Field(None, alias="json", description="a JSON schema; the text is JSON of it")
+    json_object: Literal[True] | None = Field(
+        None, description="true: the text is a flat JSON object of strings, numbers, booleans and nulls"
+    )
+
+    @model_validator(mode="after")
+    def _check_kinds(self) -> StructuredOutputsField:
+        if len(self._given()) != 1:
+            raise unexpected(f"an object with exactly one of {', '.join(KINDS)}")
+        return self
+
+    @field_validator("choice")
+    @classmethod
+    def _check_choice(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and not 1 <= len(value) <= MAX_CHOICES:
+            raise unexpected(f"1 to {MAX_CHOICES} texts")
+        return value
+
+    def _given(self) -> dict[str, Any]:
+        values = (self.regex, self.choice, self.json_schema, self.json_object)
+        return {kind: value for kind, value in zip(KINDS, values, strict=True) if value is not None}
+
+    @property
+    def specification(self) -> StructuredOutputs:
+        """What the text must be."""
+        return StructuredOutputs.from_dict(self._given())
 
 
 class GenerateRequest(_SamplingFields):
@@ -143,6 +184,11 @@ class GenerateRequest(_SamplingFields):
     on_unknown: OnUnknown = Field("error", description=_ON_UNKNOWN)
     logprobs: TopLogprobs | None = Field(
         None, description="return the log-probability of each character, and of this many most probable ones"
+    )
+    structured_outputs: StructuredOutputsField | None = Field(
+        None,
+        description="the form of the generated text, within max_chars: a regular expression, a list of choices or a "
+        "JSON schema; docs/structured-outputs.md",
     )
 
     @field_validator("stop")

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
+from typing import Any
 
 from model import arguments
 from model.checkpoints import file_format
 from model.cli import options
 from model.cli.lists import sample as items
 from model.config import PRECISION_CHOICES
+from model.errors import StructuredOutputError
 from model.network.penalties import MAX_LOGIT_BIAS
 from model.network.sampling import MAX_SEED, SamplingParams
 from model.stepper.choose import choose
 from model.stepper.generate import write
+from model.structured_outputs.automaton import Automaton
+from model.structured_outputs.specification import StructuredOutputs
+from model.text.vocab import Vocabulary
 
 _MAX_CHARS = 10**9
 _DEFAULT_CHARS = 500
@@ -50,6 +56,14 @@ def configure(command: argparse.ArgumentParser) -> None:
         default="auto",
         help="of the native stepper's weights: fp32, int8 or auto, as the service chooses (default auto)",
     )
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--regex", help="a regular expression that the generated text matches wholly (default: none)")
+    form.add_argument(
+        "--choice", action="append", help="a text that may be generated; repeat it for others (default: any text)"
+    )
+    form.add_argument(
+        "--json-schema", type=_json_schema, help="a JSON schema, or a file with one, for JSON (default: none)"
+    )
     items.add_items(command)
 
 
@@ -62,14 +76,46 @@ def run(args: argparse.Namespace) -> None:
     if args.items is not None:
         items.print_items(args, loaded, params)
         return
+    max_chars = _DEFAULT_CHARS if args.max_chars is None else args.max_chars
+    automaton = _automaton(args, loaded.vocab, max_chars)
     stepper, _ = choose(loaded.network(), n_slots=1, device="cpu", precision=loaded.weight_precision(args.precision))
     prompt = loaded.vocab.normalize(args.prompt)
     loaded.vocab.encode(prompt + "".join(args.logit_bias))  # an error comes before the first character
     print(prompt, end="")
-    max_chars = _DEFAULT_CHARS if args.max_chars is None else args.max_chars
-    for text in write(stepper, loaded.vocab, prompt, max_chars, params, args.seed, logit_bias=args.logit_bias):
+    bias = args.logit_bias
+    for text in write(
+        stepper, loaded.vocab, prompt, max_chars, params, args.seed, logit_bias=bias, automaton=automaton
+    ):
         print(text, end="", flush=True)
     print()
+
+
+def _automaton(args: argparse.Namespace, vocab: Vocabulary, max_chars: int) -> Automaton | None:
+    """The automaton of the form that the text must have, if there is one.
+
+    Raises:
+        StructuredOutputError: The form cannot be used, or no text of it fits into max_chars.
+    """
+    kinds = {"regex": args.regex, "choice": args.choice, "json": args.json_schema}
+    given = {kind: value for kind, value in kinds.items() if value is not None}
+    if not given:
+        return None
+    automaton = StructuredOutputs.from_dict(given).compile(vocab)
+    if max_chars < automaton.shortest:
+        expected = f"at least {automaton.shortest}, the length of the shortest text of this form"
+        raise StructuredOutputError(field="--max-chars", value=max_chars, expected=expected)
+    return automaton
+
+
+def _json_schema(value: str) -> Any:
+    """Parse the argument: a JSON object, or the name of a file with one."""
+    try:
+        schema = json.loads(value if value.lstrip().startswith("{") else Path(value).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        schema = None
+    if not isinstance(schema, dict):
+        raise arguments.unexpected(value, "a JSON object, or the name of a file with one")
+    return schema
 
 
 def _logit_bias(value: str) -> dict[str, float]:

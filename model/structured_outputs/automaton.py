@@ -51,11 +51,22 @@ class Automaton:
         init=False
     )  # (S,) the fewest characters to an end after one more
 
+    addresses: tuple[int, ...] = dataclass_field(init=False)  # lh_automaton in api.h, whose arrays these are
+
     def __post_init__(self) -> None:
-        """Derive `continuations`."""
+        """Derive `continuations` and the addresses.
+
+        Raises:
+            ValueError: A table has not the layout that the C code reads.
+        """
         following = np.where(self.next_states == NO_STATE, NO_CONTINUATION - 1, self.distances[self.next_states])
         nearest = following.min(axis=1, initial=NO_CONTINUATION - 1) + 1
         object.__setattr__(self, "continuations", nearest.astype(np.int32))
+        tables = (self.classes, self.next_states, self.distances, self.continuations)
+        if any(table.dtype != np.int32 or not table.flags.c_contiguous for table in tables):
+            raise ValueError("the tables of an automaton must be contiguous int32")
+        addresses = (*self.next_states.shape, *(table.ctypes.data for table in tables))
+        object.__setattr__(self, "addresses", addresses)
 
     @property
     def shortest(self) -> int:

@@ -55,6 +55,7 @@ class Engine:
         self.numerics = stepper.numerics
         self.stepper_name = stepper.name
         self.n_slots = stepper.n_slots
+        self.supports_constraints = stepper.supports_constraints
         self.max_waiting = max_waiting
         self._stepper = stepper
         self._zero = stepper.read(0)  # of the shape and the type that every state must have
@@ -173,6 +174,11 @@ class Engine:
         if state is not None and not (self._has_form(state) and np.isfinite(state).all()):
             expected = f"finite {self._zero.dtype} {self._zero.shape}"
             raise ValueError(f"state: got {state.dtype} {state.shape}, expected {expected}")
+        if request.automaton is not None:
+            if not self.supports_constraints:
+                raise ValueError(f"automaton: got one, expected none with the stepper {self.stepper_name}")
+            if request.budget < max(request.automaton.shortest, request.max_chars):
+                raise ValueError(f"budget: got {request.budget}, expected that of a whole text, at least max_chars")
 
     def _has_form(self, state: StateArray) -> bool:
         return state.shape == self._zero.shape and state.dtype == self._zero.dtype
@@ -243,17 +249,23 @@ class Engine:
                 self._release(slot, _failed(e))
                 continue
             if sequence.steps_left == 0:
-                self._finish(slot, sequence, "length")
+                self._finish(slot, sequence, sequence.finish_reason)
 
     def _process(self, slots: NDArray[np.int32], steps: NDArray[np.int32], result: BlockResult) -> None:
         """Turn the ids of a block into chunks, captures and ends."""
         now = time.monotonic()
+        constraints = result.constraints
+        if constraints is not None:
+            steps = constraints.steps
         for b, (slot, n) in enumerate(zip(slots.tolist(), steps.tolist(), strict=True)):
             sequence = self._scheduler.running[slot]
             self._stats.prompt_chars += min(n, sequence.unread_chars)
             if sequence.request.is_scored:
                 sequence.scores.append(result.logprobs[:n, b].copy())
             new = sequence.advance(result.ids[:n, b])
+            if constraints is not None and sequence.request.automaton is not None:
+                mask_logprobs = constraints.logprobs[n - len(new) : n, b].tolist()
+                sequence.advance_automaton(int(constraints.states[b]), mask_logprobs)
             capture_key = sequence.pop_capture()
             if capture_key is not None:
                 self._send(sequence, StateCapture(capture_key, self._read_state(slot, sequence)))
@@ -273,7 +285,7 @@ class Engine:
                 snapshot = self._read_state(slot, sequence) if sequence.snapshot_is_due(now) else None
                 self._send_chunk(sequence, Chunk(text, sequence.sent_position, logprobs, snapshot))
             if sequence.steps_left == 0:
-                self._finish(slot, sequence, "length")
+                self._finish(slot, sequence, sequence.finish_reason)
 
     def _finish_at_stop(self, slot: int, sequence: Sequence, text: str, logprobs: list[float]) -> None:
         """End a sequence before a stop string: discard what was generated past it, and find the state by replay."""
@@ -304,7 +316,8 @@ class Engine:
         if sequence.scores and reason == "length":
             self._send(sequence, Scored(np.concatenate(sequence.scores)))
         is_prompt_read = reason == "length" or sequence.unread_chars == 0
-        self._release(slot, End(reason, self._read_state(slot, sequence) if is_prompt_read else None))
+        state = self._read_state(slot, sequence) if is_prompt_read else None
+        self._release(slot, End(reason, state, sequence.bits))
 
     def _release(self, slot: int, last: End | Failed) -> None:
         self._end(self._scheduler.release(slot), last)

@@ -15,6 +15,7 @@ import numpy as np
 from model.network.penalties import LogitBias, stack_windows
 from model.network.sampling import as_batch, random_values
 from model.stepper import NO_SCORE, SAMPLE, Block
+from model.structured_outputs.masks import Constraints
 from service.engine.sequence import Sequence
 
 MAX_STEPS = 256
@@ -122,6 +123,7 @@ class Scheduler:
             score_ids=score_ids,
             windows=stack_windows([s.window for _, s in rows]),
             logit_bias=LogitBias.of([s.request.logit_bias for _, s in rows]),
+            constraints=Constraints.of([s.constraint(n) for (_, s), n in zip(rows, steps.tolist(), strict=True)]),
         )
 
     def record(self, block: Block, seconds: float) -> None:

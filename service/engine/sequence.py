@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import log
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.network.penalties import Window, advance_window, new_window
 from model.network.sampling import SamplingParams
+from model.structured_outputs.automaton import UNBOUNDED, Automaton
+from model.structured_outputs.masks import RowConstraint
 from service.engine.stop_strings import StopScanner
-from service.engine.stream import Stream
+from service.engine.stream import FinishReason, Stream
 
 StateArray = NDArray[np.floating]
 _NO_TEXT: Window = np.empty(0, dtype=np.int32)
@@ -43,6 +46,8 @@ class SequenceRequest:
     reused_chars: int = 0  # characters of the prompt that `state` has consumed, for metrics
     end_id: int | None = None  # the text ends with the first generated one of these; its end has no state
     is_part: bool = False  # of a longer text: metrics do not count it as a text of its own
+    automaton: Automaton | None = None  # what the generated text must match wholly, from its first character on
+    budget: int = 0  # of the automaton: the characters within which the text must end, at least max_chars
 
 
 @dataclass(slots=True, eq=False)
@@ -91,7 +96,8 @@ class Sequence:
         self.last_chunk_at: float | None = None
         self.to_feed = request.feed  # (n,) n >= 1: what the next block feeds before it samples
         self.position = request.start_position  # characters of the text up to and including to_feed[0]
-        self.remaining = request.max_chars
+        self._automaton_state, self._budget, self._mask_logprob = 0, request.budget, 0.0
+        self.remaining = self._most_chars = self._bounded(request.max_chars)
         self.window = new_window(request.sampling, request.window)  # what penalties look at next
         self._stop_scanner = StopScanner(request.stop, request.min_chars)
         self._held_logprobs: list[float] = []  # one per character that the scanner holds back
@@ -117,7 +123,20 @@ class Sequence:
     @property
     def has_output(self) -> bool:
         """Whether a character has been generated."""
-        return self.remaining < self.request.max_chars
+        return self.remaining < self._most_chars
+
+    @property
+    def bits(self) -> float | None:
+        """What the masks removed of the probability of the text so far, in bits; None without an automaton."""
+        return None if self.request.automaton is None else -self._mask_logprob / log(2)
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why a text ends that has no steps left."""
+        automaton = self.request.automaton
+        if automaton is None or automaton.may_continue(self._automaton_state, self._budget):
+            return "length"
+        return automaton.finish_reason(self._automaton_state, self._budget)
 
     @property
     def sent_position(self) -> int:
@@ -151,6 +170,25 @@ class Sequence:
         self.remaining -= len(new)
         self.window = advance_window(self.request.sampling, self.window, new)
         return new
+
+    def constraint(self, steps: int) -> RowConstraint | None:
+        """The constraint in a block of so many steps. What a block samples before the prompt is read has none."""
+        if self.request.automaton is None or steps < len(self.to_feed):
+            return None
+        return RowConstraint(self.request.automaton, self._automaton_state, self._budget)
+
+    def advance_automaton(self, state: int, mask_logprobs: list[float]) -> None:
+        """Take the automaton's state after a block.
+
+        Args:
+            state: The state.
+            mask_logprobs: Of each generated character: the log-probability that its mask left.
+        """
+        self._automaton_state = state
+        self._budget -= len(mask_logprobs)
+        for logprob in mask_logprobs:  # one after the other: the sum does not depend on the blocks
+            self._mask_logprob += logprob
+        self.remaining = self._bounded(self.remaining)
 
     def scan(self, text: str, logprobs: list[float]) -> tuple[str, list[float], bool]:
         """Search generated text for stop strings.
@@ -190,6 +228,16 @@ class Sequence:
     def snapshot_is_due(self, now: float) -> bool:
         """Whether a snapshot should go with the next chunk. A state that is past the sent text is no snapshot."""
         return not self._held_logprobs and self._snapshots.is_due(now)
+
+    def _bounded(self, chars: int) -> int:
+        """How many of so many characters can still be generated at most, in the automaton's state."""
+        automaton = self.request.automaton
+        if automaton is None:
+            return chars
+        if not automaton.may_continue(self._automaton_state, self._budget):
+            return 0
+        longest = int(automaton.longest[self._automaton_state])
+        return chars if longest == UNBOUNDED else min(chars, longest)
 
     def _replay_point_at(self, state: StateArray | None) -> ReplayPoint:
         return ReplayPoint(state, self.position, [self.next_input])

@@ -16,7 +16,7 @@ from service.engine.group_queue import GroupQueue
 from service.engine.stream import Chunk, End, Failed, FinishReason, Item, StateCapture, Stream
 from service.errors import PROMPT_NOT_READ, TimedOut
 from service.generation.plan import GenerationPlan
-from service.generation.stream import RunningGeneration
+from service.generation.stream import BITS_DIGITS, RunningGeneration
 from service.models.loaded_model import LoadedModel
 from service.store.prefixes import PrefixStore
 
@@ -39,14 +39,17 @@ class BatchResult:
     finish_reason: FinishReason
     seed: int
     generated_chars: int
+    bits: float | None = None  # of a constrained text
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as the API shows it."""
+        bits = {} if self.bits is None else {"bits": round(self.bits, BITS_DIGITS)}
         return {
             "index": self.index,
             "finish_reason": self.finish_reason,
             "seed": self.seed,
             "generated_chars": self.generated_chars,
+            **bits,
         }
 
 
@@ -151,7 +154,7 @@ class RunningBatch:
     def _submit(self, index: int, stream: Stream) -> None:
         if index < 0:
             sequence = self._plans[-1 - index][0].sequence
-            self._model.engine.submit(replace(sequence, max_chars=0, stop=()), stream)
+            self._model.engine.submit(replace(sequence, max_chars=0, stop=(), automaton=None), stream)
         else:
             self._running[index] = self._start(self._model, self._plan(index), stream)
 
@@ -166,7 +169,8 @@ class RunningBatch:
         del self._running[index]
         generation.release()
         seed = self._plan(index).record.seed
-        return BatchResult(index, generation.end.finish_reason, seed, self._generated_chars[index])
+        end = generation.end
+        return BatchResult(index, end.finish_reason, seed, self._generated_chars[index], end.bits)
 
     def _take_prompt(self, prompt: int, item: Item) -> None:
         """Continue every text of a prompt from the state at its end, when it is there."""

@@ -55,7 +55,8 @@ def rewound_session(
         return turn.start
     request, recent = from_nearest_save(model, turn, session, position)
     if position < record.prompt_end:
-        read = replace(record, prompt=record.prompt[: position - record.start_position], max_chars=0)
+        prompt = record.prompt[: position - record.start_position]
+        read = replace(record, prompt=prompt, max_chars=0, structured_outputs={})
         request = whole_turn(model, read, turn.start)
         recent = (turn.start.recent if turn.start else RecentText()).read(read.prompt)
     else:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from model.network.sampling import MAX_SEED
+from model.structured_outputs.masks import RowConstraint
 from service.engine.stream import Stream
 from service.errors import (
     BadRequest,
@@ -334,6 +335,7 @@ class GenerationService:
             request=request_digest,
             min_chars=request.min_chars,
             logit_bias=validated.logit_bias,
+            structured_outputs=validated.structured_outputs.as_dict() if validated.structured_outputs else {},
         )
         options = self._plan_options(request.logprobs, request.timeout_s)
         is_new_session = request.session_id is None
@@ -419,6 +421,7 @@ def _token_logprobs(plan: GenerationPlan, model: LoadedModel) -> TokenLogprobs |
         plan.top_logprobs,
         window=sequence.window,
         logit_bias=sequence.logit_bias,
+        constraint=None if sequence.automaton is None else RowConstraint(sequence.automaton, 0, sequence.budget),
     )
     if sequence.start_position >= plan.record.prompt_end:  # else the state at the prompt's end will be captured
         logprobs.begin_at(sequence.state, int(sequence.feed[0]))

@@ -23,6 +23,7 @@ from service.store.sessions import Session
 
 log = logging.getLogger(__name__)
 _CANCEL_POLL_S = 5.0
+BITS_DIGITS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,11 @@ class GenerationResult:
     reused_chars: int
     saved: bool
     reencoded: bool
+    bits: float | None = None  # of a constrained text: what the masks removed of its probability
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as the API shows it."""
+        bits = {} if self.bits is None else {"bits": round(self.bits, BITS_DIGITS)}
         return {
             "finish_reason": self.finish_reason,
             "session_id": self.session_id,
@@ -55,6 +58,7 @@ class GenerationResult:
             },
             "saved": self.saved,
             "reencoded": self.reencoded,
+            **bits,
         }
 
 
@@ -186,6 +190,7 @@ class RunningGeneration:
             reused_chars=self._plan.sequence.reused_chars,
             saved=saved,
             reencoded=record.reencoded,
+            bits=self._end.bits,
         )
 
     def release(self) -> None:

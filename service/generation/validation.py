@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from model.structured_outputs.specification import StructuredOutputs
 from service.errors import BadRequest
 from service.models.loaded_model import LoadedModel
 from service.schemas import GenerateRequest
@@ -17,6 +18,7 @@ class ValidatedRequest:
     prompt: str  # as the model reads it: normalized, and without the characters that were skipped
     logit_bias: dict[str, float]  # by character, as the model reads it
     stop: list[str]  # the stop strings that the model can generate
+    structured_outputs: StructuredOutputs | None
 
 
 def validate(request: GenerateRequest, model: LoadedModel, max_chars: int, max_prompt_chars: int) -> ValidatedRequest:
@@ -41,7 +43,8 @@ def validate(request: GenerateRequest, model: LoadedModel, max_chars: int, max_p
         prompt = model.engine.vocab.decode(ids)
     if request.min_chars > request.max_chars:
         raise BadRequest("min_chars", request.min_chars, f"at most max_chars, which is {request.max_chars}")
-    return ValidatedRequest(request, prompt, _logit_bias(model, request), _stop_strings(model, request))
+    bias, stop = _logit_bias(model, request), _stop_strings(model, request)
+    return ValidatedRequest(request, prompt, bias, stop, _structured_outputs(model, request))
 
 
 def check_penalty_window(request: GenerateRequest, recent_text_chars: int) -> None:
@@ -79,3 +82,22 @@ def _stop_strings(model: LoadedModel, request: GenerateRequest) -> list[str]:
         if len(ids) == len(stop):
             possible.append(stop)
     return possible
+
+
+def _structured_outputs(model: LoadedModel, request: GenerateRequest) -> StructuredOutputs | None:
+    """The specification, if a text of it can be written within max_chars."""
+    if request.structured_outputs is None:
+        return None
+    spec = request.structured_outputs.specification
+    for name, allowed in (("stop", []), ("min_chars", 0)):
+        if getattr(request, name) != allowed:
+            expected = "none with structured_outputs: such a text ends where its form does"
+            raise BadRequest(name, getattr(request, name), expected)
+    if not model.engine.supports_constraints:
+        expected = "none with this model: its stepper on this GPU applies no masks; serve it on a CPU"
+        raise BadRequest("structured_outputs", spec.as_dict(), expected)
+    automaton = model.compile(spec)
+    if request.max_chars < automaton.shortest:
+        expected = f"at least {automaton.shortest}, the length of the shortest text of structured_outputs"
+        raise BadRequest("max_chars", request.max_chars, expected)
+    return spec

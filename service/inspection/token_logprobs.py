@@ -3,7 +3,7 @@
 For each character:
 
     logprob       its natural log-probability, at temperature 1 and without filters
-    probability   its probability in the distribution that was sampled from, with temperature and filters
+    probability   its probability in the distribution that was sampled from, with masks, temperature and filters
     top           [[character, logprob, probability], ...] of the most probable characters, in order
 
 Without alternatives there is only `logprob`.
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from model.network.penalties import LogitBias, Window, adjusted_logits, advance_window, stack_windows
 from model.network.sampling import SamplingParams, as_batch, as_tensors, distribution
+from model.structured_outputs.masks import RowConstraint
 from model.text.vocab import Vocabulary
 from service.inspection.scorer import Scorer, own_logprobs
 from service.models.on_demand_network import OnDemandNetwork
@@ -40,6 +41,7 @@ class TokenLogprobs:
         *,
         window: Window,
         logit_bias: Mapping[int, float],
+        constraint: RowConstraint | None = None,
     ) -> None:
         """Prepare; without alternatives (top 0) the network is not loaded.
 
@@ -50,6 +52,7 @@ class TokenLogprobs:
             top: The number of alternatives.
             window: What penalties look at before the first character.
             logit_bias: By id.
+            constraint: Of the text, before its first character.
         """
         self._network = network
         self._vocab = vocab
@@ -58,6 +61,7 @@ class TokenLogprobs:
         self._scorer: Scorer | None = None
         self._window = window
         self._bias = LogitBias.of([logit_bias])
+        self._constraint = constraint
 
     def begin_at(self, state: NDArray[np.floating] | None, next_input: int) -> None:
         """Set the state (S, L, H) before the first character that is computed."""
@@ -76,9 +80,22 @@ class TokenLogprobs:
         assert self._scorer is not None, "begin_at comes before the first text"
         ids = self._vocab.encode(text)
         logits = self._scorer.read(ids)
-        adjusted = self._adjusted(logits, ids)
+        adjusted = self._masked(logits, self._adjusted(logits, ids), ids)
         computed = token_logprobs(logits, ids, self._vocab, self._sampling, self._top, adjusted)
         return [{**item, "logprob": round(own, _DIGITS)} for item, own in zip(computed, logprobs, strict=True)]
+
+    def _masked(self, logits: Tensor, adjusted: Tensor | None, ids: NDArray[np.int32]) -> Tensor | None:
+        """The logits (T, V) to sample from, minus infinity for the ids that the constraint does not allow."""
+        if self._constraint is None or not len(ids):
+            return adjusted
+        automaton, state, budget = self._constraint
+        allowed = []
+        for id in ids.tolist():
+            allowed.append(automaton.allowed(state, budget))
+            state, budget = automaton.advance(state, [id]), budget - 1
+        self._constraint = RowConstraint(automaton, state, budget)
+        drawn_from = logits if adjusted is None else adjusted
+        return drawn_from.masked_fill(~torch.from_numpy(np.stack(allowed)), -torch.inf)
 
     def _adjusted(self, logits: Tensor, ids: NDArray[np.int32]) -> Tensor | None:
         """The logits (T, V) after bias and penalties; None if there are neither."""

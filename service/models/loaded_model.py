@@ -18,12 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.errors import StateError, UnknownCharacters
+from model.errors import StateError, StructuredOutputError, UnknownCharacters
 from model.network.state import HiddenState
 from model.stepper import Stepper
+from model.structured_outputs.automaton import Automaton
+from model.structured_outputs.specification import StructuredOutputs
 from model.text.items.record import ItemRecord
 from service.engine.engine import Engine
 from service.errors import BadRequest, UnreadableSession
+from service.models.automata import CompilationCache
 from service.models.on_demand_network import OnDemandNetwork
 from service.schemas import OnUnknown
 
@@ -42,6 +45,7 @@ class LoadedModel:
         network: OnDemandNetwork,
         items: ItemRecord | None = None,
         description: Mapping[str, Any] | None = None,
+        automata: CompilationCache | None = None,
     ) -> None:
         """Take over the parts of a model; they are freed with it.
 
@@ -52,12 +56,14 @@ class LoadedModel:
             network: Reads text beside the engine.
             items: What the checkpoint knows of its list; None if it is of a text.
             description: What clients are told of the checkpoint, beside its name and fingerprint.
+            automata: The cache of structured outputs, which models share; None: one of its own.
         """
         self.description = {"id": engine.fingerprint, "name": name, **(description or {})}
         self.name = name
         self.items = items
         self.engine = engine
         self.network = network
+        self._automata = automata or CompilationCache()
         self._stepper = stepper
         self._lock = threading.Lock()
         self._n_leases = 0
@@ -108,6 +114,17 @@ class LoadedModel:
             unknown = [{"position": i, "character": c} for i, c in e.unknown[:_MAX_LISTED]]
             expected = "characters of the model's vocabulary, or on_unknown = 'skip'"
             raise BadRequest(field, unknown, expected, problem=str(e)) from e
+
+    def compile(self, spec: StructuredOutputs) -> Automaton:
+        """Return the automaton of a specification that a client sent.
+
+        Raises:
+            BadRequest: The specification cannot be used, or no such text can be written with this vocabulary.
+        """
+        try:
+            return self._automata.compile(spec, self.engine.vocab)
+        except StructuredOutputError as e:
+            raise BadRequest(f"structured_outputs.{e.field}", e.value, e.expected, problem=e.problem) from e
 
     def acquire(self) -> ModelLease:
         """Return a lease. Only the manager calls this, while the model is the current one."""

@@ -13,6 +13,7 @@ from model.config import PrecisionChoice
 from model.stepper.choose import choose
 from service.engine.engine import Engine
 from service.engine.observer import Observer
+from service.models.automata import CompilationCache
 from service.models.loaded_model import LoadedModel, free_stepper
 from service.models.on_demand_network import OnDemandNetwork
 
@@ -30,6 +31,7 @@ class ModelLoader:
     max_waiting: int
     block_s: float
     make_observer: Callable[[int], Observer]  # from the number of slots
+    automata: CompilationCache
 
     def __call__(self, path: Path) -> LoadedModel:
         """Load, test and warm up a checkpoint, and start its engine.
@@ -57,7 +59,7 @@ class ModelLoader:
             raise
         engine.start()
         network = OnDemandNetwork(path, checkpoint.fingerprint)
-        return LoadedModel(path.name, engine, stepper, network, checkpoint.items, _description(path))
+        return LoadedModel(path.name, engine, stepper, network, checkpoint.items, _description(path), self.automata)
 
 
 def _description(path: Path) -> dict[str, Any]:

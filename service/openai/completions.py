@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from model.structured_outputs.specification import StructuredOutputs
 from service.engine.stream import FinishReason
 from service.errors import BadRequest
 from service.generation.batch import BatchChunk, RunningBatch
@@ -72,8 +73,8 @@ class CompletionService:
             prompts = self._prompts(request, model)
             _check_logprobs(request, prompts)
             batch = None
-            if _max_tokens(request):
-                batch = self._generation.continue_prompts(_generate_request(request, model), model, prompts)
+            if _max_tokens(request) or _specification(request) is not None:
+                batch = self._continue(request, model, prompts)
                 on_error.callback(batch.close)
             logprobs = self._prompt_logprobs(request, model, prompts, check_client)
             on_error.pop_all()
@@ -92,6 +93,12 @@ class CompletionService:
             else:
                 prompts.append(decode(model, field, prompt))
         return prompts
+
+    def _continue(self, request: CompletionRequest, model: LoadedModel, prompts: list[str]) -> RunningBatch:
+        try:
+            return self._generation.continue_prompts(_generate_request(request, model), model, prompts)
+        except BadRequest as e:
+            raise BadRequest(_field(request, e.field), e.value, e.expected, problem=e.problem) from e
 
     def _prompt_logprobs(
         self, request: CompletionRequest, model: LoadedModel, prompts: list[str], check_client: Callable[[], None]
@@ -201,6 +208,9 @@ def _check(request: CompletionRequest, max_chars: int) -> None:
     if texts > MAX_TEXTS:
         field = "best_of" if best_of is not None else "n"
         raise BadRequest(field, best_of or n, f"at most {MAX_TEXTS}", problem=f"{texts} texts together")
+    if request.structured_outputs is not None and request.response_format is not None:
+        value = request.response_format.type
+        raise BadRequest("response_format", value, "null with structured_outputs: a text has one form")
     if request.stream_options is not None and not request.stream:
         raise BadRequest("stream_options", "an object", "null without stream", problem="needs stream")
 
@@ -225,6 +235,21 @@ def _bias_by_character(request: CompletionRequest, model: LoadedModel) -> dict[s
     return {characters[int(token_id)]: bias for token_id, bias in (request.logit_bias or {}).items()}
 
 
+def _specification(request: CompletionRequest) -> StructuredOutputs | None:
+    """What each text must be."""
+    if request.structured_outputs is not None:
+        return request.structured_outputs.specification
+    return None if request.response_format is None else request.response_format.specification
+
+
+def _field(request: CompletionRequest, field: str) -> str:
+    """The name of a field of GenerateRequest in this protocol."""
+    if request.response_format is not None and field.startswith("structured_outputs."):
+        kind, _, rest = field.removeprefix("structured_outputs.").partition(".")
+        return "response_format" + (".json_schema.schema" if kind == "json" else "") + (f".{rest}" if rest else "")
+    return {"max_chars": "max_tokens", "min_chars": "min_tokens"}.get(field, field)
+
+
 def _max_tokens(request: CompletionRequest) -> int:
     return DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
 
@@ -247,4 +272,7 @@ def _generate_request(request: CompletionRequest, model: LoadedModel) -> Generat
         "seed": request.seed_63,
         "n": _n_texts(request),
     }
+    specification = _specification(request)
+    if specification is not None:
+        fields["structured_outputs"] = specification.as_dict()
     return GenerateRequest.model_validate(fields)

@@ -5,12 +5,13 @@ Every field may be null, which means its default. Fields of the protocol have it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, create_model
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, create_model, model_validator
 
 from model.network.penalties import MAX_LOGIT_BIAS
 from model.network.sampling import MAX_SEED, SamplingParameter, SamplingParams
+from model.structured_outputs.specification import StructuredOutputs
 from service.schemas import (
     MAX_BIASES,
     MAX_STOP_CHARS,
@@ -18,6 +19,7 @@ from service.schemas import (
     MAX_TEXTS,
     Body,
     OnUnknown,
+    StructuredOutputsField,
     one_message,
     parameter_schema,
     unexpected,
@@ -77,6 +79,37 @@ class StreamOptions(Body):
     include_obfuscation: bool | None = Field(None, description="accepted; nothing is obfuscated")
 
 
+class JsonSchemaFormat(Body):
+    """`response_format.json_schema`."""
+
+    name: str | None = Field(None, description="accepted, and not used")
+    description: str | None = Field(None, description="accepted, and not used")
+    json_schema: dict[str, Any] = Field(alias="schema", description="a JSON schema")
+    strict: bool | None = Field(None, description="accepted; every text is valid")
+
+
+class ResponseFormat(Body):
+    """`response_format`."""
+
+    type: Literal["text", "json_object", "json_schema"] = Field(
+        description="json_object: a flat JSON object; json_schema: JSON of the schema in json_schema"
+    )
+    json_schema: JsonSchemaFormat | None = Field(None, description="only with type json_schema")
+
+    @model_validator(mode="after")
+    def _check_schema(self) -> ResponseFormat:
+        if (self.json_schema is not None) != (self.type == "json_schema"):
+            raise unexpected("an object with json_schema if its type is json_schema, else without")
+        return self
+
+    @property
+    def specification(self) -> StructuredOutputs | None:
+        """What the text must be; None: anything."""
+        if self.json_schema is not None:
+            return StructuredOutputs("json", self.json_schema.json_schema)
+        return StructuredOutputs("json_object", True) if self.type == "json_object" else None
+
+
 class CompletionRequest(_SamplingFields):
     """POST /v1/completions."""
 
@@ -111,6 +144,12 @@ class CompletionRequest(_SamplingFields):
     user: str | None = Field(None, description="accepted, and not used")
     on_unknown: OnUnknown | None = Field(
         None, description="what to do with characters of a prompt that are not in the vocabulary; default error"
+    )
+    structured_outputs: StructuredOutputsField | None = Field(
+        None, description="the form of each text, within max_tokens: regex, choice or json, as for POST /generate"
+    )
+    response_format: ResponseFormat | None = Field(
+        None, description="the form of each text, as in the protocol: text, json_object or json_schema"
     )
 
     @property

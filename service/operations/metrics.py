@@ -87,6 +87,16 @@ _SPECS = _layout(
         "Requests refused with 429 because all slots were in use and the queue was full.",
     ),
     (CounterMetricFamily, "model_swaps", "Models that were loaded and served, counted in each process."),
+    (
+        CounterMetricFamily,
+        "structured_outputs_cache_hits",
+        "Requests whose structured_outputs were compiled already.",
+    ),
+    (
+        CounterMetricFamily,
+        "structured_outputs_cache_misses",
+        "Requests whose structured_outputs had to be compiled, those refused included.",
+    ),
     (CounterMetricFamily, "model_swaps_refused", "Promoted checkpoints that could not be loaded, in each process."),
 )
 _ROW_WIDTH = sum(spec.width for spec in _SPECS.values())
@@ -175,6 +185,10 @@ class Metrics(Collector):
     def count_model_swap(self) -> None:
         """Count a model that is served from now on."""
         self.add("model_swaps")
+
+    def count_automaton_lookup(self, was_cached: bool) -> None:
+        """Count a request whose structured outputs were compiled, or found in the cache."""
+        self.add("structured_outputs_cache_hits" if was_cached else "structured_outputs_cache_misses")
 
     def count_refused_swap(self) -> None:
         """Count a promoted checkpoint that could not be loaded."""

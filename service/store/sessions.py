@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from model.errors import StateError
 from model.network.sampling import MAX_SEED, SamplingParams
 from model.network.state import MAX_POSITION, HiddenState, checked_integer, checked_string
+from model.structured_outputs.specification import StructuredOutputs
 from service.errors import UnreadableSession
 
 SESSION_ID = "[A-Za-z0-9_-]{22,64}"
@@ -152,6 +153,7 @@ class TurnRecord:
     request: str = ""  # a digest of the request
     min_chars: int = 0  # no stop string is matched in so many generated characters
     logit_bias: dict[str, float] = field(default_factory=dict)  # character -> what is added to its logit
+    structured_outputs: dict[str, Any] = field(default_factory=dict)  # the specification, if there is one
 
     @property
     def prompt_end(self) -> int:
@@ -203,6 +205,10 @@ class TurnRecord:
             for character, value in self.logit_bias.items()
         ):
             raise StateError(field="logit_bias", value=self.logit_bias, expected="finite numbers by character")
+        if type(self.structured_outputs) is not dict:
+            raise StateError(field="structured_outputs", value=self.structured_outputs, expected="an object")
+        if self.structured_outputs:
+            StructuredOutputs.from_dict(self.structured_outputs)
         if type(self.reencoded) is not bool:
             raise StateError(field="reencoded", value=self.reencoded, expected="true or false")
 

@@ -208,15 +208,10 @@ class CpuStepper:
 
     def _automata(self, constraints: Constraints) -> ctypes.Array[AutomatonArrays]:
         """The tables of the automata, which stay where they are while `constraints` is referred to."""
-        automata = (AutomatonArrays * len(constraints.automata))()
-        for entry, a in zip(automata, constraints.automata, strict=True):
-            states, classes = a.next_states.shape
-            entry.states, entry.classes = states, classes
-            entry.class_of = _address("automaton.classes", a.classes, np.int32, (self.vocab_size,))
-            entry.next = _address("automaton.next_states", a.next_states, np.int32, (states, classes))
-            entry.distance = _address("automaton.distances", a.distances, np.int32, (states,))
-            entry.continuation = _address("automaton.continuations", a.continuations, np.int32, (states,))
-        return automata
+        if any(len(a.classes) != self.vocab_size for a in constraints.automata):
+            raise ValueError(f"constraints: an automaton is of another vocabulary, expected {self.vocab_size} ids")
+        n = len(constraints.automata)
+        return (AutomatonArrays * n)(*(AutomatonArrays(*a.addresses) for a in constraints.automata))
 
     def _open(self) -> int:
         if self._handle is None:

@@ -94,3 +94,6 @@ def _check_text_fields(request: GenerateRequest) -> None:
         if value != default:
             expected = {"n": "1 with items", "stop": "none with items: an item ends by itself"}
             raise BadRequest(name, value, expected.get(name, "null with items, which belong to no session"))
+    if request.structured_outputs is not None:
+        value = request.structured_outputs.specification.as_dict()
+        raise BadRequest("structured_outputs", value, "null with items, whose form is that of the list")

@@ -42,6 +42,16 @@ def test_train_sample_info(tmp_path: Path, text: Path, capsys: pytest.CaptureFix
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
     assert len(texts[0]) == 2 + 40 + 1
+    for form, pattern in (
+        (["--regex", "[ab]{3,9}c?"], "[ab]{3,9}c?"),
+        (["--choice", "abc", "--choice", "ba"], "abc|ba"),
+    ):
+        assert main(["sample", "ab", "--store", str(out), "--max-chars", "9", *form]) == 0
+        assert re.fullmatch(pattern, capsys.readouterr().out.removeprefix("ab")[:-1])
+    assert main(["sample", "ab", "--store", str(out), "--max-chars", "2", "--regex", "a{3}"]) == 1
+    assert "--max-chars: got 2, expected at least 3" in capsys.readouterr().err
+    assert main(["sample", "ab", "--store", str(out), "--json-schema", '{"type": "null"}']) == 1
+    assert "the model's vocabulary lacks" in capsys.readouterr().err
     assert main(["info", "--store", str(out)]) == 0
     output = capsys.readouterr().out
     for part in ("lstm, 1 x 16", "stateful protocol", "n_hidden" not in output and "steps=30", "sha256"):

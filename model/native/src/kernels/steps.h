@@ -176,27 +176,28 @@ static const float *logits_to_draw(const lh_stepper *s, int k, int column, const
 }
 
 /* Copies the logits to d->adjusted, and gives those that a row's constraint does not allow minus infinity. Returns the
- * log-probability of the others together, at temperature 1; `logits` are the network's. If nothing may follow, which
- * ends a row, all are allowed. */
+ * log-probability of the others together, at temperature 1, and puts the normalizer of all into *log_total; `logits` are
+ * the network's. If nothing may follow, which ends a row, all are allowed. */
 static float mask(const lh_automaton *a, int32_t state, int32_t budget, const float *logits, const float *drawn_from,
-                  int n, const sampling_scratch_t *d)
+                  int n, const sampling_scratch_t *d, double *log_total)
 {
     const int32_t *next = a->next + (size_t)state * a->classes;
-    double max = logits[argmax(logits, n)], largest = -INFINITY, sum = weigh(logits, n, max, d->weight), left = 0.0;
+    double max = logits[argmax(logits, n)], largest = -INFINITY, left = 0.0, sum = weigh(logits, n, max, d->weight);
+    *log_total = log_of(sum);
     for (int i = 0; i < n; i++) {
         int32_t after = next[a->class_of[i]];
         d->keep[i] = after >= 0 && a->distance[after] < budget;
         if (d->keep[i] && logits[i] > largest) largest = logits[i];
     }
-    if (!(largest > -INFINITY)) {
-        memmove(d->adjusted, drawn_from, (size_t)n * sizeof(float));
-        return 0.0f;
+    int is_any = largest > -INFINITY;
+    for (int i = 0; i < n; i++) d->adjusted[i] = d->keep[i] || !is_any ? drawn_from[i] : -INFINITY;
+    if (!is_any) return 0.0f;
+    if (largest - max > -600.0) { /* the weights of what is left are not rounded to 0 */
+        for (int i = 0; i < n; i++) left += d->keep[i] ? d->weight[i] : 0.0;
+        return (float)-log_of(sum / left);
     }
-    for (int i = 0; i < n; i++) {
-        d->adjusted[i] = d->keep[i] ? drawn_from[i] : -INFINITY;
-        if (d->keep[i]) left += exp_negative((double)logits[i] - largest);
-    }
-    return (float)(largest - max + log_of(left) - log_of(sum));
+    for (int i = 0; i < n; i++) left += d->keep[i] ? exp_negative((double)logits[i] - largest) : 0.0;
+    return (float)(largest - max + log_of(left) - *log_total);
 }
 
 /* Advances a row's constraint by the id that was sampled. If nothing may follow, the row stops: its state is copied
@@ -231,15 +232,19 @@ static void draw_phase(lh_stepper *s, int k, int thread)
         }
         if (b->ids[at] == SAMPLE_ID) {
             const float *drawn_from = logits_to_draw(s, k, column, logits, scratch);
+            double log_total = 0.0;
             if (automaton) {
                 b->mask_logprobs[at] = mask(automaton, b->states[column], b->budgets[column], logits, drawn_from,
-                                            s->model.vocab, scratch);
+                                            s->model.vocab, scratch, &log_total);
                 drawn_from = scratch->adjusted;
             }
             b->ids[at] = draw(drawn_from, s->model.vocab, &b->sampling[column], b->random_values[at], scratch,
                               &b->logprobs[at]);
-            if (drawn_from != logits) b->logprobs[at] = score(logits, s->model.vocab, b->ids[at], scratch);
-            if (automaton) advance_constraint(s, automaton, k, row, b->ids[at]);
+            if (automaton) {
+                double max = logits[argmax(logits, s->model.vocab)];
+                b->logprobs[at] = (float)((double)logits[b->ids[at]] - max - log_total);
+                advance_constraint(s, automaton, k, row, b->ids[at]);
+            } else if (drawn_from != logits) b->logprobs[at] = score(logits, s->model.vocab, b->ids[at], scratch);
         }
         if (b->score_ids && b->score_ids[at] >= 0)
             b->logprobs[at] = score(logits, s->model.vocab, b->score_ids[at], scratch);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -209,7 +210,8 @@ def test_hostile_patterns_do_not_disturb_other_texts(store: Path, redis_server: 
 
         client = Client(service.url, enough=lambda: len(statuses) == 24)
         threads = at_once([lambda n=n: attack(n) for n in range(6)])  # type: ignore[misc]
-        client.turn(prompt="a", max_chars=1_000_000, seed=1)
+        with contextlib.closing(client):
+            client.turn(prompt="a", max_chars=1_000_000, seed=1)
         for thread in threads:
             thread.join(60)
         assert statuses == [422] * 24

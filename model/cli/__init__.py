@@ -19,7 +19,7 @@ COMMANDS = {
     "plot": "draw the loss curves of a training run",
     "report": "write a page on a model: loss curves, samples, and how much of them is copied from its corpus",
     "info": "describe a checkpoint: its shape, losses and training options",
-    "export": "write a checkpoint in another form: ONNX, a folder for the Hugging Face hub",
+    "export": "write a checkpoint in another form: ONNX, a folder for the Hugging Face hub, a page without a server",
     "import": "take a model from elsewhere into the store: such a folder, or a plain PyTorch state dict",
 }
 """Every command and its summary. Listing them loads neither torch nor the commands themselves."""

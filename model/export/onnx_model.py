@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from model import __version__
 from model.checkpoints.file_format import Checkpoint
 from model.config import WeightPrecision
+from model.export.rounding import rounded_weights
 from model.network.sampling import SamplingParams
 from model.stepper.generate import write
 from model.stepper.reference import ReferenceStepper
@@ -93,30 +94,13 @@ def to_onnx(checkpoint: Checkpoint, precision: WeightPrecision = "fp32") -> byte
     return data
 
 
-def rounded_weights(checkpoint: Checkpoint) -> dict[str, tuple[NDArray[np.int8], NDArray[np.float32]]]:
-    """Return the matrices that int8 rounds: whole numbers (rows, columns), and the step of each row (rows,).
-
-    As in model/stepper/cpu/pack.py, a row has one step for all its inputs: of a layer above the first, those of the
-    layer below and its own. What the first layer makes of a character stays exact.
-    """
-    weights = checkpoint.weights
-    groups = [["rnn.weight_hh_l0"], ["head.weight"]]
-    groups += [[f"rnn.weight_{kind}_l{n}" for kind in ("ih", "hh")] for n in range(1, checkpoint.config.n_layers)]
-    result = {}
-    for names in groups:
-        matrices = [weights[name].double().numpy() for name in names]
-        steps = np.max([np.abs(matrix).max(axis=1) for matrix in matrices], axis=0) / 127
-        steps = np.where(steps > 0, steps, 1.0)
-        for name, matrix in zip(names, matrices, strict=True):
-            result[name] = np.rint(matrix / steps[:, None]).astype(np.int8), steps.astype(np.float32)
-    return result
-
-
 def int8_error(checkpoint: Checkpoint) -> Int8Error:
     """Measure what rounding changes, on 1,000 characters that the model generates (temperature 1, seed 0)."""
     network = checkpoint.network()
-    restored = {name: torch.from_numpy(w.astype(np.float32) * s[:, None]) for name, (w, s) in
-                rounded_weights(checkpoint).items()}  # fmt: skip
+    restored = {
+        name: torch.from_numpy(matrix.whole * matrix.steps[:, None].astype(np.float32))
+        for name, matrix in rounded_weights(checkpoint).items()
+    }
     rounded = replace(checkpoint, weights={**checkpoint.weights, **restored}).network()
     text = "".join(write(ReferenceStepper(network, 1), checkpoint.vocab, "", _MEASURED_CHARS, SamplingParams(), seed=0))
     ids = torch.tensor([[checkpoint.vocab.start, *checkpoint.vocab.encode(text).tolist()]])
@@ -186,7 +170,7 @@ class _GraphBuilder:
         place = (lambda array: self._by_gate(array)[None]) if is_layer else (lambda array: array)
         if name not in self._rounded:
             return self._constant(name, place(self.checkpoint.weights[name].numpy()))
-        whole, steps = self._rounded[name]
+        whole, steps = self._rounded[name].whole, self._rounded[name].steps.astype(np.float32)
         inputs = [
             self._constant(f"{name}.int8", place(whole)),
             self._constant(f"{name}.step", place(steps)[0] if is_layer else steps),

@@ -15,6 +15,7 @@ from model.config import WEIGHT_PRECISIONS, WeightPrecision
 from model.errors import ConfigError
 from model.evaluation import protocols
 from model.export.hf import card, folder
+from model.export.page.render import to_page
 
 
 def configure(command: argparse.ArgumentParser) -> None:
@@ -28,12 +29,13 @@ def configure(command: argparse.ArgumentParser) -> None:
         type=arguments.one_of(tuple(_FORMATS)),
         metavar="{" + ",".join(_FORMATS) + "}",
         required=True,
-        help="onnx: a model of one step for any ONNX runtime; hf: a folder in the layout of the Hugging Face hub",
+        help="onnx: a model of one step for any ONNX runtime; hf: a folder in the layout of the Hugging Face hub; "
+        "html: one page that writes offline by itself",
     )
     command.add_argument(
         "--precision",
         type=arguments.one_of(WEIGHT_PRECISIONS),
-        help="of the weights, fp32 or int8 (default: fp32)",
+        help="of the weights of onnx, fp32 or int8 (default: fp32); hf has fp32, html int8",
     )
     command.add_argument("--out", type=Path, help="what to write (default: beside the model, with its name)")
     contents.add_origin(command)
@@ -80,6 +82,13 @@ def _export_hf(args: argparse.Namespace, path: Path, checkpoint: Checkpoint) -> 
     return out
 
 
+def _export_html(args: argparse.Namespace, path: Path, checkpoint: Checkpoint) -> Path:
+    if args.precision == "fp32":
+        raise ConfigError(field="precision", value=args.precision, expected="int8: the page has rounded weights")
+    out = _file(args.out or path.with_name(f"{path.stem}-page.html"), ".html")
+    return _write(out, to_page(checkpoint, checkpoint.corpus or path.stem))
+
+
 def _file(path: Path, suffix: str) -> Path:
     """Return a path, if it ends as the form's files do.
 
@@ -100,4 +109,5 @@ def _write(path: Path, data: bytes) -> Path:
 _FORMATS: dict[str, Callable[[argparse.Namespace, Path, Checkpoint], Path]] = {
     "onnx": _export_onnx,
     "hf": _export_hf,
+    "html": _export_html,
 }

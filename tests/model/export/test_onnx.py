@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from model.checkpoints.file_format import Checkpoint
 from model.config import Cell, WeightPrecision
-from model.export.onnx_model import Int8Error, int8_error, rounded_weights, to_onnx
+from model.export.onnx_model import Int8Error, int8_error, to_onnx
+from model.export.rounding import rounded_weights
 from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
 from model.stepper.cpu.pack import pack
@@ -104,7 +105,7 @@ def test_int8_rounds_what_the_service_rounds(n_layers: int) -> None:
     ours = rounded_weights(checkpoint)
     matrices = [["rnn.weight_hh_l0"], *([f"rnn.weight_{k}_l{n}" for k in ("ih", "hh")] for n in range(1, n_layers))]
     for names, native in zip([*matrices, ["head.weight"]], packed, strict=True):
-        whole = np.concatenate([ours[name][0].ravel() for name in names])
+        whole = np.concatenate([ours[name].whole.ravel() for name in names])
         assert np.array_equal(np.sort(whole[whole != 0]), native[native != 0])
 
 

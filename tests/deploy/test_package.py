@@ -107,7 +107,8 @@ def test_the_version_has_one_source() -> None:
 def test_the_wheel_has_everything(installation: Installation) -> None:
     """Page, types, C source and compiled code are in it, and its name says for which machine that is."""
     installed = {str(path).partition("site-packages/")[2] for path in installation.files() - installation.before}
-    sources = ("service/page/*", "model/native/src/**/*.[ch]", "service/**/*.py", "longhand/*.py", "*/py.typed")
+    sources = ["service/page/*", "model/native/src/**/*.[ch]", "service/**/*.py", "longhand/*.py", "*/py.typed"]
+    sources += ["model/export/page/*.*", "model/export/hf/*.py"]
     for name in [path for pattern in sources for path in ROOT.glob(pattern)]:
         assert name.is_dir() or str(name.relative_to(ROOT)) in installed
     assert not [name for name in installed if name.startswith(("tests/", "deploy/", "bench/", "docs/"))]

@@ -1,4 +1,3 @@
-"use strict";
 // The model's arithmetic. Two engines with the same methods and the same bits: WebAssembly with SIMD (step.c), and plain
 // JavaScript for browsers without it. Both give what the native stepper gives with int8 weights.
 
@@ -63,15 +62,15 @@ const Arithmetic = (() => {
   }
   const sigmoid = (x) => fmaFloat(0.5, tanh(Math.fround(0.5 * x)), 0.5);
 
-  const ln2High = 6.9314718036912381649e-1;
-  const ln2Low = 1.90821492927058770002e-10;
+  const ln2High = 0.6931471803691238;
+  const ln2Low = 1.9082149292705877e-10;
   const series = [479001600, 39916800, 3628800, 362880, 40320, 5040, 720, 120, 24, 6].map((n) => 1 / n);
 
   // As in model/native/src/kernels/sampling.h.
   function exp(x) {
     if (!(x > -708)) return 0;
     const shift = 6755399441055744;
-    const n = fma(x, 1.4426950408889634, shift) - shift;
+    const n = fma(x, Math.LOG2E, shift) - shift;
     let r = fma(-n, ln2High, x);
     r = fma(-n, ln2Low, r);
     let s = 1 / 6227020800;
@@ -89,7 +88,7 @@ const Arithmetic = (() => {
     let n = (word[1] >>> 20) - 1023;
     word[1] = (word[1] & 0xfffff) | 0x3ff00000;
     let m = float[0];
-    if (m > 1.4142135623730951) {
+    if (m > Math.SQRT2) {
       m *= 0.5;
       n += 1;
     }
@@ -130,9 +129,20 @@ function readWeights(model, bytes) {
   const whole = new Int8Array(bytes.buffer, bytes.byteOffset + at);
   let float = 0;
   let int = 0;
-  const take = (n) => floats.subarray(float, (float += n));
-  const takeInt = (n) => whole.subarray(int, (int += n));
-  const first = { embedding: take(vocab * embed), inputs: take(outputs * embed), bias: take(outputs), bias2: take(outputs) };
+  const take = (n) => {
+    float += n;
+    return floats.subarray(float - n, float);
+  };
+  const takeInt = (n) => {
+    int += n;
+    return whole.subarray(int - n, int);
+  };
+  const first = {
+    embedding: take(vocab * embed),
+    inputs: take(outputs * embed),
+    bias: take(outputs),
+    bias2: take(outputs),
+  };
   const parts = [];
   for (let layer = 0; layer <= layers; layer++) {
     const rows = layer < layers ? outputs : vocab;
@@ -355,3 +365,5 @@ async function createEngine(model, text) {
     return new PlainEngine(model, weights); // no WebAssembly here, or none with SIMD
   }
 }
+
+export { Arithmetic, createEngine };

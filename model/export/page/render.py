@@ -30,6 +30,7 @@ from model.stepper.cpu.pack import ACTIVATION_SCALE, MAX_INT8_INPUTS
 _FOLDER = Path(__file__).parent
 _RFC_1924 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"
 _ALPHABET = _RFC_1924.translate(str.maketrans("<>&`", ".,:/"))
+_IMPORTS = re.compile(r"^(?:import|export) \{.*\n", re.MULTILINE)  # the page has both files in one script
 WASM = _FOLDER / "step.wasm.base64"
 
 
@@ -72,7 +73,7 @@ def to_page(checkpoint: Checkpoint, name: str) -> bytes:
         f"weights of 8 bits; {bits(checkpoint.val_loss):.3f} bits per character on text that it was not trained on "
         f"({checkpoint.val_protocol} protocol). Fingerprint {checkpoint.fingerprint}."
     )
-    script = "\n".join(_source(file) for file in ("engine.js", "page.js"))
+    script = "\n".join(_IMPORTS.sub("", _source(file)) for file in ("engine.js", "page.js"))
     style = _source("page.css")
     parts = {
         "policy": _policy(script, style),

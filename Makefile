@@ -69,7 +69,7 @@ check: .venv/.ready-test check-page ## lint, types and the direction of imports
 check-page: ## lint the page's JavaScript and CSS with biome, where npm is installed
 	@if ! command -v npm >/dev/null; then echo "page    not linted: npm is not installed"; \
 	elif [ $(PAGE_TOOLS)/node_modules/.package-lock.json -nt $(PAGE_TOOLS)/package-lock.json ] || npm ci --silent --no-audit --no-fund --prefix $(PAGE_TOOLS); \
-	then $(PAGE_TOOLS)/node_modules/.bin/biome ci --colors=off --error-on-warnings --config-path=$(PAGE_TOOLS)/biome.json service/page/*.js service/page/*.css model/export/page/*.js model/export/page/*.css; \
+	then $(PAGE_TOOLS)/node_modules/.bin/biome ci --colors=off --error-on-warnings --config-path=$(PAGE_TOOLS)/biome.json service/page/*.js service/page/docs/*.js service/page/*.css model/export/page/*.js model/export/page/*.css; \
 	else echo "page    not linted: npm could not install biome"; fi
 
 docs: .venv/.ready ## generate the tables of docs/api.md and docs/settings.md from the code

@@ -8,6 +8,7 @@ Retention never removes the promoted checkpoint or its predecessor.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -17,7 +18,7 @@ from typing import Any
 
 from model.atomic_files import atomic_write, folder_lock
 from model.checkpoints.file_format import read_info
-from model.errors import CheckpointError, PromotionConflict
+from model.errors import CheckpointError, PromotionConflict, StorageError
 
 PROMOTED = "promoted.json"
 """The file that names the promoted checkpoint."""
@@ -146,6 +147,33 @@ def find(folder: Path, fingerprint: str) -> Path | None:
         except CheckpointError:
             continue
     return None
+
+
+def remove(folder: Path, fingerprint: str) -> bool:
+    """Delete every file of a model; False if there is none.
+
+    Raises:
+        CheckpointError: It is promoted, or what a roll back promotes.
+        StorageError: A file cannot be deleted.
+    """
+    with folder_lock(folder):
+        protected = promotion_history(folder)[:2]
+        paths = []
+        for path in checkpoint_paths(folder):
+            with contextlib.suppress(CheckpointError):
+                if read_info(path).fingerprint == fingerprint:
+                    paths.append(path)
+        for path in paths:
+            if path.name in protected:
+                is_promoted = path.name == protected[0]
+                problem = "is served" if is_promoted else "is what a roll back would serve"
+                raise CheckpointError(f"{problem}; promote another model before you delete it", field=path.name)
+        for path in paths:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as e:
+                raise StorageError(f"cannot be deleted ({e.strerror})", field=path.name) from e
+    return bool(paths)
 
 
 def register(path: Path, folder: Path) -> Path:

@@ -36,11 +36,11 @@ def _position_in_line(text: str) -> list[float]:
 
 
 FEATURES: dict[str, tuple[str, Callable[[str], list[float]]]] = {
-    "inside_quotes": ("1 inside quotation marks", _inside_quotes),
+    "inside_quotes": ("inside quotation marks", _inside_quotes),
     "position_in_line": ("characters since the line began", _position_in_line),
-    "after_newline": ("1 after a line feed", lambda text: [float(c == "\n") for c in text]),
-    "inside_word": ("1 after a letter", lambda text: [float(c.isalpha()) for c in text]),
-    "after_capital": ("1 after a capital letter", lambda text: [float(c.isupper()) for c in text]),
+    "after_newline": ("after the end of a line", lambda text: [float(c == "\n") for c in text]),
+    "inside_word": ("after a letter", lambda text: [float(c.isalpha()) for c in text]),
+    "after_capital": ("after a capital letter", lambda text: [float(c.isupper()) for c in text]),
 }
 """By name: a description, and the function that returns the feature of a text, one number a character."""
 

@@ -47,7 +47,7 @@ def inspect_text(model: LoadedModel, request: InspectRequest, ids: NDArray[np.in
     text = model.engine.vocab.decode(ids)
     with_start = gate_activations(network, [model.engine.vocab.start, *ids.tolist()])
     layers = [GateActivations(*(getattr(layer, name)[1:] for name in _NAMES)) for layer in with_start]
-    layer = layers[request.layer]
+    layer, start = layers[request.layer], with_start[request.layer]
     answer: dict[str, Any] = {
         "text": text,
         "characters": len(ids),
@@ -55,7 +55,11 @@ def inspect_text(model: LoadedModel, request: InspectRequest, ids: NDArray[np.in
         "n_hidden": network.config.n_hidden,
         "layer": request.layer,
         "units": [
-            {"unit": unit, **{name: _rounded(getattr(layer, name)[:, unit]) for name in _NAMES}}
+            {
+                "unit": unit,
+                "start": {name: round(float(getattr(start, name)[0, unit]), _DIGITS) for name in "ch"},
+                **{name: _rounded(getattr(layer, name)[:, unit]) for name in _NAMES},
+            }
             for unit in request.units
         ],
         "unit_correlations": _unit_correlations(text, layers),

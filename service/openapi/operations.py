@@ -311,6 +311,11 @@ OPERATIONS: tuple[Operation, ...] = (
         }, (400, 409, 413, 415, 422, 503, 507), text_body=True, parameters=(_IF_NONE_MATCH, *_LAYOUT),
     ),
     Operation(
+        "POST", "/corpora/{name}/preview", "preview_corpus", "Train", "What a text would be, unstored",
+        _O, {200: Answer("the statistics", answers.Corpus, _CORPUS)}, (400, 413, 415, 422, 503, 507), text_body=True,
+        parameters=_LAYOUT,
+    ),
+    Operation(
         "GET", "/corpora/{name}", "get_corpus", "Train", "A training text's statistics", _O,
         {200: Answer("the statistics", answers.Corpus, _CORPUS)}, (404, 422, 503),
     ),
@@ -326,6 +331,14 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST", "/models/{model_id}/promote", "promote_model", "Models", "Serve a checkpoint", _O,
         {200: Answer("the promoted checkpoint", answers.PromotedAnswer, _PROMOTED)},
         (400, 404, 409, 413, 415, 422, 503), EmptyBody, {},
+    ),
+    Operation(
+        "GET", "/models/{model_id}/file", "download_model", "Models", "A checkpoint as a file", _O,
+        {200: Answer("the file", other=("application/octet-stream",))}, (404, 422),
+    ),
+    Operation(
+        "DELETE", "/models/{model_id}", "delete_model", "Models", "Delete a checkpoint", _O, {204: Answer("deleted")},
+        (404, 409, 422, 503),
     ),
     Operation(
         "POST", "/models/rollback", "roll_back", "Models", "Undo the last promotion", _O,

@@ -43,7 +43,6 @@ export class AnnotatedText {
     this.#frame ||= requestAnimationFrame(() => this.flush());
   }
 
-  /** Draw now what is queued for the next frame. */
   flush() {
     cancelAnimationFrame(this.#frame);
     this.#frame = 0;
@@ -61,7 +60,6 @@ export class AnnotatedText {
   /**
    * The log-probabilities at a character. Where they are not known, the text around it is scored by the service, and
    * `rescored` says how: "exact", or "partial" when the beginning of the session's text is not here.
-   * @throws {ServiceError}
    */
   async logprobsAt(index) {
     if (!this.logprobs[index]?.top) {

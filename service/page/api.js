@@ -27,8 +27,6 @@ export class ServiceError extends Error {
  * Send a request and return the response when its status is 2xx.
  *
  * A 401 asks the user for a key and sends the request again, unless `mayPrompt` is false.
- * @throws {ServiceError} for any other status.
- * @throws {TypeError} when the service cannot be reached.
  */
 export async function request(method, path, { body, headers = {}, signal, mayPrompt = true } = {}) {
   const kind = ADMIN_PATHS.test(path) ? "admin" : "api";

@@ -2,12 +2,7 @@
 
 import { bits, h, percent, symbol, wordFor } from "./dom.js";
 
-/**
- * Show the distribution at one character in an element.
- *
- * @param entry {logprob, probability, top: [[character, logprob, probability], ...]} as in `logprobs` of /generate and /score:
- *   logprob is the model's (temperature 1, no filter), probability that of the distribution that was sampled from.
- */
+/** Show the distribution at one character in an element. */
 export function showDistribution(element, character, entry, note = "") {
   const inTop = entry.top.some(([c]) => c === character);
   const largest = entry.top[0]?.[2] || 1;

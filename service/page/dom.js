@@ -13,7 +13,6 @@ export function h(tag, properties = {}, ...children) {
   return element;
 }
 
-/** The same for SVG elements. */
 export function svg(tag, attributes = {}, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -48,7 +47,6 @@ export function onSubmit(form, handler) {
   });
 }
 
-/** Show a message in a status line. */
 export function setStatus(element, message, isError = false) {
   element.textContent = message;
   element.classList.toggle("error", isError);
@@ -64,9 +62,9 @@ export async function copyText(text) {
   }
 }
 
-/** Have the browser save a text as a file. */
+/** Have the browser save a text or a blob as a file. */
 export function saveAs(name, text) {
-  const url = URL.createObjectURL(new Blob([text], { type: "text/plain" }));
+  const url = URL.createObjectURL(new Blob([text]));
   h("a", { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 1000);
 }
@@ -96,7 +94,6 @@ export const sleep = (ms, signal) =>
 
 export const formatCount = (n) => Number(n).toLocaleString("en");
 
-/** Nats as bits. */
 export const bits = (nats) => nats / Math.LN2;
 
 /** A loss in nats per character, in both units. */

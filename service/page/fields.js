@@ -36,7 +36,6 @@ function parseStopStrings(text) {
     .map((line) => line.replace(/\\(n|\\)/g, (_, c) => (c === "n" ? "\n" : "\\")));
 }
 
-/** Show the service's message at the field that it names; false when the form has no such field. */
 export function showFieldError(form, error) {
   const field = form.elements.namedItem(error.field.split(".")[0]);
   if (!error.field || !field || !("setAttribute" in field)) return false;
@@ -64,7 +63,6 @@ function mark(form, name, message) {
   field.closest("details")?.setAttribute("open", "");
 }
 
-/** Remove all messages that showFieldError added. */
 export function clearFieldErrors(form) {
   for (const note of form.querySelectorAll(".field .error")) note.remove();
   for (const field of form.querySelectorAll("[aria-invalid]")) {

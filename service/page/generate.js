@@ -73,6 +73,24 @@ async function openFork(pane) {
   }
 }
 
+export function writeWith(model) {
+  location.hash = address.format("generate", address.read().parameters);
+  main.chooser.use(model);
+  main.reset();
+}
+
+/** Have the served model and another one write the same beginning with the same seed, side by side. */
+export async function compareWith(model) {
+  location.hash = address.format("generate", address.read().parameters);
+  main.chooser.use(null);
+  main.reset();
+  fork?.root.remove();
+  addForkPane().chooser.use(model);
+  const seed = String(crypto.getRandomValues(new Uint16Array(1))[0]);
+  for (const pane of [main, fork]) pane.parts.form.elements.seed.value = seed;
+  await Promise.all([main.generate(), fork.generate()]);
+}
+
 function closeFork() {
   fork.stop();
   fork.root.remove();

@@ -1,142 +1,238 @@
-// The view Inspect: gates and memories of the network's units by character, and units that correlate with text features.
+// The view Look inside: the gates of one unit, one character at a time, while the network reads a text.
 
 import { requestJson, ServiceError } from "./api.js";
-import { $, formatCount, h, onSubmit, setStatus, symbol } from "./dom.js";
+import { $, formatCount, h, onSubmit, setStatus, symbol, wordFor } from "./dom.js";
 import { clearFieldErrors, parseNumber, readFields, showFieldError } from "./fields.js";
 import { mainPane } from "./generate.js";
 import { coloredText, drawHeatmap } from "./heatmap.js";
+import { servedModel } from "./served.js";
+import { describeSkipped, offerToSkip, unknownCharacters } from "./unknown.js";
 
 const QUANTITIES = {
-  c: [
-    "long-term memory c",
-    "The cell state, shown as tanh(c). It changes only through the forget gate and the input gate: c = f·c + i·g.",
-  ],
-  h: [
-    "short-term memory h",
-    "The output to the next layer, and to this layer at the next character: h = o·tanh(c). From -1 to 1.",
-  ],
-  f: ["forget gate f", "How much of the long-term memory stays: 1 keeps all of it, 0 forgets it at once."],
-  i: [
-    "input gate i",
-    "How much of the candidate is added: 1 adds all of it, 0 leaves the memory as it is. Some courses call it the learn gate.",
-  ],
-  g: ["candidate g", "The new value, from -1 to 1; the input gate scales it."],
-  o: [
-    "output gate o",
-    "How much of the memory is put out: 1 uses all of it, 0 nothing. Some courses call it the use gate.",
-  ],
+  f: ["forget gate f", "1 keeps all of the old memory, 0 forgets it."],
+  i: ["learn gate i (input gate)", "1 adds all of the candidate, 0 nothing."],
+  g: ["candidate g", "What could be learned from this character: from -1 to 1."],
+  c: ["long-term memory c (remember)", "The cell state. Only f, i and g change it. Colors show tanh(c)."],
+  o: ["use gate o (output gate)", "1 puts out all of the memory, 0 nothing."],
+  h: ["short-term memory h", "What the unit tells the next layer, and itself at the next character: from -1 to 1."],
 };
-const FEATURES = {
-  inside_quotes: "inside quotation marks",
-  position_in_line: "position in the line",
-  after_newline: "first character of a line",
-  inside_word: "a letter, not a space or a mark",
-  after_capital: "after a capital letter",
+const OTHER_CELLS = {
+  gru: "This model is a GRU: it has one memory, h, and the gates r (reset), z (update) and n (candidate); h = (1 - z) × n + z × old h. It has no c to forget or to use, so there is nothing to walk through here.",
+  rnn: "This model is a plain RNN: it has one memory, h, and no gates. At each character all of h is overwritten: h = tanh(W x + U old h + b). It has nothing to forget, learn or use, so there is nothing to walk through here.",
 };
 const COPIED_CHARS = 600;
-const LISTED_UNITS = 5;
+const DIGITS = 3;
+const STEP_MS = 700;
 let result = null;
-let unit = 0;
+let unit = null; // null: the most telling one
+let isChosen = false; // whether the user has chosen the unit
+let at = 0; // index of the character
+let timer = 0;
 let requests = 0;
 
 export function setUp() {
   const form = $("#inspect");
-  onSubmit(form, () => inspect());
-  form.addEventListener("change", (event) => {
-    if (event.target.name !== "text") inspect();
+  onSubmit(form, () => {
+    if (!isChosen) unit = null;
+    inspect();
+  });
+  form.addEventListener("change", ({ target }) => {
+    if (target.name === "layer") unit = null;
+    if (["map", "layer"].includes(target.name)) inspect("skip");
   });
   $("#inspect-copy").addEventListener("click", () => {
     form.elements.text.value = Array.from(mainPane().text.toString()).slice(-COPIED_CHARS).join("");
-    inspect();
+    inspect("skip");
   });
   const map = $("#map");
   map.addEventListener("click", (event) => {
     if (!result) return;
     const row = Math.floor((event.offsetY / map.clientHeight) * result.n_hidden);
-    chooseUnit(Math.max(0, Math.min(result.n_hidden - 1, row)));
+    chooseUnit(sortedUnits()[Math.max(0, Math.min(result.n_hidden - 1, row))]);
   });
   $("#unit").addEventListener("change", (event) => chooseUnit(parseNumber(event.target.value)));
+  $("#walk-back").addEventListener("click", () => step(-1));
+  $("#walk-on").addEventListener("click", () => step(1));
+  $("#walk-play").addEventListener("click", () => play(!timer));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => result && draw());
 }
 
-/** Inspect the example once, so that the view is not empty; the model may lack some of its characters. */
+/** Look at the example once, so that the view is not empty. */
 export function onShow() {
   if (!result && $("#notice").hidden) inspect("skip");
+}
+
+export function onHide() {
+  play(false);
 }
 
 /** Show another unit, of another layer if one is given. */
 function chooseUnit(number, layer = null) {
   unit = number;
+  isChosen = true;
   if (layer !== null) $("#inspect").elements.layer.value = String(layer);
-  inspect();
+  inspect("skip");
 }
 
 async function inspect(onUnknown = "error") {
   const form = $("#inspect");
   const status = $("#inspect-status");
+  const cell = servedModel()?.network.cell;
   requests += 1;
   const request = requests; // an answer that comes after a newer request is ignored
   clearFieldErrors(form);
+  if (OTHER_CELLS[cell]) {
+    setStatus(status, OTHER_CELLS[cell]);
+    $("#inspect-result").hidden = true;
+    return;
+  }
+  if (!form.elements.text.value) {
+    showFieldError(form, { field: "text", message: "Write or paste a text of at least 1 character to look at." });
+    return;
+  }
   setStatus(status, "Computing…");
   try {
-    const body = { ...readFields(form), units: [unit], on_unknown: onUnknown };
-    const answer = await requestJson("POST", "/inspect", { body });
+    const { layer = 0, units: _, ...fields } = readFields(form);
+    const body = { ...fields, layer: Number(layer), on_unknown: onUnknown };
+    if (unit === null) {
+      const { unit_correlations: found } = await requestJson("POST", "/inspect", { body: { ...body, map: undefined } });
+      if (request !== requests) return;
+      unit = telling(found, body.layer)[0]?.unit ?? 0;
+    }
+    const answer = await requestJson("POST", "/inspect", { body: { ...body, units: [unit] } });
     if (request !== requests) return;
-    result = { ...answer, text: Array.from(answer.text) };
+    result = { ...answer, text: Array.from(answer.text), sent: Array.from(body.text).length };
+    at = Math.min(at, result.characters - 1);
     draw();
   } catch (error) {
     if (!(error instanceof ServiceError)) throw error;
     if (request !== requests) return;
-    if (showFieldError(form, error)) setStatus(status, "");
-    else setStatus(status, error.message, true);
+    const unknown = error.field === "text" ? unknownCharacters(error) : null;
+    setStatus(status, "");
+    if (unknown) offerToSkip(form.elements.text, unknown, () => inspect("skip"));
+    else if (!showFieldError(form, error)) setStatus(status, error.message, true);
   }
+}
+
+/** The units of a layer that correlate with a feature of the text, the most telling one first. */
+function telling(correlations, layer) {
+  const all = Object.entries(correlations).flatMap(([feature, { units }]) => units.map((u) => ({ ...u, feature })));
+  return all.filter((u) => u.layer === layer).sort((a, b) => Math.abs(b.r) - Math.abs(a.r));
 }
 
 /** Values of a quantity as -1 to 1: a gate's range is 0 to 1, and its ends get the colors of -1 and 1. */
 const toColorRange = (quantity, values) => ("fio".includes(quantity) ? values.map((v) => 2 * v - 1) : values);
 
+/** The units in the order of the map: by their mean. */
+function sortedUnits() {
+  const means = result.map.values.map((row) => row.reduce((sum, v) => sum + v, 0));
+  return means.map((_, i) => i).sort((a, b) => means[b] - means[a]);
+}
+
 function draw() {
-  const { layer, n_layers: layers, n_hidden: hidden, characters, map, units } = result;
-  const [name, meaning] = QUANTITIES[map.of];
-  const read = `${formatCount(characters)} characters; layer ${layer} of ${layers} (0 is the lowest), ${hidden} units.`;
-  setStatus($("#inspect-status"), read);
+  const { layer, n_layers: layers, n_hidden: hidden, characters, map } = result;
+  const { layer: select } = $("#inspect").elements;
+  const read = `${formatCount(characters)} characters; layer ${layer + 1} of ${layers}, ${hidden} units.`;
+  setStatus($("#inspect-status"), [read, describeSkipped(result.sent - characters)].filter(Boolean).join(" "));
   $("#inspect-result").hidden = false;
   $("#unit").value = String(unit);
+  const names = Array.from({ length: layers }, (_, i) => (i ? `${i + 1}` : "1, the lowest"));
+  select.replaceChildren(...names.map((name, i) => h("option", { value: String(i) }, name)));
+  select.value = String(layer);
+  drawText();
+  drawStep();
+  const [name, meaning] = QUANTITIES[map.of];
+  const order = sortedUnits();
   drawHeatmap(
     $("#map"),
-    map.values.map((row) => toColorRange(map.of, row)),
+    order.map((i) => toColorRange(map.of, map.values[i])),
   );
   $("#map-low").textContent = "fio".includes(map.of) ? "0" : "-1";
   $("#map").setAttribute("aria-label", `${name} of ${hidden} units (rows) by ${characters} characters (columns)`);
-  $("#map-hint").textContent = `${name}: a row is a unit, a column a character. ${meaning}`;
-  $("#strips").replaceChildren(...Object.keys(QUANTITIES).map((quantity) => strip(quantity, units[0])));
+  $("#map-hint").textContent = `${name}: a row is a unit, a column a character, sorted by the mean. ${meaning}`;
   const correlations = Object.entries(result.unit_correlations);
-  $("#unit-correlations").replaceChildren(...correlations.map(([feature, { units: best }]) => ranking(feature, best)));
+  $("#unit-correlations").replaceChildren(...correlations.map(([feature, found]) => ranking(feature, found)));
 }
 
-/** One quantity of the chosen unit, as the text with a color behind each character. */
-function strip(quantity, values) {
-  const [title, meaning] = QUANTITIES[quantity];
-  const shown = quantity === "c" ? values.c.map(Math.tanh) : values[quantity];
-  const output = h("output", {}, "");
-  const describe = (i) => {
-    const number = shown[i].toFixed(2);
-    const value = quantity === "c" ? `tanh(c) ${number}, c ${values.c[i].toFixed(2)}` : number;
-    output.textContent = `${symbol(result.text[i])} ${value}`;
-  };
-  const label = `${title} of unit ${unit} by character`;
-  const box = coloredText(result.text, toColorRange(quantity, shown), label, describe);
-  const heading = h("h4", {}, title, output);
-  return h("section", { class: "unit-strip", "data-gate": quantity }, heading, h("p", { class: "hint" }, meaning), box);
+/** The text with the color of the unit's chosen quantity; a click goes to a character. */
+function drawText() {
+  const { of } = result.map;
+  const values = result.units[0][of];
+  const shown = of === "c" ? values.map(Math.tanh) : values;
+  const label = `${QUANTITIES[of][0]} of unit ${unit} by character`;
+  const box = coloredText(result.text, toColorRange(of, shown), label, goTo);
+  box.dataset.gate = of;
+  box.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (by) step(by);
+    if (by) event.preventDefault();
+  });
+  $("#strips").replaceChildren(h("p", { class: "hint" }, `Color: ${label}.`), box);
+}
+
+function goTo(index) {
+  at = index;
+  drawStep();
+}
+
+function step(by) {
+  goTo((at + by + result.characters) % result.characters);
+}
+
+function play(isOn) {
+  clearInterval(timer);
+  timer = isOn ? setInterval(() => step(1), STEP_MS) : 0;
+  $("#walk-play").textContent = isOn ? "Pause" : "Play";
+}
+
+/** The equations of the unit at one character, with its numbers. */
+function drawStep() {
+  const { start, f, i, g, o, c, h: output } = result.units[0];
+  const before = at ? c[at - 1] : start.c;
+  const character = result.text[at];
+  for (const [n, span] of [...$("#strips .strip").children].entries()) span.classList.toggle("selected", n === at);
+  $("#walk-at").textContent = `Character ${at + 1} of ${result.characters}: ${symbol(character)}`;
+  const equation = (...parts) => h("p", { class: "equation" }, ...parts);
+  const sign = (text) => h("span", { class: "sign" }, text);
+  $("#walk-step").replaceChildren(
+    equation(
+      ...[term("forget f", f[at], "f"), sign("×"), term("old c", before, "old")],
+      ...[sign("+"), term("learn i", i[at], "i"), sign("×"), term("candidate g", g[at], "g")],
+      ...[sign("="), term("new c", c[at], "c", "remember")],
+    ),
+    equation(
+      ...[term("use o", o[at], "o"), sign("×"), term("tanh(new c)", Math.tanh(c[at]), "tanh")],
+      ...[sign("="), term("h", output[at], "h", "short-term memory")],
+    ),
+  );
+  const kept = `It keeps ${percentOf(f[at])} of its memory, adds ${percentOf(i[at])} of the candidate`;
+  $("#walk-voice").textContent = `At ${wordFor(character)}: ${kept} and uses ${percentOf(o[at])} of the result.`;
+}
+
+const percentOf = (share) => `${(100 * share).toFixed(0)} %`;
+
+/** A number with its name and a bar from the middle: to the right for a positive one, at most 1 wide. */
+function term(name, value, key, word = "") {
+  const bar = h("i", { class: value < 0 ? "bar minus" : "bar" });
+  bar.style.width = `${50 * Math.min(1, Math.abs(value))}%`;
+  const number = h("b", { "data-term": key }, value.toFixed(DIGITS));
+  return h(
+    "span",
+    { class: "term" },
+    h("span", {}, name),
+    number,
+    h("span", { class: "axis" }, bar),
+    h("small", {}, word),
+  );
 }
 
 /** The units that correlate most with one feature of the text. */
-function ranking(feature, best) {
-  const rows = best.slice(0, LISTED_UNITS).map(({ layer, unit: number, r }) => {
-    const label = `layer ${layer}, unit ${number}`;
+function ranking(feature, { description, units: best }) {
+  const rows = best.slice(0, 3).map(({ layer, unit: number, r }) => {
+    const label = `layer ${layer + 1}, unit ${number}`;
     const onclick = () => chooseUnit(number, layer);
     return h("li", {}, h("button", { type: "button", class: "link", onclick }, label), ` r = ${r.toFixed(2)}`);
   });
   const list = rows.length ? h("ol", {}, ...rows) : h("p", { class: "hint" }, "It does not vary in this text.");
-  return h("section", { "data-feature": feature }, h("h4", {}, FEATURES[feature] ?? feature), list);
+  return h("section", { "data-feature": feature }, h("h3", {}, description), list);
 }

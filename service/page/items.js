@@ -9,12 +9,7 @@ const REASONS = {
   timeout: " The time was over.",
 };
 
-/**
- * Write items into an element and return a sentence about them.
- *
- * @param body the body of POST /generate with `items`
- * @throws {ServiceError}
- */
+/** Write items into an element and return a sentence about them. */
 export async function writeItems(element, body, signal, onStart) {
   const rows = h("ol", {});
   element.replaceChildren(rows);

@@ -16,7 +16,6 @@ export const fetchJob = (id) => requestJson("GET", `/jobs/${id}`);
  * Follow a job until it ends and call onChange(job) for every change.
  *
  * A lost connection is resumed after the last event. Where the service has no event stream free, the job is polled.
- * @throws {ServiceError} for 401, 403 and 404.
  */
 export async function followJob(id, signal, onChange) {
   let lastEventId = null;

@@ -5,14 +5,9 @@ import { h } from "./dom.js";
 import * as served from "./served.js";
 
 export class ModelChooser {
-  /**
-   * @param parts the pane's elements
-   * @param onChoose called with the chosen model, or with null for the served one
-   * @param onExample called with the prompt of an example that was clicked
-   * @param onError called with a message
-   */
   constructor(parts, { onChoose, onExample, onError }) {
     this.parts = parts;
+    this.onChoose = onChoose;
     this.onExample = onExample;
     this.onError = onError;
     this.chosen = null; // a model as in GET /models; null: the served one
@@ -33,6 +28,13 @@ export class ModelChooser {
   choose(id) {
     this.chosen = id && id !== served.servedModel()?.id ? { id, name: id, val_loss: Number.NaN } : null;
     this.show();
+  }
+
+  /** Have a model write this text that is known from elsewhere; null: the served one. */
+  use(model) {
+    this.chosen = model && model.id !== served.servedModel()?.id ? model : null;
+    this.show();
+    this.onChoose(this.chosen);
   }
 
   async show() {

@@ -7,10 +7,11 @@ import { detailsPanel } from "./details-panel.js";
 import { cloneTemplate, copyText, formatCount, onSubmit, partsOf, saveAs, setStatus } from "./dom.js";
 import { clearFieldErrors, readFields, showFieldError } from "./fields.js";
 import { writeItems } from "./items.js";
+import { addKnobs } from "./knobs.js";
 import { ModelChooser } from "./model-chooser.js";
 import * as recent from "./recent.js";
 import * as served from "./served.js";
-import { TextView } from "./text-view.js";
+import { drawScale, TextView } from "./text-view.js";
 import { streamTurn } from "./turn.js";
 import { describeSkipped, offerToSkip, unknownCharacters } from "./unknown.js";
 
@@ -23,16 +24,12 @@ const FINISH_REASONS = {
 };
 
 export class Pane {
-  /**
-   * @param name "main" or "fork": part of the ids of its elements
-   * @param key the name of the session in the address
-   * @param onFork called with this pane when the user presses Fork
-   * @param onClose called when the user presses Close
-   */
   constructor(name, key, { onFork, onClose }) {
     this.root = cloneTemplate("#pane", name);
     this.key = key;
     this.parts = partsOf(this.root);
+    addKnobs(this.parts.knobs, name);
+    drawScale(this.root);
     const { form, letters, panel, voice } = this.parts;
     const view = new TextView(letters, { onSelect: (i) => this.showDetails(i), onActivate: (i) => this.toggleCut(i) });
     this.text = new AnnotatedText(view);
@@ -81,7 +78,7 @@ export class Pane {
     setStatus(this.parts.status, message, isError);
   }
 
-  /** Show which model writes; called when that is known or may have changed. */
+  /** Show which model writes. */
   showModel() {
     this.chooser.show();
     this.#updateControls();
@@ -232,7 +229,7 @@ export class Pane {
     this.running = null;
   }
 
-  /** Leave the session: the next text starts a new one. What was there is in the list of recent texts, and behind Back. */
+  /** Leave the session: the next text starts a new one. */
   reset() {
     this.#leave();
     clearFieldErrors(this.parts.form);
@@ -257,7 +254,7 @@ export class Pane {
     this.#updateControls();
   }
 
-  /** Run a turn and show its events. Returns the ServiceError that ended it, if any; it has been shown. */
+  /** Run a turn and show its events. Returns the error that ended it, which has been shown. */
   async #run(body, onStart, resume = null) {
     const running = new AbortController();
     this.running = running;
@@ -463,7 +460,6 @@ export class Pane {
   }
 }
 
-/** The settings that are folded away, in a few words. */
 function describeSettings(fields, writesItems) {
   const length = writesItems ? `${fields.items.value} items` : `${fields.max_chars.value} characters`;
   const changed = [...fields].filter((f) => f.closest("details") && f.name && f.value !== f.defaultValue);

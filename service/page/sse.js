@@ -4,7 +4,6 @@
  * The events of a response's body: {name, id, data}.
  *
  * Ends when the body ends.
- * @throws {TypeError} when the connection is lost.
  */
 export async function* readEvents(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

@@ -1,22 +1,22 @@
 // The view Status: what the service is doing, from /readyz and /metrics.
 
 import { requestJson } from "./api.js";
-import { $, formatCount, h } from "./dom.js";
+import { $, formatCount, formatDuration, h, svg } from "./dom.js";
 import { quantile, readMetrics, total } from "./metrics.js";
+import { describeModel, refresh } from "./served.js";
 
 const POLL_MS = 2000;
-let timer = null;
+const HISTORY_S = 300;
+const history = []; // {time, pace}: characters per second at each poll, of the last minutes
+let isPolling = false;
+let model = null; // as in GET /model
 let previous = null; // {time, characters} of the last poll, for the throughput
 
+/** The first visit starts the history, which goes on in the other views. */
 export function onShow() {
-  onHide();
   poll();
-  timer = setInterval(poll, POLL_MS);
-}
-
-export function onHide() {
-  clearInterval(timer);
-  previous = null;
+  if (!isPolling) setInterval(() => !document.hidden && poll(), POLL_MS);
+  isPolling = true;
 }
 
 async function poll() {
@@ -36,30 +36,34 @@ async function poll() {
   const running = sum("slots_in_use") ?? Math.min(inFlight, slots);
   const waiting = sum("requests_waiting") ?? Math.max(0, inFlight - slots);
   const generated = sum("generation_tokens_total");
-  const model = ready.model?.name.replace(".safetensors", "") ?? "none yet";
+  if (ready.model && ready.model.fingerprint !== model?.id) model = await refresh();
+  const name = model ? describeModel(model) : (ready.model?.name ?? "none yet");
+  const pace = throughput(generated);
+  const isIdle = !running && !waiting && !pace;
   const refused = ready.refused_checkpoint;
   const swaps = `model swaps since the start; ${formatCount(ready.model_swaps_refused)} models were refused, ${formatCount(ready.retired_models)} still finish their texts`;
+  drawHistory();
   box.replaceChildren(
     tile(
       "model",
-      model,
+      name,
       ready.model ? `fingerprint ${ready.model.fingerprint}` : "the first one is being trained",
       "wide",
     ),
-    tile("slots in use", `${formatCount(running)} of ${formatCount(slots)}`, "texts that are being generated now"),
-    tile("queue", formatCount(waiting), "requests that wait for a slot"),
-    tile("throughput", throughput(generated), "since the last update"),
+    tile("slots in use", `${formatCount(running)} of ${formatCount(slots)} texts`, "that are being written now"),
+    tile("queue", `${formatCount(waiting)} requests`, "that wait for a slot"),
+    tile("throughput", isIdle ? "idle" : formatPace(pace), isIdle ? "no text is being written: 0 characters/s" : "now"),
     tile("time to first character", median("time_to_first_token"), "median (TTFT)"),
     tile("time per character", median("inter_token_latency"), "median (inter-token latency)"),
-    tile("generated", formatCount(generated ?? 0), "characters, since the service started"),
-    tile("refused", formatCount(sum("requests_refused_total") ?? 0), "requests, because the queue was full"),
+    tile("generated", `${formatCount(generated ?? 0)} characters`, "since the service started"),
+    tile("refused", `${formatCount(sum("requests_refused_total") ?? 0)} requests`, "because the queue was full"),
     tile(
       "session store",
       ready.session_store,
       ready.session_store === "ok" ? "sessions can be continued" : "texts are generated but not saved",
     ),
     tile("stepper", ready.stepper ?? "–", "the implementation that computes the network"),
-    tile("model swaps", formatCount(ready.model_swaps), swaps),
+    tile("model swaps", `${formatCount(ready.model_swaps)} swaps`, swaps),
     refused ? tile("refused model", refused.name, refused.reason, "wide") : "",
   );
 }
@@ -68,9 +72,32 @@ async function poll() {
 function throughput(characters) {
   if (characters === null) return "–";
   const now = { time: performance.now(), characters };
-  const pace = previous && (1000 * (characters - previous.characters)) / (now.time - previous.time);
+  const pace = previous && Math.max(0, (1000 * (characters - previous.characters)) / (now.time - previous.time));
   previous = now;
-  return pace === null ? "–" : `${formatCount(Math.round(pace))} characters/s`;
+  if (pace !== null) history.push({ time: now.time / 1000, pace });
+  while (history.length && history[0].time < history.at(-1).time - HISTORY_S) history.shift();
+  return pace;
+}
+
+const formatPace = (pace) => (pace === null ? "–" : `${formatCount(Math.round(pace))} characters/s`);
+
+/** The throughput of the last minutes as a line. */
+function drawHistory() {
+  const box = $("#history");
+  if (history.length < 2) return;
+  const [width, height] = [Math.max(280, box.clientWidth), 90];
+  const [from, to, most] = [history[0].time, history.at(-1).time, Math.max(...history.map(({ pace }) => pace), 1)];
+  const points = history.map(({ time, pace }) => [
+    (width * (time - from)) / (to - from),
+    height - 2 - (height - 4) * (pace / most),
+  ]);
+  const span = formatDuration(to - from);
+  const label = `Throughput of the last ${span}: at most ${formatPace(most)}, now ${formatPace(history.at(-1).pace)}`;
+  const line = svg("polyline", { class: "curve run0", points: points.map((p) => p.map(Math.round).join()).join(" ") });
+  box.replaceChildren(
+    h("p", { class: "hint" }, `${label}.`),
+    svg("svg", { width, height, role: "img", "aria-label": label }, line),
+  );
 }
 
 function formatLatency(seconds) {

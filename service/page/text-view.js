@@ -1,8 +1,14 @@
 // The element that shows a text and in which every character can be selected: by mouse, by touch or by the arrow keys.
 
-import { bits, h } from "./dom.js";
+import { $, bits, h } from "./dom.js";
 
 const SURPRISE_STEPS = [0.5, 1, 2, 3, 4.5, 6, 8]; // bits: lower bounds of the colors s1 to s7 in style.css
+
+/** Fill the list that says what the colors stand for. */
+export function drawScale(root) {
+  const names = ["< 0.5", ...SURPRISE_STEPS.slice(0, -1), "8 bits and more"];
+  $(".scale", root).replaceChildren(...names.map((name, i) => h("li", { class: `s${i}` }, String(name))));
+}
 
 /** The color class of a character by its surprise: s0 to s7, none where the log-probability is not known. */
 function surpriseClass(entry) {
@@ -13,10 +19,6 @@ function surpriseClass(entry) {
 
 /** A span per character and a block per line, so that lines out of sight cost no layout. */
 export class TextView {
-  /**
-   * @param onSelect called with an index when a character is pointed at or reached by the arrow keys
-   * @param onActivate called with an index when a character is clicked or Enter is pressed on it
-   */
   constructor(element, { onSelect, onActivate = () => {} }) {
     this.element = element;
     this.onSelect = onSelect;

@@ -3,11 +3,22 @@
 import { requestJson, ServiceError } from "./api.js";
 import { drawCurves } from "./curves.js";
 import { $, formatCount, formatDuration, formatLoss, h } from "./dom.js";
+import * as generate from "./generate.js";
 import * as jobs from "./jobs.js";
 import * as models from "./models.js";
+import { formatTime } from "./served.js";
 import * as trainingForm from "./training-form.js";
 
-const SHOWN_SAMPLES = 6;
+/** What the rules of advice stand for: a label and the settings of another training. */
+const REMEDIES = {
+  overfitting: () => ["dropout 0.4", { dropout: 0.4 }],
+  memorization: () => ["dropout 0.4", { dropout: 0.4 }],
+  many_parameters: () => ["dropout 0.4", { dropout: 0.4 }],
+  few_parameters: () => ["the preset standard", { preset: "standard" }],
+  small_validation_part: () => ["a fifth for validation", { val_fraction: 0.2 }],
+  underfitting: longer,
+  still_improving: longer,
+};
 let jobList = []; // as in GET /jobs
 const jobDetails = new Map(); // id -> job with its validations
 const compared = new Set();
@@ -21,7 +32,7 @@ export function setUp() {
     chooseJob(id);
   });
   models.setUp();
-  for (const name of ["by", "unit"]) $(`#curve-${name}`).addEventListener("change", drawChosenCurves);
+  for (const name of ["by", "unit", "scale"]) $(`#curve-${name}`).addEventListener("change", drawChosenCurves);
   addEventListener("resize", () => isShown && drawChosenCurves());
   $("#train-retry").addEventListener("click", onShow);
 }
@@ -56,7 +67,6 @@ async function refreshJobs() {
   drawJobs();
 }
 
-/** Follow a job and show it. */
 async function chooseJob(id) {
   following?.abort();
   following = new AbortController();
@@ -98,7 +108,7 @@ async function cancel(id) {
 }
 
 function drawJobs() {
-  const empty = h("tr", {}, h("td", { colspan: 5 }, "No trainings yet."));
+  const empty = h("tr", {}, h("td", { colspan: 7 }, "No trainings yet."));
   $("#jobs").replaceChildren(...(jobList.length ? jobList.map(jobRow) : [empty]));
 }
 
@@ -118,7 +128,9 @@ function jobRow(job) {
     { class: id === chosen ? "is-chosen" : "", "data-job": id },
     h("td", {}, box),
     h("th", { scope: "row" }, link),
-    h("td", { class: `state ${state}` }, state),
+    h("td", {}, formatTime(job.started_at)),
+    h("td", { class: "n" }, duration(job)),
+    h("td", { class: `state ${state}` }, state, job.error ? h("span", { class: "error" }, `: ${job.error}`) : null),
     h("td", { class: "n" }, formatLoss(best)),
     h("td", {}, jobs.isLive(job) ? cancelButton : null),
   );
@@ -133,25 +145,70 @@ function drawJob(job) {
     .filter(Boolean)
     .join(" ");
   bar.hidden = !jobs.isLive(job);
-  bar.value = progress?.total_steps ? progress.step / progress.total_steps : 0;
-  const advice = job.advice.map(({ text }) => h("li", {}, text));
+  bar.value = progress ? progress.elapsed_s / (progress.elapsed_s + (progress.remaining_s ?? 0) || 1) : 0;
+  const advice = job.advice.map(({ rule, text }) => h("li", {}, `${text} `, remedyButton(job, rule)));
   $("#advice").replaceChildren(...(advice.length ? advice : [h("li", { class: "hint" }, "No advice so far.")]));
-  const samples = job.samples.slice(-SHOWN_SAMPLES).reverse();
-  const figures = samples.map(({ step, text }) =>
-    h("figure", {}, h("figcaption", {}, `after step ${formatCount(step)}`), h("pre", {}, text)),
-  );
+  const n = job.samples.length - 1;
+  const figures = [...new Set([n, Math.floor(n / 2), 0])]
+    .filter((i) => job.samples[i])
+    .map((i) => {
+      const caption = `${i === n ? "latest" : i ? "halfway" : "first"}, after step ${formatCount(job.samples[i].step)}`;
+      return h("figure", {}, h("figcaption", {}, caption), h("pre", {}, job.samples[i].text));
+    });
+  drawActions(job);
   $("#samples").replaceChildren(...figures);
   $("#notes").replaceChildren(...job.notes.map((text) => h("li", {}, text)));
   $("#job").hidden = false;
   drawChosenCurves();
 }
 
+/** What can be done with the model of a job that has ended. */
+function drawActions({ result }) {
+  const made = result?.checkpoint;
+  const model = made && { ...made, is_list: made.items !== null };
+  const button = (label, onclick) => h("button", { type: "button", onclick }, label);
+  const buttons = model
+    ? [
+        button("Write with it", () => generate.writeWith(model)),
+        button("Compare with the one that serves", () => generate.compareWith(model)),
+      ]
+    : [];
+  $("#job-actions").replaceChildren(...buttons);
+}
+
+/** A button that starts the training again as an advice says. */
+function remedyButton(job, rule) {
+  if (jobs.isLive(job) || !REMEDIES[rule]) return null;
+  const [label, settings] = REMEDIES[rule](job);
+  const onclick = async () => {
+    try {
+      const body = { ...job.request, ...settings };
+      const { job_id: id } = await requestJson("POST", "/retrain", { body });
+      await refreshJobs();
+      chooseJob(id);
+    } catch (error) {
+      showLocked(error);
+    }
+  };
+  return h("button", { type: "button", onclick }, `Train again with ${label}`);
+}
+
+function longer({ request, progress }) {
+  const minutes = +(3 * (request.minutes ?? (progress?.elapsed_s ?? 60) / 60)).toFixed(1);
+  return [`${minutes} minutes`, { minutes }];
+}
+
+function duration({ started_at: from, ended_at: to }) {
+  return from ? formatDuration((to ?? Date.now() / 1000) - from) : "–";
+}
+
 function describeProgress({ state, position, progress }) {
   if (state === "queued" && position !== null) return `${position} trainings are ahead of it in the queue.`;
   if (!progress?.total_steps) return "";
   const left = progress.remaining_s ? `, ${formatDuration(progress.remaining_s)} left` : "";
-  const steps = `Step ${formatCount(progress.step)} of ${formatCount(progress.total_steps)}`;
-  return `${steps}, ${formatCount(progress.chars_per_s)} characters/s${left}.`;
+  const steps = `step ${formatCount(progress.step)} of ${formatCount(progress.total_steps)}`;
+  const pace = `${formatCount(progress.chars_per_s)} characters/s`;
+  return `After ${formatDuration(progress.elapsed_s)}: ${steps}, ${pace}${left}.`;
 }
 
 function describeOutcome({ error, result }) {
@@ -163,8 +220,8 @@ function describeOutcome({ error, result }) {
 function drawChosenCurves() {
   const ids = [...new Set([chosen, ...compared])].filter((id) => jobDetails.has(id));
   const details = ids.map((id) => jobDetails.get(id));
-  const runs = details.map((job) => ({ name: nameOf(job), validations: job.validations }));
-  drawCurves($("#curve"), runs, $("#curve-by").value, $("#curve-unit").value);
+  const runs = details.map((job) => ({ id: job.job_id, name: nameOf(job), validations: job.validations }));
+  drawCurves($("#curve"), runs, $("#curve-by").value, $("#curve-unit").value, $("#curve-scale").value === "log");
 }
 
 const nameOf = ({ job_id: id, request }) =>

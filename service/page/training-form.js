@@ -1,12 +1,22 @@
-// The form for a new training: files are uploaded as corpora, then a training job on all of them is queued.
+// The form for a new training: a text is previewed, stored as a corpus, then a training job on it is queued.
 
-import { requestJson, ServiceError } from "./api.js";
+import { request, requestJson, ServiceError } from "./api.js";
 import { $, formatCount, h, onSubmit, setStatus } from "./dom.js";
 import { clearFieldErrors, readFields, showFieldError } from "./fields.js";
 
 const MAX_NAME_CHARS = 64;
 const DEFAULT_CORPUS = "shakespeare";
+const PREVIEWED_BYTES = 2 ** 20; // the beginning of a file: what the service looks at to tell lists from texts
+const PREVIEW_MS = 300;
+const SHOWN_LINES = 5;
+const PRESETS = {
+  quick: "A small network: for lists, and a first look at a text.",
+  standard: "Two large layers: 20 minutes and more.",
+  best: "The lowest loss in 15 minutes.",
+};
 let files = [];
+let previews = 0;
+let timer = 0;
 
 /** Set up the form; onQueued(job id) is called when a training has been queued. */
 export function setUp(onQueued) {
@@ -27,17 +37,62 @@ export function setUp(onQueued) {
   // A file that is dropped beside the field must not replace the page.
   for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());
   input.addEventListener("change", () => input.files.length && chooseFiles(input.files));
+  $("#retrain-paste").addEventListener("input", ({ target }) => {
+    chooseFiles(target.value ? [new File([target.value], "pasted.txt")] : []);
+  });
   onSubmit(form, () => train(form, onQueued));
   form.elements.corpus.addEventListener("change", () => toggleName(form));
+  for (const name of ["items", "column"]) form.elements[name].addEventListener("change", () => preview(form));
+  const explain = () => {
+    $("#preset-help").textContent = PRESETS[form.elements.preset.value];
+  };
+  form.elements.preset.addEventListener("change", explain);
+  explain();
 }
 
 function chooseFiles(chosen) {
   const form = $("#retrain");
   files = [...chosen];
   $("#drop-hint").textContent = files.map(({ name, size }) => `${name}, ${formatCount(size)} bytes`).join("; ");
-  form.elements.name.value = corpusNames(files)[0];
+  form.elements.name.value = files.length ? corpusNames(files)[0] : "";
   form.elements.corpus.value = "";
   toggleName(form);
+  clearTimeout(timer);
+  timer = setTimeout(() => preview(form), PREVIEW_MS);
+}
+
+/** Say what the first file is before anything is stored: its size, and whether it is a list. */
+async function preview(form) {
+  const box = $("#preview");
+  clearFieldErrors(form);
+  previews += 1;
+  const current = previews;
+  box.hidden = !files.length;
+  if (!files.length) return;
+  const [file] = files;
+  const isWhole = file.size <= PREVIEWED_BYTES;
+  const bytes = new Uint8Array(await file.slice(0, PREVIEWED_BYTES).arrayBuffer());
+  const end = isWhole ? bytes.length : bytes.lastIndexOf(10) + 1 || bytes.length;
+  const path = `/corpora/${encodeURIComponent(corpusNames([file])[0])}/preview${layoutQuery(form)}`;
+  try {
+    const info = await requestJson("POST", path, { body: new Blob([bytes.slice(0, end)]) });
+    if (current !== previews) return;
+    const lines = new TextDecoder().decode(bytes.slice(0, end)).split(/\r\n?|\n/);
+    const n = lines.length - (lines.at(-1) ? 0 : 1);
+    const size = `${formatCount(info.characters)} characters, ${formatCount(info.distinct_characters)} different ones`;
+    const kind = info.layout.items === "text" ? "Read as one text." : `Read as a list (${info.layout.items}).`;
+    const part = isWhole ? "" : "The beginning of it: ";
+    box.replaceChildren(
+      h("p", {}, h("b", {}, `${part}${formatCount(n)} lines, ${size}. ${kind}`)),
+      ...info.notes.map((note) => h("p", { class: "hint" }, note)),
+      h("pre", {}, lines.slice(0, SHOWN_LINES).join("\n")),
+    );
+  } catch (error) {
+    if (!(error instanceof ServiceError)) throw error;
+    if (current !== previews) return;
+    box.hidden = true;
+    showError(form, error);
+  }
 }
 
 /** A valid corpus name made from a file's name. */
@@ -64,7 +119,7 @@ function toggleName(form) {
   form.elements.name.closest(".field").hidden = form.elements.corpus.value !== "" || files.length > 1;
 }
 
-/** Load the list of stored corpora into the select box. @throws {ServiceError} */
+/** Load the list of stored corpora into the select box. */
 export async function refreshCorpora() {
   const form = $("#retrain");
   const select = form.elements.corpus;
@@ -73,19 +128,32 @@ export async function refreshCorpora() {
   const options = corpora.map(({ name, characters }) =>
     h("option", { value: name }, `${name} (${formatCount(characters ?? 0)} characters)`),
   );
-  select.replaceChildren(h("option", { value: "" }, "the files above"), ...options);
+  select.replaceChildren(h("option", { value: "" }, "the text above"), ...options);
   if (files.length && previous === "") select.value = "";
   else select.value = corpora.some(({ name }) => name === previous) ? previous : DEFAULT_CORPUS;
   toggleName(form);
+}
+
+function showError(form, error) {
+  const field = error.field === "body" ? "file" : error.field; // the body of PUT /corpora is the file
+  const details = error.details ?? {};
+  if (!showFieldError(form, { field, message: error.message, details })) {
+    setStatus($("#retrain-status"), error.message, true);
+  }
 }
 
 async function train(form, onQueued) {
   const status = $("#retrain-status");
   clearFieldErrors(form);
   setStatus(status, "");
-  const { name = "text", corpus, ...settings } = readFields(form);
+  const { name = "text", corpus, paste: _, ...settings } = readFields(form);
+  if (corpus === undefined && !files.length) {
+    showError(form, { field: "file", message: "Choose a file, drop one here, or paste a text." });
+    return;
+  }
+  const stored = [];
   try {
-    const names = corpus === undefined ? await upload(name, settings.items, status) : [corpus];
+    const names = corpus === undefined ? await upload(form, name, status, stored) : [corpus];
     const body = { ...settings, corpus: names.length > 1 ? names : names[0] };
     const job = await requestJson("POST", "/retrain", { body });
     setStatus(status, job.position ? `Queued behind ${job.position} other trainings.` : "Queued; it starts now.");
@@ -96,21 +164,27 @@ async function train(form, onQueued) {
   } catch (error) {
     if (!(error instanceof ServiceError)) throw error;
     setStatus(status, "");
-    const field = error.field === "body" ? "file" : error.field; // the body of PUT /corpora is the file
-    if (!showFieldError(form, { field, message: error.message })) setStatus(status, error.message, true);
+    showError(form, error);
+    // A text that cannot be trained on is not kept.
+    for (const each of stored) await requestJson("DELETE", `/corpora/${each}`).catch(() => {});
   }
 }
 
-/**
- * Upload the chosen files, the only one under this name, and return the names.
- * @param {string} items how their items lie, if they are lists; "auto" is detected @throws {ServiceError}
- */
-async function upload(name, items, status) {
-  const query = items && items !== "auto" ? `?items=${encodeURIComponent(items)}` : "";
+/** The query that says how items lie; empty where that is detected. */
+function layoutQuery(form) {
+  const { items, column } = form.elements;
+  if (items.value === "auto") return "";
+  return `?${new URLSearchParams({ items: items.value, ...(column.value ? { column: column.value } : {}) })}`;
+}
+
+/** Upload the chosen files, the only one under this name, and return the names. New names are appended to `stored`. */
+async function upload(form, name, status, stored) {
   const names = files.length > 1 ? corpusNames(files) : [name];
   for (const [i, each] of names.entries()) {
     setStatus(status, names.length > 1 ? `Uploading text ${i + 1} of ${names.length}…` : "Uploading the text…");
-    await requestJson("PUT", `/corpora/${encodeURIComponent(each)}${query}`, { body: files[i] ?? new Blob([]) });
+    const path = `/corpora/${encodeURIComponent(each)}${layoutQuery(form)}`;
+    const response = await request("PUT", path, { body: files[i] });
+    if (response.status === 201) stored.push(each);
   }
   return names;
 }

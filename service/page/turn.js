@@ -15,11 +15,6 @@ const RETRY_CODES = ["no_model", "queue_full", "overloaded", "store_unavailable"
  *
  * From the service: start, text {text, logprobs, position} and done. From this function: waiting (the service has no model
  * or no free slot yet; the request is repeated), disconnected and reconnected. Returns when `signal` is aborted.
- *
- * @param body the body of POST /generate
- * @param resume {session, after}: resume the last turn of this session after a position, instead of a new turn
- * @param model the id of the model that the body names, if any
- * @throws {ServiceError} for an error that a repetition would not change.
  */
 export async function* streamTurn(body, signal, resume = null, model = null) {
   let key = newIdempotencyKey(); // a repetition with the same key is the same turn

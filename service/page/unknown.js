@@ -11,7 +11,6 @@ export function unknownCharacters(error) {
   return isAboutThem ? [...new Set(value.map(({ character }) => character))] : null;
 }
 
-/** A sentence about unknown characters. */
 export function describeUnknown(characters) {
   const listed = characters.slice(0, LISTED).map(symbol).join(", ");
   const more = characters.length > LISTED ? ` and ${characters.length - LISTED} others` : "";
@@ -28,7 +27,6 @@ export function offerToSkip(field, characters, onSkip) {
   note.lastChild.focus();
 }
 
-/** What was skipped, as a sentence; empty where nothing was. */
 export function describeSkipped(n) {
   if (!n) return "";
   return n === 1

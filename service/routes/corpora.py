@@ -28,13 +28,21 @@ def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
     def listing() -> Response:
         return jsonify(corpora=corpora.listing())
 
+    @routes.post("/<corpus_name:name>/preview")
+    def preview(name: str) -> Response:
+        """Describe the body as `put` would, and store nothing."""
+        _check_media_type()
+        request.max_content_length = max_bytes
+        layout = _layout()
+        try:
+            return jsonify(corpora.preview(name, _Body(request.stream, request.content_length).read, layout).as_dict())
+        except RequestEntityTooLarge as e:
+            raise BodyTooLarge(max_bytes, request.content_length) from e
+
     @routes.put("/<corpus_name:name>")
     def put(name: str) -> tuple[Response, int, dict[str, str]]:
         """Store the body, which is read as it arrives and no further than the limit."""
-        if request.mimetype in _FORMS:
-            curl = f"curl -T FILE {request.url}"
-            expected = f"the text itself, as text/plain or without a Content-Type: {curl}"
-            raise WrongMediaType("Content-Type", request.mimetype, expected)
+        _check_media_type()
         request.max_content_length = max_bytes
         only_new = request.headers.get("If-None-Match") == "*"
         layout = _layout()
@@ -55,6 +63,13 @@ def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
         return no_content()
 
     return routes
+
+
+def _check_media_type() -> None:
+    if request.mimetype in _FORMS:
+        curl = f"curl -T FILE {request.url}"
+        expected = f"the text itself, as text/plain or without a Content-Type: {curl}"
+        raise WrongMediaType("Content-Type", request.mimetype, expected)
 
 
 def _layout() -> ItemLayout | None:

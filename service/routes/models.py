@@ -1,17 +1,17 @@
-"""GET /models, POST /models/{id}/promote, POST /models/rollback: the checkpoints, and which one is served."""
+"""The addresses below /models: the checkpoints as a list and as files, and which one is served."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
 
-from flask import Blueprint, Response, jsonify
+from flask import Blueprint, Response, jsonify, send_file
 
 from model.checkpoints import file_format, registry, self_test
 from model.errors import CheckpointError, StorageError
 from service.errors import ModelConflict, NoModel, UnknownModel
 from service.models.manager import ModelManager
-from service.routes.body import read_body
+from service.routes.body import no_content, read_body
 from service.schemas import EmptyBody
 from service.store.promotions import Promotions, change_promotion
 
@@ -42,6 +42,23 @@ def blueprint(folder: Path, manager: ModelManager, promotions: Promotions) -> Bl
         except (CheckpointError, StorageError) as e:
             raise ModelConflict(str(e)) from e
         return jsonify(promoted=file_format.read_info(path).as_dict())
+
+    @routes.get("/<model_id:model_id>/file")
+    def download(model_id: str) -> Response:
+        path = registry.find(folder, model_id)
+        if path is None:
+            raise UnknownModel(f"{model_id}: no such model; GET /models lists all")
+        return send_file(path, "application/octet-stream", as_attachment=True, download_name=path.name)
+
+    @routes.delete("/<model_id:model_id>")
+    def delete(model_id: str) -> Response:
+        """Delete a checkpoint that is neither promoted nor what a rollback promotes."""
+        try:
+            if not registry.remove(folder, model_id):
+                raise UnknownModel(f"{model_id}: no such model; GET /models lists all")
+        except (CheckpointError, StorageError) as e:
+            raise ModelConflict(str(e)) from e
+        return no_content()
 
     @routes.post("/rollback")
     def rollback() -> Response:

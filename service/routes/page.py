@@ -1,4 +1,4 @@
-"""GET /: the page, and GET /docs: the reference of the API. Their files are in service/page."""
+"""GET /: the page, and GET /docs: the reference of the API. Their files are in service/page, and docs/ in it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ _HEADERS = {
 def blueprint() -> Blueprint:
     """Create the routes. The files are read once, here; no other file has an address."""
     routes = Blueprint("page", __name__)
-    files = {path.name: path.read_bytes() for path in FOLDER.iterdir() if path.suffix in _TYPES}
+    paths = [*FOLDER.iterdir(), *(FOLDER / "docs").iterdir()]
+    files = {path.name: path.read_bytes() for path in paths if path.suffix in _TYPES}
 
     def answer(name: str) -> Response:
         data = files.get(name)

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -130,6 +131,30 @@ class Corpora:
         if layout is None:
             _layout_path(path).unlink(missing_ok=True)
         return self._store_info(path, scan), not existed
+
+    def preview(self, name: str, read: Callable[[int], bytes], layout: ItemLayout | None = None) -> CorpusInfo:
+        """Return what the statistics of a text would be. Nothing is stored.
+
+        Args:
+            name: The corpus that it would be; the ending of a file's name is a hint for tables.
+            read: Returns at most so many of the next bytes; none at the end.
+            layout: As for `put`.
+
+        Raises:
+            BadRequest: The bytes are not UTF-8 text, or not items as the layout says.
+            BodyTooLarge: They are more than allowed.
+        """
+        scan = _Scan(self._path(name).name)
+        with tempfile.NamedTemporaryFile() as file:
+            while chunk := read(_CHUNK_BYTES):
+                if scan.n_bytes + len(chunk) > self._max_bytes:
+                    raise BodyTooLarge(self._max_bytes)
+                scan.update(chunk)
+                file.write(chunk)
+            scan.update(b"", final=True)
+            file.flush()
+            scan.read_items(Path(file.name), layout)
+        return scan.info(name, None)
 
     def get(self, name: str) -> CorpusInfo:
         """Return the statistics of a corpus.
@@ -301,7 +326,7 @@ class _Scan:
             raise BadRequest(field, e.value, e.expected, problem=f"{e.field}: {e.problem}") from e
         self._item_notes = items.notes
 
-    def info(self, name: str, modified_at: float) -> CorpusInfo:
+    def info(self, name: str, modified_at: float | None) -> CorpusInfo:
         """Return the statistics. Complete after the final update."""
         statistics = self._statistics
         return CorpusInfo(

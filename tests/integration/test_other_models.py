@@ -82,3 +82,29 @@ def test_the_served_model_is_described(service: Service, models: tuple[Path, lis
     assert described["characters"] == served.vocab.characters
     assert (described["val_loss"], described["is_list"]) == (served.val_loss, False)
     assert described["network"]["n_hidden"] == served.config.n_hidden
+
+
+def test_a_model_is_downloaded_and_deleted(service: Service, models: tuple[Path, list[Checkpoint]]) -> None:
+    """The file is the checkpoint; the served model stays; a deleted one is no longer listed."""
+    folder, (served, *_, last) = models
+    path = registry.find(folder, last.fingerprint)
+    assert path is not None
+    file = service.client.get(f"/models/{last.fingerprint}/file")
+    assert file.content == path.read_bytes()
+    assert path.name in file.headers["Content-Disposition"]
+    refused = service.client.delete(f"/models/{served.fingerprint}")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_conflict")
+    assert service.client.delete(f"/models/{last.fingerprint}").status_code == 204
+    assert service.client.delete(f"/models/{last.fingerprint}").status_code == 404
+    assert last.fingerprint not in [model["id"] for model in service.client.get("/models").json()["models"]]
+    assert not path.exists()
+
+
+def test_a_text_is_previewed(service: Service) -> None:
+    """What it would be as a corpus: a list is seen as one; nothing is stored."""
+    names = "\n".join(f"{a}{b}{c}" for a in "bdfgklmn" for b in "aeiou" for c in ("n", "ra", "los", "min"))
+    before = service.client.get("/corpora").json()
+    preview = service.client.post("/corpora/names/preview", content=names).json()
+    assert (preview["characters"], preview["layout"]["items"]) == (len(names), "lines")
+    assert service.client.post("/corpora/names/preview", content=b"caf\xe9").status_code == 422
+    assert service.client.get("/corpora").json() == before

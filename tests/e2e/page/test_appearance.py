@@ -68,9 +68,9 @@ def inspect(v: Visit) -> None:
     v.open("inspect")
     text = "it's a text in lines\nof which the second\nis not the last\n" if PROMPT == "hello" else SHAKESPEARE
     v.page.fill("#inspect-text", text)
-    v.page.get_by_role("button", name="Inspect", exact=True).click()
-    v.page.wait_for_selector("[data-gate=f] .strip > span")
-    v.page.locator("[data-gate=c] .strip > span").nth(9).hover()
+    v.page.get_by_role("button", name="Look inside", exact=True).click()
+    v.page.wait_for_function("t => document.querySelector('#strips .strip')?.children.length === t", arg=len(text))
+    v.page.locator("#strips .strip > span").nth(9).click()
 
 
 def train(v: Visit) -> None:
@@ -105,7 +105,7 @@ VIEWS = {f.__name__: f for f in (generate, fork, invalid, score, inspect, train,
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_is_accessible_and_fits(visit: Visiting, page_service: Service, view: str, device: str) -> None:
-    """axe finds nothing serious, nothing is wider than the window and no text is cut off. Takes a screenshot."""
+    """axe finds nothing, nothing is wider than the window and no text is cut off. Takes a screenshot."""
     v = visit(page_service, **DEVICES[device])
     VIEWS[view](v)
     SHOTS.mkdir(parents=True, exist_ok=True)
@@ -117,13 +117,12 @@ def test_a_view_is_accessible_and_fits(visit: Visiting, page_service: Service, v
     v.page.screenshot(path=SHOTS / f"{view}-{device}.png")
     v.page.evaluate(AXE.read_text())
     report = v.page.evaluate("() => axe.run({resultTypes: ['violations']})")
-    serious = [
+    found = [
         f"{rule['id']}: {node['target']} {node['failureSummary']}"
         for rule in report["violations"]
-        if rule["impact"] in ("serious", "critical")
         for node in rule["nodes"]
     ]
-    assert serious == []
+    assert found == []
     wide = v.page.evaluate("() => document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert wide <= 0
     assert v.page.evaluate(CUT_OFF) == []

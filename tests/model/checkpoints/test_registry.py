@@ -113,3 +113,20 @@ def test_two_files_of_one_model_are_one_model(tmp_path: Path) -> None:
     assert [entry["name"] for entry in registry.list_checkpoints(tmp_path) if entry["promoted"]] == [whole.name]
     assert registry.find(tmp_path, one.fingerprint) == whole
     assert registry.roll_back(tmp_path) == other
+
+
+def test_a_model_is_removed_unless_it_is_needed(tmp_path: Path) -> None:
+    """All of its files; not the promoted model, nor the one that a roll back promotes; False for no such model."""
+    models = [random_checkpoint(seed=seed) for seed in range(3)]
+    paths = [model.save(tmp_path) for model in models]
+    copy = replace(models[0], val_loss=9.5).save(tmp_path)
+    for path in paths:
+        promote(path)
+    for needed, says in ((1, "roll back"), (2, "is served")):
+        with pytest.raises(CheckpointError, match=says):
+            registry.remove(tmp_path, models[needed].fingerprint)
+    assert registry.remove(tmp_path, models[0].fingerprint)
+    assert not paths[0].exists()
+    assert not copy.exists()
+    assert paths[1].exists()
+    assert not registry.remove(tmp_path, models[0].fingerprint)

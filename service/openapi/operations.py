@@ -115,6 +115,7 @@ _LOGPROBS = Parameter(
 _MODEL_ID = Parameter(
     "model", "query", {"type": "string", "pattern": f"^{MODEL_ID}$"}, "the `model` of the turn's request, if it had one"
 )
+_NAME = Parameter("name", "query", {"type": "string", "pattern": f"^{NAME}$"}, "the corpus that it would be")
 _IF_NONE_MATCH = Parameter("If-None-Match", "header", {"type": "string"}, "* keeps a corpus that exists")
 _LAYOUT = (
     Parameter("items", "query", {"enum": list(ITEM_KINDS)}, "whether the corpus is a list, and how its items lie"),
@@ -311,9 +312,9 @@ OPERATIONS: tuple[Operation, ...] = (
         }, (400, 409, 413, 415, 422, 503, 507), text_body=True, parameters=(_IF_NONE_MATCH, *_LAYOUT),
     ),
     Operation(
-        "POST", "/corpora/{name}/preview", "preview_corpus", "Train", "What a text would be, unstored",
+        "POST", "/preview", "preview_corpus", "Train", "What a text would be, unstored",
         _O, {200: Answer("the statistics", answers.Corpus, _CORPUS)}, (400, 413, 415, 422, 503, 507), text_body=True,
-        parameters=_LAYOUT,
+        parameters=(_NAME, *_LAYOUT),
     ),
     Operation(
         "GET", "/corpora/{name}", "get_corpus", "Train", "A training text's statistics", _O,
@@ -337,8 +338,8 @@ OPERATIONS: tuple[Operation, ...] = (
         {200: Answer("the file", other=("application/octet-stream",))}, (404, 422),
     ),
     Operation(
-        "DELETE", "/models/{model_id}", "delete_model", "Models", "Delete a checkpoint", _O, {204: Answer("deleted")},
-        (404, 409, 422, 503),
+        "DELETE", "/models/{model_id}/file", "delete_model", "Models", "Delete a checkpoint", _O,
+        {204: Answer("deleted")}, (404, 409, 422, 503),
     ),
     Operation(
         "POST", "/models/rollback", "roll_back", "Models", "Undo the last promotion", _O,

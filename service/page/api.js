@@ -2,7 +2,7 @@
 
 /** The service's address: the page may be offered below a path of a proxy. */
 export const SERVICE = new URL("..", import.meta.url);
-const ADMIN_PATHS = /^\/(retrain|jobs|corpora|models)\b/;
+const ADMIN_PATHS = /^\/(retrain|jobs|corpora|models|preview)\b/;
 const keys = { admin: "", api: "" };
 let promptForKey = async () => null; // set by keys.js: (kind, message) => the key, or null when the user gives none
 

@@ -73,7 +73,7 @@ async function download({ id, name }) {
 
 async function remove({ id }, name) {
   if (!confirm(`Delete the model ${name}? It cannot be brought back.`)) return;
-  await requestJson("DELETE", `/models/${id}`);
+  await requestJson("DELETE", `/models/${id}/file`);
   setStatus($("#models-status"), `Deleted the model ${name}.`);
   await refresh();
 }

@@ -73,7 +73,7 @@ async function preview(form) {
   const isWhole = file.size <= PREVIEWED_BYTES;
   const bytes = new Uint8Array(await file.slice(0, PREVIEWED_BYTES).arrayBuffer());
   const end = isWhole ? bytes.length : bytes.lastIndexOf(10) + 1 || bytes.length;
-  const path = `/corpora/${encodeURIComponent(corpusNames([file])[0])}/preview${layoutQuery(form)}`;
+  const path = `/preview?name=${corpusNames([file])[0]}${layoutQuery(form).replace("?", "&")}`;
   try {
     const info = await requestJson("POST", path, { body: new Blob([bytes.slice(0, end)]) });
     if (current !== previews) return;

@@ -1,4 +1,4 @@
-"""PUT, GET and DELETE /corpora/{name}: upload, list and delete training texts."""
+"""PUT, GET and DELETE /corpora/{name}: upload, list and delete training texts. POST /preview: look at one."""
 
 from __future__ import annotations
 
@@ -22,30 +22,32 @@ _BOOLEANS = {"true": True, "false": False}
 
 def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
     """Return the routes; `max_bytes` is the limit of one corpus."""
-    routes = Blueprint("corpora", __name__, url_prefix="/corpora")
+    routes = Blueprint("corpora", __name__)
 
-    @routes.get("")
+    @routes.get("/corpora")
     def listing() -> Response:
         return jsonify(corpora=corpora.listing())
 
-    @routes.post("/<corpus_name:name>/preview")
-    def preview(name: str) -> Response:
+    @routes.post("/preview")
+    def preview() -> Response:
         """Describe the body as `put` would, and store nothing."""
         _check_media_type()
         request.max_content_length = max_bytes
-        layout = _layout()
+        values = dict(request.args)
+        name = values.pop("name", "text")
+        layout = _layout(values)
         try:
             return jsonify(corpora.preview(name, _Body(request.stream, request.content_length).read, layout).as_dict())
         except RequestEntityTooLarge as e:
             raise BodyTooLarge(max_bytes, request.content_length) from e
 
-    @routes.put("/<corpus_name:name>")
+    @routes.put("/corpora/<corpus_name:name>")
     def put(name: str) -> tuple[Response, int, dict[str, str]]:
         """Store the body, which is read as it arrives and no further than the limit."""
         _check_media_type()
         request.max_content_length = max_bytes
         only_new = request.headers.get("If-None-Match") == "*"
-        layout = _layout()
+        layout = _layout(dict(request.args))
         try:
             body = _Body(request.stream, request.content_length)  # refuses a Content-Length beyond the limit
             stored, is_new = corpora.put(name, body.read, only_new=only_new, layout=layout)
@@ -53,11 +55,11 @@ def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
             raise BodyTooLarge(max_bytes, request.content_length) from e
         return jsonify(stored.as_dict()), 201 if is_new else 200, {"Location": f"{request.script_root}/corpora/{name}"}
 
-    @routes.get("/<corpus_name:name>")
+    @routes.get("/corpora/<corpus_name:name>")
     def get(name: str) -> Response:
         return jsonify(corpora.get(name).as_dict())
 
-    @routes.delete("/<corpus_name:name>")
+    @routes.delete("/corpora/<corpus_name:name>")
     def delete(name: str) -> Response:
         corpora.delete(name)
         return no_content()
@@ -72,13 +74,12 @@ def _check_media_type() -> None:
         raise WrongMediaType("Content-Type", request.mimetype, expected)
 
 
-def _layout() -> ItemLayout | None:
+def _layout(values: dict[str, Any]) -> ItemLayout | None:
     """Read from the query how the items of a list lie; None: the query says nothing.
 
     Raises:
         BadRequest: A parameter has a value that is not accepted, contradicts another one, or does not exist.
     """
-    values: dict[str, Any] = dict(request.args)
     try:
         if "max_item_chars" in values and re.fullmatch(r"[0-9]{1,9}", values["max_item_chars"]):
             values["max_item_chars"] = int(values["max_item_chars"])

@@ -50,7 +50,7 @@ def blueprint(folder: Path, manager: ModelManager, promotions: Promotions) -> Bl
             raise UnknownModel(f"{model_id}: no such model; GET /models lists all")
         return send_file(path, "application/octet-stream", as_attachment=True, download_name=path.name)
 
-    @routes.delete("/<model_id:model_id>")
+    @routes.delete("/<model_id:model_id>/file")
     def delete(model_id: str) -> Response:
         """Delete a checkpoint that is neither promoted nor what a rollback promotes."""
         try:

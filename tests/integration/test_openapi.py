@@ -173,5 +173,5 @@ def test_the_page_loads_nothing_from_another_host(app: Flask) -> None:
     answer = app.test_client().get("/docs")
     assert answer.mimetype == "text/html"
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
-    text = answer.get_data(as_text=True) + (ROOT / "service/page/docs.js").read_text()
+    text = answer.get_data(as_text=True) + (ROOT / "service/page/docs/docs.js").read_text()
     assert not re.findall(r"https?://", text)

@@ -92,10 +92,10 @@ def test_a_model_is_downloaded_and_deleted(service: Service, models: tuple[Path,
     file = service.client.get(f"/models/{last.fingerprint}/file")
     assert file.content == path.read_bytes()
     assert path.name in file.headers["Content-Disposition"]
-    refused = service.client.delete(f"/models/{served.fingerprint}")
+    refused = service.client.delete(f"/models/{served.fingerprint}/file")
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_conflict")
-    assert service.client.delete(f"/models/{last.fingerprint}").status_code == 204
-    assert service.client.delete(f"/models/{last.fingerprint}").status_code == 404
+    assert service.client.delete(f"/models/{last.fingerprint}/file").status_code == 204
+    assert service.client.delete(f"/models/{last.fingerprint}/file").status_code == 404
     assert last.fingerprint not in [model["id"] for model in service.client.get("/models").json()["models"]]
     assert not path.exists()
 
@@ -104,7 +104,7 @@ def test_a_text_is_previewed(service: Service) -> None:
     """What it would be as a corpus: a list is seen as one; nothing is stored."""
     names = "\n".join(f"{a}{b}{c}" for a in "bdfgklmn" for b in "aeiou" for c in ("n", "ra", "los", "min"))
     before = service.client.get("/corpora").json()
-    preview = service.client.post("/corpora/names/preview", content=names).json()
+    preview = service.client.post("/preview?name=names", content=names).json()
     assert (preview["characters"], preview["layout"]["items"]) == (len(names), "lines")
-    assert service.client.post("/corpora/names/preview", content=b"caf\xe9").status_code == 422
+    assert service.client.post("/preview", content=b"caf\xe9").status_code == 422
     assert service.client.get("/corpora").json() == before

@@ -46,11 +46,10 @@ GUARDS = {
     "/jobs/<job_id:job_id>/events": OPERATOR,
     "/corpora": OPERATOR,
     "/corpora/<corpus_name:name>": OPERATOR,
-    "/corpora/<corpus_name:name>/preview": OPERATOR,
+    "/preview": OPERATOR,
     "/models": OPERATOR,
     "/models/<model_id:model_id>/promote": OPERATOR,
     "/models/<model_id:model_id>/file": OPERATOR,
-    "/models/<model_id:model_id>": OPERATOR,
     "/models/rollback": OPERATOR,
 }
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")

@@ -34,12 +34,18 @@ from model.network.penalties import prompt_codes
 from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
 from model.stepper.generate import write
+from model.structured_outputs.specification import StructuredOutputs
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.servers import ROOT, RedisServer, Service, as_event
 
 TURNS = 2
 SAMPLING = SamplingParams(0.9, typical_p=0.95, repetition_penalty=1.1, frequency_penalty=0.3, presence_penalty=0.2)
 LOGIT_BIAS = {"e": -1.0, " ": 0.5}
+FORMS = {
+    pattern: StructuredOutputs("regex", pattern).compile(ALPHABET)
+    for pattern in ("(?:[a-m]{1,9} |[n-z]{2}!)*", "(?:[^!]{1,80}!\n){0,40}")
+}
+"""Structured outputs of some turns; each may be empty, so they fit into every length."""
 
 
 @dataclass
@@ -105,14 +111,17 @@ class Client:
             prompt = "".join(rng.choices(ALPHABET.characters, k=rng.randrange(0, 30)))
             payload = {"prompt": prompt, "max_chars": n, "seed": session.seed, "stream": True}
             payload |= {**SAMPLING.as_dict(), "logit_bias": LOGIT_BIAS}
-            session.turns.append({"prompt": prompt, "max_chars": n})
+            form = rng.choice([None, *FORMS])
+            if form is not None:
+                payload["structured_outputs"] = {"regex": form}
+            session.turns.append({"prompt": prompt, "max_chars": n, "form": form})
             session.text += prompt
             if session_id:
                 payload["session_id"] = session_id
             session_id, position = await self._turn(session, payload, position + len(prompt))
         session.finished = True
         record = await self._insist("GET", f"/sessions/{session_id}")
-        session.unlocked = record["turn"]["status"] == "length" and record["position"] == position
+        session.unlocked = record["turn"]["status"] in ("length", "stop") and record["position"] == position
 
     async def _turn(self, session: ClientSession, payload: dict[str, Any], position: int) -> tuple[str, int]:
         key, session_id = str(uuid.uuid4()), ""
@@ -259,7 +268,7 @@ def compare(sessions: list[ClientSession], counts: Counter[str], network: Any, s
             codes += prompt_codes(ALPHABET.encode(turn["prompt"])).tolist()
             generated = write(
                 stepper, ALPHABET, prompt, turn["max_chars"], SAMPLING, session.seed, 256, logit_bias=LOGIT_BIAS,
-                before=codes,
+                before=codes, automaton=FORMS.get(turn["form"]),
             )  # fmt: skip
             new = "".join(generated)
             text = prompt + new

@@ -42,6 +42,7 @@ from longhand.schemas import (
     Models,
     Score,
     Session,
+    StructuredOutputs,
 )
 
 __all__ = [
@@ -81,6 +82,7 @@ __all__ = [
     "ServerError",
     "Session",
     "Stream",
+    "StructuredOutputs",
     "TimedOut",
     "Unauthorized",
     "Unavailable",

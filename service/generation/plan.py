@@ -13,7 +13,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from model.errors import StateError, UnknownCharacters
+from model.errors import StateError, StructuredOutputError, UnknownCharacters
 from model.network.penalties import NO_CHARACTER, prompt_codes
 from model.network.state import HiddenState
 from model.structured_outputs.automaton import Automaton
@@ -196,10 +196,15 @@ def _with_text(request: SequenceRequest, model: LoadedModel, record: TurnRecord,
 
 
 def _automaton(model: LoadedModel, record: TurnRecord) -> Automaton:
+    """The automaton of a turn; that of a request was compiled before, so an error is of a stored turn."""
+    problem = "the structured outputs of the session's last turn cannot be used"
     try:
-        return model.compile(StructuredOutputs.from_dict(record.structured_outputs))
-    except BadRequest as e:  # that of a request was compiled before
-        raise UnreadableSession(f"the structured outputs of the session's last turn cannot be used: {e}") from e
+        automaton = model.compile(StructuredOutputs.from_dict(record.structured_outputs))
+    except (BadRequest, StructuredOutputError) as e:
+        raise UnreadableSession(f"{problem}: {e}") from e
+    if record.max_chars < automaton.shortest:
+        raise UnreadableSession(f"{problem}: they need {automaton.shortest} characters")
+    return automaton
 
 
 def _from_cached_prefix(request: SequenceRequest, model: LoadedModel, prefixes: PrefixStore) -> SequenceRequest:

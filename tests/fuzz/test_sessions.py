@@ -47,7 +47,7 @@ class Service:
             for s in (60.0, 0.25)
         )
         self.neighbour = read(self.engine.submit(request(max_chars=40, seed=9)))[0]
-        self.stored = [self._fields(self._finished()), self._fields(self._interrupted())]
+        self.stored = [self._fields(id) for id in (self._finished(), self._interrupted(), self._constrained())]
         self.text = self._read(self.generation.generate(_body(prompt=PROMPT, max_chars=20, seed=3)))
         _, self.key = prefix_keys(TINY.fingerprint, self.engine.numerics, ALPHABET.encode(PROMPT))[-1]
         cached = self.prefixes.get_first([self.key])
@@ -70,6 +70,14 @@ class Service:
         running._is_over = True  # what is left of a generation whose process is killed
         running.close()
         running._policy.abandon()
+        return session_id
+
+    def _constrained(self) -> str:
+        running = self.generation.generate(
+            _body(prompt="to be", max_chars=30, seed=1, structured_outputs={"regex": "[a-f]{3,}!"})
+        )
+        session_id: str = running.start_info()["session_id"]
+        self._read(running)
         return session_id
 
     def _fields(self, session_id: str) -> dict[str, Any]:

@@ -57,6 +57,10 @@ def test_a_text_whole_and_as_a_stream(client: longhand.Client, service: Service)
         {**each, "top": [tuple(entry) for entry in each["top"]]} for each in plain["logprobs"]
     ]
     assert whole.usage.generated_chars == 300
+    form: longhand.StructuredOutputs = {"choice": ["yes", "no"]}
+    choice = client.generate("hello", max_chars=9, seed=5, structured_outputs=form)
+    assert choice.text in form["choice"]
+    assert (choice.finish_reason, choice.bits is not None, whole.bits) == ("stop", True, None)
     with client.stream("hello", **options) as stream:
         with pytest.raises(RuntimeError):
             _ = stream.result

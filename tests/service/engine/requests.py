@@ -8,6 +8,7 @@ import numpy as np
 
 from model.network.sampling import SamplingParams
 from model.network.state import HiddenState
+from model.structured_outputs.automaton import Automaton
 from service.engine.sequence import SequenceRequest
 from service.engine.stream import Chunk, End, Failed, Stream
 from tests.conftest import ALPHABET
@@ -24,6 +25,7 @@ def request(
     snapshot_every_s: float | None = None,
     deadline: float | None = None,
     captures: Mapping[int, str] | None = None,
+    automaton: Automaton | None = None,
 ) -> SequenceRequest:
     """A request that begins a new text, or continues after a state."""
     next_input = ALPHABET.start if after is None else after.next_input
@@ -38,6 +40,8 @@ def request(
         snapshot_every_s=snapshot_every_s,
         deadline=deadline,
         captures=captures or {},
+        automaton=automaton,
+        budget=max_chars,
     )
 
 

@@ -17,6 +17,7 @@ from model.stepper import Stepper
 from model.stepper.cpu import CpuStepper, Unsupported
 from model.stepper.generate import generate, write
 from model.stepper.reference import ReferenceStepper
+from model.structured_outputs.specification import StructuredOutputs
 from service.engine.engine import Engine
 from service.engine.observer import IterationStats, NullObserver
 from service.engine.sequence import Sequence
@@ -32,6 +33,10 @@ STEPPERS: dict[str, Callable[[Checkpoint, int], Stepper]] = {
     "native int8": lambda c, n: CpuStepper(c.network(), n, "int8"),
 }
 ENDLESS = 10**8
+AUTOMATA = [
+    StructuredOutputs("regex", pattern).compile(ALPHABET)
+    for pattern in ("[a-e]{2,7}!?", "(?:[a-m] |[n-z]{3})*", "(?:tea|coffee)[.!' ]{4}|[^t]{40}")
+]
 
 
 @pytest.fixture(params=STEPPERS)
@@ -58,19 +63,21 @@ def make(tiny: Checkpoint, kind: str, n_slots: int = 4, max_waiting: int = 100, 
 
 
 def test_every_text_is_the_one_generated_alone(tiny: Checkpoint, engine: Engine, kind: str) -> None:
-    """Batch invariance through the engine: 80 texts on 4 slots, from 8 threads, some cancelled by their readers."""
+    """Batch invariance through the engine: 80 texts on 4 slots, from 8 threads, some cancelled, most with a form."""
     rng = random.Random(0)
     cases = []
     for seed in range(80):
         prompt = "".join(rng.choices(ALPHABET.characters, k=rng.randrange(0, 40)))
         sampling = SamplingParams(rng.choice([0.0, 0.7, 1.0]), rng.choice([0, 5]), rng.choice([1.0, 0.9]))
-        cases.append((prompt, rng.randrange(1, 120), seed, sampling, rng.random() < 0.2))
+        n, leaves = rng.randrange(1, 120), rng.random() < 0.2
+        form = rng.choice([None, *AUTOMATA])
+        cases.append((prompt, n + (form.shortest if form is not None else 0), seed, sampling, leaves, form))
     results: dict[int, str] = {}
 
     def client(mine: list[int]) -> None:
         for i in mine:
-            prompt, n, seed, sampling, leaves = cases[i]
-            stream = engine.submit(request(prompt, n, seed, sampling=sampling))
+            prompt, n, seed, sampling, leaves, form = cases[i]
+            stream = engine.submit(request(prompt, n, seed, sampling=sampling, automaton=form))
             if leaves:
                 stream.close()
             results[i] = read(stream)[0]
@@ -81,9 +88,21 @@ def test_every_text_is_the_one_generated_alone(tiny: Checkpoint, engine: Engine,
     for t in threads:
         t.join()
     alone = STEPPERS[kind](tiny, 1)
-    for i, (prompt, n, seed, sampling, leaves) in enumerate(cases):
-        expected = "".join(write(alone, ALPHABET, prompt, n, sampling, seed))
+    for i, (prompt, n, seed, sampling, leaves, form) in enumerate(cases):
+        expected = "".join(write(alone, ALPHABET, prompt, n, sampling, seed, automaton=form))
         assert expected.startswith(results[i]) if leaves else results[i] == expected
+
+
+def test_a_stepper_without_masks_is_given_none(tiny: Checkpoint) -> None:
+    """A request with an automaton, or with a budget in which no end can be reached, is refused before it is queued."""
+    engine = make(tiny, "reference")
+    form = AUTOMATA[0]
+    with pytest.raises(ValueError, match="budget"):
+        engine.submit(replace(request(max_chars=1, automaton=form), max_chars=0))
+    engine.supports_constraints = False
+    with pytest.raises(ValueError, match="automaton"):
+        engine.submit(request(automaton=form))
+    assert engine.in_flight == 0
 
 
 def test_equals_the_plain_loop(tiny: Checkpoint) -> None:

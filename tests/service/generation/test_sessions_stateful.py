@@ -18,6 +18,7 @@ from model.network.penalties import prompt_codes
 from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
 from model.stepper.generate import write
+from model.structured_outputs.specification import StructuredOutputs
 from service.engine.engine import Engine
 from service.errors import NoTurn, SessionConflict, TurnInterrupted, UnknownSession
 from service.generation.service import GenerationOptions, GenerationService
@@ -62,6 +63,14 @@ class Model(LoadedModel):
 ALONE = [choose(checkpoint.network(), n_slots=1)[0] for checkpoint in MODELS]
 
 
+Form = str | None
+FORMS = {
+    pattern: StructuredOutputs("regex", pattern).compile(ALPHABET)
+    for pattern in ("[a-e]{2,7}!?", "(?:[a-m] |[n-z]{3})*", "tea|coffee")
+}
+"""Structured outputs of turns, as far as their length allows them."""
+
+
 @dataclass
 class Plain:
     """The oracle's session: what its model has read, from which position, and the text as its client sees it."""
@@ -79,7 +88,7 @@ class Plain:
     interrupted: bool = False
     codes: list[int] = field(default_factory=list)  # of `text`, for penalties: what was generated, what was read
 
-    def next(self, model: int, prompt: str, n: int, params: SamplingParams) -> str:
+    def next(self, model: int, prompt: str, n: int, params: SamplingParams, form: Form = None) -> str:
         """What must come after `prompt`; begins the oracle's turn."""
         self.before = (self.read, self.read_from, self.model)
         if model != self.model:
@@ -88,8 +97,12 @@ class Plain:
             self.model = model
         self.turn_start, self.prompt = len(self.text), prompt
         before = self.codes + prompt_codes(ALPHABET.encode(prompt)).tolist()
+        automaton = None if form is None or FORMS[form].shortest > n else FORMS[form]
         alone = write(
-            ALONE[model], ALPHABET, self.read + prompt, n, params, self.seed, start=self.read_from, before=before
+            *(ALONE[model], ALPHABET, self.read + prompt, n, params, self.seed),
+            start=self.read_from,
+            before=before,
+            automaton=automaton,
         )
         return "".join(alone)
 
@@ -122,6 +135,7 @@ PARAMS = st.builds(
 )
 TEXT = st.text(st.sampled_from(ALPHABET.characters), max_size=6)
 LENGTH = st.integers(0, 25)
+FORM = st.sampled_from([None, None, *FORMS])
 
 
 class Sessions(RuleBasedStateMachine):
@@ -146,7 +160,9 @@ class Sessions(RuleBasedStateMachine):
         for worker, manager in enumerate(self.managers):
             manager.serve(with_engine(engines()[worker][model], kind=Model))
 
-    def ask(self, prompt: str, n: int, p: SamplingParams, **more: Any) -> GenerateRequest:
+    def ask(self, prompt: str, n: int, p: SamplingParams, form: Form = None, **more: Any) -> GenerateRequest:
+        if form is not None and FORMS[form].shortest <= n:
+            more["structured_outputs"] = {"regex": form}
         return GenerateRequest.model_validate({"prompt": prompt, "max_chars": n, **p.as_dict(), **more})
 
     def read(self, running: RunningGeneration, at_least: int | None = None) -> str:
@@ -166,23 +182,31 @@ class Sessions(RuleBasedStateMachine):
         running._is_over = True
         running.close()
 
-    @rule(target=sessions, worker=st.integers(0, 1), prompt=TEXT, n=LENGTH, params=PARAMS, seed=st.integers(0, 5))
-    def begin(self, worker: int, prompt: str, n: int, params: SamplingParams, seed: int) -> Plain:
-        running = self.workers[worker].generate(self.ask(prompt, n, params, seed=seed))
+    @rule(
+        target=sessions,
+        worker=st.integers(0, 1),
+        prompt=TEXT,
+        n=LENGTH,
+        params=PARAMS,
+        form=FORM,
+        seed=st.integers(0, 5),
+    )
+    def begin(self, worker: int, prompt: str, n: int, params: SamplingParams, form: Form, seed: int) -> Plain:
+        running = self.workers[worker].generate(self.ask(prompt, n, params, form, seed=seed))
         plain = Plain(running.start_info()["session_id"], seed, self.model)
-        expected = plain.next(self.model, prompt, n, params)
+        expected = plain.next(self.model, prompt, n, params, form)
         assert self.read(running) == expected
         plain.record(expected, prompt)
         return plain
 
-    @rule(plain=sessions, worker=st.integers(0, 1), prompt=TEXT, n=LENGTH, params=PARAMS)
-    def go_on(self, plain: Plain, worker: int, prompt: str, n: int, params: SamplingParams) -> None:
-        request = self.ask(prompt, n, params, session_id=plain.id)
+    @rule(plain=sessions, worker=st.integers(0, 1), prompt=TEXT, n=LENGTH, params=PARAMS, form=FORM)
+    def go_on(self, plain: Plain, worker: int, prompt: str, n: int, params: SamplingParams, form: Form) -> None:
+        request = self.ask(prompt, n, params, form, session_id=plain.id)
         if plain.interrupted:
             with pytest.raises(TurnInterrupted):
                 self.workers[worker].generate(request)
             return
-        expected = plain.next(self.model, prompt, n, params)
+        expected = plain.next(self.model, prompt, n, params, form)
         running = self.workers[worker].generate(request)
         assert running.start_info()["position"] == len(plain.text) + len(prompt)
         assert self.read(running) == expected
@@ -193,16 +217,17 @@ class Sessions(RuleBasedStateMachine):
         worker=st.integers(0, 1),
         n=st.integers(1, 25),
         params=PARAMS,
+        form=FORM,
         at=st.integers(0, 25),
         dies=st.booleans(),
     )
-    def cut(self, plain: Plain, worker: int, n: int, params: SamplingParams, at: int, dies: bool) -> None:
+    def cut(self, plain: Plain, worker: int, n: int, params: SamplingParams, form: Form, at: int, dies: bool) -> None:
         """The worker dies in mid-stream, or the client leaves; then the stream is asked for again elsewhere."""
         if plain.interrupted:
             return
-        expected = plain.next(self.model, "", n, params)
-        running = self.workers[worker].generate(self.ask("", n, params, session_id=plain.id))
-        seen = self.read(running, at_least=min(at, n))
+        expected = plain.next(self.model, "", n, params, form)
+        running = self.workers[worker].generate(self.ask("", n, params, form, session_id=plain.id))
+        seen = self.read(running, at_least=min(at, len(expected)))
         if dies:
             self.kill(running)
         else:
@@ -211,14 +236,16 @@ class Sessions(RuleBasedStateMachine):
         assert seen + rest == expected
         plain.record(expected)
 
-    @rule(plain=sessions, worker=st.integers(0, 1), n=st.integers(1, 25), params=PARAMS, at=st.integers(0, 25))
-    def die(self, plain: Plain, worker: int, n: int, params: SamplingParams, at: int) -> None:
+    @rule(
+        plain=sessions, worker=st.integers(0, 1), n=st.integers(1, 25), params=PARAMS, form=FORM, at=st.integers(0, 25)
+    )
+    def die(self, plain: Plain, worker: int, n: int, params: SamplingParams, form: Form, at: int) -> None:
         """The worker dies and nobody asks for the stream: the client has seen a part."""
         if plain.interrupted:
             return
-        expected = plain.next(self.model, "", n, params)
-        running = self.workers[worker].generate(self.ask("", n, params, session_id=plain.id))
-        seen = self.read(running, at_least=min(at, n - 1))
+        expected = plain.next(self.model, "", n, params, form)
+        running = self.workers[worker].generate(self.ask("", n, params, form, session_id=plain.id))
+        seen = self.read(running, at_least=max(0, min(at, len(expected) - 1)))
         self.kill(running)
         running._policy.abandon()  # as if its lease had run out
         assert expected.startswith(seen)

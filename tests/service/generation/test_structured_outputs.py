@@ -1,0 +1,46 @@
+"""What a model that applies no masks answers, and stored turns whose form cannot be used."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from model.checkpoints.file_format import Checkpoint
+from model.network.sampling import SamplingParams
+from model.stepper.reference import ReferenceStepper
+from service.engine.engine import Engine
+from service.errors import BadRequest, UnreadableSession
+from service.generation.plan import whole_turn
+from service.generation.validation import validate
+from service.models.loaded_model import LoadedModel
+from service.schemas import GenerateRequest
+from service.store.sessions import TurnRecord
+from tests.service.models.loaded import with_engine
+
+
+@pytest.fixture
+def model(tiny: Checkpoint) -> LoadedModel:
+    return with_engine(Engine(ReferenceStepper(tiny.network(), 1), tiny.vocab, tiny.fingerprint, max_waiting=1))
+
+
+def test_a_stepper_without_masks_refuses_structured_outputs(model: LoadedModel) -> None:
+    """Before any work is done, with the reason and what to do; other requests are answered."""
+    request = GenerateRequest.model_validate({"structured_outputs": {"regex": "a"}, "max_chars": 3})
+    assert validate(request, model, 100, 100).structured_outputs is not None
+    model.engine.supports_constraints = False
+    with pytest.raises(BadRequest, match="serve it on a CPU") as refusal:
+        validate(request, model, 100, 100)
+    assert refusal.value.field == "structured_outputs"
+    assert validate(request.model_copy(update={"structured_outputs": None}), model, 100, 100)
+
+
+@pytest.mark.parametrize(
+    "stored", [{"regex": "("}, {"grammar": "x"}, {"regex": "€"}, {"regex": "a{30}"}, {"choice": "a"}, {"json": []}]
+)
+def test_a_stored_turn_whose_form_cannot_be_used_is_unreadable(model: LoadedModel, stored: dict[str, object]) -> None:
+    """Its session says so; nothing is generated."""
+    record = TurnRecord(0, "a", 20, SamplingParams(), [], 1, model.fingerprint, model.engine.numerics)
+    assert whole_turn(model, replace(record, structured_outputs={"regex": "a{20}"}), None).automaton is not None
+    with pytest.raises(UnreadableSession):
+        whole_turn(model, replace(record, structured_outputs=stored), None)

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+import redis
 from rq.utils import utcformat
 
 from service.errors import RateLimited, SessionBusy, StoreUnavailable
@@ -241,16 +242,13 @@ def test_a_lease_does_not_grow_when_the_clock_is_set_back(redis_server: RedisSer
     close(client)
 
 
-def test_a_heartbeat_from_the_future_is_none(redis_server: RedisServer) -> None:
+def test_a_heartbeat_from_the_future_is_none(empty_redis: redis.Redis, redis_server: RedisServer) -> None:
     """After the clock was set back, a worker that died before does not count as alive until that hour has passed."""
-    client = connect(redis_server.url)
     worker = Worker(REDIS_URL=redis_server.url)
     worker.start()
-    eventually(lambda: worker_alive(client))
+    eventually(lambda: worker_alive(empty_redis))
     worker.kill()
-    (key,) = client.keys("rq:worker:*")
+    (key,) = empty_redis.keys("rq:worker:*")
     for hours, is_alive in ((0, True), (1, False), (-1, False)):
-        client.hset(key, "last_heartbeat", utcformat(datetime.now(UTC) + timedelta(hours=hours)))
-        assert worker_alive(client) is is_alive
-    client.flushall()
-    close(client)
+        empty_redis.hset(key, "last_heartbeat", utcformat(datetime.now(UTC) + timedelta(hours=hours)))
+        assert worker_alive(empty_redis) is is_alive

@@ -17,8 +17,11 @@ from model.config import ModelConfig
 from model.native.build import BuildError, build
 from model.native.library import Unsupported, library_path
 from model.network.char_rnn import CharRNN
+from model.stepper.cuda import compiler, driver
 from model.text.vocab import Vocabulary
 from service.store.connect import close, connect
+from tests import cuda_emulator
+from tests.cuda_emulator import EmulatedGpu
 from tests.servers import OUTPUTS, RedisServer, Service, find_secrets
 
 settings.register_profile("quick", max_examples=60, deadline=None)
@@ -78,6 +81,27 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny: Checkpoint) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     registry.promote(tiny.save(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def emulated_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The emulated GPU's driver library, to be found with `cuda_emulator.environment`."""
+    if cuda_emulator.COMPILER is None:
+        pytest.skip("no C++ compiler here: the CUDA kernels cannot be emulated")
+    return cuda_emulator.build(tmp_path_factory.mktemp("cuda") / "driver")
+
+
+@pytest.fixture
+def emulated_gpu(emulated_driver: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedGpu]:
+    """An emulated GPU for this process; the test fails if a kernel made a forbidden access."""
+    monkeypatch.setattr(driver, "LIBRARY", str(emulated_driver))
+    monkeypatch.setenv(compiler.CACHE_VARIABLE, str(emulated_driver.parent))
+    gpu = EmulatedGpu(emulated_driver)
+    gpu.reset()
+    yield gpu
+    message = gpu.message()
+    gpu.reset()
+    assert message == ""
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ CHARS = 32
 """The length of the text."""
 _GREEDY = SamplingParams(temperature=0)
 _TOLERANCE_FLOAT32 = 1e-3  # nats per character, mean difference: many times the effect of rounding
-_TOLERANCE = {"cpu-i8": 0.1}
+_TOLERANCE = {"cpu-i8": 0.1, "cuda-i8": 0.1}
 
 
 def record(checkpoint: Checkpoint) -> Checkpoint:

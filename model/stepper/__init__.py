@@ -62,6 +62,19 @@ class BlockResult:
     constraints: ConstraintResult | None = None  # if the block has constraints
 
 
+class StepperError(Exception):
+    """Raised when the device of a stepper fails.
+
+    Attributes:
+        is_final: Whether nothing more can be computed in this process: the process has to be started again.
+    """
+
+    def __init__(self, message: str, *, is_final: bool = False) -> None:
+        """Keep whether the failure is final."""
+        super().__init__(message)
+        self.is_final = is_final
+
+
 class Stepper(Protocol):
     """A table of slots, one hidden state each, and the network that advances them. One thread at a time calls it.
 

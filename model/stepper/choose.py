@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from model.config import Device, WeightPrecision
 from model.network.char_rnn import CharRNN
-from model.network.device import resolve_device
 from model.stepper import Stepper
 from model.stepper.cpu import CpuStepper, Unsupported
-from model.stepper.cuda import CudaStepper
-from model.stepper.generate import one_row_block
+from model.stepper.cuda import CudaError, CudaStepper, driver
+from model.stepper.cuda.self_test import chars_per_second, compare, probe
 from model.stepper.reference import ReferenceStepper
 
 
@@ -17,30 +16,57 @@ def choose(
 ) -> tuple[Stepper, str]:
     """Create the fastest stepper for a model on this machine.
 
+    A GPU serves if it computes the CPU's bits, and faster. Otherwise the CPU serves, whatever the device is called in
+    the settings: a service on a CPU is better than none.
+
     Args:
         network: The model.
         n_slots: The size of the stepper's state table.
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
-        precision: Of the native stepper's weights; the other steppers compute in float32.
+        precision: Of the weights; the reference stepper computes in float32.
 
     Returns:
         The stepper, and the reason for the choice in words.
     """
-    if resolve_device(device) == "cuda":
-        return _on_gpu(network, n_slots)
+    if device == "cpu" or (device == "auto" and not driver.is_installed()):
+        return _on_cpu(network, n_slots, precision)
     try:
-        stepper = CpuStepper(network, n_slots, precision)
-        return stepper, f"native, {precision}"
-    except Unsupported as e:
-        return ReferenceStepper(network, n_slots), f"reference, because {e}"
+        return _on_gpu(network, n_slots, precision)
+    except (CudaError, Unsupported) as error:
+        stepper, reason = _on_cpu(network, n_slots, precision)
+        return stepper, f"{reason}; not on a GPU: {error}"
 
 
-def _on_gpu(network: CharRNN, n_slots: int) -> tuple[Stepper, str]:
-    """The CUDA graphs if they can run a first block; else the reference stepper, which runs on any GPU."""
+def _on_cpu(network: CharRNN, n_slots: int, precision: WeightPrecision) -> tuple[Stepper, str]:
     try:
-        stepper = CudaStepper(network, n_slots)
-        stepper.run(one_row_block(0, [0], 1))
-        stepper.write(0, None)
-        return stepper, "CUDA graphs"
-    except Exception as e:
-        return ReferenceStepper(network, n_slots, device="cuda"), f"reference on the GPU, because {e}"
+        return CpuStepper(network, n_slots, precision), f"native, {precision}"
+    except Unsupported as error:
+        return ReferenceStepper(network, n_slots), f"reference, because {error}"
+
+
+def _on_gpu(network: CharRNN, n_slots: int, precision: WeightPrecision) -> tuple[Stepper, str]:
+    """The GPU's stepper, tried in another process, compared with the CPU's, and faster.
+
+    Raises:
+        CudaError: There is no usable GPU, it computes something else, or it is slower.
+        Unsupported: The kernels do not run this model.
+    """
+    probe()
+    vocab_size = network.config.vocab_size
+    stepper = CudaStepper(network, n_slots, precision)
+    try:
+        cpu = CpuStepper(network, n_slots, precision)
+        compare(stepper, cpu, vocab_size)
+        rates = [(chars_per_second(s, 1, vocab_size), chars_per_second(s, n_slots, vocab_size)) for s in (stepper, cpu)]
+        cpu.close()
+        (one, all_slots), (cpu_one, cpu_all) = rates
+        speed = f"{one:,.0f} characters/s for one text and {all_slots:,.0f} for {n_slots}"
+        speed += f", the CPU {cpu_one:,.0f} and {cpu_all:,.0f}"
+        if all_slots < cpu_all:
+            raise CudaError(f"{stepper.device} is slower: {speed}")
+        for slot in range(n_slots):
+            stepper.write(slot, None)
+    except BaseException:
+        stepper.close()
+        raise
+    return stepper, f"{stepper.device}, {precision}: {speed}"

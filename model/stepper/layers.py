@@ -1,4 +1,4 @@
-"""The network's step in plain torch, for rows in tiles of one size: shared by the reference and the GPU stepper.
+"""The network's step in plain torch, for rows in tiles of one size: what the reference stepper computes.
 
 A library's matrix product promises nothing about a row when the number of rows changes. So every product has the same
 shape, padded where there are fewer rows. That a row does not depend on its place in the tile, or on its neighbours'

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import StateError
 from model.network.state import HiddenState
-from model.stepper import BlockResult, Stepper
+from model.stepper import BlockResult, Stepper, StepperError
 from model.stepper.generate import one_row_block
 from model.text.vocab import Vocabulary
 from service.engine.observer import IterationStats, NullObserver, Observer
@@ -39,6 +40,7 @@ class Engine:
         max_waiting: int,
         block_s: float = 0.020,
         observer: Observer | None = None,
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         """Create the engine; `start` starts its thread.
 
@@ -49,6 +51,8 @@ class Engine:
             max_waiting: The capacity of the queue in front of the slots.
             block_s: The time that a block should take.
             observer: Receives the statistics of each iteration.
+            on_lost: Called when the stepper can compute nothing more in this process; every sequence ends with
+                Draining.
         """
         self.vocab = vocab
         self.fingerprint = fingerprint
@@ -70,6 +74,7 @@ class Engine:
         self._in_groups = 0  # of the sequences in flight, those of a group; under the lock
         self._changed = threading.Condition()
         self._is_stopping = False
+        self._on_lost = on_lost
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -187,10 +192,13 @@ class Engine:
         while self._wait_for_work():
             try:
                 self._step()
+            except StepperError as e:
+                if e.is_final:
+                    self._lose(e)
+                    break
+                self._fail_running(e)
             except Exception as e:  # a bug ends the sequences that met it, not the thread
-                log.exception("the engine failed to run a block; the sequences in it end with an error")
-                for slot in list(self._scheduler.running):
-                    self._release(slot, _failed(e))
+                self._fail_running(e)
             if not self._scheduler.running:
                 self._flush_outbox()
             self._report()
@@ -201,6 +209,18 @@ class Engine:
         self._observer.on_iteration(self._stats)
         self._observer.on_stopped()
         del self._stepper  # its memory is free again, whoever still refers to this engine
+
+    def _fail_running(self, error: Exception) -> None:
+        log.exception("the engine failed to run a block; the sequences in it end with an error")
+        for slot in list(self._scheduler.running):
+            self._release(slot, _failed(error))
+
+    def _lose(self, error: StepperError) -> None:
+        """Accept nothing more, and have the process ended."""
+        log.critical("the stepper can compute nothing more in this process, which now shuts down: %s", error)
+        with self._changed:
+            self._is_stopping = True
+        self._on_lost()
 
     def _wait_for_work(self) -> bool:
         """Move submitted sequences to the scheduler, waiting for one if there is nothing to do; False: stop."""
@@ -244,6 +264,8 @@ class Engine:
             self._stats.reused_chars += sequence.request.reused_chars
             try:
                 self._stepper.write(slot, sequence.request.state)
+            except StepperError:
+                raise
             except Exception as e:  # a bug, which ends this text alone
                 log.exception("the engine could not load a state; the sequence that begins with it ends with an error")
                 self._release(slot, _failed(e))

@@ -46,6 +46,7 @@ class LoadedModel:
         items: ItemRecord | None = None,
         description: Mapping[str, Any] | None = None,
         automata: CompilationCache | None = None,
+        stepper_reason: str = "",
     ) -> None:
         """Take over the parts of a model; they are freed with it.
 
@@ -57,10 +58,12 @@ class LoadedModel:
             items: What the checkpoint knows of its list; None if it is of a text.
             description: What clients are told of the checkpoint, beside its name and fingerprint.
             automata: The cache of structured outputs, which models share; None: one of its own.
+            stepper_reason: Why this stepper runs the model, in words.
         """
         self.description = {"id": engine.fingerprint, "name": name, **(description or {})}
         self.name = name
         self.items = items
+        self.stepper_reason = stepper_reason
         self.engine = engine
         self.network = network
         self._automata = automata or CompilationCache()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,11 @@ from service.models.on_demand_network import OnDemandNetwork
 
 log = logging.getLogger(__name__)
 _DESCRIBED = ("corpus", "preset", "val_loss", "val_protocol", "created", "network")
+
+
+def end_this_process() -> None:
+    """Shut this worker down as an operator would: its streams go on on another worker, and a new one is started."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +60,14 @@ class ModelLoader:
                 max_waiting=self.max_waiting,
                 block_s=self.block_s,
                 observer=self.make_observer(stepper.n_slots),
+                on_lost=end_this_process,
             )
         except BaseException:
             free_stepper(stepper)
             raise
         engine.start()
         network = OnDemandNetwork(path, checkpoint.fingerprint)
-        return LoadedModel(path.name, engine, stepper, network, checkpoint.items, _description(path), self.automata)
+        return LoadedModel(path.name, engine, stepper, network, checkpoint.items, _description(path), self.automata, reason)
 
 
 def _description(path: Path) -> dict[str, Any]:

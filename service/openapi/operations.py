@@ -167,7 +167,8 @@ _COMPLETION = {
     },
 }  # fmt: skip
 _READY = {
-    "status": "ready", "model": _MODEL, "stepper": "native fp32", "slots": 64, "in_flight": 3, "session_store": "ok",
+    "status": "ready", "model": _MODEL, "stepper": "cpu-i8",
+    "stepper_reason": "native, int8", "slots": 64, "in_flight": 3, "session_store": "ok",
     "refused_checkpoint": None, "model_swaps": 1, "model_swaps_refused": 0, "retired_models": 0,
 }  # fmt: skip
 _PROMOTED = {"promoted": {"id": "a4a693fb475d134d", "name": _MODEL["name"]}}

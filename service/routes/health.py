@@ -48,6 +48,7 @@ def blueprint(models: ModelManager, sessions: SessionStore, watcher: CheckpointW
             status="ready",
             model=model.as_dict(),
             stepper=model.engine.stepper_name,
+            stepper_reason=model.stepper_reason,
             slots=model.engine.n_slots,
             in_flight=model.engine.in_flight,
             **state,

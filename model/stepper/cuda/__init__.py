@@ -1,79 +1,216 @@
-"""The stepper on an NVIDIA GPU: a block as replays of CUDA graphs, with one copy of its results back at the end.
+"""The stepper on an NVIDIA GPU: own kernels, a block as replays of CUDA graphs. LSTM only.
 
-Not yet run on a GPU: none was available. The step that the graphs are made of (body.py) runs eagerly on a CPU in the
-tests; the capture and the replays are tested only where there is a GPU.
+    stepper = CudaStepper(network, n_slots=1024, precision="int8")   # CudaError, Unsupported: with the reason
 
-    stepper = CudaStepper(network, n_slots=256)
-
-Batch invariance comes from fixed shapes: rows come in tiles of TILE, and every product, softmax and cumulative sum is
-of one tile, whatever the number of tiles. A graph holds GRAPH_STEPS steps or one; a block of K steps replays the first
-K // GRAPH_STEPS times and the second K % GRAPH_STEPS times, without waiting for the host in between. Graphs are
-captured when they are first needed: for each power of two of tiles, for blocks with and without filters, and with and
-without bias or penalties.
+The kernels (src/kernels.cu) do the CPU stepper's sums in the CPU stepper's order. So a text has the same bits on both,
+`numerics` is the CPU stepper's, and a session that was written on a CPU goes on on a GPU. self_test.py holds each
+loaded model to that before it serves.
 """
 
 from __future__ import annotations
 
+import ctypes
+import threading
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from model.config import WEIGHT_PRECISIONS, WeightPrecision
 from model.network.char_rnn import CharRNN
 from model.network.penalties import NO_CHARACTER
-from model.network.sampling import has_filters, has_penalties
+from model.network.sampling import has_penalties
 from model.stepper import NO_SCORE, SAMPLE, Block, BlockResult
-from model.stepper.cuda.body import CAPACITY, Body
-from model.stepper.layers import Layers, StateTable
+from model.stepper.cuda.block import CAPACITY, block_words, check, fill
+from model.stepper.cuda.compiler import cubin
+from model.stepper.cuda.driver import CudaError, Gpu, Graph
+from model.stepper.cuda.pack import PANEL, pack
 
-TILE = 64
+__all__ = ["CudaError", "CudaStepper"]
+
 GRAPH_STEPS = 16
-_WARM_UP = 3  # eager steps before a capture: libraries choose their kernels and allocate memory in the first ones
+"""A graph holds so many steps, or one; a block of K steps replays the first K // 16 times, the second K % 16 times."""
+_MAX_LAYERS = 8
+_STRIDE = 256  # a row of h is a multiple of so many floats (or bytes): whole chunks of every kernel
+_SCRATCH_BYTES = 64 << 20  # of the sampling, at most; more rows than fit it take turns
+_DRAW_SHARED = 1024  # DRAW_SHARED in sampling.cuh
+_THREADS = 128
+TILES = {"few": 4, "some": 16, "many": 64, "most": 128}
+"""The kernels of a layer, and the rows of a block of each. They give the same bits."""
+# Up to so many rows; "most" for more. Measured on an H100, see docs/gpu.md.
+_MOST_ROWS = {
+    "fp32": (("few", 8), ("some", 256), ("many", 2048)),
+    "int8": (("few", 64), ("some", 256), ("many", 2048)),
+}
+_OVERLAP_ROWS = 4  # up to so many it pays to start a kernel while the one before ends; then it takes that one's place
 
 
-class CudaStepper(StateTable):
-    """Implements `Stepper` with CUDA graphs. On a CPU it runs the same step eagerly, for tests."""
+class CudaStepper:
+    """Implements `Stepper` on a GPU, with its own copy of the weights."""
 
     def __init__(
         self,
         network: CharRNN,
         n_slots: int,
-        device: str = "cuda",
-        dtype: torch.dtype = torch.float32,
-        tile: int = TILE,
+        precision: WeightPrecision = "fp32",
+        ordinal: int = 0,
+        kernel: str | None = None,
     ) -> None:
-        """Copy a network's weights to a device.
+        """Copy a network's weights to a GPU, and capture all graphs.
 
         Args:
-            network: A network with any cell.
+            network: An LSTM.
             n_slots: The size of the state table.
-            device: A CUDA device, or "cpu" for tests.
-            dtype: The arithmetic.
-            tile: The number of rows of every product; part of the arithmetic.
-        """
-        self.n_slots = n_slots
-        self.name = "cuda"
-        self._device = torch.device(device)
-        self._is_gpu = self._device.type == "cuda"
-        # Kernels, and so the bits, differ between kinds of GPU.
-        kind = "sm{}{}".format(*torch.cuda.get_device_capability(self._device)) if self._is_gpu else "cpu"
-        self.numerics = f"cuda-{kind}-{str(dtype).removeprefix('torch.float')}-{tile}-v1"
-        self._dtype, self._tile = dtype, tile
-        self._layers = Layers(network, dtype, self._device)
-        shape = (n_slots + 1, *self._layers.state_shape)  # the last slot is for rows that only fill a tile
-        self._table = torch.zeros(shape, dtype=dtype, device=self._device)
-        self._bodies: dict[int, Body] = {}
-        self._graphs: dict[tuple[int, int, bool, bool], torch.cuda.CUDAGraph] = {}
-        self._memory: Any = None  # the graphs share it, because only one runs at a time
+            precision: "fp32", or "int8" for weights rounded to 8 bits.
+            ordinal: Which GPU.
+            kernel: A name in TILES: only this kind of kernel, for tests and measurements; None: by the number of rows.
 
-    @torch.inference_mode()
+        Raises:
+            CudaError: There is no usable GPU, not enough memory, or the kernels cannot be compiled.
+            Unsupported: The kernels do not run this cell or size.
+            ValueError: An argument is out of range, or a weight is not finite.
+        """
+        if precision not in WEIGHT_PRECISIONS:
+            raise ValueError(f"precision: got {precision!r}, expected one of {', '.join(WEIGHT_PRECISIONS)}")
+        if n_slots < 1:
+            raise ValueError(f"n_slots: got {n_slots}, expected at least 1")
+        packed = pack(network, precision)
+        self._lock = threading.Lock()
+        self._memory: list[int] = []
+        self._graphs: dict[tuple[int, int, int], Graph] = {}
+        self._gpu: Gpu | None = None
+        config = network.config
+        self.n_slots = n_slots
+        self.name = "cuda-f32" if precision == "fp32" else "cuda-i8"
+        self.numerics = "cpu-f32-v1" if precision == "fp32" else "cpu-i8-v2"  # the CPU stepper's
+        self.state_shape = (2, config.n_layers, config.n_hidden)  # (S, L, H)
+        self.vocab_size = config.vocab_size
+        self._is_int8 = precision == "int8"
+        self._panels = [len(w) for w in packed.weights]
+        self._kernel = kernel
+        self._gpu = gpu = Gpu(ordinal)
+        try:
+            self._has_mma = gpu.capability >= (8, 0)
+            self._module = gpu.load(cubin(gpu.architecture))
+            self._kernels: dict[str, ctypes.c_void_p] = {}
+            self._draw_blocks = min(n_slots, max(1, _SCRATCH_BYTES // (64 * config.vocab_size)))
+            self._allocate_block(block_words(CAPACITY, n_slots, 0, 0))
+            self._arguments = self._allocate(packed.weights, packed.initial, packed.scale, network.item_end)
+            self._capture()
+            gpu.wait()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def device(self) -> str:
+        """The GPU's name."""
+        return self._open().name
+
     def run(self, block: Block) -> BlockResult:
-        """Advance the block's rows in place."""
+        """Advance the block's rows in place.
+
+        Raises:
+            ValueError: The block is invalid; no row has moved.
+            CudaError: The GPU failed. After a sticky error nothing more can be computed in this process.
+        """
+        check(block, self.n_slots, self.vocab_size)
+        steps, rows = block.forced_ids.shape
+        if not rows or not steps:
+            return BlockResult(np.empty((steps, rows), np.int32), np.empty((steps, rows), np.float32))
+        with self._lock:
+            self._open().enter()
+            return self._run(block) if steps <= CAPACITY else self._run_parts(block)
+
+    def read(self, slot: int) -> NDArray[np.float32]:
+        """Copy a slot's state, (S, L, H)."""
+        state = np.empty(self.state_shape, np.float32)
+        with self._lock:
+            gpu = self._open()
+            gpu.enter()
+            gpu.download(state, self._state + self._slot(slot) * state.nbytes)
+            gpu.wait()
+        return state
+
+    def write(self, slot: int, state: NDArray[np.floating] | None) -> None:
+        """Replace a slot's state; None is the zero state.
+
+        Raises:
+            ValueError: The state is not finite float32 of shape (S, L, H), or there is no such slot.
+        """
+        if state is not None:
+            if state.dtype != np.float32 or state.shape != self.state_shape or not np.isfinite(state).all():
+                raise ValueError(f"state: got {state.dtype} {state.shape}, expected finite float32 {self.state_shape}")
+            state = np.ascontiguousarray(state)
+        n_bytes = 4 * int(np.prod(self.state_shape))
+        with self._lock:
+            gpu = self._open()
+            address = self._state + self._slot(slot) * n_bytes
+            gpu.enter()
+            if state is None:
+                gpu.clear(address, n_bytes)
+            else:
+                gpu.upload(address, state)
+                gpu.wait()  # the caller may change the array
+
+    def close(self) -> None:
+        """Free the GPU's memory. Idempotent."""
+        with self._lock:
+            gpu, self._gpu = self._gpu, None
+            if gpu is None:
+                return
+            try:
+                gpu.enter()
+                self._free_graphs()
+                for address in self._memory:
+                    gpu.free(address)
+                if hasattr(self, "_block_address"):
+                    self._free_block(gpu)
+                if hasattr(self, "_module"):
+                    self._module.close()
+                gpu.close()
+            except CudaError:
+                pass  # after a sticky error nothing can be freed but by ending the process
+            self._memory = []
+
+    def __del__(self) -> None:
+        """Close the stepper when nobody refers to it any more."""
+        if getattr(self, "_gpu", None):
+            self.close()
+
+    # ---- a block ----
+
+    def _run(self, block: Block) -> BlockResult:
+        """Run at most CAPACITY steps."""
+        gpu = self._open()
+        steps, rows = block.forced_ids.shape
+        window = 0 if block.windows is None else block.windows.shape[1]
+        n_words = block_words(steps, rows, window, 0 if block.logit_bias is None else len(block.logit_bias.ids))
+        if n_words > len(self._host):
+            self._grow(n_words)
+        order = np.argsort(-block.steps, kind="stable")
+        fill(self._host[:n_words], block, order)
+        gpu.upload(self._block_address, self._host[:n_words])
+        bucket = self._bucket(rows)
+        self._launch("load_rows", (self._whole_tiles(bucket), self.state_shape[1]), _THREADS, 0, int(self._is_int8))
+        for _ in range(steps // GRAPH_STEPS):
+            self._graphs[bucket, GRAPH_STEPS, 0].launch()
+        for k in range(steps % GRAPH_STEPS):
+            self._graphs[bucket, 1, k % 2].launch()
+        self._launch("store_rows", (rows, self.state_shape[1]), _THREADS, 0, 0)
+        out = self._host_out[: 2 * steps * rows]
+        gpu.download(out, self._out)
+        gpu.wait()
+        both = out.reshape(2, steps, rows)
+        ids, logprobs = np.empty((steps, rows), np.int32), np.empty((steps, rows), np.float32)
+        ids[:, order], logprobs[:, order] = both[0], both[1].view(np.float32)
+        return BlockResult(ids, logprobs)
+
+    def _run_parts(self, block: Block) -> BlockResult:
+        """Run more than CAPACITY steps, one part after another."""
         steps = len(block.forced_ids)
-        if steps <= CAPACITY:
-            return self._run(block)
         ids = np.zeros(block.forced_ids.shape, np.int32)
         logprobs = np.full(block.forced_ids.shape, np.nan, np.float32)
         for start in range(0, steps, CAPACITY):
@@ -81,7 +218,7 @@ class CudaStepper(StateTable):
             end = start + len(part.forced_ids)
             result = self._run(part)
             ids[start:end, rows], logprobs[start:end, rows] = result.ids, result.logprobs
-            if end == steps:
+            if end >= int(block.steps.max()):
                 break
             # A part's last step samples; in the whole block it may be followed by a forced id.
             is_forced = (block.steps[rows] > end) & (block.forced_ids[end, rows] >= 0)
@@ -91,63 +228,153 @@ class CudaStepper(StateTable):
             logprobs[end - 1, rows[is_forced]] = np.nan
         return BlockResult(ids, logprobs)
 
-    def _run(self, block: Block) -> BlockResult:
-        steps, n = block.forced_ids.shape
-        body = self._body(n)
-        filtered = has_filters(block.sampling)
-        adjusted = block.logit_bias is not None or has_penalties(block.sampling)
-        body.load(block, no_slot=self.n_slots)
-        if adjusted:
-            body.load_adjustment(block)
-        body.state.copy_(self._table[body.slots])
-        for _ in range(steps // GRAPH_STEPS):
-            self._replay(body, GRAPH_STEPS, filtered, adjusted)
-        for _ in range(steps % GRAPH_STEPS):
-            self._replay(body, 1, filtered, adjusted)
-        self._table[body.slots] = body.state
-        both = torch.stack([body.ids[:steps, :n].double(), body.logprobs[:steps, :n]]).cpu().numpy()  # one copy
-        return BlockResult(both[0].astype(np.int32), both[1].astype(np.float32))
+    def _whole_tiles(self, rows: int) -> int:
+        """So many rows, rounded up to whole tiles of every kernel."""
+        most = max(TILES.values())
+        return -(-rows // most) * most
 
-    def _body(self, n_rows: int) -> Body:
-        """The buffers for the smallest power of two of tiles that holds n_rows."""
-        tiles = 1
-        while tiles * self._tile < n_rows:
-            tiles *= 2
-        if tiles not in self._bodies:
-            self._bodies[tiles] = Body(self._layers, tiles * self._tile, self._tile, self._dtype, self._device)
-        return self._bodies[tiles]
+    def _bucket(self, rows: int) -> int:
+        """The rows of the smallest graphs that hold so many."""
+        bucket = 1
+        while bucket < rows:
+            bucket *= 2
+        return bucket
 
-    def _replay(self, body: Body, steps: int, filtered: bool, adjusted: bool) -> None:
-        """Advance the body by `steps`: with a graph, captured at the first use, or eagerly on a CPU."""
-        if not self._is_gpu:
-            for _ in range(steps):
-                body.step(filtered, adjusted)
-            return
-        key = (body.rows, steps, filtered, adjusted)
-        if key not in self._graphs:
-            self._graphs[key] = self._capture(body, steps, filtered, adjusted)
-        self._graphs[key].replay()
+    # ---- memory and graphs ----
 
-    def _capture(self, body: Body, steps: int, filtered: bool, adjusted: bool) -> torch.cuda.CUDAGraph:
-        """Capture a graph of so many steps. The warm-up changes the buffers, so their values are restored."""
-        changed = (body.state, body.fed, body.k, body.ids, body.logprobs, body.windows)
-        saved = [t.clone() for t in changed]
-        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                body.k.zero_()
-                body.step(filtered, adjusted)
-        torch.cuda.current_stream(self._device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: another thread may load the next model onto the GPU meanwhile
-        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
-            for _ in range(steps):
-                body.step(filtered, adjusted)
-        self._memory = self._memory or graph.pool()
-        for buffer, value in zip(changed, saved, strict=True):
-            buffer.copy_(value)
-        return graph
+    def _allocate(
+        self, weights: list[Any], initial: list[Any], scale: list[Any], item_end: int | None
+    ) -> ctypes.Array[ctypes.c_uint64]:
+        """Copy the model to the GPU, allocate everything else, and return the kernels' arguments."""
+        gpu = self._open()
+        _, layers, hidden = self.state_shape
+        rows, vocab = self.n_slots, self.vocab_size
+        stride = -(-hidden // _STRIDE) * _STRIDE
+        vstride = self._panels[-1] * PANEL
+        order_size = 1
+        while order_size < vocab:
+            order_size *= 2
+
+        def new(n_bytes: int) -> int:
+            self._memory.append(gpu.allocate(n_bytes))
+            return self._memory[-1]
+
+        def copied(array: NDArray[Any]) -> int:
+            address = new(array.nbytes)
+            gpu.upload(address, array)
+            return address
+
+        def padded(addresses: list[int], length: int) -> list[int]:
+            return addresses + [0] * (length - len(addresses))
+
+        # Float arrays of h are read as words, and activations as words of four: all are aligned by the allocator.
+        h = [new(rows * stride * 4) for _ in range(2 * layers)]
+        hq = [new(rows * stride) for _ in range(2 * layers)] if self._is_int8 else []
+        c = [new(rows * stride * 4) for _ in range(layers)]
+        self._state = new(rows * 2 * layers * hidden * 4)
+        logits = new(rows * vstride * 4)
+        self._out = new(2 * CAPACITY * rows * 4)
+        sampled, sampled_count = new(rows * CAPACITY * 4), new(rows * 4)
+        fed, needs_logits = (new(self._whole_tiles(self._bucket(rows)) * 4) for _ in range(2))
+        scratch = [new(self._draw_blocks * vocab * 8) for _ in range(5)]
+        scratch.append(new(self._draw_blocks * vocab * 4))
+        counts = [new(self._draw_blocks * vocab * 4) for _ in range(2)]
+        sorting = [new(self._draw_blocks * order_size * 4), new(self._draw_blocks * vocab * 4)]
+        self._host_out, out_address = gpu.host_array(2 * CAPACITY * rows)
+        self._host_addresses.append(out_address)
+        values = [
+            *padded([copied(w) for w in weights], _MAX_LAYERS + 1),
+            *padded([copied(v) for v in initial], _MAX_LAYERS + 1),
+            *padded([copied(v) for v in scale], _MAX_LAYERS + 1),
+            *padded(h, 2 * _MAX_LAYERS),
+            *padded(hq, 2 * _MAX_LAYERS),
+            *padded(c, _MAX_LAYERS),
+            self._state, logits, self._block_address, self._out, sampled, sampled_count, fed, needs_logits,
+            *scratch, *counts, *sorting,
+            layers, hidden, vocab, stride, vstride, -1 if item_end is None else item_end, CAPACITY, order_size,
+        ]  # fmt: skip
+        self._block_argument = values.index(self._block_address)
+        gpu.wait()
+        return (ctypes.c_uint64 * len(values))(*(v & (2**64 - 1) for v in values))
+
+    def _allocate_block(self, n_words: int) -> None:
+        gpu = self._open()
+        self._host, host_address = gpu.host_array(n_words)
+        self._host_addresses = [host_address, *getattr(self, "_host_addresses", [0])[1:]]
+        self._block_address = gpu.allocate(4 * n_words)
+
+    def _free_block(self, gpu: Gpu) -> None:
+        gpu.free(self._block_address)
+        for address in self._host_addresses:
+            gpu.free_host(address)
+
+    def _grow(self, n_words: int) -> None:
+        """Make room for a block with more biases or longer windows. The graphs know the address: capture them again."""
+        gpu = self._open()
+        gpu.free(self._block_address)
+        gpu.free_host(self._host_addresses[0])
+        self._allocate_block(2 * n_words)
+        self._arguments[self._block_argument] = self._block_address
+        self._free_graphs()
+        self._capture()
+
+    def _capture(self) -> None:
+        """Capture the graphs for every power of two of rows."""
+        buckets = [1]
+        while buckets[-1] < self.n_slots:
+            buckets.append(2 * buckets[-1])
+        gpu = self._open()
+        for bucket in buckets:
+            for n, parity in ((GRAPH_STEPS, 0), (1, 0), (1, 1)):
+                self._graphs[bucket, n, parity] = gpu.capture(partial(self._launch_steps, bucket, n, parity))
+
+    def _free_graphs(self) -> None:
+        graphs, self._graphs = self._graphs, {}
+        for graph in graphs.values():
+            graph.close()
+
+    def _launch_steps(self, rows: int, n: int, parity: int) -> None:
+        """Launch n steps of up to `rows` rows; `parity` is that of the number of steps before."""
+        kind = self._kernel or next((name for name, most in _MOST_ROWS[self._precision] if rows <= most), "most")
+        if self._is_int8:
+            kind = {"most": "many", "many": "many" if self._has_mma else "some"}.get(kind, kind)
+        tiles = -(-rows // TILES[kind])
+        overlaps = rows <= _OVERLAP_ROWS
+        layers = self.state_shape[1]
+        suffix = "i8" if self._is_int8 else "f32"
+        draw = "draw_small" if self.vocab_size <= _DRAW_SHARED else "draw_large"
+        for step in range(n):
+            for layer, panels in enumerate(self._panels):
+                part = "head" if layer == layers else "layer"
+                width = 2 * panels if kind in ("few", "some") else panels
+                self._launch(f"{kind}_{suffix}_{part}", (width, tiles), _THREADS, layer, (parity + step) % 2, overlaps)
+            self._launch(draw, (min(rows, self._draw_blocks), 1), _THREADS, 0, step, overlaps)
+        self._launch("advance", (1, 1), 1, 0, n, overlaps)
+
+    @property
+    def _precision(self) -> WeightPrecision:
+        return "int8" if self._is_int8 else "fp32"
+
+    def _launch(
+        self, name: str, grid: tuple[int, int], threads: int, layer: int, step: int, overlaps: bool = False
+    ) -> None:
+        if name not in self._kernels:
+            self._kernels[name] = self._module.kernel(name)
+        numbers = (ctypes.c_int(layer), ctypes.c_int(step))
+        parameters = (ctypes.c_void_p * 3)(
+            ctypes.addressof(self._arguments), ctypes.addressof(numbers[0]), ctypes.addressof(numbers[1])
+        )
+        self._open().launch(self._kernels[name], grid, threads, parameters, overlaps)
+
+    def _open(self) -> Gpu:
+        if self._gpu is None:
+            raise ValueError("the stepper is closed")
+        return self._gpu
+
+    def _slot(self, slot: int) -> int:
+        if not 0 <= slot < self.n_slots:
+            raise ValueError(f"slot: got {slot}, expected 0 to {self.n_slots - 1}")
+        return slot
 
 
 def _part(block: Block, start: int, ids: NDArray[np.int32]) -> tuple[Block, NDArray[np.intp]]:

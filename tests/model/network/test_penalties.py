@@ -25,6 +25,7 @@ from model.stepper.cuda import CudaStepper
 from model.stepper.generate import generate, write
 from model.stepper.reference import ReferenceStepper
 from tests.conftest import ALPHABET
+from tests.cuda_emulator import EmulatedGpu
 
 VOCAB = 6
 PARAMS = st.builds(
@@ -107,12 +108,17 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["reference", "native", "cuda body"])
+@pytest.mark.parametrize("kind", ["reference", "native", "cuda"])
 @pytest.mark.parametrize(("params", "bias"), CASES)
 def test_every_stepper_writes_what_the_plain_loop_writes(
-    tiny: Checkpoint, kind: str, params: SamplingParams, bias: dict[str, float], native_code: None
+    tiny: Checkpoint,
+    kind: str,
+    params: SamplingParams,
+    bias: dict[str, float],
+    native_code: None,
+    emulated_gpu: EmulatedGpu,
 ) -> None:
-    """In blocks of any length, longer than the buffers of the CUDA body, too; and a bias of -100 excludes."""
+    """In blocks of any length, longer than a GPU's buffers, too; and a bias of -100 excludes."""
     network = tiny.network(torch.float64)
     expected = generate(network, ALPHABET, "hello is it", 300, params, seed=3, logit_bias=bias).text
     if kind == "reference":
@@ -120,7 +126,7 @@ def test_every_stepper_writes_what_the_plain_loop_writes(
     elif kind == "native":
         stepper = CpuStepper(tiny.network(), 1)
     else:
-        stepper = CudaStepper(network, 1, "cpu", torch.float64, tile=4)
+        stepper = CudaStepper(tiny.network(), 1)
     for block_steps in (1, 7, 320):
         text = write(stepper, ALPHABET, "hello is it", 300, params, 3, block_steps, logit_bias=bias)
         assert "".join(text) == expected

@@ -1,4 +1,4 @@
-"""A network of a list forgets at the end of each item: in torch, in C and in the steps of the GPU's graph."""
+"""A network of a list forgets at the end of each item: in torch, in C and on a GPU."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from model.network.char_rnn import CharRNN
 from model.network.sampling import SamplingParams, as_batch, random_values
 from model.stepper import SAMPLE, Block, Stepper
 from model.stepper.cpu import CpuStepper
-from model.stepper.cuda.body import Body
-from model.stepper.layers import Layers
+from model.stepper.cuda import CudaStepper
 from model.stepper.reference import ReferenceStepper
 
 END, VOCAB, SLOTS = 3, 7, 6
@@ -77,23 +76,14 @@ def test_an_item_is_as_probable_after_others_as_alone(precision: WeightPrecision
     assert n_items > 30
 
 
-@pytest.mark.usefixtures("native_code")
+@pytest.mark.usefixtures("native_code", "emulated_gpu")
 def test_every_stepper_forgets_alike() -> None:
-    """The reference, the native stepper and the graph's steps draw the same; without the reset they draw others."""
-    (expected, logprobs), *others = [sampled(stepper) for stepper in steppers()]
+    """The reference, the native stepper and a GPU's draw the same; without the reset they draw others."""
+    (expected, logprobs), *others = [sampled(stepper) for stepper in [*steppers(), CudaStepper(network(), SLOTS)]]
     for ids, own in others:
         assert np.array_equal(ids, expected)
         assert np.allclose(own, logprobs, atol=1e-4)
     assert not np.array_equal(sampled(CpuStepper(network(None), SLOTS))[0], expected)
-    body = Body(Layers(network(), torch.float32, torch.device("cpu")), 16, 16, torch.float32, torch.device("cpu"))
-    forced = np.full((120, SLOTS), SAMPLE, np.int32)
-    forced[0] = END
-    steps, values = np.full(SLOTS, 120, np.int32), random_values(range(SLOTS), [0] * SLOTS, 120)
-    block = Block(np.arange(SLOTS, dtype=np.int32), steps, forced, values, as_batch([SamplingParams()] * SLOTS))
-    body.load(block, no_slot=0)
-    for _ in range(120):
-        body.step(filtered=False)
-    assert np.array_equal(body.ids[:120, :SLOTS].numpy(), expected)
 
 
 def test_a_window_of_several_items_is_read_like_each_alone() -> None:

@@ -20,11 +20,12 @@ ROWS, STEPS = 19, 33
 V = len(ALPHABET)
 STEPPERS: dict[str, tuple[Callable[[CharRNN], Stepper], float]] = {  # and how close to the float64 network it must be
     "reference": (lambda network: ReferenceStepper(network, ROWS, torch.float64), 1e-6),
-    "cuda body": (lambda network: CudaStepper(network, ROWS, "cpu", torch.float64, tile=8), 1e-6),
     "cpu-f32": (lambda network: CpuStepper(network, ROWS, "fp32"), 1e-5),
     "cpu-i8": (lambda network: CpuStepper(network, ROWS, "int8"), 0.1),
+    "cuda-f32": (lambda network: CudaStepper(network, ROWS, "fp32"), 1e-5),
+    "cuda-i8": (lambda network: CudaStepper(network, ROWS, "int8"), 0.1),
 }
-pytestmark = pytest.mark.usefixtures("native_code")
+pytestmark = pytest.mark.usefixtures("native_code", "emulated_gpu")
 
 
 def block(forced_ids: np.ndarray, score_ids: np.ndarray | None, params: SamplingParams) -> Block:

@@ -1,7 +1,7 @@
 /* Logits and one random number -> an id: the arithmetic of model/network/sampling.py, in double, in id order.
  *
- * exp and log are written out here, because libm's results differ between machines. Weights are not normalised (the
- * most probable id has weight 1): every comparison that the filters make is one of ratios.
+ * Weights are not normalised (the most probable id has weight 1): every comparison that the filters make is one of
+ * ratios.
  */
 #ifndef LONGHAND_SAMPLING_H
 #define LONGHAND_SAMPLING_H
@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "exp_log.h"
 #include "simd.h"
 
 /* The fields of SamplingParams in model/network/sampling.py, in its order; a test compares the layouts. */
@@ -58,52 +59,6 @@ typedef struct {
     int32_t *heap;      /* ids; the most probable, or the most typical, is at the root */
     uint8_t *keep;
 } sampling_scratch_t;
-
-#define LN2_HIGH 6.93147180369123816490e-01 /* 33 bits of ln 2, so that n * LN2_HIGH is exact */
-#define LN2_LOW 1.90821492927058770002e-10  /* the rest */
-
-/* e^x for x <= 0: 2^n e^r with |r| <= ln(2)/2, e^r by its series to r^13/13! (error 4e-18); 0 below -708. */
-INLINE double exp_negative(double x)
-{
-    if (!(x > -708.0)) return 0.0;
-    const double shift = 6755399441055744.0; /* 1.5 * 2^52: adding it rounds to a whole number */
-    double n = __builtin_fma(x, 1.4426950408889634, shift) - shift;
-    double r = __builtin_fma(-n, LN2_HIGH, x);
-    r = __builtin_fma(-n, LN2_LOW, r);
-    double s = 1.0 / 6227020800.0;
-    s = __builtin_fma(s, r, 1.0 / 479001600.0);
-    s = __builtin_fma(s, r, 1.0 / 39916800.0);
-    s = __builtin_fma(s, r, 1.0 / 3628800.0);
-    s = __builtin_fma(s, r, 1.0 / 362880.0);
-    s = __builtin_fma(s, r, 1.0 / 40320.0);
-    s = __builtin_fma(s, r, 1.0 / 5040.0);
-    s = __builtin_fma(s, r, 1.0 / 720.0);
-    s = __builtin_fma(s, r, 1.0 / 120.0);
-    s = __builtin_fma(s, r, 1.0 / 24.0);
-    s = __builtin_fma(s, r, 1.0 / 6.0);
-    s = __builtin_fma(s, r, 0.5);
-    s = __builtin_fma(s, r, 1.0);
-    s = __builtin_fma(s, r, 1.0);
-    uint64_t bits = (uint64_t)((int64_t)n + 1023) << 52;
-    double power;
-    memcpy(&power, &bits, 8);
-    return s * power;
-}
-
-/* ln x for 1 <= x < 2^1000: n ln 2 + 2 atanh(s), s = (m - 1) / (m + 1), |s| <= 0.172, by its series to s^23 / 23. */
-INLINE double log_of(double x)
-{
-    uint64_t bits;
-    memcpy(&bits, &x, 8);
-    double n = (double)((int64_t)(bits >> 52) - 1023);
-    bits = (bits & 0xfffffffffffffULL) | 0x3ff0000000000000ULL;
-    double m;
-    memcpy(&m, &bits, 8);
-    if (m > 1.4142135623730951) m *= 0.5, n += 1.0;
-    double s = (m - 1.0) / (m + 1.0), z = s * s, t = 1.0 / 23.0;
-    for (int k = 21; k >= 1; k -= 2) t = __builtin_fma(t, z, 1.0 / k);
-    return __builtin_fma(n, LN2_HIGH, __builtin_fma(2.0 * s, t, n * LN2_LOW));
-}
 
 /* Whether id a ranks before id b: the more probable first, of equals the lower id. */
 INLINE int ranks_before(const double *weight, int32_t a, int32_t b)

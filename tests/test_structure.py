@@ -32,7 +32,7 @@ def test_a_library_is_used_where_it_is_named(path: Path) -> None:
     roots = {f.split(".")[0] for f in found}
     if name.startswith("model/"):
         assert not roots & {"flask", "redis", "gunicorn", "pydantic"}
-        assert "threading" not in roots or name.startswith("model/stepper/cpu/")  # a lock around native code
+        assert "threading" not in roots or name.startswith(("model/stepper/cpu/", "model/stepper/cuda/"))
     if name.startswith("service/engine/"):
         assert "torch" not in roots
     if not (name in FLASK or name.startswith("service/routes/")):

@@ -24,17 +24,22 @@ from model.config import ModelConfig, WeightPrecision
 from model.network.char_rnn import CharRNN
 from model.stepper import Stepper
 from model.stepper.cpu import CpuStepper
+from model.stepper.cuda import CudaStepper
 from tests.random_batching import VariantStepper, differing, random_texts, run_alone, run_in_random_batches
 
 VOCAB = 65
 
 
 def measure(
-    network: CharRNN, characters: int, precision: WeightPrecision, threads: int, is_control: bool
+    network: CharRNN, characters: int, precision: WeightPrecision, threads: int, is_control: bool, device: str
 ) -> dict[str, Any]:
-    """Compare rounds of 150 texts until so many characters have been compared."""
+    """Compare rounds of 150 texts until so many characters have been compared.
+
+    On "cuda" the texts in random batches are generated on a GPU, and those alone on the CPU, as everywhere.
+    """
     rng = Random(threads)
-    inner = CpuStepper(network, 64, precision, threads)
+    on_gpu = device == "cuda"
+    inner = CudaStepper(network, 64, precision) if on_gpu else CpuStepper(network, 64, precision, threads)
     batched: Stepper = VariantStepper(inner) if is_control else inner
     single = CpuStepper(network, 1, precision, threads=1)
     compared, n_texts, n_different, began = 0, 0, 0, time.perf_counter()
@@ -59,6 +64,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--characters", type=int, default=1_000_000, help="to compare, all settings together")
     parser.add_argument("--model", default="2x96", help="layers x hidden units")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the random batches")
     parser.add_argument("--negative-control", action="store_true", help="expect differences: the stepper is variant")
     args = parser.parse_args()
     layers, hidden = (int(n) for n in args.model.split("x"))
@@ -68,10 +74,15 @@ def main() -> int:
     settings: list[tuple[WeightPrecision, int]] = [("fp32", 1), ("fp32", 2), ("int8", 1), ("int8", 2)]
     results = []
     for precision, threads in settings:
-        results.append(measure(network, args.characters // 4, precision, threads, args.negative_control))
+        results.append(measure(network, args.characters // 4, precision, threads, args.negative_control, args.device))
         print(results[-1], flush=True)
     different = sum(r["different"] for r in results)
-    summary = {"model": args.model, "characters": sum(r["characters"] for r in results), "different": different}
+    summary = {
+        "model": args.model,
+        "device": args.device,
+        "characters": sum(r["characters"] for r in results),
+        "different": different,
+    }
     print(json.dumps({**summary, "results": results}))
     return 0 if (different > 0) == args.negative_control else 1
 

@@ -107,14 +107,36 @@ class BufferedThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         while self._connections and time.monotonic() < end:
             self.notify()
             self._poll()
+            self._refuse_backlog()
         for connection in list(self._connections):
             self._discard(connection)
         for pool in (self.tpool, self._probes, self._bodies, self._closers):
             pool.shutdown(wait=False)
         self.poller.close()
         self.method_queue.close()
+        self._refuse_backlog()
         for listener in self.sockets:
             listener.close()
+
+    def _refuse_backlog(self) -> None:
+        """Answer the connections that nobody accepts while the service shuts down; the listener's end would reset them.
+
+        A worker that ends alone, because it has served enough requests, leaves them to the others.
+        """
+        if not self.wsgi.extensions["drain"].is_draining:
+            return
+        answer = error_response(503, "draining", "this worker is shutting down; try again", 1)
+        end = time.monotonic() + LINGER_S
+        for listener in self.sockets:
+            while time.monotonic() < end:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    break
+                with connection, contextlib.suppress(OSError):
+                    connection.settimeout(TICK_S)
+                    connection.recv(RECV_BYTES)
+                    connection.sendall(answer)
 
     def accept(self, listener: Any) -> None:
         """Take a new connection; its request is read by the poller."""

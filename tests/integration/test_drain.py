@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -107,3 +108,46 @@ def _resume(other: Service, client: Client) -> str:
             if len(more) > 20_000:
                 break
     return more.rpartition("\n\n")[0]
+
+
+def test_no_connection_is_reset_while_the_service_ends(store: Path, redis_server: RedisServer) -> None:
+    """Until the port is closed each connection gets an answer: 200 or 503, no reset.
+
+    Connections that are kept open delay the workers' end; what arrives meanwhile is in the kernel's queue. One that
+    arrives as the port is closed may be reset; after it the port is closed.
+    """
+    outcomes: list[list[str]] = [[] for _ in range(8)]
+
+    def connect_until_refused(port: int, outcomes: list[str]) -> None:
+        while True:
+            try:
+                connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+            except ConnectionRefusedError:
+                return
+            except ConnectionResetError:
+                outcome = "reset"
+            else:
+                with connection:
+                    try:
+                        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                        outcome = connection.recv(12).decode() or "closed"
+                    except OSError as e:
+                        outcome = type(e).__name__
+            outcomes.append(outcome)
+
+    with Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url) as service:
+        port = httpx.URL(service.url).port
+        assert port is not None
+        kept = [httpx.Client(base_url=service.url) for _ in range(5)]
+        for client in kept:
+            assert client.get("/healthz").status_code == 200
+        connecting = at_once([lambda own=own: connect_until_refused(port, own) for own in outcomes])  # type: ignore[misc]
+        eventually(lambda: all(len(own) > 2 for own in outcomes))
+        service.terminate()
+        assert service.wait(60) == 0
+        for thread in connecting:
+            thread.join()
+        for client in kept:
+            client.close()
+    before_the_last = {outcome for own in outcomes for outcome in own[:-1]}
+    assert before_the_last == {"HTTP/1.1 200", "HTTP/1.1 503"}

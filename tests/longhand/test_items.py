@@ -95,9 +95,10 @@ def test_items_do_not_go_on_with_another_model(lists: Service, store: Path) -> N
     """The beginning of one model's items and the rest of another's would be no sample of either."""
     before = registry.promoted_path(store)
     assert before is not None
-    with longhand.Client(lists.url) as client, client.items(MANY, **WISH) as items:
+    other = list_checkpoint(end_bias=0.5, val_loss=1.6).save(store)
+    with longhand.Client(lists.url) as client, client.items(MANY, **{**WISH, "logit_bias": {"\n": -8.0}}) as items:
         next(items)
-        registry.promote(list_checkpoint(end_bias=0.5, val_loss=1.6).save(store))
+        registry.promote(other)
         for pid in lists.workers():
             lists.kill_worker(pid)
         with pytest.raises(longhand.InvalidResponse, match=r"another model, val1\.6"):

@@ -33,6 +33,9 @@ launcher-kills: .venv/.ready-test .venv/.kernel ## kill -9 of the launcher 20 ti
 client-kills: .venv/.ready-test .venv/.kernel ## 100 streams of the client through 20 kill -9 of workers: exact texts
 	CLIENT_STREAMS=100 CLIENT_KILLS=20 $(BIN)/python -m pytest -q -s tests/longhand/test_lost_streams.py -k kills
 
+emulated-gpu: .venv/.ready-test .venv/.kernel ## the GPU's kernels on the CPU, every access checked: 100,000 characters in random batches
+	EMULATED_CHARS=100000 $(BIN)/python -m pytest -q tests/model/stepper/test_cuda.py -k random_batches
+
 fuzz: .venv/.ready-test .venv/.kernel ## 10,000 damaged records of each kind that is read back; sessions with the native code under AddressSanitizer, too
 	FUZZ=10000 $(BIN)/python -m pytest -q tests/fuzz
 	FUZZ=2000 $(BIN)/python -m pytest -q tests/model/native/test_sanitizers.py -k damaged

@@ -80,7 +80,6 @@ class Layers:
 class StateTable:
     """The part of a `Stepper` that keeps its states in one tensor, (n_slots, S, L, H)."""
 
-    supports_constraints = False
     _table: Tensor
 
     def read(self, slot: int) -> NDArray[np.floating]:

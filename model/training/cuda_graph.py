@@ -1,7 +1,7 @@
 """The training step as one CUDA graph: a recurrent step is many small kernels, and launching them dominates its time.
 
 Shapes are fixed, buffers are static, the learning rate and the weight of the moving average are tensors that the graph
-reads, and nothing in the step waits for the host. It has not been run on a GPU yet: its tests are skipped without one.
+reads, and nothing in the step waits for the host. Its tests are skipped without a GPU; docs/gpu.md says where they ran.
 """
 
 from __future__ import annotations

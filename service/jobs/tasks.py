@@ -112,11 +112,12 @@ def _was_queued_by_a_start(settings: Settings, client: Any, job_id: str) -> bool
 
 
 def _environment(settings: Settings, run_dir: Path) -> JobEnvironment:
+    device = resolve_device("cpu" if settings.device == "cpu" else "auto")  # as the service does: the CPU without a GPU
     return JobEnvironment(
         checkpoint_dir=settings.checkpoint_dir,
         run_dir=run_dir,
         corpora=Corpora(settings.corpora_dir, settings.max_corpus_bytes),
-        device=resolve_device(settings.device),
+        device=device,
         keep_checkpoints=settings.keep_checkpoints,
     )
 

@@ -346,6 +346,7 @@ class ReadyAnswer(Answer):
     model: ModelName | None
     job: str = ""
     stepper: str = ""
+    stepper_reason: str = ""
     slots: Count = 0
     in_flight: Count = 0
     session_store: Literal["ok", "unavailable"]

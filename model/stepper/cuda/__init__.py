@@ -50,6 +50,8 @@ _OVERLAP_ROWS = 4  # up to so many it pays to start a kernel while the one befor
 class CudaStepper:
     """Implements `Stepper` on a GPU, with its own copy of the weights."""
 
+    supports_constraints = False
+
     def __init__(
         self,
         network: CharRNN,

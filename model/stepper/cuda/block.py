@@ -34,6 +34,8 @@ def check(block: Block, n_slots: int, vocab_size: int) -> None:
     Raises:
         ValueError: It names the array, what it has, and what was expected.
     """
+    if block.constraints is not None:
+        raise ValueError("constraints: the GPU's stepper has none")
     if block.forced_ids.ndim != 2:
         raise ValueError(f"forced_ids: got {block.forced_ids.ndim} dimensions, expected (K, B)")
     steps, rows = block.forced_ids.shape

@@ -365,11 +365,11 @@ def has_nvrtc() -> bool:
 @pytest.mark.skipif(not has_nvrtc(), reason="NVRTC is not installed: the kernels cannot be compiled for a GPU")
 @pytest.mark.parametrize("architecture", compiler.ARCHITECTURES)
 def test_the_kernels_compile_without_spills(architecture: str) -> None:
-    """For every architecture. The sampling's spills are those around calls of the division in double precision."""
+    """For every architecture, but for the sampling, around divisions in double precision, and 24 bytes of one head."""
     cubin, log = compiler.compile_for(architecture)
     assert cubin[:4] == b"\x7fELF"
     spilled = {name: n for name, (_, n) in compiler.spills(log).items() if n}
-    assert spilled.keys() <= {"draw_small", "draw_large"}
+    assert spilled.keys() <= {"draw_small", "draw_large", "many_f32_head"}
 
 
 def test_without_nvrtc_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from model.checkpoints.file_format import Checkpoint
 from model.network.sampling import SamplingParams
-from model.stepper import Stepper
+from model.stepper import Block, BlockResult, Stepper, StepperError
 from model.stepper.cpu import CpuStepper, Unsupported
 from model.stepper.generate import generate, write
 from model.stepper.reference import ReferenceStepper
@@ -348,4 +348,46 @@ def test_a_bug_ends_its_sequences_and_not_the_engine(tiny: Checkpoint, monkeypat
         read(failed)
     assert str(raised.value.__cause__) == "a bug"
     assert len(read(engine.submit(request("a", 5)))[0]) == 5
+    engine.stop()
+
+
+class FailingStepper:
+    """A stepper whose device fails at the second block."""
+
+    supports_constraints = True
+
+    def __init__(self, inner: Stepper, *, is_final: bool) -> None:
+        self.inner, self.is_final, self.blocks = inner, is_final, 0
+        self.name, self.numerics, self.n_slots = inner.name, inner.numerics, inner.n_slots
+        self.read, self.write = inner.read, inner.write
+
+    def run(self, block: Block) -> BlockResult:
+        """Fail once, or from then on."""
+        self.blocks += 1
+        if self.blocks == 2 or (self.is_final and self.blocks > 2):
+            raise StepperError("the device is gone", is_final=self.is_final)
+        return self.inner.run(block)
+
+
+@pytest.mark.parametrize("is_final", [True, False])
+def test_a_device_that_fails(tiny: Checkpoint, is_final: bool) -> None:
+    """For good: every text ends with Draining, so clients go on elsewhere, and the process ends; else those texts."""
+    lost = threading.Event()
+    stepper = FailingStepper(ReferenceStepper(tiny.network(), 2), is_final=is_final)
+    engine = Engine(stepper, tiny.vocab, tiny.fingerprint, max_waiting=9, block_s=0.005, on_lost=lost.set)
+    engine.start()
+    running = [engine.submit(request(max_chars=ENDLESS)) for _ in range(4)]  # two of them wait
+    for stream in running[: 4 if is_final else 1]:
+        with pytest.raises(Draining if is_final else ServiceError):
+            read(stream)
+    if is_final:
+        assert lost.wait(10)
+        with pytest.raises(Draining):
+            engine.submit(request(max_chars=3))
+    else:
+        for stream in running:
+            stream.close()
+        text, *_ = read(engine.submit(request(max_chars=3)))
+        assert len(text) == 3
+        assert not lost.is_set()
     engine.stop()

@@ -67,7 +67,9 @@ class ModelLoader:
             raise
         engine.start()
         network = OnDemandNetwork(path, checkpoint.fingerprint)
-        return LoadedModel(path.name, engine, stepper, network, checkpoint.items, _description(path), self.automata, reason)
+        return LoadedModel(
+            path.name, engine, stepper, network, checkpoint.items, _description(path), self.automata, reason
+        )
 
 
 def _description(path: Path) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.register_blueprint(access.for_clients(blueprint, authenticator, limiter))
     for blueprint in (
         jobs.blueprint(queue, all_corpora, s.checkpoint_dir, lambda: manager.is_closed),
-        models.blueprint(s.checkpoint_dir, manager, stores.promotions),
+        models.blueprint(s.checkpoint_dir, manager, stores.promotions, s.max_model_bytes),
         corpora.blueprint(all_corpora, s.max_corpus_bytes),
     ):
         app.register_blueprint(access.for_operators(blueprint, authenticator))

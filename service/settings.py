@@ -151,6 +151,9 @@ class Settings(BaseSettings):
     max_corpus_bytes: int = Field(
         1 << 28, ge=1024, le=1 << 40, description="largest size of an uploaded training text in bytes"
     )
+    max_model_bytes: int = Field(
+        1 << 27, ge=1024, le=1 << 33, description="largest size of an uploaded checkpoint in bytes"
+    )
     keep_checkpoints: int = Field(
         10, ge=1, le=10_000, description="checkpoints kept besides the promoted one and its predecessor"
     )

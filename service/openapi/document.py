@@ -16,6 +16,7 @@ from service.errors import ServiceError
 from service.openai.errors import error_object, status_of
 from service.openapi.answers import ErrorAnswer, OpenAIErrorAnswer
 from service.openapi.operations import (
+    BINARY,
     EVENTS,
     JSON,
     OPERATIONS,
@@ -127,6 +128,9 @@ def _operation(operation: Operation) -> dict[str, Any]:
         described["requestBody"] = {"required": True, "content": content}
     elif operation.text_body:
         content = {TEXT: {"schema": {"type": "string", "minLength": 1}, "example": "once upon a time\n"}}
+        described["requestBody"] = {"required": True, "content": content}
+    elif operation.binary_body:
+        content = {BINARY: {"schema": {"type": "string", "format": "binary"}}}
         described["requestBody"] = {"required": True, "content": content}
     for status in sorted({*operation.errors, *_OF_EVERY_GUARD[operation.guard]}):
         described["responses"][str(status)] = _error(operation, status)

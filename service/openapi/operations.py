@@ -28,6 +28,7 @@ from service.store.sessions import SESSION_ID
 EVENTS = "text/event-stream"
 JSON = "application/json"
 TEXT = "text/plain"
+BINARY = "application/octet-stream"
 HTML = "text/html"
 
 
@@ -86,6 +87,7 @@ class Operation:
     body: type[BaseModel] | None = None
     example: Any = None  # of the body
     text_body: bool = False
+    binary_body: bool = False
     parameters: tuple[Parameter, ...] = ()
 
 
@@ -171,6 +173,7 @@ _READY = {
     "stepper_reason": "native, int8", "slots": 64, "in_flight": 3, "session_store": "ok",
     "refused_checkpoint": None, "model_swaps": 1, "model_swaps_refused": 0, "retired_models": 0,
 }  # fmt: skip
+_STORED = {"id": "a4a693fb475d134d", "name": _MODEL["name"]}
 _PROMOTED = {"promoted": {"id": "a4a693fb475d134d", "name": _MODEL["name"]}}
 _SCORED = {
     "text": "so", "bits_per_character": 4.9, "nats_per_character": 3.4, "characters": 2, "surprisal": [4.8, 5.0],
@@ -197,6 +200,10 @@ _CORPUS_LINKS = (
     Link("get_corpus", "name", "$request.path.name"),
     Link("delete_corpus", "name", "$request.path.name"),
     Link("retrain", "corpus", "$request.path.name", in_body=True),
+)
+_MODEL_LINKS = (
+    Link("promote_model", "model_id", "$response.body#/id"),
+    Link("download_model", "model_id", "$response.body#/id"),
 )
 _C, _O, _P = Guard.CLIENT, Guard.OPERATOR, Guard.PUBLIC
 
@@ -336,7 +343,14 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "GET", "/models/{model_id}/file", "download_model", "Models", "A checkpoint as a file", _O,
-        {200: Answer("the file", other=("application/octet-stream",))}, (404, 422),
+        {200: Answer("the file", other=(BINARY,))}, (404, 422),
+    ),
+    Operation(
+        "PUT", "/models/{model_id}/file", "upload_model", "Models", "Store a checkpoint, without serving it", _O,
+        {
+            200: Answer("it was there", answers.CheckpointInfo, _STORED, links=_MODEL_LINKS),
+            201: Answer("stored", answers.CheckpointInfo, _STORED, links=_MODEL_LINKS),
+        }, (400, 413, 415, 422, 503, 507), binary_body=True,
     ),
     Operation(
         "DELETE", "/models/{model_id}/file", "delete_model", "Models", "Delete a checkpoint", _O,

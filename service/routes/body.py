@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from flask import Response, current_app, request
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 from service.errors import BadRequest, BodyTooLarge, WrongMediaType
 from service.schemas import Body, parse_body
@@ -51,3 +51,32 @@ def read_body(schema: type[BodyT]) -> BodyT:
     except RequestEntityTooLarge as e:
         raise BodyTooLarge(current_app.config["MAX_CONTENT_LENGTH"], request.content_length) from e
     return parse_body(schema, data)
+
+
+class StreamedBody:
+    """A request body that raises an error if it ends early. The server reports no error, and half a text is a text."""
+
+    def __init__(self, stream: IO[bytes], length: int | None) -> None:
+        """Read a stream of a known length; None: it ends with its last chunk."""
+        self._stream, self._length = stream, length
+        self._read = 0
+
+    def read(self, size: int) -> bytes:
+        """Return at most so many bytes; none at the end.
+
+        Raises:
+            BadRequest: The client disconnected before the end.
+        """
+        try:
+            data = self._stream.read(size)
+        except (OSError, ClientDisconnected) as e:
+            raise self._incomplete() from e
+        self._read += len(data)
+        if not data and self._length is not None and self._read < self._length:
+            raise self._incomplete()
+        return data
+
+    def _incomplete(self) -> BadRequest:
+        expected = f"{self._length} bytes" if self._length is not None else "a last chunk"
+        problem = f"ended after {self._read} bytes, so nothing was stored"
+        return BadRequest("body", self._read, expected, problem=problem)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import IO, Any
+from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
-from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from model.errors import ConfigError
 from model.text.items.layout import ItemLayout, unescape
 from service.errors import BadRequest, BodyTooLarge, WrongMediaType
-from service.routes.body import no_content
+from service.routes.body import StreamedBody, no_content
 from service.store.corpora import Corpora
 
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
@@ -37,7 +37,8 @@ def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
         name = values.pop("name", "text")
         layout = _layout(values)
         try:
-            return jsonify(corpora.preview(name, _Body(request.stream, request.content_length).read, layout).as_dict())
+            body = StreamedBody(request.stream, request.content_length)
+            return jsonify(corpora.preview(name, body.read, layout).as_dict())
         except RequestEntityTooLarge as e:
             raise BodyTooLarge(max_bytes, request.content_length) from e
 
@@ -49,7 +50,7 @@ def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
         only_new = request.headers.get("If-None-Match") == "*"
         layout = _layout(dict(request.args))
         try:
-            body = _Body(request.stream, request.content_length)  # refuses a Content-Length beyond the limit
+            body = StreamedBody(request.stream, request.content_length)  # refuses a Content-Length beyond the limit
             stored, is_new = corpora.put(name, body.read, only_new=only_new, layout=layout)
         except RequestEntityTooLarge as e:
             raise BodyTooLarge(max_bytes, request.content_length) from e
@@ -90,31 +91,3 @@ def _layout(values: dict[str, Any]) -> ItemLayout | None:
         return ItemLayout.from_dict(values) if values else None
     except ConfigError as e:
         raise BadRequest(e.field, values.get(e.field), e.expected, problem=e.problem) from e
-
-
-class _Body:
-    """A request body that raises an error if it ends early. The server reports no error, and half a text is a text."""
-
-    def __init__(self, stream: IO[bytes], length: int | None) -> None:
-        self._stream, self._length = stream, length
-        self._read = 0
-
-    def read(self, size: int) -> bytes:
-        """Return at most so many bytes; none at the end.
-
-        Raises:
-            BadRequest: The client disconnected before the end.
-        """
-        try:
-            data = self._stream.read(size)
-        except (OSError, ClientDisconnected) as e:
-            raise self._incomplete() from e
-        self._read += len(data)
-        if not data and self._length is not None and self._read < self._length:
-            raise self._incomplete()
-        return data
-
-    def _incomplete(self) -> BadRequest:
-        expected = f"{self._length} bytes" if self._length is not None else "a last chunk"
-        problem = f"ended after {self._read} bytes, so nothing was stored"
-        return BadRequest("body", self._read, expected, problem=problem)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from model import arguments
 from model.atomic_files import atomic_write
 from model.checkpoints.file_format import Checkpoint, load
 from model.cli import options
+from model.cli.exchange import remote
 from model.cli.reports import contents
 from model.config import WEIGHT_PRECISIONS, WeightPrecision
 from model.errors import ConfigError
@@ -24,13 +25,19 @@ def configure(command: argparse.ArgumentParser) -> None:
         "checkpoint", type=Path, nargs="?", metavar="MODEL", help="a checkpoint file (default: the promoted one)"
     )
     options.add_checkpoint_folder(command)
-    command.add_argument(
+    where = command.add_mutually_exclusive_group(required=True)
+    where.add_argument(
         "--format",
         type=arguments.one_of(tuple(_FORMATS)),
         metavar="{" + ",".join(_FORMATS) + "}",
-        required=True,
         help="onnx: a model of one step for any ONNX runtime; hf: a folder in the layout of the Hugging Face hub; "
         "html: one page that writes offline by itself",
+    )
+    where.add_argument(
+        "--to",
+        type=arguments.checked(remote.check_url),
+        metavar="URL",
+        help="a Longhand server, which gets the checkpoint as it is; the key is read from ADMIN_KEY",
     )
     command.add_argument(
         "--precision",
@@ -51,12 +58,20 @@ def run(args: argparse.Namespace) -> None:
         StorageError: The file cannot be written.
     """
     if args.format != "hf":
-        for name in ("corpus", "run_folder", "items", "max_chars"):
-            if (value := getattr(args, name)) is not None:
-                field = "run" if name == "run_folder" else name
-                raise ConfigError(field=field, value=str(value), expected="none: it is for the model card of hf")
+        _refuse(args, ("corpus", "run_folder", "items", "max_chars"), "it is for the model card of hf")
     path = options.chosen_checkpoint(args)
+    if args.to is not None:
+        _refuse(args, ("precision", "out"), "a server gets the checkpoint as it is")
+        print(remote.send(args.to, path))
+        return
     print(_FORMATS[args.format](args, path, load(path)))
+
+
+def _refuse(args: argparse.Namespace, names: Sequence[str], reason: str) -> None:
+    for name in names:
+        if (value := getattr(args, name)) is not None:
+            field = "run" if name == "run_folder" else name
+            raise ConfigError(field=field, value=str(value), expected=f"none: {reason}")
 
 
 def _export_onnx(args: argparse.Namespace, path: Path, checkpoint: Checkpoint) -> Path:

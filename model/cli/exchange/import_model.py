@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from model import arguments
 from model.checkpoints import file_format, registry, self_test
 from model.checkpoints.file_format import Checkpoint
 from model.cli import console, options
+from model.cli.exchange import remote
 from model.config import TrainConfig
 from model.errors import CheckpointError, ConfigError
 from model.export import state_dict
@@ -24,12 +27,24 @@ _VAL_FRACTION = 0.1
 
 def configure(command: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    command.add_argument(
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "source",
         type=Path,
+        nargs="?",
         metavar="MODEL",
         help="a folder that export --format hf wrote, a checkpoint file, or a safetensors file with the state dict of "
         "an nn.LSTM, nn.GRU or nn.RNN with an embedding and a linear layer",
+    )
+    source.add_argument(
+        "--from",
+        dest="url",
+        type=arguments.checked(remote.check_url),
+        metavar="URL",
+        help="a Longhand server, whose served model is fetched; the key is read from ADMIN_KEY",
+    )
+    command.add_argument(
+        "--model", type=arguments.checked(_check_id), metavar="ID", help="of a server: another of its models"
     )
     command.add_argument(
         "--vocab", type=Path, help="of a state dict: a JSON file, the id of each character or a list of characters"
@@ -63,7 +78,18 @@ def run(args: argparse.Namespace) -> None:
     console.print_checkpoint(file_format.load(path), path)
 
 
+def _check_id(value: str) -> None:
+    if not re.fullmatch("[0-9a-f]{16}", value):
+        raise ConfigError(field="model", value=value, expected="the id of a model, 16 hexadecimal digits")
+
+
 def _read(args: argparse.Namespace) -> Checkpoint:
+    if args.url is not None:
+        _refuse(args, "a server's model")
+        with tempfile.TemporaryDirectory() as temporary:
+            return file_format.load(remote.fetch(args.url, args.model, Path(temporary)))
+    if args.model is not None:
+        raise ConfigError(field="model", value=args.model, expected="none: it is for --from")
     source: Path = args.source
     if source.is_dir():
         _refuse(args, "a folder")

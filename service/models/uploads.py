@@ -1,0 +1,82 @@
+"""Checkpoints that come over HTTP: checked like any file that is to be served, and stored complete or not at all."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from model.checkpoints import file_format, registry, self_test
+from model.checkpoints.file_format import CheckpointInfo
+from model.errors import CheckpointError, StorageError
+from service.errors import BadRequest, BodyTooLarge
+
+_CHUNK_BYTES = 1 << 20
+_LONGEST_NAME = 100
+
+
+def store_upload(
+    folder: Path, model_id: str, read: Callable[[int], bytes], max_bytes: int
+) -> tuple[CheckpointInfo, bool]:
+    """Store a checkpoint while it is read. It is not promoted.
+
+    The id in the address is the fingerprint that the weights must have, so a repeated upload changes nothing, and no
+    upload can replace another model.
+
+    Args:
+        folder: The checkpoints.
+        model_id: The fingerprint.
+        read: Returns at most so many of the next bytes; none at the end.
+        max_bytes: The largest size.
+
+    Returns:
+        The stored checkpoint, and whether it is new.
+
+    Raises:
+        BadRequest: The bytes are no checkpoint, are another model, or the model does not pass its self-test.
+        BodyTooLarge: They are more than allowed.
+        StorageError: The checkpoint cannot be written.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="longhand-upload-") as temporary:
+            path = Path(temporary, "upload.safetensors")
+            _receive(path, read, max_bytes)
+            checkpoint = _checked(path, model_id)
+            known = registry.find(folder, model_id)
+            if known is not None:
+                return file_format.read_info(known), False
+            name = checkpoint.file_name
+            if not registry.is_checkpoint_name(name) or len(name) > _LONGEST_NAME:
+                name = f"{model_id}.safetensors"
+            return file_format.read_info(registry.register(path.rename(path.with_name(name)), folder)), True
+    except OSError as e:
+        raise StorageError(f"an upload cannot be stored ({e.strerror})", field="temporary folder") from e
+
+
+def _receive(path: Path, read: Callable[[int], bytes], max_bytes: int) -> None:
+    n_bytes = 0
+    with open(path, "wb") as file:
+        while chunk := read(_CHUNK_BYTES):
+            n_bytes += len(chunk)
+            if n_bytes > max_bytes:
+                raise BodyTooLarge(max_bytes)
+            file.write(chunk)
+
+
+def _checked(path: Path, model_id: str) -> file_format.Checkpoint:
+    """Load a checkpoint and run its self-test.
+
+    Raises:
+        BadRequest: It cannot be used.
+    """
+    expected = "a checkpoint file of Longhand (safetensors)"
+    try:
+        checkpoint = file_format.load(path)
+        self_test.verify_checkpoint(checkpoint)
+    except CheckpointError as e:
+        problem = e.problem.replace(str(path), "the body")
+        raise BadRequest("body", e.value, e.expected or expected, problem=problem) from e
+    if checkpoint.fingerprint != model_id:
+        problem = f"is the model {checkpoint.fingerprint}"
+        raise BadRequest("body", checkpoint.fingerprint, f"{model_id}, as in the address", problem=problem)
+    return checkpoint

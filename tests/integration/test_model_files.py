@@ -1,0 +1,146 @@
+"""Checkpoints to and from a server: PUT and GET /models/{id}/file, export --to and import --from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from model.checkpoints import registry, self_test
+from model.checkpoints.file_format import load
+from model.cli import main
+from tests.conftest import random_checkpoint
+from tests.servers import RedisServer, Service
+
+KEY = "the-operators-key"
+BINARY = {"Content-Type": "application/octet-stream"}
+MAX_BYTES = 100_000
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Service]:
+    """A service with a key and a folder of its own, which serves one model."""
+    folder = tmp_path_factory.mktemp("server")
+    registry.promote(random_checkpoint(seed=5).save(folder))
+    settings = {"CHECKPOINT_DIR": str(folder), "REDIS_URL": redis_server.url, "ADMIN_KEY": KEY}
+    with Service(**settings, MAX_MODEL_BYTES=str(MAX_BYTES)) as service:
+        yield service
+
+
+@pytest.fixture
+def client(server: Service) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADMIN_KEY", KEY)
+
+
+@pytest.mark.usefixtures("_key")
+def test_a_model_goes_to_a_server_and_back(
+    server: Service, client: httpx.Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is stored, and served once it is promoted; a repeated upload changes nothing; what comes back is the same."""
+    checkpoint = self_test.record(random_checkpoint(seed=1))
+    path = checkpoint.save(tmp_path / "here")
+    for verb in ("stored as", "was there as"):
+        assert main(["export", str(path), "--to", server.url]) == 0
+        output = capsys.readouterr().out
+        assert output.startswith(f"{checkpoint.fingerprint} {verb} {path.name}; ")
+    models = client.get("/models").json()
+    (stored,) = (entry for entry in models["models"] if entry["id"] == checkpoint.fingerprint)
+    assert not stored["promoted"]
+    assert models["serving"]["fingerprint"] != checkpoint.fingerprint
+    assert main(["import", "--from", server.url, "--model", checkpoint.fingerprint, "--store", str(tmp_path)]) == 0
+    assert load(tmp_path / path.name).metadata() == load(path).metadata()
+    assert client.post(f"/models/{checkpoint.fingerprint}/promote", json={}).status_code == 200
+
+
+@pytest.mark.usefixtures("_key")
+def test_the_served_model_is_fetched(server: Service, client: httpx.Client, tmp_path: Path) -> None:
+    """Without an id it is the model that answers now; --promote serves it here."""
+    assert main(["import", "--from", server.url, "--store", str(tmp_path), "--promote"]) == 0
+    path = registry.promoted_path(tmp_path)
+    assert path is not None
+    assert load(path).fingerprint == client.get("/models").json()["serving"]["fingerprint"]
+
+
+def test_what_is_no_such_model_is_refused(client: httpx.Client, tmp_path: Path) -> None:
+    """Each is an error that says why, and nothing is stored."""
+    checkpoint = self_test.record(random_checkpoint(seed=2))
+    path, id = checkpoint.save(tmp_path), checkpoint.fingerprint
+    whole = path.read_bytes()
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    weights = load_file(path)
+    changed, failing, no_format = (tmp_path / name for name in ("changed", "failing", "no-format"))
+    save_file({**weights, "head.bias": weights["head.bias"] + 1}, changed, metadata)
+    save_file(weights, no_format)
+    failing_path = replace(checkpoint, self_test="x" * 32).save(tmp_path / "f")
+    failing.write_bytes(failing_path.read_bytes())
+    before = client.get("/models").json()["models"]
+    for content, status, part in (
+        (b"", 422, "not a complete safetensors file"),
+        (b"PK\x03\x04 a pickle", 422, "not a complete safetensors file"),
+        (whole[:-100], 422, "not a complete safetensors file"),
+        (changed.read_bytes(), 422, "the file was modified after it was written"),
+        (no_format.read_bytes(), 422, "format is"),
+        (failing.read_bytes(), 422, "generated"),
+        (random_checkpoint(seed=3).save(tmp_path).read_bytes(), 422, f"expected {id}, as in the address"),
+        (b"x" * (MAX_BYTES + 1), 413, str(MAX_BYTES)),
+    ):
+        response = client.put(f"/models/{id}/file", content=content, headers=BINARY)
+        error = response.json()["error"]
+        assert response.status_code == status, error
+        assert part in error["message"] or part in json.dumps(error), error
+    text = {"Content-Type": "text/plain"}
+    assert client.put(f"/models/{id}/file", content=whole, headers=text).status_code == 415
+    assert client.get(f"/models/{id}/file").status_code == 404
+    chunks = (b"x" * 1000 for _ in range(MAX_BYTES // 1000 + 1))
+    assert client.put(f"/models/{id}/file", content=chunks, headers=BINARY).status_code == 413
+    assert client.get("/models").json()["models"] == before
+
+
+def test_a_name_that_is_too_long_is_replaced(client: httpx.Client, tmp_path: Path) -> None:
+    """The name of the file is made from its losses, which an upload chooses."""
+    checkpoint = replace(random_checkpoint(seed=4), val_loss=1e300)
+    checkpoint_path = replace(checkpoint, val_loss=2.5).save(tmp_path)
+    with safe_open(checkpoint_path, framework="pt") as file:
+        metadata = {**file.metadata(), "run": file.metadata()["run"].replace('"val_loss": 2.5', '"val_loss": 1e300')}
+    save_file(load_file(checkpoint_path), tmp_path / "long", metadata)
+    response = client.put(
+        f"/models/{checkpoint.fingerprint}/file", content=(tmp_path / "long").read_bytes(), headers=BINARY
+    )
+    assert response.status_code == 201, response.text
+    assert response.json()["name"] == f"{checkpoint.fingerprint}.safetensors"
+
+
+def test_errors_of_the_commands(
+    server: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line each: no key, a wrong model, no server, options that do not go together."""
+    path = str(random_checkpoint().save(tmp_path))
+    monkeypatch.delenv("ADMIN_KEY", raising=False)
+    for arguments, code, message in (
+        (["export", path, "--to", server.url], 1, f"{server.url}: answered 401: "),
+        (["import", "--from", server.url], 1, f"{server.url}: answered 401: "),
+        (["export", path, "--to", "http://127.0.0.1:9"], 1, "http://127.0.0.1:9: did not answer as a Longhand server"),
+        (["export", path, "--to", server.url, "--out", "x"], 2, "out: got 'x', expected none: a server gets"),
+        (["import", path, "--model", "0" * 16], 2, f"model: got '{'0' * 16}', expected none: it is for --from"),
+        (["import", "--from", server.url, "--vocab", "v"], 2, "vocab: got 'v', expected none: a server's model"),
+    ):
+        assert main([*arguments, *(["--store", str(tmp_path)] if arguments[0] == "import" else [])]) == code
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {message}"), error
+        assert error.count("\n") == 1
+    monkeypatch.setenv("ADMIN_KEY", KEY)
+    assert main(["import", "--from", server.url, "--model", "0" * 16, "--store", str(tmp_path)]) == 1
+    assert "answered 404: 0000000000000000: no such model" in capsys.readouterr().err

@@ -46,8 +46,8 @@ DECIDED_BY_THE_MODEL = {
     "generate", "score", "inspect", "create_completion", "tokenize", "detokenize", "retrain", "resume_stream",
     "fork_session", "put_corpus", "preview_corpus", "upload_model",
 }  # fmt: skip
-"""Valid requests that may be refused: the vocabulary, the texts, the file or another field decide. Also, an integer of JSON
-Schema may be written 7.0, which bodies refuse."""
+"""Valid requests that may be refused: the vocabulary, the texts, the file or another field decide. Also, an integer of
+JSON Schema may be written 7.0, which bodies refuse."""
 
 LINKED = {
     "get_session": ["generate", "delete_session", "resume_stream", "fork_session"],

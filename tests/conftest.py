@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,7 @@ def emulated_gpu(emulated_driver: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setattr(driver, "LIBRARY", str(emulated_driver))
     monkeypatch.setenv(compiler.CACHE_VARIABLE, str(emulated_driver.parent))
     gpu = EmulatedGpu(emulated_driver)
+    gc.collect()  # steppers of earlier tests
     gpu.reset()
     yield gpu
     message = gpu.message()

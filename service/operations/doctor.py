@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -21,12 +22,14 @@ import torch
 import model
 from model.arguments import ArgumentParser
 from model.checkpoints import file_format, registry
-from model.config import PRESETS, ModelConfig
+from model.config import PRESETS, Device, ModelConfig
 from model.errors import ModelError
 from model.network.char_rnn import CharRNN
 from model.network.sampling import SamplingParams, as_batch
 from model.stepper import SAMPLE, Block, Stepper
 from model.stepper.choose import choose
+from model.stepper.cuda import KERNELS, compiler, driver
+from model.stepper.cuda.self_test import probe
 from model.text import default_text
 from service.settings import Settings, SettingsError, read_settings
 from service.store.connect import connect
@@ -45,9 +48,10 @@ class Problem(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one line for each check, then the problems; return 1 if there are any."""
     parser = ArgumentParser(prog="longhand doctor", description=(__doc__ or "").split("\n")[0])
-    parser.parse_args(argv)
+    parser.add_argument("--device", choices=get_args(Device), help="as the setting DEVICE; cuda: a GPU is required")
+    options = parser.parse_args(argv)
     problems = 0
-    for name, check in _checks():
+    for name, check in _checks(options.device):
         try:
             line = check()
         except (Problem, SettingsError, ModelError) as error:
@@ -58,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if problems else 0
 
 
-def _checks() -> Iterator[tuple[str, Callable[[], str]]]:
+def _checks(device: Device | None) -> Iterator[tuple[str, Callable[[], str]]]:
     """Yield every check with its name; each returns a line or raises."""
     yield "longhand", lambda: f"{model.__version__} in {Path(model.__file__).parent.parent}"
     yield "machine", _machine
@@ -72,12 +76,16 @@ def _checks() -> Iterator[tuple[str, Callable[[], str]]]:
 
     yield "settings", read
     usable = settings[0] if settings else Settings.model_construct()
+    device = device or usable.device
+    if device == "cuda" or (device == "auto" and driver.is_installed()):
+        yield "gpu", _gpu
+        yield "kernels", _kernels
     yield "data", lambda: _data(usable)
     yield "redis", lambda: _redis(usable)
     yield "model", lambda: _model(usable)
     yield "text", _text
     stepper: list[Stepper] = []
-    yield "stepper", lambda: _stepper(usable, stepper)
+    yield "stepper", lambda: _stepper(usable, device, stepper)
     if stepper:
         yield "speed", lambda: _speed(stepper[0])
 
@@ -139,7 +147,37 @@ def _text() -> str:
     return "the default text is not here: the first start downloads it, or trains on a file that you name"
 
 
-def _stepper(settings: Settings, chosen: list[Stepper]) -> str:
+def _gpu() -> str:
+    try:
+        gpu = driver.Gpu()
+        memory = f"{gpu.free_bytes() >> 20} of {gpu.memory_bytes >> 20} MiB free"
+        found = (
+            f"{gpu.name}, {gpu.architecture}, {gpu.processors} multiprocessors, {memory}, driver for CUDA {gpu.cuda}"
+        )
+        gpu.close()
+        probe()
+    except driver.CudaError as error:
+        raise Problem(f"{error}. Texts are generated on the CPU") from error
+    return f"{found}; it computes the bits of the CPU"
+
+
+def _kernels() -> str:
+    """What each kernel uses, as the driver reports it."""
+    try:
+        gpu = driver.Gpu()
+        module = gpu.load(compiler.cubin(gpu.architecture))
+        used = {name: module.resources(name) for name in KERNELS if gpu.capability >= (8, 0) or "many_i8" not in name}
+        module.close()
+        gpu.close()
+    except driver.CudaError as error:
+        raise Problem(str(error)) from error
+    spilled = {name: r.local_bytes for name, r in used.items() if r.local_bytes}
+    registers, shared = max(r.registers for r in used.values()), max(r.shared_bytes for r in used.values())
+    spills = ", ".join(f"{name} {n}" for name, n in spilled.items()) or "none"
+    return f"{len(used)} kernels, at most {registers} registers and {shared >> 10} KiB shared; spilled bytes: {spills}"
+
+
+def _stepper(settings: Settings, device: Device, chosen: list[Stepper]) -> str:
     path = registry.promoted_path(settings.checkpoint_dir)
     if path is not None:
         checkpoint = file_format.load(path)
@@ -148,11 +186,13 @@ def _stepper(settings: Settings, chosen: list[Stepper]) -> str:
         shape = {name: value for name, value in PRESETS["quick"].items() if name in ModelConfig.__dataclass_fields__}
         network = CharRNN(ModelConfig(vocab_size=_VOCABULARY, **shape))
         precision = "int8" if settings.precision == "auto" else settings.precision  # as of a trained model
-    stepper, reason = choose(network, _ROWS, settings.device, precision)
+    stepper, reason = choose(network, _ROWS, device, precision)
     chosen.append(stepper)
     if reason.startswith("reference"):
         advice = "where there is a C compiler, python -m model.native.build compiles the native code"
         raise Problem(f"{reason}; texts take several times as long. {advice}")
+    if device == "cuda" and not stepper.name.startswith("cuda"):
+        raise Problem(f"{reason}; docs/gpu.md says what a GPU needs")
     return reason
 
 

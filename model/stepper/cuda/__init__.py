@@ -39,6 +39,12 @@ _DRAW_SHARED = 1024  # DRAW_SHARED in sampling.cuh
 _THREADS = 128
 TILES = {"few": 4, "some": 16, "many": 64, "most": 128}
 """The kernels of a layer, and the rows of a block of each. They give the same bits."""
+_PARTS = [f"{kind}_{precision}" for kind in TILES for precision in ("f32", "i8") if (kind, precision) != ("most", "i8")]
+KERNELS = (
+    *(f"{part}_{end}" for part in _PARTS for end in ("layer", "head")),
+    *("draw_small", "draw_large", "load_rows", "store_rows", "advance"),
+)
+"""Every kernel's name. A GPU before compute capability 8.0 lacks many_i8_layer and many_i8_head."""
 # Up to so many rows; "most" for more. Measured on an H100, see docs/gpu.md.
 _MOST_ROWS = {
     "fp32": (("few", 8), ("some", 256), ("many", 2048)),

@@ -164,6 +164,11 @@ class Gpu:
         driver.cuStreamCreate(byref(self._stream), _NON_BLOCKING)
 
     @property
+    def cuda(self) -> str:
+        """The newest version of CUDA that the driver has: "13.0"."""
+        return _version(self.driver_version)
+
+    @property
     def architecture(self) -> str:
         """The compiler's name for the GPU's architecture: "sm_90"."""
         return "sm_{}{}".format(*self.capability)

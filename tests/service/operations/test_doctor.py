@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from model.stepper.cuda import KERNELS, self_test
 from service.operations import doctor
+from tests import cuda_emulator
+from tests.cuda_emulator import EmulatedGpu
 
 NAMES = ["longhand", "machine", "python", "torch", "settings", "data", "redis", "model", "text", "stepper", "speed"]
 
@@ -18,9 +21,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LONGHAND_HOME", str(tmp_path / "data"))
 
 
-def examined(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, str]]:
+def examined(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, str]]:
     """Run the command, and return its exit status and its lines by name."""
-    status = doctor.main([])
+    status = doctor.main(arguments)
     lines = capsys.readouterr().out.splitlines()
     return status, {line[:10].strip(): line[10:] for line in lines}
 
@@ -77,3 +80,25 @@ def test_a_machine_without_the_native_code(
     assert lines["stepper"].startswith("PROBLEM: reference, because ")
     assert "python -m model.native.build" in lines["stepper"]
     assert "characters per second" in lines["speed"]
+
+
+@pytest.mark.usefixtures("native_code")
+def test_a_gpu(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, emulated_gpu: EmulatedGpu, store: Path
+) -> None:
+    """What it is, whether it computes the CPU's bits, and its kernels; that it does not serve is a problem."""
+    for name, value in cuda_emulator.environment(emulated_gpu.path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CHECKPOINT_DIR", str(store))
+    self_test.probe.cache_clear()
+    status, lines = examined(capsys, "--device", "cuda")
+    found = "emulated GPU, sm_90, 4 multiprocessors, 1024 of 1024 MiB free, driver for CUDA 13.0"
+    assert lines["gpu"] == f"{found}; it computes the bits of the CPU"
+    assert lines["kernels"].startswith(f"{len(KERNELS)} kernels, at most ")
+    assert status == 1
+    assert "emulated GPU is slower" in lines["stepper"]
+    monkeypatch.setenv(cuda_emulator.FAULT_VARIABLE, "no device")
+    status, lines = examined(capsys, "--device", "cuda")
+    assert status == 1
+    assert lines["gpu"] == "PROBLEM: the NVIDIA driver finds no GPU. Texts are generated on the CPU"
+    assert examined(capsys, "--device", "cpu")[1].keys() & {"gpu", "kernels"} == set()

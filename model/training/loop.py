@@ -123,6 +123,8 @@ class _Trainer:
         self.on_progress = on_progress if distributed.is_main else lambda _progress: None
         self.sample_chars = sample_chars
         self.run_folder, self.resume = run_folder, resume and run_folder is not None
+        if device.startswith("cuda:"):
+            torch.cuda.set_device(device)  # streams and graphs are those of the current GPU
         n_workers, native = self._numerics()
         # A graph has fixed shapes; the items of a window have not.
         has_graph = device.startswith("cuda") and distributed.world_size == 1 and corpus.items is None

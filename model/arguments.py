@@ -25,8 +25,19 @@ MINUTES = next(f for f in fields(TrainConfig) if f.name == "minutes")
 _QUOTED_CHARACTERS = 80
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows an option with its choices, or with N for a number; examples at the end keep their lines."""
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return getattr(action.type, "metavar", None) or super()._get_default_metavar_for_optional(action)
+
+
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser, with one line per error."""
+    """argparse's parser, with one line per error, and a help that lists choices."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Create the parser, as argparse does."""
+        super().__init__(*args, **{"formatter_class": HelpFormatter, **options})
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit."""
@@ -69,7 +80,7 @@ def number(
             raise unexpected(text, words)
         return value
 
-    return parse
+    return _shown_as(parse, "N")
 
 
 def setting(f: Field[Any]) -> Callable[[str], Any]:
@@ -86,7 +97,7 @@ def setting(f: Field[Any]) -> Callable[[str], Any]:
             raise unexpected(text, e.expected) from None
         return value
 
-    return parse
+    return _shown_as(parse, "N" if kind in (int, float) else "")
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:
@@ -97,6 +108,12 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
             raise unexpected(text, f"one of {', '.join(choices)}")
         return text
 
+    return _shown_as(parse, "{" + ",".join(choices) + "}")
+
+
+def _shown_as(parse: Callable[[str], Any], metavar: str) -> Callable[[str], Any]:
+    """Return the type of an argument, with what the help shows for its value."""
+    parse.metavar = metavar  # type: ignore[attr-defined]
     return parse
 
 

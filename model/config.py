@@ -235,12 +235,12 @@ def check_value(f: Field[Any], value: object) -> None:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"n_hidden": 320, "n_embed": 64, "seq_length": 24, "lr": 5e-3, "dropout": 0.15, "minutes": 1.0},
+    "quick": {"n_hidden": 320, "n_embed": 64, "seq_length": 24, "lr": 5e-3, "dropout": 0.15, "minutes": 3.0},
     "standard": {"n_hidden": 512, "n_layers": 2, "batch_size": 32, "lr": 2e-3, "dropout": 0.35, "minutes": 20.0},
     "best": {"n_hidden": 448, "n_embed": 128, "dropout": 0.35, "weight_drop": 0.15, "minutes": 15.0},
 }
 """Named starting points; a setting given beside the name overrides the preset's.
 
-quick: a model within a minute. standard: 2 x 512, a common size. best: the lowest loss known to us in 15 minutes on
+quick: a model within minutes. standard: 2 x 512, a common size. best: the lowest loss known to us in 15 minutes on
 two cores; docs/decisions says what each of its settings contributes.
 """

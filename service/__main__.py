@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.arguments import MINUTES, ArgumentParser, setting
+from model.config import PRESETS
 from model.errors import TextError
 from service.launcher.folder_lock import AlreadyRunning
 from service.launcher.launcher import run
 from service.settings import SettingsError, describe
+
+_MINUTES = PRESETS["quick"]["minutes"]
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m service") -> int:
@@ -46,7 +49,10 @@ def parser(prog: str = "python -m service") -> ArgumentParser:
         help="text files to train a first model on (default: the works of Shakespeare)",
     )
     result.add_argument(
-        "--minutes", type=setting(MINUTES), default=3.0, help="how long to train a first model (default 3)"
+        "--minutes",
+        type=setting(MINUTES),
+        default=_MINUTES,
+        help=f"how long to train a first model (default {_MINUTES:g})",
     )
     return result
 

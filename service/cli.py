@@ -13,6 +13,7 @@ _COMMANDS = {
     "serve": "run the service on this machine, and train a first model when there is none",
     **model_cli.COMMANDS,
     "doctor": "check this machine and this installation, and say what is wrong",
+    "completion": 'print a completion script: eval "$(longhand completion bash)", or zsh',
 }
 
 
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if command in model_cli.COMMANDS:
         return _model_command(arguments)
-    commands: dict[str, Callable[[list[str]], int]] = {"serve": _serve, "doctor": _doctor}
+    commands: dict[str, Callable[[list[str]], int]] = {"serve": _serve, "doctor": _doctor, "completion": _completion}
     if command not in commands:
         given = f"unknown command {command!r}" if command else "a command is missing"
         print(f"longhand: {given}, expected one of {', '.join(_COMMANDS)}; longhand --help", file=sys.stderr)
@@ -60,6 +61,18 @@ def _serve(arguments: list[str]) -> int:
     from service.__main__ import main as serve
 
     return serve(arguments, prog="longhand serve")
+
+
+def _completion(arguments: list[str]) -> int:
+    from model.cli.completion import SHELLS, script
+    from service.__main__ import parser as serve_parser
+
+    if len(arguments) != 1 or arguments[0] not in SHELLS:
+        print(f"longhand completion: expected one of {', '.join(SHELLS)}", file=sys.stderr)
+        return 2
+    parsers = model_cli.parsers("longhand")
+    print(script("longhand", arguments[0], {name: parsers.get(name) for name in _COMMANDS} | {"serve": serve_parser()}))
+    return 0
 
 
 def _doctor(arguments: list[str]) -> int:

@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from model.network.penalties import MAX_LOGIT_BIAS
-from model.network.sampling import MAX_SEED, SamplingParameter, SamplingParams
+from model.network.sampling import DEFAULT_CHARS, MAX_SEED, SamplingParameter, SamplingParams
 from model.structured_outputs.specification import KINDS, MAX_CHOICES, StructuredOutputs
 from model.text.items.record import DEFAULT_STATISTIC, Statistic
 from service.errors import BadRequest, MalformedBody
@@ -130,7 +130,9 @@ class GenerateRequest(_SamplingFields):
 
     prompt: str = Field("", description="text to continue; in a session, it is appended to the session's text")
     session_id: SessionId | None = Field(None, description="continue this session; without it, a new one is created")
-    max_chars: int = Field(200, ge=0, description="generate at most this many characters; 0 only reads the prompt")
+    max_chars: int = Field(
+        DEFAULT_CHARS, ge=0, description="generate at most this many characters; 0 only reads the prompt"
+    )
     stop: list[str] = Field(
         default_factory=list,
         description="stop strings: the text ends before the first of these",

@@ -24,6 +24,15 @@ COMMANDS = {
 }
 """Every command and its summary. Listing them loads neither torch nor the commands themselves."""
 
+EXAMPLES = {
+    "train": ("train names.txt --items lines --minutes 1", "train story.txt --preset best", "train --resume RUN"),
+    "sample": ('sample "KING." --max-chars 200 --seed 1', "sample --items 20 --novel"),
+    "score": ("score story.txt", "score usual.log --items lines --each --above 99.9"),
+    "sweep": ("sweep names.txt --items lines --minutes 10 --runs 8",),
+    "info": ("info", "info data/checkpoints/val1.4302-step004200.safetensors"),
+}
+"""Commands that the help of each shows."""
+
 NOT_IN_THE_IMAGE = ("optuna", "matplotlib")
 """Packages that only sweeps and plots need: the image of the api and the trainer is without them."""
 
@@ -73,6 +82,13 @@ def parser(prog: str = "python -m model") -> argparse.ArgumentParser:
     return result
 
 
+def parsers(prog: str) -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each command, by its name."""
+    subparsers = ArgumentParser(prog=prog).add_subparsers()
+    add_commands(subparsers)
+    return dict(subparsers.choices)
+
+
 def add_commands(subparsers: argparse._SubParsersAction[ArgumentParser]) -> None:
     """Add every command to another program's subparsers."""
     from model.cli import info, sample, score, sweep, train  # torch takes a second to load
@@ -93,4 +109,9 @@ def add_commands(subparsers: argparse._SubParsersAction[ArgumentParser]) -> None
     for name, summary in COMMANDS.items():
         command = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         modules[name].configure(command)
+        positionals = [a for a in command._actions if not a.option_strings]
+        shown = "".join(f" [{action.metavar or action.dest}]" for action in positionals)
+        command.usage = f"%(prog)s{shown} [options]"
+        if name in EXAMPLES:
+            command.epilog = "examples:\n" + "\n".join(f"  {subparsers._prog_prefix} {e}" for e in EXAMPLES[name])
         command.set_defaults(run=modules[name].run)

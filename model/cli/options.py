@@ -42,13 +42,13 @@ def add_corpora(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_checkpoint(command: argparse.ArgumentParser) -> None:
+def add_checkpoint(command: argparse._ActionsContainer) -> None:
     """Add the options that choose a checkpoint; `chosen_checkpoint` reads them."""
     command.add_argument("--checkpoint", type=Path, help="a checkpoint file (default: the promoted one)")
     add_checkpoint_folder(command)
 
 
-def add_checkpoint_folder(command: argparse.ArgumentParser) -> None:
+def add_checkpoint_folder(command: argparse._ActionsContainer) -> None:
     """Add the folder in which the promoted checkpoint is looked up."""
     help = f"folder of checkpoints (default {CHECKPOINT_FOLDER})"
     command.add_argument("--store", type=Path, default=CHECKPOINT_FOLDER, help=help)

@@ -14,7 +14,7 @@ from model.cli.lists import sample as items
 from model.config import PRECISION_CHOICES
 from model.errors import StructuredOutputError
 from model.network.penalties import MAX_LOGIT_BIAS
-from model.network.sampling import MAX_SEED, SamplingParams
+from model.network.sampling import DEFAULT_CHARS, MAX_SEED, SamplingParams
 from model.stepper.choose import choose
 from model.stepper.generate import write
 from model.structured_outputs.automaton import Automaton
@@ -22,29 +22,30 @@ from model.structured_outputs.specification import StructuredOutputs
 from model.text.vocab import Vocabulary
 
 _MAX_CHARS = 10**9
-_DEFAULT_CHARS = 500
 
 
 def configure(command: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     command.add_argument("prompt", nargs="?", default="", help="the text to continue (default: none)")
-    options.add_checkpoint(command)
+    options.add_checkpoint(command.add_argument_group("the model"))
     command.add_argument(
         "--max-chars",
         type=arguments.number(int, 0, _MAX_CHARS),
-        help="characters to generate (default 500); with --items, of the longest item (default: as in training)",
+        help=f"characters to generate (default {DEFAULT_CHARS}); with --items, of the longest item (default: as in "
+        "training)",
     )
+    sampling = command.add_argument_group("sampling")
     for p in SamplingParams.fields():
         help = f"{p.help} (default {p.default:g})"
         kind = arguments.number(p.type, p.minimum, p.maximum, accepts=p.accepts, expected=p.expected)
-        command.add_argument("--" + p.name.replace("_", "-"), type=kind, default=p.default, help=help)
-    command.add_argument(
+        sampling.add_argument("--" + p.name.replace("_", "-"), type=kind, default=p.default, help=help)
+    sampling.add_argument(
         "--logit-bias",
         type=_logit_bias,
         default={},
         help="what is added to the logits of characters, as JSON: '{\"e\": -5}' (default: nothing)",
     )
-    command.add_argument(
+    sampling.add_argument(
         "--seed",
         type=arguments.number(int, 0, MAX_SEED),
         default=0,
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     if args.items is not None:
         items.print_items(args, loaded, params)
         return
-    max_chars = _DEFAULT_CHARS if args.max_chars is None else args.max_chars
+    max_chars = DEFAULT_CHARS if args.max_chars is None else args.max_chars
     automaton = _automaton(args, loaded.vocab, max_chars)
     stepper, _ = choose(loaded.network(), n_slots=1, device="cpu", precision=loaded.weight_precision(args.precision))
     prompt = loaded.vocab.normalize(args.prompt)

@@ -94,7 +94,8 @@ def _print_validation(report: Progress) -> None:
         f"{report.elapsed_s:.0f} s"
     )
     if report.sample is not None:
-        console.print(f"        | {report.sample!r}", markup=False)
+        for line in report.sample.splitlines():
+            console.print(f"        | {line}", markup=False)
 
 
 def _print_advice(items: Sequence[Advice]) -> None:

@@ -28,6 +28,9 @@ from torch import Tensor
 
 from model.splitmix import mix, random_bits
 
+DEFAULT_CHARS = 200
+"""Characters of a text where nobody says how many: of the API, the page and the command line."""
+
 MAX_SEED = 2**63 - 1
 
 

@@ -3,13 +3,13 @@
 import { h } from "./dom.js";
 
 const KNOBS = [
-  ["max_chars", "Characters", "400", "numeric", "How long the text becomes."],
+  ["max_chars", "Characters", "200", "numeric", "How long the text becomes."],
   [
     "temperature",
     "Temperature",
-    "0.8",
+    "1",
     "decimal",
-    "How daring: 1 draws from the model’s own probabilities, less is safer, 0 always takes the most probable character.",
+    "How daring: 1 draws from the model’s own probabilities, 0.7 is safer, 0 always takes the most probable character.",
   ],
   ["top_k", "top_k", "0", "numeric", "Draw from the k most probable characters only; 0 is off."],
   ["top_p", "top_p", "1", "decimal", "Draw from the most probable characters that together have this share; 1 is off."],

@@ -10,9 +10,9 @@ const PREVIEWED_BYTES = 2 ** 20; // the beginning of a file: what the service lo
 const PREVIEW_MS = 300;
 const SHOWN_LINES = 5;
 const PRESETS = {
-  quick: "A small network: for lists, and a first look at a text.",
-  standard: "Two large layers: 20 minutes and more.",
-  best: "The lowest loss in 15 minutes.",
+  quick: ["3", "A small network: for lists, and a first look at a text."],
+  standard: ["20", "Two large layers."],
+  best: ["15", "The lowest loss."],
 };
 let files = [];
 let previews = 0;
@@ -44,7 +44,9 @@ export function setUp(onQueued) {
   form.elements.corpus.addEventListener("change", () => toggleName(form));
   for (const name of ["items", "column"]) form.elements[name].addEventListener("change", () => preview(form));
   const explain = () => {
-    $("#preset-help").textContent = PRESETS[form.elements.preset.value];
+    const [minutes, help] = PRESETS[form.elements.preset.value];
+    $("#preset-help").textContent = help;
+    form.elements.minutes.value = minutes;
   };
   form.elements.preset.addEventListener("change", explain);
   explain();

@@ -57,7 +57,7 @@ def test_a_text_in_one_click(visit: Visiting, service: Service, device: dict[str
     first.click()
     text = v.wait_until_done()
     assert text.startswith(example)
-    assert len(text) >= 400
+    assert len(text) >= 200
     assert v.page.evaluate(
         "() => { const box = document.querySelector('.letters').getBoundingClientRect();"
         " return box.top >= 0 && box.top < 0.7 * innerHeight }"
@@ -162,7 +162,7 @@ def test_two_models_side_by_side(visit: Visiting, two_models: tuple[Service, lis
     fork.get_by_role("button", name="Choose another").click()
     fork.locator("#fork-model").select_option(other.fingerprint)
     v.generate("fork", max_chars=50)
-    expected = service.generate(prompt="hello", max_chars=50, seed=7, temperature=0.8, model=other.fingerprint)
+    expected = service.generate(prompt="hello", max_chars=50, seed=7, model=other.fingerprint)
     assert v.wait_until_done("fork") == "hello" + expected["text"]
     assert v.text() == text
     assert service.client.get("/model").json()["id"] == served.fingerprint

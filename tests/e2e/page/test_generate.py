@@ -128,7 +128,7 @@ def test_the_keyboard_is_enough(visit: Visiting, service: Service, tiny: Checkpo
     v.page.keyboard.type("7")
     v.page.keyboard.press("Enter")
     text = v.wait_until_done()
-    assert text == expected_text(tiny, "", 400, 0.8)
+    assert text == expected_text(tiny, "", 200, 1)
     v.page.focus(".letters")
     for key in ("Home", "ArrowRight", "ArrowRight", "ArrowLeft"):
         v.page.keyboard.press(key)
@@ -139,7 +139,7 @@ def test_the_keyboard_is_enough(visit: Visiting, service: Service, tiny: Checkpo
     v.page.keyboard.press("Enter")
     assert v.pane().get_by_role("button", name="Continue from here").is_visible()
     v.generate(max_chars=20)
-    assert v.wait_until_done() == text[:2] + expected_text(tiny, text[:2], 20, 0.8)
+    assert v.wait_until_done() == text[:2] + expected_text(tiny, text[:2], 20, 1)
 
 
 def test_a_character_shows_its_distribution(visit: Visiting, service: Service) -> None:

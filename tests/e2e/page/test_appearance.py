@@ -31,6 +31,7 @@ def generate(v: Visit) -> None:
     """A text in colors, with the details of one character."""
     v.open("generate")
     v.generate(prompt=PROMPT, max_chars=500, seed=11, temperature=0.7)
+    v.pane().locator("[data-part=more]").evaluate("e => { e.open = false }")
     v.wait_until_done()
     v.page.check("[data-part=colored]")
     v.character(60).hover()

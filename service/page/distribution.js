@@ -33,10 +33,11 @@ function row(character, probability, largest, modelProbability, isSampled) {
     character === null
       ? h("th", { scope: "row" }, "all others")
       : h("th", { scope: "row", class: "character", title: wordFor(character) }, symbol(character));
+  const isExcluded = character !== null && probability === 0; // by the pattern or by a filter
   const bar = h("i", { class: "bar" });
   bar.style.width = `${Math.min(100, (100 * probability) / largest)}%`;
   const data = {
-    class: isSampled ? "is-sampled" : "",
+    class: [isSampled && "is-sampled", isExcluded && "is-excluded"].filter(Boolean).join(" "),
     "data-character": character ?? "",
     "data-probability": String(probability),
     "data-model": String(modelProbability),

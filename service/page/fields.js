@@ -10,6 +10,9 @@ export function readFields(form) {
     if (!field.name || field.disabled || field.type === "file") continue;
     if (field.type === "checkbox") body[field.name] = field.checked;
     else if (field.name === "stop") body.stop = parseStopStrings(field.value);
+    else if (field.name === "structured_outputs") {
+      if (field.value) body.structured_outputs = { regex: field.value };
+    }
     else if (field.inputMode) {
       const text = field.value.trim();
       if (text) body[field.name] = parseNumber(text);

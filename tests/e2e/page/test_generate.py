@@ -199,3 +199,25 @@ def table(v: Visit, character: str) -> list[tuple[str, float, float]]:
         (r["character"], float(r["probability"]), float(r["model"]))
         for r in rows.evaluate_all("rows => rows.map(r => ({...r.dataset}))")
     ]
+
+
+def test_a_pattern_holds_the_text(visit: Visiting, service: Service) -> None:
+    """The new characters match it wholly; what it excludes is shown; its errors stand at the field."""
+    v = visit(service).open()
+    v.generate(**REQUEST, structured_outputs="[a-c]{6}!", max_chars=40)
+    text = v.wait_until_done()
+    assert re.fullmatch("hello[a-c]{6}!", text)
+    assert re.search(r"7 characters.*; the pattern is complete\..* The pattern cost \d+\.\d bits\.", v.status())
+    v.character(6).hover()
+    excluded = v.pane().locator("[data-part=panel] tr.is-excluded")
+    excluded.first.wait_for()
+    assert not {row.get_attribute("data-character") for row in excluded.all()} & set("abc")
+    v.allowed.append("422")
+    v.generate(structured_outputs="(a")
+    error = v.page.locator("#main-structured_outputs-error")
+    error.wait_for()
+    assert "is malformed: missing )" in error.inner_text()
+    v.generate(structured_outputs="a{50}")
+    v.page.locator("#main-max_chars-error").wait_for()
+    assert "at least 50" in v.page.locator("#main-max_chars-error").inner_text()
+    assert v.text() == text

@@ -12,8 +12,7 @@ export function readFields(form) {
     else if (field.name === "stop") body.stop = parseStopStrings(field.value);
     else if (field.name === "structured_outputs") {
       if (field.value) body.structured_outputs = { regex: field.value };
-    }
-    else if (field.inputMode) {
+    } else if (field.inputMode) {
       const text = field.value.trim();
       if (text) body[field.name] = parseNumber(text);
     } else if (field.value || field.name === "text") body[field.name] = field.value;

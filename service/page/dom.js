@@ -39,7 +39,6 @@ export function cloneTemplate(template, name) {
   return root;
 }
 
-/** Call a handler when a form is submitted, instead of loading a new page. */
 export function onSubmit(form, handler) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();

@@ -27,7 +27,6 @@ export function showModel() {
   fork?.showModel();
 }
 
-/** Follow the address: it may name other sessions than those that are shown. */
 export function onShow() {
   const { parameters } = address.read();
   const [mainSession, forkSession] = [parameters.get("s"), parameters.get("f")];

@@ -32,7 +32,6 @@ export function drawHeatmap(canvas, values) {
   context.putImageData(image, 0, 0);
 }
 
-/** A text with the color of values[i] (-1 to 1) behind character i; onPoint(index) when a character is pointed at. */
 export function coloredText(characters, values, label, onPoint) {
   const scale = colorScale();
   const spans = characters.map((character, i) => {

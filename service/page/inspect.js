@@ -154,7 +154,6 @@ function draw() {
   $("#unit-correlations").replaceChildren(...correlations.map(([feature, found]) => ranking(feature, found)));
 }
 
-/** The text with the color of the unit's chosen quantity; a click goes to a character. */
 function drawText() {
   const { of } = result.map;
   const values = result.units[0][of];
@@ -185,7 +184,6 @@ function play(isOn) {
   $("#walk-play").textContent = isOn ? "Pause" : "Play";
 }
 
-/** The equations of the unit at one character, with its numbers. */
 function drawStep() {
   const { start, f, i, g, o, c, h: output } = result.units[0];
   const before = at ? c[at - 1] : start.c;
@@ -211,7 +209,6 @@ function drawStep() {
 
 const percentOf = (share) => `${(100 * share).toFixed(0)} %`;
 
-/** A number with its name and a bar from the middle: to the right for a positive one, at most 1 wide. */
 function term(name, value, key, word = "") {
   const bar = h("i", { class: value < 0 ? "bar minus" : "bar" });
   bar.style.width = `${50 * Math.min(1, Math.abs(value))}%`;
@@ -226,7 +223,6 @@ function term(name, value, key, word = "") {
   );
 }
 
-/** The units that correlate most with one feature of the text. */
 function ranking(feature, { description, units: best }) {
   const rows = best.slice(0, 3).map(({ layer, unit: number, r }) => {
     const label = `layer ${layer + 1}, unit ${number}`;

@@ -28,7 +28,6 @@ function parseMetrics(text) {
   return metrics;
 }
 
-/** The sum of all values of a name, or null where there is no such name. */
 export function total(metrics, name) {
   const values = metrics?.get(name);
   return values ? values.reduce((sum, { value }) => sum + value, 0) : null;

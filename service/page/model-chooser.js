@@ -57,7 +57,6 @@ export class ModelChooser {
     this.parts.examples.hidden = false;
   }
 
-  /** Show a list of all models; the operator's key may be needed. */
   async #list() {
     const select = this.parts.model;
     try {

@@ -64,7 +64,6 @@ export class Pane {
     this.#updateControls();
   }
 
-  /** How many of the shown characters stay when the text is continued. */
   get kept() {
     return this.text.view.cut ?? this.text.characters.length;
   }
@@ -93,7 +92,6 @@ export class Pane {
     this.#updateControls();
   }
 
-  /** The body of POST /generate for the current fields, session and cut. */
   body() {
     const { items, novel, ...fields } = readFields(this.parts.form);
     if (this.chooser.chosen) fields.model = this.chooser.chosen.id;
@@ -341,7 +339,6 @@ export class Pane {
     });
   }
 
-  /** Say that the model has changed, and ask what the new one is. */
   async #noteModel({ model, reencoded }) {
     this.parts.note.textContent = reencoded
       ? "Another model is served now. It has read the end of this text to continue it."
@@ -360,7 +357,6 @@ export class Pane {
     this.#updateControls();
   }
 
-  /** On a small screen, the text is brought into view when it starts. */
   #bringIntoView() {
     const box = this.writesItems ? this.parts.items : this.parts.letters;
     const { top } = box.getBoundingClientRect();

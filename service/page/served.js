@@ -21,7 +21,6 @@ export async function refresh() {
   return served;
 }
 
-/** What a model is called everywhere: its text, preset, loss and time. */
 export function describeModel(model) {
   const loss = `${bits(model.val_loss).toFixed(2)} bits per character`;
   return [corpusOf(model), model.preset, loss, formatTime(model.created)].filter(Boolean).join(" · ");

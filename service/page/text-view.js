@@ -49,7 +49,6 @@ export class TextView {
     this.cut = null; // number of characters that stay when the text is continued; null: all
   }
 
-  /** Append characters; logprobs[i] belongs to characters[i]. */
   append(characters, logprobs, kind = "") {
     const box = this.element;
     const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;

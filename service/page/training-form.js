@@ -18,7 +18,6 @@ let files = [];
 let previews = 0;
 let timer = 0;
 
-/** Set up the form; onQueued(job id) is called when a training has been queued. */
 export function setUp(onQueued) {
   const form = $("#retrain");
   const drop = $("#drop");
@@ -121,7 +120,6 @@ function toggleName(form) {
   form.elements.name.closest(".field").hidden = form.elements.corpus.value !== "" || files.length > 1;
 }
 
-/** Load the list of stored corpora into the select box. */
 export async function refreshCorpora() {
   const form = $("#retrain");
   const select = form.elements.corpus;
@@ -172,7 +170,6 @@ async function train(form, onQueued) {
   }
 }
 
-/** The query that says how items lie; empty where that is detected. */
 function layoutQuery(form) {
   const { items, column } = form.elements;
   if (items.value === "auto") return "";

@@ -4,7 +4,6 @@ import { newIdempotencyKey, request, requestJson, ServiceError } from "./api.js"
 import { sleep } from "./dom.js";
 import { readEvents } from "./sse.js";
 
-/** How many of the most probable characters are requested for each character. */
 export const TOP_LOGPROBS = 10;
 const MAX_WAIT_MS = 5000;
 const CONFLICT_TRIES = 8; // a turn that was just stopped ends at the service's next block, not at once

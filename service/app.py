@@ -39,6 +39,7 @@ from service.routes import (
     jobs,
     metrics,
     model,
+    model_files,
     models,
     openai,
     openapi,
@@ -117,7 +118,8 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.register_blueprint(access.for_clients(blueprint, authenticator, limiter))
     for blueprint in (
         jobs.blueprint(queue, all_corpora, s.checkpoint_dir, lambda: manager.is_closed),
-        models.blueprint(s.checkpoint_dir, manager, stores.promotions, s.max_model_bytes),
+        models.blueprint(s.checkpoint_dir, manager, stores.promotions),
+        model_files.blueprint(s.checkpoint_dir, s.max_model_bytes),
         corpora.blueprint(all_corpora, s.max_corpus_bytes),
     ):
         app.register_blueprint(access.for_operators(blueprint, authenticator))

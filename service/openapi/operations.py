@@ -346,6 +346,10 @@ OPERATIONS: tuple[Operation, ...] = (
         {200: Answer("the file", other=(BINARY,))}, (404, 422),
     ),
     Operation(
+        "GET", "/models/{model_id}/page", "export_page", "Models", "A page that writes with a model by itself", _O,
+        {200: Answer("the page, as a file to download", other=(HTML,))}, (404, 409, 422),
+    ),
+    Operation(
         "PUT", "/models/{model_id}/file", "upload_model", "Models", "Store a checkpoint, without serving it", _O,
         {
             200: Answer("it was there", answers.CheckpointInfo, _STORED, links=_MODEL_LINKS),

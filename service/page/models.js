@@ -35,6 +35,7 @@ function row(model, serving) {
   const actions = [
     model.promoted ? "promoted" : button("Promote", () => promote(`/models/${model.id}/promote`)),
     button("Download", () => attempt(() => download(model))),
+    cell === "lstm" ? button("Download page", () => attempt(() => downloadPage(model))) : null,
     isNeeded ? null : button("Delete", () => attempt(() => remove(model, name))),
   ];
   return h(
@@ -69,6 +70,11 @@ const promote = (path) =>
 
 async function download({ id, name }) {
   saveAs(name, await (await request("GET", `/models/${id}/file`)).blob());
+}
+
+// One file that writes with the model by itself, without a server.
+async function downloadPage({ id, name }) {
+  saveAs(name.replace(/\.safetensors$/, "-page.html"), await (await request("GET", `/models/${id}/page`)).blob());
 }
 
 async function remove({ id }, name) {

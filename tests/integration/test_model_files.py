@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from model.checkpoints import registry, self_test
 from model.checkpoints.file_format import load
 from model.cli import main
+from model.export.page.render import to_page
 from tests.conftest import random_checkpoint
 from tests.servers import RedisServer, Service
 
@@ -121,6 +122,22 @@ def test_a_name_that_is_too_long_is_replaced(client: httpx.Client, tmp_path: Pat
     )
     assert response.status_code == 201, response.text
     assert response.json()["name"] == f"{checkpoint.fingerprint}.safetensors"
+
+
+def test_a_page_is_downloaded(client: httpx.Client, tmp_path: Path) -> None:
+    """It is the file that the command writes; another cell, or a model that is not there, is an error."""
+    for checkpoint in (random_checkpoint(seed=6), random_checkpoint("gru", seed=7)):
+        content = checkpoint.save(tmp_path).read_bytes()
+        address = f"/models/{checkpoint.fingerprint}"
+        assert client.put(f"{address}/file", content=content, headers=BINARY).status_code == 201
+        response = client.get(f"{address}/page")
+        if checkpoint.config.cell == "gru":
+            assert (response.status_code, response.json()["error"]["code"]) == (409, "model_conflict")
+            continue
+        stem = checkpoint.file_name.removesuffix(".safetensors")
+        assert response.content == to_page(checkpoint, stem)
+        assert response.headers["Content-Disposition"] == f"attachment; filename={stem}-page.html"
+    assert client.get(f"/models/{'0' * 16}/page").status_code == 404
 
 
 def test_errors_of_the_commands(

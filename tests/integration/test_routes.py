@@ -48,6 +48,7 @@ GUARDS = {
     "/corpora/<corpus_name:name>": OPERATOR,
     "/preview": OPERATOR,
     "/models": OPERATOR,
+    "/models/<model_id:model_id>/page": OPERATOR,
     "/models/<model_id:model_id>/promote": OPERATOR,
     "/models/<model_id:model_id>/file": OPERATOR,
     "/models/rollback": OPERATOR,

@@ -25,9 +25,11 @@ from model.text.items.record import ItemRecord
 from model.text.vocab import Vocabulary
 from tests.conftest import random_checkpoint
 from tests.e2e.page import browser as chromium
+from tests.e2e.page.conftest import Visit
 from tests.e2e.page.test_appearance import AXE, DEVICES
 from tests.model.export.test_page import HOSTILE, NAME
 from tests.model.export.trained import trained
+from tests.servers import Service
 
 pytestmark = pytest.mark.usefixtures("native_code")
 NO_WASM = "delete globalThis.WebAssembly"
@@ -219,6 +221,24 @@ def test_the_gates_of_a_unit(exported: Opening) -> None:
     assert [sign for sign, ok in zip(signs, clear, strict=True) if ok] == [
         "h" if value > 0 else "c" for value in cell[clear]
     ]
+
+
+def test_the_list_of_models_has_it(
+    visit: Callable[..., Visit], page_service: Service, tiny: Checkpoint, browser: Any, tmp_path: Path
+) -> None:
+    """The button's file, opened from the disk and offline, writes what the service writes."""
+    page = visit(page_service).open("learn").page
+    row = page.locator(f"tr[data-model='{tiny.fingerprint}']")
+    with page.expect_download() as download:
+        row.get_by_role("button", name="Download page").click()
+    assert download.value.suggested_filename == tiny.file_name.replace(".safetensors", "-page.html")
+    path = tmp_path / "page.html"
+    download.value.save_as(path)
+    context = browser.new_context(offline=True)
+    exported_page = Exported(context.new_page(), path.as_uri()).open()
+    assert exported_page.write("hello", temperature=0.8, seed=3, count=200) == ours(tiny, "hello", 200, 0.8, 3)
+    assert exported_page.problems == []
+    context.close()
 
 
 def test_wrong_input_is_explained(exported: Opening) -> None:

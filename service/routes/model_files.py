@@ -1,0 +1,75 @@
+"""/models/{id}/file and /models/{id}/page: checkpoints as files, and as pages that need no server."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+from flask import Blueprint, Response, jsonify, request, send_file
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from model.checkpoints import file_format, registry
+from model.errors import CheckpointError, ConfigError, StorageError
+from model.export.page.render import to_page
+from service.errors import BodyTooLarge, ModelConflict, UnknownModel, WrongMediaType
+from service.models.uploads import store_upload
+from service.routes.body import StreamedBody, no_content
+
+BINARY = "application/octet-stream"
+
+
+def blueprint(folder: Path, max_bytes: int) -> Blueprint:
+    """Create the routes; `max_bytes` is the limit of an uploaded checkpoint."""
+    routes = Blueprint("model_files", __name__, url_prefix="/models")
+
+    @routes.get("/<model_id:model_id>/file")
+    def download(model_id: str) -> Response:
+        path = _path(folder, model_id)
+        return send_file(path.resolve(), BINARY, as_attachment=True, download_name=path.name, etag=model_id)
+
+    @routes.get("/<model_id:model_id>/page")
+    def page(model_id: str) -> Response:
+        """A page that writes with the model by itself, offline."""
+        path = _path(folder, model_id)
+        try:
+            checkpoint = file_format.load(path)
+            content = to_page(checkpoint, checkpoint.corpus or path.stem)
+        except (CheckpointError, ConfigError) as e:
+            raise ModelConflict(str(e)) from e
+        return send_file(BytesIO(content), "text/html", as_attachment=True, download_name=f"{path.stem}-page.html")
+
+    @routes.put("/<model_id:model_id>/file")
+    def upload(model_id: str) -> tuple[Response, int]:
+        """Store the body, which is read as it arrives and no further than the limit; it is not promoted."""
+        if request.mimetype != BINARY:
+            raise WrongMediaType("Content-Type", request.mimetype, BINARY)
+        request.max_content_length = max_bytes
+        try:
+            body = StreamedBody(request.stream, request.content_length)  # refuses a Content-Length beyond the limit
+            stored, is_new = store_upload(folder, model_id, body.read, max_bytes)
+        except RequestEntityTooLarge as e:
+            raise BodyTooLarge(max_bytes, request.content_length) from e
+        return jsonify(stored.as_dict()), 201 if is_new else 200
+
+    @routes.delete("/<model_id:model_id>/file")
+    def delete(model_id: str) -> Response:
+        """Delete a checkpoint that is neither promoted nor what a rollback promotes."""
+        try:
+            if not registry.remove(folder, model_id):
+                raise _unknown(model_id)
+        except (CheckpointError, StorageError) as e:
+            raise ModelConflict(str(e)) from e
+        return no_content()
+
+    return routes
+
+
+def _path(folder: Path, model_id: str) -> Path:
+    path = registry.find(folder, model_id)
+    if path is None:
+        raise _unknown(model_id)
+    return path
+
+
+def _unknown(model_id: str) -> UnknownModel:
+    return UnknownModel(f"{model_id}: no such model; GET /models lists all")

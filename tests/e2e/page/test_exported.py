@@ -227,7 +227,7 @@ def test_the_list_of_models_has_it(
     visit: Callable[..., Visit], page_service: Service, tiny: Checkpoint, browser: Any, tmp_path: Path
 ) -> None:
     """The button's file, opened from the disk and offline, writes what the service writes."""
-    page = visit(page_service).open("learn").page
+    page = visit(page_service).open("train").page
     row = page.locator(f"tr[data-model='{tiny.fingerprint}']")
     with page.expect_download() as download:
         row.get_by_role("button", name="Download page").click()

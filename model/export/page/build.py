@@ -28,7 +28,7 @@ _OPTIONS = ("-target", "wasm32-wasi", "-O3", "-msimd128", "-mbulk-memory", "-mbu
 
 def source_hash() -> str:
     """Return the hash of everything that the module is made from."""
-    files = (_SOURCE, _KERNELS / "gates.h", _KERNELS / "sampling.h")
+    files = (_SOURCE, *(_KERNELS / name for name in ("gates.h", "sampling.h", "exp_log.h")))
     digest = hashlib.sha256(" ".join((COMPILER, *_OPTIONS)).encode())
     for file in files:
         digest.update(file.read_bytes())

@@ -233,7 +233,7 @@ def read_info(path: Path) -> CheckpointInfo:
         CheckpointError: The file is missing, truncated, of another format, or its metadata cannot be used.
     """
     with open_safetensors(path, FORMAT) as (_, metadata):
-        config, run = ModelConfig(**json.loads(metadata["config"])), json.loads(metadata["run"])
+        config, run = ModelConfig(**_read_json(metadata["config"])), _read_json(metadata["run"])
         info = CheckpointInfo(path, metadata["fingerprint"], config, run, path.stat().st_size)
         info.as_dict()  # fails when a field is missing
     return info
@@ -258,9 +258,9 @@ def from_parts(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Ch
     Raises:
         KeyError, ValueError, TypeError, RecursionError, ModelError: The metadata cannot be used.
     """
-    run, characters = json.loads(metadata["run"]), json.loads(metadata["vocab"])
+    run, characters = _read_json(metadata["run"]), _read_json(metadata["vocab"])
     return Checkpoint(
-        config=ModelConfig(**json.loads(metadata["config"])),
+        config=ModelConfig(**_read_json(metadata["config"])),
         vocab=Vocabulary(characters, normalization_of(characters, run.get("normalization")), run.get("end", "\n")),
         weights={name: tensor for name, tensor in tensors.items() if not name.startswith(_ITEMS)},
         val_loss=float(run["val_loss"]),
@@ -287,9 +287,14 @@ def check(checkpoint: Checkpoint, fingerprint: str | None, name: str) -> None:
         name: What the checkpoint is called in errors.
 
     Raises:
-        CheckpointError: Its tensors do not fit its configuration, or it does not match the fingerprint.
+        CheckpointError: Its tensors do not fit its configuration, a loss is not finite, or it does not match the
+            fingerprint.
     """
     _check_weights(checkpoint, name)
+    for field in ("val_loss", "train_loss", "int8_cost"):
+        loss = getattr(checkpoint, field)
+        if loss is not None and not math.isfinite(loss):
+            raise CheckpointError(f"{field} is {loss}", field=name, expected="a finite number")
     if checkpoint.fingerprint != fingerprint:
         raise CheckpointError(
             f"fingerprint is {checkpoint.fingerprint}; the file was modified after it was written",
@@ -297,6 +302,22 @@ def check(checkpoint: Checkpoint, fingerprint: str | None, name: str) -> None:
             value=checkpoint.fingerprint,
             expected=f"{fingerprint!r} from its metadata",
         )
+
+
+def _read_json(text: str) -> Any:
+    """Return a value of the metadata. Python reads `NaN` and `1e400` too, which no JSON answer can repeat.
+
+    Raises:
+        ValueError: It is no JSON, or has a number that is not finite.
+    """
+    return json.loads(text, parse_float=_finite, parse_constant=_finite)
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is not a finite number")
+    return value
 
 
 def _item_record(values: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> ItemRecord | None:
@@ -329,5 +350,3 @@ def _check_weights(checkpoint: Checkpoint, name: str) -> None:
     for tensor_name, tensor in checkpoint.weights.items():
         if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{tensor_name} is not all finite float32", field=name)
-    if not math.isfinite(checkpoint.val_loss):
-        raise CheckpointError(f"val_loss is {checkpoint.val_loss}", field=name, expected="a finite number")

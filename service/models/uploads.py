@@ -13,6 +13,8 @@ from service.errors import BadRequest, BodyTooLarge
 
 _CHUNK_BYTES = 1 << 20
 _LONGEST_NAME = 100
+MAX_HEADER_BYTES = 2 * 2**20
+"""The longest header of an uploaded file: the largest vocabulary needs half of it, and each list of models reads it."""
 
 
 def store_upload(
@@ -71,6 +73,8 @@ def _checked(path: Path, model_id: str) -> file_format.Checkpoint:
     """
     expected = "a checkpoint file of Longhand (safetensors)"
     try:
+        _check_header(path)
+        file_format.read_info(path)  # what lists of models read, which `load` reads in part only
         checkpoint = file_format.load(path)
         self_test.verify_checkpoint(checkpoint)
     except CheckpointError as e:
@@ -80,3 +84,16 @@ def _checked(path: Path, model_id: str) -> file_format.Checkpoint:
         problem = f"is the model {checkpoint.fingerprint}"
         raise BadRequest("body", checkpoint.fingerprint, f"{model_id}, as in the address", problem=problem)
     return checkpoint
+
+
+def _check_header(path: Path) -> None:
+    """Check the length of a safetensors header, which the first eight bytes of the file say.
+
+    Raises:
+        CheckpointError: It is too long.
+    """
+    with open(path, "rb") as file:
+        n_bytes = int.from_bytes(file.read(8), "little")
+    if MAX_HEADER_BYTES < n_bytes < path.stat().st_size:
+        expected = f"at most {MAX_HEADER_BYTES} bytes of metadata"
+        raise CheckpointError(f"its header has {n_bytes} bytes", field=f"checkpoint {path}", expected=expected)

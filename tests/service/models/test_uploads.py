@@ -1,0 +1,66 @@
+"""Uploaded checkpoints: what could be listed or served wrongly is refused before it is stored."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from model.checkpoints import registry
+from model.checkpoints.file_format import Checkpoint
+from service.errors import BadRequest
+from service.models.uploads import MAX_HEADER_BYTES, store_upload
+
+
+@pytest.fixture
+def upload(tmp_path: Path, tiny: Checkpoint) -> Callable[[str, Any], Path]:
+    """Upload the small model with one value of its run replaced, given as JSON; return the folder."""
+
+    def send(field: str, value: str) -> Path:
+        path, folder = tiny.save(tmp_path / "here"), tmp_path / "there"
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        others = {name: json.dumps(known) for name, known in json.loads(metadata["run"]).items() if name != field}
+        run = "{" + ", ".join(f'"{name}": {text}' for name, text in {**others, field: value}.items()) + "}"
+        save_file(load_file(path), path, {**metadata, "run": run})
+        store_upload(folder, tiny.fingerprint, io.BytesIO(path.read_bytes()).read, 10**9)
+        return folder
+
+    return send
+
+
+def test_an_upload_is_listed(upload: Callable[[str, str], Path], tiny: Checkpoint) -> None:
+    """As it was sent."""
+    (listed,) = registry.list_checkpoints(upload("int8_cost", "0.5"))
+    assert (listed["id"], listed["int8_cost"]) == (tiny.fingerprint, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("val_protocol", '"x"', "protocol: got 'x'"),
+        ("train_loss", "NaN", "NaN is not a finite number"),
+        ("train_loss", '"nan"', "train_loss is nan"),
+        ("int8_cost", "NaN", "NaN is not a finite number"),
+        ("int8_cost", "1e400", "1e400 is not a finite number"),
+        ("val_loss", "-Infinity", "-Infinity is not a finite number"),
+        ("options", '{"lr": [1, NaN]}', "NaN is not a finite number"),
+        ("options", json.dumps({"lr": "x" * MAX_HEADER_BYTES}), "its header has"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_value_that_no_list_could_show_is_refused(
+    upload: Callable[[str, str], Path], tmp_path: Path, field: str, value: str, problem: str
+) -> None:
+    """By a 422 that says why, without a path of the server; nothing is stored."""
+    with pytest.raises(BadRequest) as refused:
+        upload(field, value)
+    assert problem in str(refused.value)
+    assert "longhand-upload" not in str(refused.value)
+    assert not (tmp_path / "there").exists()

@@ -12,7 +12,7 @@ from model.errors import ConfigError
 from model.text.items.layout import ItemLayout, unescape
 from service.errors import BadRequest, BodyTooLarge, WrongMediaType
 from service.routes.body import StreamedBody, no_content
-from service.store.corpora import Corpora
+from service.store.corpora import MAX_PREVIEW_BYTES, Corpora
 
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 """What `curl -F` and `curl -d` send: an envelope around the text, or the text without its line ends."""
@@ -32,7 +32,7 @@ def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
     def preview() -> Response:
         """Describe the body as `put` would, and store nothing."""
         _check_media_type()
-        request.max_content_length = max_bytes
+        request.max_content_length = limit = min(max_bytes, MAX_PREVIEW_BYTES)
         values = dict(request.args)
         name = values.pop("name", "text")
         layout = _layout(values)
@@ -40,7 +40,7 @@ def blueprint(corpora: Corpora, max_bytes: int) -> Blueprint:
             body = StreamedBody(request.stream, request.content_length)
             return jsonify(corpora.preview(name, body.read, layout).as_dict())
         except RequestEntityTooLarge as e:
-            raise BodyTooLarge(max_bytes, request.content_length) from e
+            raise BodyTooLarge(limit, request.content_length) from e
 
     @routes.put("/corpora/<corpus_name:name>")
     def put(name: str) -> tuple[Response, int, dict[str, str]]:

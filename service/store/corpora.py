@@ -35,6 +35,8 @@ from service.errors import BadRequest, BodyTooLarge, CorpusConflict, UnknownCorp
 
 BUILT_IN = "shakespeare"
 NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
+MAX_PREVIEW_BYTES = 4 * 2**20
+"""The largest body of a preview, whose temporary file may lie in memory. The beginning of a large text suffices."""
 _CHUNK_BYTES = 1 << 20
 _MAX_COUNTED_BYTES = 4 * 2**20  # of lists whose items are counted when they are uploaded: half a second
 log = logging.getLogger(__name__)
@@ -142,18 +144,23 @@ class Corpora:
 
         Raises:
             BadRequest: The bytes are not UTF-8 text, or not items as the layout says.
-            BodyTooLarge: They are more than allowed.
+            BodyTooLarge: They are more than MAX_PREVIEW_BYTES.
+            StorageError: The temporary file cannot be written.
         """
         scan = _Scan(self._path(name).name)
-        with tempfile.NamedTemporaryFile() as file:
-            while chunk := read(_CHUNK_BYTES):
-                if scan.n_bytes + len(chunk) > self._max_bytes:
-                    raise BodyTooLarge(self._max_bytes)
-                scan.update(chunk)
-                file.write(chunk)
-            scan.update(b"", final=True)
-            file.flush()
-            scan.read_items(Path(file.name), layout)
+        max_bytes = min(self._max_bytes, MAX_PREVIEW_BYTES)
+        try:
+            with tempfile.NamedTemporaryFile() as file:
+                while chunk := read(_CHUNK_BYTES):
+                    if scan.n_bytes + len(chunk) > max_bytes:
+                        raise BodyTooLarge(max_bytes)
+                    scan.update(chunk)
+                    file.write(chunk)
+                scan.update(b"", final=True)
+                file.flush()
+                scan.read_items(Path(file.name), layout)
+        except OSError as e:
+            raise StorageError(f"a preview cannot be written ({e.strerror})", field="temporary folder") from e
         return scan.info(name, None)
 
     def get(self, name: str) -> CorpusInfo:

@@ -6,18 +6,20 @@ import gzip
 import io
 import os
 import re
+import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.errors import TextError
+from model.errors import StorageError, TextError
 from model.text.decoding import read_text
 from model.text.items.layout import ItemLayout
 from model.text.text_statistics import text_sha256
 from service.errors import BadRequest, BodyTooLarge, CorpusConflict, ServiceError, UnknownCorpus
-from service.store.corpora import Corpora, CorpusInfo
+from service.store.corpora import MAX_PREVIEW_BYTES, Corpora, CorpusInfo
 
 BYTES = st.one_of(
     st.binary(max_size=40),
@@ -224,3 +226,26 @@ def test_a_file_changed_by_hand_is_scanned_again(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="not UTF-8"):
         corpora.get("text")
     assert "not UTF-8" in corpora.listing()[1]["error"]
+
+
+def test_a_preview_is_small(tmp_path: Path) -> None:
+    """It may lie in memory; more than the beginning of a text is refused while it is read."""
+    corpora = Corpora(tmp_path / "corpora", 10**9)
+    assert corpora.preview("t", io.BytesIO(b"x" * MAX_PREVIEW_BYTES).read).n_bytes == MAX_PREVIEW_BYTES
+    with pytest.raises(BodyTooLarge, match=str(MAX_PREVIEW_BYTES)):
+        corpora.preview("t", io.BytesIO(b"x" * (MAX_PREVIEW_BYTES + 1)).read)
+
+
+def test_a_preview_that_cannot_be_written_is_an_error_of_the_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is said to be full, as for a corpus that is stored; a missing folder is an error, too."""
+    corpora = Corpora(tmp_path / "corpora", 10**6)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(StorageError, match="temporary folder: a preview cannot be written"):
+        corpora.preview("t", io.BytesIO(b"text").read)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", partial(open, "/dev/full", "wb"))
+    with pytest.raises(StorageError) as error:
+        corpora.preview("t", io.BytesIO(b"text").read)
+    assert error.value.is_full

@@ -57,6 +57,7 @@ BODY_THREADS = 4  # for bodies that are too long to be kept
 PROBE_THREADS = 2  # for health checks and metrics
 CLOSE_THREADS = 8  # for responses whose client is gone
 TICK_S = 0.25
+REFUSAL_S = 0.02  # for the request of a connection that is refused; it is in the buffer but for the slowest clients
 _PROBES = (b"/healthz", b"/readyz", b"/metrics")
 
 
@@ -134,7 +135,7 @@ class BufferedThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
                 except OSError:
                     break
                 with connection, contextlib.suppress(OSError):
-                    connection.settimeout(TICK_S)
+                    connection.settimeout(REFUSAL_S)
                     connection.recv(RECV_BYTES)
                     connection.sendall(answer)
 

@@ -13,7 +13,7 @@ import ctypes
 import threading
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,12 @@ from model.network.char_rnn import CharRNN
 from model.network.penalties import NO_CHARACTER
 from model.network.sampling import has_penalties
 from model.stepper import NO_SCORE, SAMPLE, Block, BlockResult
-from model.stepper.cuda.block import CAPACITY, block_words, check, fill
+from model.stepper.cpu import CpuStepper
+from model.stepper.cuda.block import CAPACITY, block_words, check, fill, rows_of
 from model.stepper.cuda.compiler import cubin
 from model.stepper.cuda.driver import CudaError, Gpu, Graph
 from model.stepper.cuda.pack import PANEL, pack
+from model.structured_outputs.masks import NO_AUTOMATON, ConstraintResult, Constraints
 
 __all__ = ["CudaError", "CudaStepper"]
 
@@ -37,6 +39,7 @@ _STRIDE = 256  # a row of h is a multiple of so many floats (or bytes): whole ch
 _SCRATCH_BYTES = 64 << 20  # of the sampling, at most; more rows than fit it take turns
 _DRAW_SHARED = 1024  # DRAW_SHARED in sampling.cuh
 _THREADS = 128
+_CONSTRAINED_ROWS = 64  # that the CPU runs at a time
 TILES = {"few": 4, "some": 16, "many": 64, "most": 128}
 """The kernels of a layer, and the rows of a block of each. They give the same bits."""
 _PARTS = [f"{kind}_{precision}" for kind in TILES for precision in ("f32", "i8") if (kind, precision) != ("most", "i8")]
@@ -56,7 +59,7 @@ _OVERLAP_ROWS = 4  # up to so many it pays to start a kernel while the one befor
 class CudaStepper:
     """Implements `Stepper` on a GPU, with its own copy of the weights."""
 
-    supports_constraints = False
+    supports_constraints = True
 
     def __init__(
         self,
@@ -90,6 +93,7 @@ class CudaStepper:
         self._graphs: dict[tuple[int, int, int], Graph] = {}
         self._gpu: Gpu | None = None
         config = network.config
+        self._network, self._cpu = network, cast("CpuStepper | None", None)  # for rows with constraints
         self.n_slots = n_slots
         self.name = "cuda-f32" if precision == "fp32" else "cuda-i8"
         self.numerics = "cpu-f32-v1" if precision == "fp32" else "cpu-i8-v2"  # the CPU stepper's
@@ -124,6 +128,8 @@ class CudaStepper:
             ValueError: The block is invalid; no row has moved.
             CudaError: The GPU failed. After a sticky error nothing more can be computed in this process.
         """
+        if block.constraints is not None:
+            return self._run_constrained(block, block.constraints)
         check(block, self.n_slots, self.vocab_size)
         steps, rows = block.forced_ids.shape
         if not rows or not steps:
@@ -189,6 +195,34 @@ class CudaStepper:
             self.close()
 
     # ---- a block ----
+
+    def _run_constrained(self, block: Block, constraints: Constraints) -> BlockResult:
+        """Run the rows that have a constraint on the CPU, whose bits are the same, and the other rows here."""
+        check(replace(block, constraints=None), self.n_slots, self.vocab_size)
+        steps, n_rows = block.forced_ids.shape
+        ids, logprobs = np.zeros((steps, n_rows), np.int32), np.full((steps, n_rows), np.nan, np.float32)
+        changed = ConstraintResult(constraints.states.copy(), block.steps.copy(), np.zeros((steps, n_rows), np.float32))
+        is_constrained = constraints.rows != NO_AUTOMATON
+        others = np.flatnonzero(~is_constrained)
+        if len(others):
+            result = self.run(replace(rows_of(block, others), constraints=None))
+            ids[:, others], logprobs[:, others] = result.ids, result.logprobs
+        if self._cpu is None:
+            self._cpu = CpuStepper(self._network, min(self.n_slots, _CONSTRAINED_ROWS), self._precision)
+        on_cpu = np.flatnonzero(is_constrained)
+        for start in range(0, len(on_cpu), self._cpu.n_slots):
+            rows = on_cpu[start : start + self._cpu.n_slots]
+            slots = np.arange(len(rows), dtype=np.int32)
+            for slot, row in enumerate(rows):
+                self._cpu.write(slot, self.read(int(block.slots[row])))
+            result = self._cpu.run(replace(rows_of(block, rows), slots=slots))
+            for slot, row in enumerate(rows):
+                self.write(int(block.slots[row]), self._cpu.read(slot))
+            assert result.constraints is not None
+            ids[:, rows], logprobs[:, rows] = result.ids, result.logprobs
+            changed.states[rows], changed.steps[rows] = result.constraints.states, result.constraints.steps
+            changed.logprobs[:, rows] = result.constraints.logprobs
+        return BlockResult(ids, logprobs, changed)
 
     def _run(self, block: Block) -> BlockResult:
         """Run at most CAPACITY steps."""
@@ -307,9 +341,14 @@ class CudaStepper:
 
     def _allocate_block(self, n_words: int) -> None:
         gpu = self._open()
-        self._host, host_address = gpu.host_array(n_words)
+        address = gpu.allocate(4 * n_words)
+        try:
+            host, host_address = gpu.host_array(n_words)
+        except CudaError:
+            gpu.free(address)
+            raise
+        self._block_address, self._host = address, host
         self._host_addresses = [host_address, *getattr(self, "_host_addresses", [0])[1:]]
-        self._block_address = gpu.allocate(4 * n_words)
 
     def _free_block(self, gpu: Gpu) -> None:
         gpu.free(self._block_address)
@@ -317,14 +356,21 @@ class CudaStepper:
             gpu.free_host(address)
 
     def _grow(self, n_words: int) -> None:
-        """Make room for a block with more biases or longer windows. The graphs know the address: capture them again."""
+        """Make room for a block with more biases or longer windows. The graphs know the address: capture them again.
+
+        The old memory is freed last: where there is no more, the stepper goes on with it.
+        """
         gpu = self._open()
-        gpu.free(self._block_address)
-        gpu.free_host(self._host_addresses[0])
+        old, old_host = self._block_address, self._host_addresses[0]
         self._allocate_block(2 * n_words)
         self._arguments[self._block_argument] = self._block_address
+        gpu.free(old)
+        gpu.free_host(old_host)
         self._free_graphs()
-        self._capture()
+        try:
+            self._capture()
+        except CudaError as error:
+            raise CudaError(f"the graphs cannot be captured again: {error}", is_final=True) from error
 
     def _capture(self) -> None:
         """Capture the graphs for every power of two of rows."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from model.network.sampling import SAMPLING_DTYPE, SamplingParams
 from model.stepper import NO_SCORE, SAMPLE, Block
+from model.structured_outputs.masks import Constraints
 
 CAPACITY = 256
 """Steps of a block that the buffers hold; longer blocks run in parts."""
@@ -34,8 +35,6 @@ def check(block: Block, n_slots: int, vocab_size: int) -> None:
     Raises:
         ValueError: It names the array, what it has, and what was expected.
     """
-    if block.constraints is not None:
-        raise ValueError("constraints: the GPU's stepper has none")
     if block.forced_ids.ndim != 2:
         raise ValueError(f"forced_ids: got {block.forced_ids.ndim} dimensions, expected (K, B)")
     steps, rows = block.forced_ids.shape
@@ -101,6 +100,25 @@ def _check_bias(block: Block, rows: int, vocab_size: int) -> None:
     if is_wrong.any():
         row = int(np.searchsorted(starts, int(np.argmax(is_wrong)), side="right")) - 1
         raise ValueError(f"block: logit_bias: row {row} has an id or a value that is none")
+
+
+def rows_of(block: Block, rows: NDArray[np.intp]) -> Block:
+    """Some rows of a block."""
+    constraints = block.constraints
+    if constraints is not None:
+        of_rows = (constraints.rows[rows], constraints.states[rows], constraints.budgets[rows])
+        constraints = Constraints(constraints.automata, *of_rows)
+    return Block(
+        slots=block.slots[rows],
+        steps=block.steps[rows],
+        forced_ids=np.ascontiguousarray(block.forced_ids[:, rows]),
+        random_values=np.ascontiguousarray(block.random_values[:, rows]),
+        sampling=block.sampling[rows],
+        score_ids=None if block.score_ids is None else np.ascontiguousarray(block.score_ids[:, rows]),
+        windows=None if block.windows is None else block.windows[rows],
+        logit_bias=None if block.logit_bias is None else block.logit_bias.rows(rows),
+        constraints=constraints,
+    )
 
 
 def fill(words: NDArray[np.int32], block: Block, order: NDArray[np.intp]) -> None:

@@ -29,7 +29,8 @@ MIN_DRIVER = 12000
 MIN_CAPABILITY = (7, 5)
 _NO_DEVICE, _OUT_OF_MEMORY = 100, 2
 # Errors after which a process can no longer use its context; see the list of cudaError_t in CUDA's documentation.
-_STICKY = {214, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721}
+# 999 is what a GPU answers that is gone from the bus.
+_STICKY = {4, 46, 201, 214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 802, 999}
 _MAJOR, _MINOR, _PROCESSORS = 75, 76, 16  # CUdevice_attribute
 _REGISTERS, _LOCAL_BYTES, _SHARED_BYTES = 4, 3, 1  # CUfunction_attribute
 _THREAD_LOCAL = 1  # CUstreamCaptureMode: another thread may load the next model meanwhile
@@ -60,9 +61,9 @@ class _LaunchConfig(ctypes.Structure):
 class CudaError(StepperError):
     """Raised when there is no usable GPU, or when a call of the driver fails."""
 
-    def __init__(self, message: str, code: int = 0) -> None:
+    def __init__(self, message: str, code: int = 0, *, is_final: bool = False) -> None:
         """Keep the driver's code."""
-        super().__init__(message, is_final=code in _STICKY)
+        super().__init__(message, is_final=is_final or code in _STICKY)
         self.code = code
 
 

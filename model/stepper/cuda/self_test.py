@@ -19,8 +19,9 @@ import torch
 
 from model.config import ModelConfig
 from model.network.char_rnn import CharRNN
+from model.network.penalties import LogitBias
 from model.network.sampling import SamplingParams, as_batch
-from model.stepper import SAMPLE, Block, Stepper
+from model.stepper import NO_SCORE, SAMPLE, Block, Stepper
 from model.stepper.cpu import CpuStepper, Unsupported
 from model.stepper.cuda import CudaError, CudaStepper
 
@@ -57,7 +58,7 @@ def compare(stepper: CudaStepper, cpu: Stepper, vocab_size: int) -> None:
 
 
 def random_block(n_slots: int, rows: int, steps: int, vocab_size: int, seed: int) -> Block:
-    """Rows with prompts of all lengths, different numbers of steps, and every kind of sampling."""
+    """Rows with prompts of all lengths, every kind of sampling, windows, biases and ids to score."""
     rng = np.random.default_rng(seed)
     prompts = rng.integers(1, steps + 1, rows)
     forced_ids = rng.integers(0, vocab_size, (steps, rows)).astype(np.int32)
@@ -65,8 +66,17 @@ def random_block(n_slots: int, rows: int, steps: int, vocab_size: int, seed: int
     row_steps = rng.integers(1, steps + 1, rows).astype(np.int32)
     row_steps[0] = steps
     params = as_batch([_PARAMETERS[i % len(_PARAMETERS)] for i in range(rows)])
+    score_ids = np.where(rng.random((steps, rows)) < 0.2, rng.integers(0, vocab_size, (steps, rows)), NO_SCORE)
+    biases = [{int(rng.integers(vocab_size)): float(rng.normal())} if row % 3 else {} for row in range(rows)]
     return Block(
-        rng.permutation(n_slots)[:rows].astype(np.int32), row_steps, forced_ids, rng.random((steps, rows)), params
+        slots=rng.permutation(n_slots)[:rows].astype(np.int32),
+        steps=row_steps,
+        forced_ids=forced_ids,
+        random_values=rng.random((steps, rows)),
+        sampling=params,
+        score_ids=score_ids.astype(np.int32),
+        windows=rng.integers(-1 - vocab_size, vocab_size, (rows, 16)).astype(np.int32),
+        logit_bias=LogitBias.of(biases),
     )
 
 
@@ -87,7 +97,6 @@ def chars_per_second(stepper: Stepper, rows: int, vocab_size: int, seconds: floa
     return count / elapsed
 
 
-@lru_cache(maxsize=1)
 def probe() -> str:
     """Try the GPU in a process of its own, once for this process.
 
@@ -97,6 +106,22 @@ def probe() -> str:
     Raises:
         CudaError: It cannot be used; the message says why.
     """
+    outcome = tried()
+    if isinstance(outcome, CudaError):
+        raise CudaError(str(outcome), outcome.code)
+    return outcome
+
+
+@lru_cache(maxsize=1)
+def tried() -> str | CudaError:
+    """What became of the process that tried the GPU: the GPU's name, or the error."""
+    try:
+        return _try_in_a_process()
+    except CudaError as error:
+        return error
+
+
+def _try_in_a_process() -> str:
     command = [sys.executable, "-m", __name__]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)

@@ -24,6 +24,9 @@ from model.stepper.cpu import CpuStepper, Unsupported
 from model.stepper.cuda import TILES, CudaError, CudaStepper, compiler, driver, self_test
 from model.stepper.cuda.block import CAPACITY
 from model.stepper.generate import one_row_block
+from model.structured_outputs.automaton import compile_tree
+from model.structured_outputs.masks import Constraints, RowConstraint
+from model.structured_outputs.syntax import parse
 from tests import cuda_emulator
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.cuda_emulator import EmulatedGpu
@@ -63,28 +66,23 @@ def random_network(vocab_size: int, n_hidden: int, n_layers: int, item_end: int 
 
 
 def random_block(rng: np.random.Generator, n_slots: int, rows: int, steps: int, vocab_size: int) -> Block:
-    """Rows with prompts of all lengths, every parameter, windows, biases and ids to score."""
+    """The block of the self-test with the parameters of random texts."""
     block = self_test.random_block(n_slots, rows, steps, vocab_size, int(rng.integers(1 << 30)))
     params = [t.params for t in random_texts(Random(int(rng.integers(1 << 30))), rows, vocab_size)]
-    biases = [
-        {int(i): float(rng.normal()) for i in rng.integers(0, vocab_size, rng.integers(0, 4))} for _ in range(rows)
-    ]
-    score_ids = np.where(rng.random((steps, rows)) < 0.2, rng.integers(0, vocab_size, (steps, rows)), NO_SCORE)
-    return replace(
-        block,
-        sampling=as_batch(params),
-        score_ids=score_ids.astype(np.int32),
-        windows=rng.integers(-1 - vocab_size, vocab_size, (rows, 16)).astype(np.int32),
-        logit_bias=LogitBias.of(biases),
-    )
+    return replace(block, sampling=as_batch(params))
 
 
 def assert_same(block: Block, one: Stepper, other: Stepper) -> None:
     """Both steppers give the same bits for a block, in the results and in the states."""
     a, b = one.run(block), other.run(block)
-    is_counted = np.arange(len(a.ids))[:, None] < block.steps
+    is_counted = np.arange(len(a.ids))[:, None] < (block.steps if b.constraints is None else b.constraints.steps)
     assert np.array_equal(a.ids[is_counted], b.ids[is_counted])
     assert np.array_equal(a.logprobs[is_counted], b.logprobs[is_counted], equal_nan=True)
+    if b.constraints is not None:
+        assert a.constraints is not None
+        assert np.array_equal(a.constraints.states, b.constraints.states)
+        assert np.array_equal(a.constraints.steps, b.constraints.steps)
+        assert np.array_equal(a.constraints.logprobs[is_counted], b.constraints.logprobs[is_counted])
     for slot in range(one.n_slots):
         assert one.read(slot).tobytes() == other.read(slot).tobytes()
 
@@ -166,6 +164,17 @@ def test_a_state_moves_between_cpu_and_gpu(gpu: EmulatedGpu | None, tiny: Checkp
     assert_same(one_row_block(0, [1, 2, 3], 9), on_gpu, on_cpu)
     on_cpu.write(0, on_gpu.read(0))
     assert_same(one_row_block(0, [4], 20), on_gpu, on_cpu)
+
+
+def test_rows_with_constraints_run_beside_others(gpu: EmulatedGpu | None, tiny: Checkpoint) -> None:
+    """On the CPU, with the same bits; the other rows of the block on the GPU."""
+    automaton = compile_tree(parse("(ab|c)+ (x|yz){2,4}"), ALPHABET.characters, "regex")
+    block = random_block(np.random.default_rng(2), 9, 8, 12, V)
+    block.forced_ids[1:] = SAMPLE
+    constraints = [RowConstraint(automaton, 0, 20) if row % 2 else None for row in range(8)]
+    on_gpu, on_cpu = CudaStepper(tiny.network(), 9), CpuStepper(tiny.network(), 9)
+    assert_same(replace(block, constraints=Constraints.of(constraints)), on_gpu, on_cpu)
+    assert_same(replace(block, constraints=Constraints.of([RowConstraint(automaton, 0, 20)] * 8)), on_gpu, on_cpu)
 
 
 def test_an_invalid_block_is_refused_as_by_the_cpu(emulated_gpu: EmulatedGpu, tiny: Checkpoint) -> None:
@@ -271,7 +280,7 @@ def in_processes(
     """The emulated GPU for this process and for those that it starts."""
     for name, value in cuda_emulator.environment(emulated_driver).items():
         monkeypatch.setenv(name, value)
-    self_test.probe.cache_clear()
+    self_test.tried.cache_clear()
     return monkeypatch
 
 

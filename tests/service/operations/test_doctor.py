@@ -90,7 +90,7 @@ def test_a_gpu(
     for name, value in cuda_emulator.environment(emulated_gpu.path).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("CHECKPOINT_DIR", str(store))
-    self_test.probe.cache_clear()
+    self_test.tried.cache_clear()
     status, lines = examined(capsys, "--device", "cuda")
     found = "emulated GPU, sm_90, 4 multiprocessors, 1024 of 1024 MiB free, driver for CUDA 13.0"
     assert lines["gpu"] == f"{found}; it computes the bits of the CPU"

@@ -210,7 +210,6 @@ class VariantStepper:
 
     def __init__(self, inner: Stepper) -> None:
         self.inner, self.n_slots = inner, inner.n_slots
-        self.supports_constraints = inner.supports_constraints
         self.read, self.write = inner.read, inner.write
 
     def run(self, block: Block) -> BlockResult:

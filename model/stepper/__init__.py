@@ -42,7 +42,7 @@ class Block:
     score_ids: NDArray[np.int32] | None = None  # (K, B) ids whose log-probabilities are reported, or NO_SCORE
     windows: NDArray[np.int32] | None = None  # (B, W) of the penalties, before the first sampled id: penalties.py
     logit_bias: LogitBias | None = None  # added to the logits before sampling
-    constraints: Constraints | None = None  # what the sampled ids of rows must be; only if `supports_constraints`
+    constraints: Constraints | None = None  # what the sampled ids of rows must be
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,6 @@ class Stepper(Protocol):
     numerics: str
     """The arithmetic. Steppers with equal names agree bit for bit; a state is only continued in the same arithmetic."""
     n_slots: int
-    supports_constraints: bool
-    """Whether blocks may have constraints."""
 
     def run(self, block: Block) -> BlockResult:
         """Advance the block's rows in place."""

@@ -26,8 +26,6 @@ N = TypeVar("N", bound=np.generic)
 class ReferenceStepper(StateTable):
     """Implements `Stepper` on any device that torch has."""
 
-    supports_constraints = True
-
     def __init__(self, network: CharRNN, n_slots: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         """Copy a network's weights to a device, with a table of n_slots states."""
         self.n_slots = n_slots

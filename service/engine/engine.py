@@ -59,7 +59,6 @@ class Engine:
         self.numerics = stepper.numerics
         self.stepper_name = stepper.name
         self.n_slots = stepper.n_slots
-        self.supports_constraints = stepper.supports_constraints
         self.max_waiting = max_waiting
         self._stepper = stepper
         self._zero = stepper.read(0)  # of the shape and the type that every state must have
@@ -179,11 +178,8 @@ class Engine:
         if state is not None and not (self._has_form(state) and np.isfinite(state).all()):
             expected = f"finite {self._zero.dtype} {self._zero.shape}"
             raise ValueError(f"state: got {state.dtype} {state.shape}, expected {expected}")
-        if request.automaton is not None:
-            if not self.supports_constraints:
-                raise ValueError(f"automaton: got one, expected none with the stepper {self.stepper_name}")
-            if request.budget < max(request.automaton.shortest, request.max_chars):
-                raise ValueError(f"budget: got {request.budget}, expected that of a whole text, at least max_chars")
+        if request.automaton is not None and request.budget < max(request.automaton.shortest, request.max_chars):
+            raise ValueError(f"budget: got {request.budget}, expected that of a whole text, at least max_chars")
 
     def _has_form(self, state: StateArray) -> bool:
         return state.shape == self._zero.shape and state.dtype == self._zero.dtype

@@ -93,9 +93,6 @@ def _structured_outputs(model: LoadedModel, request: GenerateRequest) -> Structu
         if getattr(request, name) != allowed:
             expected = "none with structured_outputs: such a text ends where its form does"
             raise BadRequest(name, getattr(request, name), expected)
-    if not model.engine.supports_constraints:
-        expected = "none with this model: its stepper on this GPU applies no masks; serve it on a CPU"
-        raise BadRequest("structured_outputs", spec.as_dict(), expected)
     automaton = model.compile(spec)
     if request.max_chars < automaton.shortest:
         expected = f"at least {automaton.shortest}, the length of the shortest text of structured_outputs"

@@ -57,8 +57,6 @@ def available_cores() -> int:
 class CpuStepper:
     """Implements `Stepper` in C, with its own copy of the weights and its own threads, which sleep between runs."""
 
-    supports_constraints = True
-
     def __init__(
         self,
         network: CharRNN,

@@ -59,8 +59,6 @@ _OVERLAP_ROWS = 4  # up to so many it pays to start a kernel while the one befor
 class CudaStepper:
     """Implements `Stepper` on a GPU, with its own copy of the weights."""
 
-    supports_constraints = True
-
     def __init__(
         self,
         network: CharRNN,

@@ -93,15 +93,12 @@ def test_every_text_is_the_one_generated_alone(tiny: Checkpoint, engine: Engine,
         assert expected.startswith(results[i]) if leaves else results[i] == expected
 
 
-def test_a_stepper_without_masks_is_given_none(tiny: Checkpoint) -> None:
-    """A request with an automaton, or with a budget in which no end can be reached, is refused before it is queued."""
+def test_a_budget_in_which_no_end_can_be_reached(tiny: Checkpoint) -> None:
+    """The request is refused before it is queued."""
     engine = make(tiny, "reference")
     form = AUTOMATA[0]
     with pytest.raises(ValueError, match="budget"):
         engine.submit(replace(request(max_chars=1, automaton=form), max_chars=0))
-    engine.supports_constraints = False
-    with pytest.raises(ValueError, match="automaton"):
-        engine.submit(request(automaton=form))
     assert engine.in_flight == 0
 
 
@@ -353,8 +350,6 @@ def test_a_bug_ends_its_sequences_and_not_the_engine(tiny: Checkpoint, monkeypat
 
 class FailingStepper:
     """A stepper whose device fails at the second block."""
-
-    supports_constraints = True
 
     def __init__(self, inner: Stepper, *, is_final: bool) -> None:
         self.inner, self.is_final, self.blocks = inner, is_final, 0

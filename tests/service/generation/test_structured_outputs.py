@@ -10,11 +10,9 @@ from model.checkpoints.file_format import Checkpoint
 from model.network.sampling import SamplingParams
 from model.stepper.reference import ReferenceStepper
 from service.engine.engine import Engine
-from service.errors import BadRequest, UnreadableSession
+from service.errors import UnreadableSession
 from service.generation.plan import whole_turn
-from service.generation.validation import validate
 from service.models.loaded_model import LoadedModel
-from service.schemas import GenerateRequest
 from service.store.sessions import TurnRecord
 from tests.service.models.loaded import with_engine
 
@@ -22,17 +20,6 @@ from tests.service.models.loaded import with_engine
 @pytest.fixture
 def model(tiny: Checkpoint) -> LoadedModel:
     return with_engine(Engine(ReferenceStepper(tiny.network(), 1), tiny.vocab, tiny.fingerprint, max_waiting=1))
-
-
-def test_a_stepper_without_masks_refuses_structured_outputs(model: LoadedModel) -> None:
-    """Before any work is done, with the reason and what to do; other requests are answered."""
-    request = GenerateRequest.model_validate({"structured_outputs": {"regex": "a"}, "max_chars": 3})
-    assert validate(request, model, 100, 100).structured_outputs is not None
-    model.engine.supports_constraints = False
-    with pytest.raises(BadRequest, match="serve it on a CPU") as refusal:
-        validate(request, model, 100, 100)
-    assert refusal.value.field == "structured_outputs"
-    assert validate(request.model_copy(update={"structured_outputs": None}), model, 100, 100)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from model.network.sampling import MAX_SEED
 from model.structured_outputs.masks import RowConstraint
 from service.engine.stream import Stream
 from service.errors import (
-    BadRequest,
     KeyReused,
     ModelChanged,
     NoTurn,
@@ -242,19 +241,22 @@ class GenerationService:
 
         Raises:
             UnknownSession: The session does not exist.
-            BadRequest: The session has not been saved yet.
-            SessionConflict: The position cannot be reached.
+            SessionConflict: The position cannot be reached; or the first turn has not ended, and there is no position.
             StoreUnavailable: The store does not answer.
             QueueFull: The engine cannot take the work that the position needs.
         """
         session, turn = self._sessions.load(session_id)
-        if session is None and turn is None:
+        if session is None and (turn is None or turn.is_complete):  # a turn may outlive its session
             raise UnknownSession("the session does not exist or has expired")
         if position is not None:
             with self._models.admit() as lease:
                 session = rewound_session(lease.model, turn, session, position, self._options.recent_text_chars)
         if session is None:
-            raise BadRequest("position", position, "a position in the session's first turn, which is not saved yet")
+            raise TurnInterrupted(
+                "the session's first turn has not ended: resume it with GET /sessions/{id}/stream, or send with "
+                "`position` how much of the text you have",
+                position=0,
+            )
         fork = Session(session.state, session.seed if seed is None else seed, session.recent_text, session.generated)
         fork_id = new_session_id()
         self._sessions.create(fork_id, fork)

@@ -77,8 +77,9 @@ def scorer_at(model: LoadedModel, sessions: SessionStore, session_id: str | None
         return Scorer(network, None, model.engine.vocab.start), 0
     session, turn = sessions.load(session_id)
     if session is None:
+        is_running = turn is not None and not turn.is_complete
         unsaved = "the session has not been saved yet; score the text when its first turn has ended"
-        raise UnknownSession(unsaved if turn is not None else "the session does not exist or has expired")
+        raise UnknownSession(unsaved if is_running else "the session does not exist or has expired")
     if not model.wrote(session.state):
         raise ModelChanged("the session was written by another model", position=session.position)
     model.check_state(session.state)

@@ -33,7 +33,7 @@ def blueprint(generation: GenerationService, sessions: SessionStore, recent_text
         if session is not None:
             answer |= {"position": session.position, "seed": session.seed, "recent_text": session.recent_text}
             return jsonify(**answer, model=session.state.fingerprint)
-        if turn is None:
+        if turn is None or turn.is_complete:  # a turn may outlive its session
             raise UnknownSession("the session does not exist or has expired")
         return jsonify(**answer, position=0, seed=turn.record.seed, recent_text="", model=turn.record.fingerprint)
 

@@ -227,6 +227,22 @@ def test_a_fork_goes_its_own_way(other: Service, expected: str) -> None:
     assert other.client.post(f"/sessions/{'x' * 32}/fork", json={}).status_code == 404
 
 
+def test_a_turn_that_outlives_its_session_is_no_session(other: Service, redis_server: RedisServer) -> None:
+    """Each expires by itself. Without the session, whose turn is complete, every address says unknown_session."""
+    client = connect(redis_server.url)
+    id = other.generate(**{**PAYLOAD, "max_chars": 20})["session_id"]
+    assert client.delete(f"lh:{{{digest(id)}}}") == 1
+    answers = [
+        other.client.get(f"/sessions/{id}"),
+        other.client.post(f"/sessions/{id}/fork", json={}),
+        other.client.post("/score", json={"session_id": id, "text": "hello"}),
+        other.post(session_id=id, max_chars=5),
+    ]
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_session")
+        assert "expired" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("existing", [False, True])
 def test_the_same_key_twice_is_one_turn(other: Service, expected: str, existing: bool) -> None:
     """Later, at once, streamed or not: the same session, the same text, once; for other requests the key is taken."""

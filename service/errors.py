@@ -42,7 +42,8 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 PROMPT_NOT_READ = "the request's time was up (timeout_s, at most MAX_GENERATION_S) before its prompt was read"
 KEY_REUSED = "this Idempotency-Key was used for another request"
@@ -235,6 +236,11 @@ class ModelConflict(ServiceError):
     """Raised when a checkpoint cannot be promoted, or when there is none to roll back to."""
 
     status, code = 409, "model_conflict"
+
+    @classmethod
+    def of(cls, error: Exception, folder: Path) -> Self:
+        """Return the error for clients of one about a folder's files: their names stay, the folder's path does not."""
+        return cls(str(error).replace(f"{folder}/", "").replace(str(folder), "the folder of checkpoints"))
 
 
 class CorpusConflict(ServiceError):

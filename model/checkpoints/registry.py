@@ -127,7 +127,7 @@ def list_checkpoints(folder: Path) -> list[dict[str, Any]]:
         try:
             entry = read_info(path).as_dict()
         except CheckpointError as error:
-            entry = {"id": None, "name": path.name, "error": str(error)}
+            entry = {"id": None, "name": path.name, "error": str(error).replace(str(path), path.name)}
         listed.append({**entry, "promoted": history[:1] == [path.name], "predecessor": history[1:2] == [path.name]})
     chosen: dict[str, dict[str, Any]] = {}
     for entry in listed:

@@ -137,20 +137,36 @@ class LoadedModel:
 
     def retire(self, on_freed: Callable[[LoadedModel], None]) -> None:
         """Free the model as soon as no lease of it is left; new leases are no longer given."""
+        if self.mark_retired(on_freed):
+            self.free()
+
+    def mark_retired(self, on_freed: Callable[[LoadedModel], None]) -> bool:
+        """Have the release of the last lease free the model.
+
+        Returns:
+            Whether there is no lease. Then the caller frees the model, after it has released its own locks.
+        """
         with self._lock:
             self._on_freed = on_freed
-            is_unused = self._n_leases == 0
-        if is_unused:
-            self._free()
+            return self._n_leases == 0
+
+    def reinstate(self) -> ModelLease | None:
+        """Undo `mark_retired`, and return a lease; None if the model is freed already, or will be at once."""
+        with self._lock:
+            if self._n_leases == 0:
+                return None
+            self._on_freed = None
+            self._n_leases += 1
+        return ModelLease(self, self._release)
 
     def _release(self) -> None:
         with self._lock:
             self._n_leases -= 1
             is_unused = self._n_leases == 0 and self._on_freed is not None
         if is_unused:
-            self._free()
+            self.free()
 
-    def _free(self) -> None:
+    def free(self) -> None:
         """Give back threads, slots and memory, also if something still refers to this object."""
         on_freed = self._on_freed
         assert on_freed is not None

@@ -18,6 +18,7 @@ from typing import Protocol
 from model.checkpoints import file_format, registry
 from model.checkpoints.registry import PROMOTED
 from model.errors import CheckpointError
+from service.errors import ModelConflict
 from service.models.loaded_model import LoadedModel
 from service.models.manager import ModelManager
 
@@ -143,7 +144,8 @@ class CheckpointWatcher:
             log.error("refused %s: %s", name, error)
         else:
             log.exception("refused %s because of an internal error", name)
-        self.refused = RefusedCheckpoint(name, str(error) or type(error).__name__)
+        reason = str(ModelConflict.of(error, self._folder))  # anyone may read it
+        self.refused = RefusedCheckpoint(name, reason or type(error).__name__)
 
     def _promotion_version(self) -> tuple[_FileVersion, ...]:
         """Identify the present contents of promoted.json and of the file that it names."""

@@ -35,7 +35,7 @@ def blueprint(folder: Path, max_bytes: int) -> Blueprint:
             checkpoint = file_format.load(path)
             content = to_page(checkpoint, checkpoint.corpus or path.stem)
         except (CheckpointError, ConfigError) as e:
-            raise ModelConflict(str(e)) from e
+            raise ModelConflict.of(e, folder) from e
         return send_file(BytesIO(content), "text/html", as_attachment=True, download_name=f"{path.stem}-page.html")
 
     @routes.put("/<model_id:model_id>/file")
@@ -58,7 +58,7 @@ def blueprint(folder: Path, max_bytes: int) -> Blueprint:
             if not registry.remove(folder, model_id):
                 raise _unknown(model_id)
         except (CheckpointError, StorageError) as e:
-            raise ModelConflict(str(e)) from e
+            raise ModelConflict.of(e, folder) from e
         return no_content()
 
     return routes

@@ -25,7 +25,7 @@ def blueprint(folder: Path, manager: ModelManager, promotions: Promotions) -> Bl
         try:
             checkpoints = registry.list_checkpoints(folder)
         except CheckpointError as e:
-            raise ModelConflict(str(e)) from e
+            raise ModelConflict.of(e, folder) from e
         return jsonify(models=checkpoints, serving=_current(manager))
 
     @routes.post("/<model_id:model_id>/promote")
@@ -40,7 +40,7 @@ def blueprint(folder: Path, manager: ModelManager, promotions: Promotions) -> Bl
             self_test.verify_checkpoint(file_format.load(path))
             change_promotion(promotions, version, partial(registry.promote, path))
         except (CheckpointError, StorageError) as e:
-            raise ModelConflict(str(e)) from e
+            raise ModelConflict.of(e, folder) from e
         return jsonify(promoted=file_format.read_info(path).as_dict())
 
     @routes.post("/rollback")
@@ -50,7 +50,7 @@ def blueprint(folder: Path, manager: ModelManager, promotions: Promotions) -> Bl
             version = registry.promotion_version(folder)
             path = change_promotion(promotions, version, partial(registry.roll_back, folder))
         except (CheckpointError, StorageError) as e:
-            raise ModelConflict(str(e)) from e
+            raise ModelConflict.of(e, folder) from e
         return jsonify(promoted=file_format.read_info(path).as_dict())
 
     return routes

@@ -138,9 +138,7 @@ class OtherModels:
                 self._n_loading += 1
         _free(evicted)
         if not has_place:
-            problem = (
-                f"{model_id}: {MAX_IN_MEMORY} other models are in use; retry when a text has ended"
-            )
+            problem = f"{model_id}: {MAX_IN_MEMORY} other models are in use; retry when a text has ended"
             raise Overloaded(problem, retry_after_s=_RETRY_AFTER_S)
 
     def _n_retired(self) -> int:

@@ -54,7 +54,7 @@ def engines() -> list[list[Engine]]:
 class Model(LoadedModel):
     """A model whose engine is used again after it has been freed."""
 
-    def _free(self) -> None:
+    def free(self) -> None:
         assert self.n_leases == 0
         assert self._on_freed is not None
         self._on_freed(self)

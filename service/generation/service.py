@@ -1,14 +1,15 @@
 """The use cases: generate a turn, resume one, fork a session. This module knows no HTTP.
 
 Every error that has a status code of its own is raised here, before the first byte is sent. The order is always:
-lease the model, validate, lease the session, plan, start. What was acquired is given back if a step fails.
+lease the model, validate, lease the session, plan, start. A turn that is generated again says its model: it is read
+first. What was acquired is given back if a step fails.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
 from model.network.sampling import MAX_SEED
@@ -17,10 +18,12 @@ from service.engine.stream import Stream
 from service.errors import (
     KeyReused,
     ModelChanged,
+    ModelConflict,
     NoTurn,
     SessionBusy,
     StoreUnavailable,
     TurnInterrupted,
+    UnknownModel,
     UnknownSession,
 )
 from service.generation.batch import RunningBatch
@@ -40,6 +43,7 @@ from service.store.sessions import (
     LeasedSession,
     Session,
     SessionStore,
+    StoredTurn,
     TurnRecord,
     digest,
     new_session_id,
@@ -190,7 +194,7 @@ class GenerationService:
             session_id: The session.
             after: The last position that the client has; None: it has nothing of the turn.
             top_logprobs: Alternatives for each character.
-            model_id: The `model` of the turn's request.
+            model_id: The model to resume with; None: the one that generated the turn.
 
         Raises:
             UnknownSession: The session does not exist.
@@ -203,9 +207,9 @@ class GenerationService:
             Draining: This worker is shutting down.
         """
         with ExitStack() as on_error:
-            lease = on_error.enter_context(self._models.admit(model_id))
-            self._check_capacity(lease.model, top_logprobs)
             session, turn = self._sessions.load(session_id)
+            lease = on_error.enter_context(self._admit_again(turn, model_id))
+            self._check_capacity(lease.model, top_logprobs)
             session_lease = None
             if turn is None or not turn.is_complete or session is None:
                 leased = self._sessions.acquire(session_id, lease_s=self._options.lease_s, force=True)
@@ -249,7 +253,7 @@ class GenerationService:
         if session is None and (turn is None or turn.is_complete):  # a turn may outlive its session
             raise UnknownSession("the session does not exist or has expired")
         if position is not None:
-            with self._models.admit() as lease:
+            with self._admit_again(turn) as lease:
                 session = rewound_session(lease.model, turn, session, position, self._options.recent_text_chars)
         if session is None:
             raise TurnInterrupted(
@@ -261,6 +265,17 @@ class GenerationService:
         fork_id = new_session_id()
         self._sessions.create(fork_id, fork)
         return fork_id, fork
+
+    def _admit_again(self, turn: StoredTurn | None, model_id: str | None = None) -> ModelLease:
+        """Lease the model to generate a stored turn again with.
+
+        Without an id it is the model that generated the turn, or, if its checkpoint cannot be used any more, the
+        served one, which refuses the turn.
+        """
+        if turn is not None and model_id is None:
+            with suppress(UnknownModel, ModelConflict):
+                return self._models.admit(turn.record.fingerprint)
+        return self._models.admit(model_id)
 
     def _check_capacity(self, model: LoadedModel, top_logprobs: int | None) -> None:
         """Reject a request before any work is done for it."""

@@ -115,7 +115,10 @@ _LOGPROBS = Parameter(
     "logprobs", "query", {"type": "integer", "minimum": 0, "maximum": MAX_TOP_LOGPROBS}, "as for POST /generate"
 )
 _MODEL_ID = Parameter(
-    "model", "query", {"type": "string", "pattern": f"^{MODEL_ID}$"}, "the `model` of the turn's request, if it had one"
+    "model",
+    "query",
+    {"type": "string", "pattern": f"^{MODEL_ID}$"},
+    "the model to resume with; default: the one that wrote the turn",
 )
 _NAME = Parameter("name", "query", {"type": "string", "pattern": f"^{NAME}$"}, "the corpus that it would be")
 _IF_NONE_MATCH = Parameter("If-None-Match", "header", {"type": "string"}, "* keeps a corpus that exists")

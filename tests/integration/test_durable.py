@@ -413,7 +413,10 @@ def test_a_new_model_reads_the_end_of_the_text(tmp_path: Path, redis_server: Red
         id = made[0]["session_id"]
         refused = service.post(session_id=id, max_chars=5, on_new_model="conflict")
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_changed")
+        hidden = (tmp_path / tiny.file_name).rename(tmp_path / "hidden")
         assert service.client.get(f"/sessions/{id}/stream").json()["error"]["code"] == "model_changed"
+        hidden.rename(tmp_path / tiny.file_name)
+        assert text_of(service.resume(id)) == made[0]["text"]
         on = service.generate(session_id=id, prompt="a", max_chars=40, temperature=0.9)
         assert (on["reencoded"], on["position"]) == (True, 1546)
         assert text_of(service.resume(id)) == on["text"]

@@ -53,18 +53,33 @@ def test_each_model_writes_its_own_text(service: Service, models: tuple[Path, li
 def test_a_session_goes_on_with_the_model_that_is_named(
     service: Service, models: tuple[Path, list[Checkpoint]]
 ) -> None:
-    """With its own model, exactly; with another one, after reading the text; a resumed stream names its model."""
+    """With its own model, exactly; with another one, after reading the text."""
     _, (served, other, *_) = models
     named = {"model": other.fingerprint}
     session = service.client.post("/generate", json={**REQUEST, **named, "max_chars": 30}).json()["session_id"]
-    resumed = service.client.get(f"/sessions/{session}/stream", params=named)
-    assert resumed.status_code == 200
-    assert service.client.get(f"/sessions/{session}/stream").status_code == 409
     more = {"session_id": session, "max_chars": 30, "temperature": 0.9}
     answer = service.client.post("/generate", json={**more, **named}).json()
     assert (answer["text"], answer["reencoded"]) == (text_of(other)[30:], False)
     answer = service.client.post("/generate", json=more).json()
     assert (answer["model"]["fingerprint"], answer["reencoded"]) == (served.fingerprint, True)
+
+
+def test_a_text_is_resumed_and_forked_by_the_model_that_wrote_it(
+    service: Service, models: tuple[Path, list[Checkpoint]]
+) -> None:
+    """Without a word of the client; a model that it names and that did not write the text cannot resume it."""
+    _, (served, other, *_) = models
+    named = {"model": other.fingerprint}
+    session = service.client.post("/generate", json={**REQUEST, **named, "max_chars": 30}).json()["session_id"]
+    resumed = service.resume(session)
+    assert "".join(event.data["text"] for event in resumed if event.name == "message") == text_of(other)[:30]
+    refused = service.client.get(f"/sessions/{session}/stream", params={"model": served.fingerprint})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_changed")
+    fork = service.client.post(f"/sessions/{session}/fork", json={"position": 15})
+    assert fork.status_code == 201
+    more = {"session_id": fork.json()["session_id"], "max_chars": 30, "temperature": 0.9}
+    answer = service.client.post("/generate", json={**more, **named}).json()
+    assert (answer["text"], answer["reencoded"]) == (text_of(other)[10:40], False)
 
 
 def test_a_model_that_does_not_exist_is_named(service: Service) -> None:

@@ -27,6 +27,8 @@ from model.structured_outputs.syntax import Alternatives, Characters, Concatenat
 MAX_POSITIONS = 10_000
 MAX_STATES = 10_000
 MAX_TABLE_CELLS = 4_000_000
+MAX_TREE_NODES = 100_000
+"""Nodes of a tree, those without positions included; a node with several parents counts once for each."""
 MAX_WORK = 4_000_000
 """Steps of work: about one second."""
 NO_STATE = -1
@@ -36,6 +38,10 @@ UNBOUNDED = -1
 NO_CONTINUATION = 2**31 - 1
 """In `continuations`: nothing can follow."""
 _YIELD_EVERY = 4_096
+_NODE_STEPS = 8
+"""Steps of work that numbering a node takes, also one without positions."""
+_SET_STEPS = 1_000
+"""Steps of work that `re` needs to compile one set."""
 _LISTED = 8
 
 
@@ -112,8 +118,8 @@ def compile_tree(tree: Node, characters: str, field: str) -> Automaton:
     Raises:
         StructuredOutputError: A limit is exceeded, or no text can be written with these characters.
     """
-    if _size(tree) > MAX_POSITIONS:
-        raise _too_large(field, f"at most {MAX_POSITIONS} characters and classes, each repeat counted")
+    if n_positions(tree, field) > MAX_POSITIONS:
+        raise too_many_positions(field)
     positions = _Positions(field)
     start = positions.add(tree)
     for position in start.last:
@@ -124,21 +130,39 @@ def compile_tree(tree: Node, characters: str, field: str) -> Automaton:
     return _trimmed(rows, accepting, classes, len(class_positions), field, missing)
 
 
+def too_many_positions(field: str) -> StructuredOutputError:
+    """The error of a specification that has more than MAX_POSITIONS."""
+    return _too_large(field, f"at most {MAX_POSITIONS} characters and classes, each repeat counted")
+
+
 def _too_large(field: str, limit: str) -> StructuredOutputError:
     return StructuredOutputError("is too large to compile", field=field, expected=limit)
 
 
-def _size(node: Node) -> int:
-    """The number of positions."""
-    match node:
-        case Characters():
-            return 1
-        case Concatenation():
-            return sum(map(_size, node.parts))
-        case Alternatives():
-            return sum(map(_size, node.options))
-        case Repeat():
-            return _size(node.part) * (max(node.low, 1) if node.high is None else node.high)
+def n_positions(tree: Node, field: str) -> int:
+    """The number of positions: characters and classes, each repeat counted.
+
+    Raises:
+        StructuredOutputError: The tree has more than MAX_TREE_NODES nodes.
+    """
+    n_visited = 0
+
+    def count(node: Node) -> int:
+        nonlocal n_visited
+        n_visited += 1
+        if n_visited > MAX_TREE_NODES:
+            raise _too_large(field, f"at most {MAX_TREE_NODES} parts")
+        match node:
+            case Characters():
+                return 1
+            case Concatenation():
+                return sum(map(count, node.parts))
+            case Alternatives():
+                return sum(map(count, node.options))
+            case Repeat():
+                return count(node.part) * (max(node.low, 1) if node.high is None else node.high)
+
+    return count(tree)
 
 
 @dataclass(slots=True)
@@ -167,7 +191,11 @@ class _Positions:
 
     def count(self, steps: int) -> None:
         """Count steps of work on sets of bits, and let other threads run now and then."""
-        self.work += steps * (1 + len(self.sets) // 512)
+        self.count_plain(steps * (1 + len(self.sets) // 512))
+
+    def count_plain(self, steps: int) -> None:
+        """Count steps of work whose duration does not depend on the number of positions."""
+        self.work += steps
         if self.work > self._yield_at:
             self._yield_at = self.work + _YIELD_EVERY
             time.sleep(0)
@@ -176,6 +204,7 @@ class _Positions:
 
     def add(self, node: Node) -> _Part:
         """Number the positions of a part, in order."""
+        self.count_plain(_NODE_STEPS)
         match node:
             case Characters():
                 position = len(self.sets)
@@ -189,6 +218,7 @@ class _Positions:
                 return whole
             case Alternatives():
                 options = [self.add(option) for option in node.options]
+                self.count(len(options))
                 first = 0
                 for option in options:
                     first |= option.first
@@ -204,12 +234,15 @@ class _Positions:
 
     def _repeated(self, node: Repeat) -> _Part:
         """Copies, each of which follows the one before it; those beyond `low` may be left out."""
-        if not _size(node.part) or node.high == 0:
+        if node.high == 0:
             return _Part(True, 0, [])
+        n_before = len(self.sets)
         copies = max(node.low, 1) if node.high is None else node.high
         first, before, last, nullable = 0, list[int](), list[int](), True
         for i in range(copies):
             copy = self.add(node.part)
+            if len(self.sets) == n_before:  # it has no positions, so neither have more copies
+                return _Part(True, 0, [])
             self._connect(before, copy.first)
             first |= copy.first if i == 0 or nullable else 0
             before = [*before, *copy.last] if copy.nullable else copy.last
@@ -252,6 +285,8 @@ def _classes(positions: _Positions, vocabulary: str) -> tuple[NDArray[np.int32],
     members: list[list[int]] = [[] for _ in vocabulary]  # of each id: its sets
     missing = []
     for i, characters in enumerate(by_set):
+        if not characters.literal or characters.without:
+            positions.count_plain(_SET_STEPS + characters.n_folded)
         ids = _ids(characters, vocabulary)
         positions.count(len(vocabulary) // 16 + len(ids))
         if not ids:

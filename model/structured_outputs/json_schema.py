@@ -8,11 +8,23 @@ have no escapes but of the quotation mark and the backslash. Numbers have at mos
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from model.errors import StructuredOutputError, short_repr
-from model.structured_outputs.syntax import EMPTY, Alternatives, Concatenation, Node, Repeat, choice, literal, parse
+from model.structured_outputs.automaton import MAX_POSITIONS, n_positions, too_many_positions
+from model.structured_outputs.syntax import (
+    EMPTY,
+    MAX_PATTERN_CHARS,
+    Alternatives,
+    Concatenation,
+    Node,
+    Repeat,
+    choice,
+    literal,
+    parse,
+)
 from model.structured_outputs.syntax import without as without_characters
 
 _ANNOTATIONS = frozenset(
@@ -43,6 +55,8 @@ _KEYWORDS = {
 _SCALARS = ("string", "number", "boolean", "null")
 MAX_DEPTH = 32
 MAX_NODES = 5_000
+MAX_NESTING = 200
+"""Levels of the JSON of a schema, values of `enum` and `const` included."""
 _MAX_NUMBER = 10**15 - 1
 _NOT_IN_STRINGS = r'["\\\x00-\x1f\x7f-\x9f\ud800-\udfff]'
 _INTEGER = "-?(?:0|[1-9][0-9]{0,14})"
@@ -73,6 +87,7 @@ def tree_of(schema: Any, field: str = "json") -> Node:
     Raises:
         StructuredOutputError: The schema is malformed, or a keyword is not supported.
     """
+    _check_json(schema, field)
     return _Reader(schema).value(schema, field)
 
 
@@ -84,12 +99,26 @@ def any_object() -> Node:
 
 
 class _Reader:
-    """Reads one schema and what it refers to."""
+    """Reads one schema and what it refers to.
+
+    It counts what it builds. A schema whose tree is too large is refused while it is read, before it takes memory.
+    """
 
     def __init__(self, root: Any) -> None:
         self._root = root
         self._n_nodes = 0
+        self._n_built = 0  # characters, classes and parts of objects
+        self._n_pattern_chars = 0
         self._references: list[str] = []  # that are being read
+
+    def _count(self, n: int, field: str) -> None:
+        self._n_built += n
+        if self._n_built > MAX_POSITIONS:
+            raise too_many_positions(field)
+
+    def _counted(self, node: Node, field: str) -> Node:
+        self._count(n_positions(node, field), field)
+        return node
 
     def value(self, schema: Any, field: str, depth: int = 0) -> Node:
         self._n_nodes += 1
@@ -121,10 +150,10 @@ class _Reader:
             "object": self._object,
             "array": self._array,
             "string": lambda s, f, _: self.string(s, f),
-            "integer": lambda s, f, _: _integer(s, f),
-            "number": lambda s, f, _: _number(s, f),
-            "boolean": lambda *_: choice(["true", "false"]),
-            "null": lambda *_: literal("null"),
+            "integer": lambda s, f, _: self._counted(_integer(s, f), f),
+            "number": lambda s, f, _: self._counted(_number(s, f), f),
+            "boolean": lambda _, f, __: self._counted(choice(["true", "false"]), f),
+            "null": lambda _, f, __: self._counted(literal("null"), f),
         }
         return Alternatives(tuple(readers[name](schema, field, depth) for name in types))
 
@@ -136,6 +165,7 @@ class _Reader:
         """A string; its pattern and its format must match wholly."""
         if "pattern" not in schema and "format" not in schema:
             low, high = _bounds(schema, field, "minLength", "maxLength")
+            self._count(1, field)
             return _enclosed('"', [Repeat(_CHARACTER, low, high)], '"')
         keyword = "pattern" if "pattern" in schema else "format"
         _only(schema, field, [k for k in schema if k not in _KEYWORDS["string"] or k == keyword])
@@ -143,7 +173,12 @@ class _Reader:
         if not isinstance(value, str) or (keyword == "format" and value not in _FORMATS):
             expected = "a string" if keyword == "pattern" else f"one of {', '.join(_FORMATS)}"
             raise _unexpected(at, value, expected)
+        self._n_pattern_chars += len(value) if keyword == "pattern" else 0
+        if self._n_pattern_chars > MAX_PATTERN_CHARS:
+            expected = f"at most {MAX_PATTERN_CHARS} characters in all patterns, references counted"
+            raise StructuredOutputError("is too large", field=at, value=value, expected=expected)
         tree = parse(value if keyword == "pattern" else _FORMATS[value], at)
+        self._count(n_positions(tree, at), at)
         return _enclosed('"', [without_characters(tree, _NOT_IN_STRINGS)], '"')
 
     def _reference(self, schema: Mapping[str, Any], field: str, depth: int) -> Node:
@@ -174,7 +209,12 @@ class _Reader:
         values = [value for value in values if any(_has_type(value, name) for name in names)]
         if not values:
             raise _unexpected(f"{field}.enum", schema["enum"], f"a value of type {' or '.join(names)}")
-        return choice([json.dumps(value, ensure_ascii=False, separators=(",", ":")) for value in values])
+        self._count(len(schema["enum"]) - len(values), field)
+        texts = []
+        for value in values:
+            texts.append(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+            self._count(len(texts[-1]), field)
+        return choice(texts)
 
     def _object(self, schema: Mapping[str, Any], field: str, depth: int) -> Node:
         properties, required = schema.get("properties", {}), schema.get("required", [])
@@ -183,19 +223,26 @@ class _Reader:
         if not isinstance(required, Sequence) or isinstance(required, str):
             raise _unexpected(f"{field}.required", required, "a list of names")
         for name in required:
-            if name not in properties:
+            if not isinstance(name, str) or name not in properties:
                 raise _unexpected(f"{field}.required", name, f"names in {field}.properties")
+        is_required = frozenset(required)
+        if len(is_required) < len(required):
+            raise _unexpected(f"{field}.required", required, "different names")
         members = list[tuple[Node, bool]]()
         for name, inner in properties.items():
-            if inner is False and name not in required:
+            if inner is False and name not in is_required:
+                self._count(1, field)
                 continue
             value = self.value(inner, f"{field}.properties.{name}", depth + 1)
-            key = literal(json.dumps(name, ensure_ascii=False) + ":")
-            members.append((Concatenation((key, _SPACE, value)), name in required))
+            text = json.dumps(name, ensure_ascii=False) + ":"
+            self._count(len(text), field)
+            members.append((Concatenation((literal(text), _SPACE, value)), name in is_required))
+        self._count(_n_groups([required for _, required in members]), field)
         return _enclosed("{", [_members(members)], "}")
 
     def _array(self, schema: Mapping[str, Any], field: str, depth: int) -> Node:
         low, high = _bounds(schema, field, "minItems", "maxItems")
+        self._count(1, field)
         item = self.value(schema.get("items", True), f"{field}.items", depth + 1)
         return _enclosed("[", [_list(item, low, high)], "]")
 
@@ -217,23 +264,47 @@ def _list(item: Node, low: int, high: int | None) -> Node:
     return items if low else Repeat(items, 0, 1)
 
 
+def _n_groups(is_required: Sequence[bool]) -> int:
+    """The number of members that `_members` writes, each where it can begin the object or follow another one."""
+    n = len(is_required)
+    n_beginnings = is_required.index(True) + 1 if True in is_required else n
+    return sum(n - at for at in range(n_beginnings))
+
+
 def _members(members: list[tuple[Node, bool]]) -> Node:
     """The members of an object in order, without those that are not required in any combination.
 
-    From the last one backwards: what may follow when something, or nothing, has been written.
+    One alternative for each member that can be the first one that is written.
     """
-    first: Node = EMPTY  # what may be written when nothing has been
+    beginnings = list[Node]()
     for at in range(len(members)):
         rest: list[Node] = []
         for node, is_required in members[at + 1 :]:
             following = Concatenation((_separator(), node))
             rest.append(following if is_required else Repeat(following, 0, 1))
-        beginning = Concatenation((members[at][0], *rest))
-        is_first = at == 0
-        first = beginning if is_first else Alternatives((first, beginning))
+        beginnings.append(Concatenation((members[at][0], *rest)))
         if members[at][1]:
-            return first
-    return Alternatives((first, EMPTY)) if members else EMPTY
+            return Alternatives(tuple(beginnings))
+    return Alternatives((*beginnings, EMPTY))
+
+
+def _check_json(schema: Any, field: str) -> None:
+    """Check what holds everywhere in a schema, also where it is only a value.
+
+    Raises:
+        StructuredOutputError: It is nested too deep, or has a number that JSON does not have.
+    """
+    values: list[tuple[Any, str, int]] = [(schema, field, 0)]
+    while values:
+        value, at, depth = values.pop()
+        if depth > MAX_NESTING:
+            raise StructuredOutputError("is too large", field=field, expected=f"at most {MAX_NESTING} levels of JSON")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise _unexpected(at, str(value), "a finite number")
+        if isinstance(value, Mapping):
+            values += [(inner, f"{at}.{name}", depth + 1) for name, inner in value.items()]
+        elif isinstance(value, list):
+            values += [(inner, f"{at}.{i}", depth + 1) for i, inner in enumerate(value)]
 
 
 def _types(schema: Mapping[str, Any], field: str) -> tuple[str, ...]:
@@ -245,7 +316,8 @@ def _types(schema: Mapping[str, Any], field: str) -> tuple[str, ...]:
         ]
         return tuple(named) or _SCALARS
     types = [declared] if isinstance(declared, str) else declared
-    if not isinstance(types, Sequence) or not types or any(not isinstance(t, str) or t not in _KEYWORDS for t in types):
+    is_list = isinstance(types, Sequence) and 1 <= len(types) <= len(_KEYWORDS)
+    if not is_list or any(not isinstance(t, str) or t not in _KEYWORDS for t in types):
         raise _unexpected(f"{field}.type", declared, f"one or several of {', '.join(_KEYWORDS)}")
     return tuple(types)
 

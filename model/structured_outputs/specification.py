@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from model.errors import StructuredOutputError
-from model.structured_outputs.automaton import Automaton, compile_tree
+from model.structured_outputs.automaton import MAX_POSITIONS, Automaton, compile_tree, too_many_positions
 from model.structured_outputs.json_schema import any_object, tree_of
 from model.structured_outputs.syntax import Node, choice, parse
 from model.text.vocab import Vocabulary
@@ -54,6 +54,8 @@ class StructuredOutputs:
             case "regex", str(pattern):
                 return parse(pattern)
             case "choice", list(texts) if 1 <= len(texts) <= MAX_CHOICES and all(isinstance(t, str) for t in texts):
+                if sum(map(len, texts)) > MAX_POSITIONS:
+                    raise too_many_positions(self.kind)
                 return choice(texts)
             case "json", schema:
                 return tree_of(schema)

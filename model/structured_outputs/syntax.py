@@ -49,6 +49,7 @@ class Characters:
     flags: int = 0  # of the expression
     literal: str = ""  # the character, if the set is that one only
     without: str = ""  # the characters of this set, also an expression, are left out
+    n_folded: int = 0  # the characters whose other cases `re` looks up when it compiles the set
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +96,16 @@ def parse(pattern: str, field: str = "regex") -> Node:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of constructs that a later Python may read in another way
             tree = parser.parse(pattern)
+        return _Reader(pattern, field).concatenation(tree.data, tree.state.flags, 0, True, True)
     except RecursionError as e:
         raise _too_deep(pattern, field) from e
+    except StructuredOutputError:
+        raise
     except (re.error, ValueError, OverflowError) as e:
         expected = "a regular expression in the syntax of Python's re"
         raise StructuredOutputError(
             f"{short_repr(pattern)} is malformed: {e}", field=field, value=pattern, expected=expected
         ) from e
-    return _Reader(pattern, field).concatenation(tree.data, tree.state.flags, 0, True, True)
 
 
 def literal(text: str) -> Node:
@@ -148,6 +151,12 @@ def _literal(code_point: int) -> Characters:
     return Characters(_escape(code_point), literal=chr(code_point))
 
 
+def _n_folded(members: Sequence[tuple[Any, Any]]) -> int:
+    """The characters of the ranges of a class; `re` looks up the cases of those up to U+FFFF one by one."""
+    ranges = [value for op, value in members if op is ops.RANGE]
+    return sum(max(min(high, 0xFFFF) - low + 1, 0) for low, high in ranges)
+
+
 def _is_empty(op: Any, value: Any) -> bool:
     """Whether an item of a parsed expression matches nothing but the empty text."""
     if op is ops.SUBPATTERN:
@@ -165,10 +174,11 @@ class _Reader:
     def concatenation(self, items: Sequence[tuple[Any, Any]], flags: int, depth: int, start: bool, end: bool) -> Node:
         if depth > _MAX_DEPTH:
             raise _too_deep(self._pattern, self._field)
-        empty = [_is_empty(*item) for item in items]
+        filled = [i for i, item in enumerate(items) if not _is_empty(*item)]
+        first, last = (filled[0], filled[-1]) if filled else (len(items), -1)
         parts = []
         for i, (op, value) in enumerate(items):
-            parts.append(self._node(op, value, flags, depth, start and all(empty[:i]), end and all(empty[i + 1 :])))
+            parts.append(self._node(op, value, flags, depth, start and i <= first, end and i >= last))
         return parts[0] if len(parts) == 1 else Concatenation(tuple(parts))
 
     def _node(self, op: Any, value: Any, flags: int, depth: int, start: bool, end: bool) -> Node:
@@ -195,7 +205,8 @@ class _Reader:
         if op is ops.ANY:
             return Characters(".", flags)
         if op is ops.IN:
-            return Characters(f"[{''.join(self._member(*member) for member in value)}]", flags)
+            source = f"[{''.join(self._member(*member) for member in value)}]"
+            return Characters(source, flags, n_folded=_n_folded(value) if flags & re.IGNORECASE else 0)
         raise self._refuse(_REFUSED.get(op, str(op).lower()))
 
     def _anchor(self, anchor: Any, start: bool, end: bool) -> Node:

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import StructuredOutputError
+from model.structured_outputs import automaton as automaton_module
 from model.structured_outputs.automaton import NO_STATE, UNBOUNDED, Automaton, compile_tree
 from model.structured_outputs.specification import StructuredOutputs
-from model.structured_outputs.syntax import parse
+from model.structured_outputs.syntax import Alternatives, Node, parse
 from model.text.vocab import Vocabulary
 from tests.conftest import ALPHABET
 from tests.model.structured_outputs.specifications import encode, patterns, random_walk
@@ -117,13 +118,18 @@ HOSTILE = {
     "number too large": "a{99999999999999999999}",
     "lone surrogate": "\ud800",
 }
+LABORIOUS = {
+    "copies of empty alternatives": f"(?:{'|' * 300}a){{10000}}",
+    "ranges without case": "(?i)" + "".join(f"[{chr(0x62 + i)}-\uffff]" for i in range(1_900)),
+    "ranges without case in one class": f"(?i)[{''.join(f'{chr(0x62 + i)}-{chr(0xFFFF)}' for i in range(3_000))}]",
+}
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("kind", [*HOSTILE, *LABORIOUS])
 def test_a_hostile_pattern_is_refused_with_a_reason(kind: str) -> None:
     """The error names the pattern's field and what is accepted."""
     with pytest.raises(StructuredOutputError) as refusal:
-        compiled(HOSTILE[kind])
+        compiled({**HOSTILE, **LABORIOUS}[kind])
     assert refusal.value.field == "regex"
     assert refusal.value.expected
 
@@ -197,3 +203,25 @@ def test_a_specification_that_is_none_is_refused(value: dict[str, object], field
         StructuredOutputs.from_dict(value).compile(ALPHABET)
     assert refusal.value.field == field
     assert refusal.value.expected
+
+
+def test_a_tree_whose_parts_are_shared_is_counted_within_a_limit() -> None:
+    """A node with two parents counts twice. 40 doublings would take forever if they were all visited."""
+    shared: Node = parse("a")
+    empty: Node = parse("")
+    for _ in range(40):
+        shared, empty = Alternatives((shared, shared)), Alternatives((empty, empty))
+    for tree in (shared, empty):
+        with pytest.raises(StructuredOutputError, match="too large"):
+            compile_tree(tree, CHARACTERS, "regex")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "least"),
+    [("(?:||||a){1000}", 5_000), ("(?:(?:a{1}){1}){1000}", 3_000), ("(?i)[b-\uffff]", 65_000), ("[ab][cd]", 1_000)],
+)
+def test_all_work_is_counted(pattern: str, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty alternatives, each level of each copy, and the sets that `re` compiles: no work escapes the limit."""
+    monkeypatch.setattr(automaton_module, "MAX_WORK", least)
+    with pytest.raises(StructuredOutputError, match=f"{least} steps"):
+        compiled(pattern)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from random import Random
 from typing import Any
 
@@ -10,8 +11,9 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from model.errors import StructuredOutputError
-from model.structured_outputs.automaton import NO_STATE, Automaton
-from model.structured_outputs.json_schema import MAX_DEPTH
+from model.structured_outputs import json_schema, syntax
+from model.structured_outputs.automaton import MAX_POSITIONS, NO_STATE, Automaton
+from model.structured_outputs.json_schema import MAX_DEPTH, MAX_NESTING
 from model.structured_outputs.specification import StructuredOutputs
 from model.text.vocab import Vocabulary
 from tests.model.structured_outputs.specifications import encode, random_schema, random_walk
@@ -148,6 +150,14 @@ def test_a_model_of_pydantic_can_be_used() -> None:
         ("string", "json"),
         ([], "json"),
         ({"type": "array", "items": False}, "json.items"),
+        ({"type": "integer", "minimum": math.inf}, "json.minimum"),
+        ({"type": "number", "maximum": math.nan}, "json.maximum"),
+        ({"const": math.inf}, "json.const"),
+        ({"enum": [1, {"a": [-math.inf]}]}, "json.enum.1.a.0"),
+        ({"type": "null", "default": math.nan}, "json.default"),
+        ({"properties": {"a": True}, "required": [["a"]]}, "json.required"),
+        ({"properties": {"a": True}, "required": ["a", "a"]}, "json.required"),
+        ({"type": ["null"] * 8}, "json.type"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(schema: Any, field: str) -> None:
@@ -170,3 +180,85 @@ def test_a_schema_that_grows_without_end_is_refused() -> None:
     for schema in (deep, {"$defs": doubled, "$ref": "#/$defs/d29"}):
         with pytest.raises(StructuredOutputError, match="too large"):
             compiled(schema)
+
+
+def _repeated(definition: Any, times: int) -> Any:
+    return {"$defs": {"d": definition}, "anyOf": [{"$ref": "#/$defs/d"}] * times}
+
+
+def _optional(depth: int) -> Any:
+    schema: dict[str, Any] = {"type": "null"}
+    for _ in range(depth):
+        schema = {"properties": {"a": {"type": "null"}, "b": schema}}
+    return schema
+
+
+def _nested(depth: int) -> Any:
+    value: Any = None
+    for _ in range(depth):
+        value = [value]
+    return {"const": value}
+
+
+SMALL_BUT_HUGE = {
+    "objects in optional properties": _optional(MAX_DEPTH - 1),
+    "a long text behind many references": _repeated({"const": "a" * 9_000}, 4_000),
+    "a long pattern behind many references": _repeated({"pattern": f"[{'ab' * 4_000}]"}, 4_000),
+    "a long list behind many references": _repeated({"type": "null", "enum": [1] * 9_000 + [None]}, 4_000),
+    "numbers behind many references": _repeated(
+        {"type": "integer", "minimum": 12_345, "maximum": 98_765_432_101}, 4_000
+    ),
+    "strings": {"anyOf": [{"type": "string"}] * 4_000},
+    "optional properties": {"properties": {f"p{i}": {"type": "null"} for i in range(4_900)}},
+    "short optional properties": {"properties": {chr(0x4E00 + i): {"const": 1} for i in range(1_000)}},
+    "properties that are not allowed": _repeated({"properties": {f"p{i}": False for i in range(9_000)}}, 4_000),
+    "a deep value": _nested(MAX_NESTING + 1),
+}
+
+
+@pytest.mark.parametrize("kind", SMALL_BUT_HUGE)
+def test_what_is_read_is_counted_before_it_is_built(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short schema of a huge tree is refused after little work: so few characters and nodes have been made."""
+    made = 0
+
+    class Characters(syntax.Characters):
+        def __new__(cls, *_: Any, **__: Any) -> Characters:
+            nonlocal made
+            made += 1
+            return super().__new__(cls)
+
+    class Concatenation(syntax.Concatenation):
+        def __new__(cls, *_: Any) -> Concatenation:
+            nonlocal made
+            made += 1
+            return super().__new__(cls)
+
+    for module in (syntax, json_schema):
+        monkeypatch.setattr(module, "Concatenation", Concatenation)
+    monkeypatch.setattr(syntax, "Characters", Characters)
+    assert compiled(True)
+    assert made
+    with pytest.raises(StructuredOutputError, match="too large"):
+        compiled(SMALL_BUT_HUGE[kind])
+    assert made <= 4 * MAX_POSITIONS
+
+
+def test_many_optional_properties_do_not_nest() -> None:
+    """Each can be the first that is written; the tree of 60 of them is no deeper than that of two."""
+
+    def depth(node: syntax.Node) -> int:
+        match node:
+            case syntax.Characters():
+                return 0
+            case syntax.Concatenation():
+                return 1 + max(map(depth, node.parts), default=0)
+            case syntax.Alternatives():
+                return 1 + max(map(depth, node.options))
+            case syntax.Repeat():
+                return 1 + depth(node.part)
+
+    def schema(n: int) -> Any:
+        return {"properties": {chr(0x61 + i): {"type": "null"} for i in range(n)}}
+
+    assert depth(json_schema.tree_of(schema(60))) == depth(json_schema.tree_of(schema(2)))
+    assert accepts(compiled(schema(20)), '{"b":null,"e":null,"t":null}')

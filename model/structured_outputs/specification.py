@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -15,6 +16,8 @@ from model.text.vocab import Vocabulary
 Kind = Literal["regex", "choice", "json", "json_object"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MAX_CHOICES = 1000
+MAX_JSON_BYTES = 64 << 10
+"""Of a specification that a client sends: it is stored with the session's turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,11 @@ class StructuredOutputs:
         raise StructuredOutputError(
             f"got {', '.join(map(str, values)) or 'none'}", value=dict(values), expected=expected
         )
+
+    @property
+    def is_too_long(self) -> bool:
+        """Whether its JSON is longer than MAX_JSON_BYTES."""
+        return len(json.dumps(self.as_dict(), ensure_ascii=False).encode("utf-8", "surrogatepass")) > MAX_JSON_BYTES
 
     def tree(self) -> Node:
         """The tree of the texts that it accepts.

@@ -27,7 +27,10 @@ const say = (line) => {
 
 // One task at a time; a new one ends the one before.
 let latest = 0;
+let stopped = -1; // what `latest` became when the button was pressed
 let queue = Promise.resolve();
+let isWriting = false;
+let isRecolorDue = false; // a color was chosen while the page wrote
 function begin(task) {
   const mine = ++latest;
   queue = queue.then(async () => {
@@ -35,6 +38,7 @@ function begin(task) {
     element("stop").disabled = false;
     await task(() => mine === latest);
     element("stop").disabled = true;
+    if (isRecolorDue && (mine === latest || latest === stopped)) recolor();
   });
 }
 
@@ -114,7 +118,7 @@ function readNext() {
 function measure() {
   if (!hasUnit()) return;
   const [layer, unit] = unitOf();
-  values.push(engine.unit(layer, unit)[Number(element("color").value)]);
+  values[read - 1] = engine.unit(layer, unit)[Number(element("color").value)];
 }
 
 const describe = (c) => `${JSON.stringify(c)} (U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")})`;
@@ -133,6 +137,7 @@ function write(event) {
   begin(async (isCurrent) => {
     say("Writing");
     [text, values, promptLength] = [[], [], given.length];
+    [isWriting, isRecolorDue] = [true, false];
     showAll();
     readFromStart();
     const began = performance.now();
@@ -153,17 +158,21 @@ function write(event) {
       shown = text.length;
       worked = performance.now() - began;
     });
+    isWriting = false;
     const n = Math.max(0, text.length - promptLength);
     const nats = text.slice(promptLength).reduce((sum, { logprob }) => sum - logprob, 0);
     const rate = Math.round((1000 * text.length) / worked).toLocaleString("en");
     const bits = (nats / Math.LN2 / Math.max(1, n)).toFixed(3);
-    say(`${n.toLocaleString("en")} characters, ${rate} a second; ${bits} bits a character; ${engine.name}.`);
+    const end = read < length ? "Stopped: " : "";
+    say(`${end}${n.toLocaleString("en")} characters, ${rate} a second; ${bits} bits a character; ${engine.name}.`);
   });
 }
 
-// The color is of a gate: the text is read again.
+// The color is of a gate: the text is read again, after it has been written.
 function recolor() {
   if (!element("form").reportValidity()) return;
+  isRecolorDue = isWriting;
+  if (isWriting) return;
   begin(async (isCurrent) => {
     values = [];
     readFromStart();
@@ -220,7 +229,7 @@ view.addEventListener("keydown", (event) => {
 });
 element("form").addEventListener("submit", write);
 element("stop").addEventListener("click", () => {
-  latest++;
+  stopped = ++latest;
 });
 for (const id of ["color", "layer", "unit"]) element(id).addEventListener("change", recolor);
 

@@ -38,6 +38,28 @@ def test_every_address_is_documented(tmp_path: Path) -> None:
     assert documented == set(output.splitlines()) - {"GET /page/{file}"}
 
 
+def test_the_overview_has_every_address() -> None:
+    """Its first column names the addresses of the headings; of several methods of one address, the last has it."""
+    reference = (ROOT / "docs" / "api.md").read_text()
+    table = reference.split("## Overview\n")[1].split("\n\n")[0]
+    listed, methods = set(), []
+    for code in re.findall(r"`([A-Z]+(?: /[^`]*)?)`", "\n".join(row.split("|")[1] for row in table.splitlines())):
+        method, _, address = code.partition(" ")
+        methods.append(method)
+        if address:
+            listed |= {f"{method} {re.sub('{.*?}', '{}', address)}" for method in methods}
+            methods = []
+    headings = re.findall(r"^### `(.+)`$", reference, re.MULTILINE)
+    assert listed == {re.sub("{.*?}", "{}", heading) for heading in headings}
+
+
+def test_the_length_of_the_program_that_loads_a_folder_is_true() -> None:
+    """docs/export.md says it."""
+    said = re.search(r"`load_model\.py` \| (\d+) lines", (ROOT / "docs" / "export.md").read_text())
+    assert said is not None
+    assert int(said[1]) == len((ROOT / "model" / "export" / "hf" / "load_model.py").read_text().splitlines())
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
     """A relative link names a file, and its fragment a heading of it."""

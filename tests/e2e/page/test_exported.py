@@ -264,7 +264,25 @@ def test_stop_ends_it(exported: Opening) -> None:
     page.page.locator("#status", has_text="a second").wait_for()
     text = page.text()
     assert 0 < len(text) < 1_000_000
+    assert page.page.inner_text("#status").startswith("Stopped: ")
     assert text == ours(trained(), "", len(text), 0.8)
+
+
+def test_a_color_ends_no_text(exported: Opening) -> None:
+    """One that is chosen while the page writes is shown when the text is whole, or stopped."""
+    page = exported(trained())
+    for count, says in ((30_000, "30,000 characters, "), (1_000_000, "Stopped: ")):
+        page.page.select_option("#color", "none")
+        page.page.fill("#count", str(count))
+        page.page.click("#start")
+        page.page.locator("#status", has_text="Writing").wait_for()
+        page.page.locator("#text span").first.wait_for()
+        page.page.select_option("#color", "4")
+        if says == "Stopped: ":
+            page.page.click("#stop")
+        page.page.locator("#status", has_text="a second").wait_for()
+        page.page.locator("#text div:first-child [class^=hot], #text div:first-child [class^=cold]").first.wait_for()
+        assert page.page.inner_text("#status").startswith(says)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -25,7 +25,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from model.network.penalties import MAX_LOGIT_BIAS
 from model.network.sampling import DEFAULT_CHARS, MAX_SEED, SamplingParameter, SamplingParams
-from model.structured_outputs.specification import KINDS, MAX_CHOICES, StructuredOutputs
+from model.structured_outputs.specification import KINDS, MAX_CHOICES, MAX_JSON_BYTES, StructuredOutputs
 from model.text.items.record import DEFAULT_STATISTIC, Statistic
 from service.errors import BadRequest, MalformedBody
 from service.store.sessions import SESSION_ID
@@ -106,6 +106,7 @@ class StructuredOutputsField(Body):
     def _check_kinds(self) -> StructuredOutputsField:
         if len(self._given()) != 1:
             raise unexpected(f"an object with exactly one of {', '.join(KINDS)}")
+        check_length(self.specification)
         return self
 
     @field_validator("choice")
@@ -373,6 +374,16 @@ def expected_value(error: ErrorDetails) -> str:
     """Say which values are accepted, from one of pydantic's errors; completes the sentence "expected ..."."""
     template = _EXPECTED.get(error["type"])
     return template.format_map(error.get("ctx", {})) if template is not None else error["msg"]
+
+
+def check_length(specification: StructuredOutputs) -> None:
+    """Refuse a specification of which the JSON is too long.
+
+    Raises:
+        PydanticCustomError: It is.
+    """
+    if specification.is_too_long:
+        raise unexpected(f"at most {MAX_JSON_BYTES} bytes of JSON")
 
 
 def unexpected(expected: str) -> PydanticCustomError:

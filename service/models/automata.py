@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Callable
 
 from cachetools import LRUCache
 
-from model.errors import StructuredOutputError
+from model.errors import StructuredOutputError, short_repr
 from model.structured_outputs.automaton import Automaton
 from model.structured_outputs.specification import StructuredOutputs
 from model.text.vocab import Vocabulary
 
 CACHE_BYTES = 64 << 20
-_ERROR_BYTES = 1024
+_ENTRY_BYTES = 1024
+"""What an entry takes besides its tables or its message."""
 
 
 class CompilationCache:
@@ -28,10 +30,10 @@ class CompilationCache:
 
         Args:
             on_lookup: Called for each request with whether its specification was in the cache, for metrics.
-            max_bytes: The most bytes of tables that it keeps.
+            max_bytes: The most bytes that it keeps: tables, and messages of errors.
         """
         self._on_lookup = on_lookup
-        self._results: LRUCache[tuple[str, str], Automaton | StructuredOutputError] = LRUCache(max_bytes, _n_bytes)
+        self._results: LRUCache[bytes, Automaton | StructuredOutputError] = LRUCache(max_bytes, _n_bytes)
         self._lock = threading.Lock()
         self._compiling = threading.Lock()
 
@@ -41,7 +43,7 @@ class CompilationCache:
         Raises:
             StructuredOutputError: As of StructuredOutputs.compile.
         """
-        key = (json.dumps(spec.as_dict()), vocab.characters)
+        key = _key(spec, vocab)
         result = self._get(key)
         if self._on_lookup is not None:
             self._on_lookup(result is not None)
@@ -53,23 +55,34 @@ class CompilationCache:
             raise StructuredOutputError(e.problem, field=e.field, value=e.value, expected=e.expected)
         return result
 
-    def _get(self, key: tuple[str, str]) -> Automaton | StructuredOutputError | None:
+    def _get(self, key: bytes) -> Automaton | StructuredOutputError | None:
         with self._lock:
             return self._results.get(key)
 
-    def _compile(
-        self, key: tuple[str, str], spec: StructuredOutputs, vocab: Vocabulary
-    ) -> Automaton | StructuredOutputError:
+    def _compile(self, key: bytes, spec: StructuredOutputs, vocab: Vocabulary) -> Automaton | StructuredOutputError:
         result: Automaton | StructuredOutputError
         try:
             result = spec.compile(vocab)
         except StructuredOutputError as e:
-            result = StructuredOutputError(e.problem, field=e.field, value=e.value, expected=e.expected)
+            result = StructuredOutputError(e.problem, field=e.field, value=_short(e.value), expected=e.expected)
         with self._lock:
             if _n_bytes(result) <= self._results.maxsize:
                 self._results[key] = result
         return result
 
 
+def _key(spec: StructuredOutputs, vocab: Vocabulary) -> bytes:
+    """A digest, so that a key takes little memory whatever the specification is."""
+    text = f"{json.dumps(spec.as_dict())}\n{vocab.characters}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def _short(value: object) -> object:
+    """The value of an error, or its beginning as a text if it is long."""
+    return value if len(repr(value)) <= _ENTRY_BYTES // 4 else short_repr(value)
+
+
 def _n_bytes(result: Automaton | StructuredOutputError) -> int:
-    return result.n_bytes if isinstance(result, Automaton) else _ERROR_BYTES
+    if isinstance(result, Automaton):
+        return _ENTRY_BYTES + result.n_bytes
+    return _ENTRY_BYTES + 4 * len(str(result))

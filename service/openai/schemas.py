@@ -20,6 +20,7 @@ from service.schemas import (
     Body,
     OnUnknown,
     StructuredOutputsField,
+    check_length,
     one_message,
     parameter_schema,
     unexpected,
@@ -100,6 +101,8 @@ class ResponseFormat(Body):
     def _check_schema(self) -> ResponseFormat:
         if (self.json_schema is not None) != (self.type == "json_schema"):
             raise unexpected("an object with json_schema if its type is json_schema, else without")
+        if self.specification is not None:
+            check_length(self.specification)
         return self
 
     @property

@@ -62,7 +62,8 @@ def test_a_model_goes_to_a_server_and_back(
     assert models["serving"]["fingerprint"] != checkpoint.fingerprint
     assert main(["import", "--from", server.url, "--model", checkpoint.fingerprint, "--store", str(tmp_path)]) == 0
     assert load(tmp_path / path.name).metadata() == load(path).metadata()
-    assert client.post(f"/models/{checkpoint.fingerprint}/promote", json={}).status_code == 200
+    promoted = client.post(f"/models/{checkpoint.fingerprint}/promote", json={})
+    assert promoted.status_code == 200, promoted.text
 
 
 @pytest.mark.usefixtures("_key")

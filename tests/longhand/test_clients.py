@@ -177,7 +177,7 @@ def test_an_http_client_of_one_s_own(service: Service) -> None:
 @pytest.mark.parametrize("document", ["README.md", "docs/client.md"])
 def test_the_documents_example(service: Service, document: str) -> None:
     """The program that a document shows runs as it stands, against another address."""
-    blocks = re.findall(r"^```\n(.*?)^```$", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
     (program,) = [block for block in blocks if "Client(" in block and "import" in block]
     program, n = re.subn(r"http://[\w.]+:8000", service.url, program)
     assert n == 1

@@ -190,7 +190,7 @@ def test_the_parameters_are_those_of_the_service() -> None:
     of_items = {"items", "unique", "novel"}
     fields = set(GenerateRequest.model_fields) - {"prompt", "stream", "n"}
     assert set(typing.get_type_hints(longhand.GenerateOptions)) == fields - of_items
-    of_texts = {"items", "session_id", "position", "stop", "logprobs", "on_new_model"}
+    of_texts = {"items", "session_id", "position", "stop", "logprobs", "on_new_model", "structured_outputs"}
     assert set(typing.get_type_hints(longhand.ItemOptions)) == fields - of_texts
     with pytest.raises(ValueError, match="items: got 3"):
         longhand.Client().stream("a", items=3)  # type: ignore[call-arg]

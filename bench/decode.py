@@ -46,15 +46,15 @@ Turn = Callable[[], object]
 """A function that advances every row by STEPS characters."""
 
 
-def block_of(rows: int) -> Block:
+def block_of(rows: int, steps: int = STEPS, vocab_size: int = VOCAB) -> Block:
     """A block of new texts, sampled at temperature 1 without filters."""
-    forced_ids = np.full((STEPS, rows), SAMPLE, np.int32)
-    forced_ids[0] = np.arange(rows) % VOCAB
+    forced_ids = np.full((steps, rows), SAMPLE, np.int32)
+    forced_ids[0] = np.arange(rows) % vocab_size
     return Block(
         slots=np.arange(rows, dtype=np.int32),
-        steps=np.full(rows, STEPS, np.int32),
+        steps=np.full(rows, steps, np.int32),
         forced_ids=forced_ids,
-        random_values=np.random.default_rng(1).random((STEPS, rows)),
+        random_values=np.random.default_rng(1).random((steps, rows)),
         sampling=as_batch([SamplingParams()] * rows),
     )
 

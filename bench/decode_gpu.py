@@ -17,28 +17,23 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 
+from bench.decode import EMBED, VOCAB, block_of
 from model.config import ModelConfig
 from model.network.char_rnn import CharRNN
-from model.network.sampling import SamplingParams, as_batch
-from model.stepper import SAMPLE, Block, Stepper
+from model.stepper import Stepper
 from model.stepper.cpu import CpuStepper
 from model.stepper.cuda import CudaStepper, compiler
 from model.stepper.cuda.driver import Gpu
 
-VOCAB, EMBED, STEPS, GRAPH_STEPS = 65, 64, 64, 16
+STEPS, GRAPH_STEPS = 64, 16
 CPU_ROWS = 64  # more are no faster on a CPU
 
 
 def stepper_turn(stepper: Stepper, rows: int) -> Callable[[], object]:
     """One block of a stepper."""
-    forced_ids = np.full((STEPS, rows), SAMPLE, np.int32)
-    forced_ids[0] = np.arange(rows) % VOCAB
-    numbers = np.random.default_rng(1).random((STEPS, rows))
-    slots, steps = np.arange(rows, dtype=np.int32), np.full(rows, STEPS, np.int32)
-    block = Block(slots, steps, forced_ids, numbers, as_batch([SamplingParams()] * rows))
+    block = block_of(rows, STEPS)
     return lambda: stepper.run(block)
 
 

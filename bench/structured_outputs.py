@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.decode import block_of
 from model.config import WEIGHT_PRECISIONS, ModelConfig
 from model.errors import StructuredOutputError
 from model.network.char_rnn import CharRNN
-from model.network.sampling import SamplingParams, as_batch
-from model.stepper import SAMPLE, Block
 from model.stepper.cpu import CpuStepper
 from model.structured_outputs.automaton import Automaton
 from model.structured_outputs.masks import Constraints, RowConstraint
@@ -53,19 +52,6 @@ def pattern(row: int) -> str:
     return f"(?:[{letters[low]}-{letters[low + 12]}]{{1,{2 + row % 9}}}[ ,;]|[A-Z][a-z]{{{1 + row // 9}}}[.!?]\\n)+"
 
 
-def block_of(rows: int) -> Block:
-    """A block of new texts, sampled at temperature 1 without filters."""
-    forced_ids = np.full((STEPS, rows), SAMPLE, np.int32)
-    forced_ids[0] = np.arange(rows) % len(VOCAB)
-    return Block(
-        slots=np.arange(rows, dtype=np.int32),
-        steps=np.full(rows, STEPS, np.int32),
-        forced_ids=forced_ids,
-        random_values=np.random.default_rng(1).random((STEPS, rows)),
-        sampling=as_batch([SamplingParams()] * rows),
-    )
-
-
 def seconds_of(turn: Callable[[], object]) -> float:
     """The time of a round."""
     started = time.perf_counter()
@@ -79,7 +65,7 @@ def stepper_ratios(network: CharRNN, rows: int, rounds: int) -> Iterator[dict[st
     automata = [compiled("regex", pattern(row)) for row in range(rows)]
     for precision in WEIGHT_PRECISIONS:
         stepper = CpuStepper(network, rows, precision)
-        plain = block_of(rows)
+        plain = block_of(rows, STEPS, len(VOCAB))
 
         def constrained(stepper: CpuStepper = stepper, plain: Any = plain) -> None:
             rows_of_block = [RowConstraint(automaton, 0, BUDGET) for automaton in automata]

@@ -75,6 +75,17 @@ class StepperError(Exception):
         self.is_final = is_final
 
 
+def as_state(state: NDArray[np.floating], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """A contiguous float32 state for a native stepper's table.
+
+    Raises:
+        ValueError: The state is not finite float32 of this shape.
+    """
+    if state.dtype != np.float32 or state.shape != shape or not np.isfinite(state).all():
+        raise ValueError(f"state: got {state.dtype} {state.shape}, expected finite float32 {shape}")
+    return np.ascontiguousarray(state, dtype=np.float32)
+
+
 class Stepper(Protocol):
     """A table of slots, one hidden state each, and the network that advances them. One thread at a time calls it.
 

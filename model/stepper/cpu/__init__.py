@@ -27,7 +27,7 @@ from model.native.library import (
 )
 from model.network.char_rnn import CharRNN
 from model.network.sampling import SAMPLING_DTYPE
-from model.stepper import Block, BlockResult
+from model.stepper import Block, BlockResult, as_state
 from model.stepper.cpu.pack import pack
 from model.structured_outputs.masks import ConstraintResult, Constraints
 
@@ -185,9 +185,7 @@ class CpuStepper:
             ValueError: The state is not finite float32 of shape (S, L, H), or there is no such slot.
         """
         if state is not None:
-            if state.dtype != np.float32 or state.shape != self.state_shape or not np.isfinite(state).all():
-                raise ValueError(f"state: got {state.dtype} {state.shape}, expected finite float32 {self.state_shape}")
-            state = np.ascontiguousarray(state)
+            state = as_state(state, self.state_shape)
         with self._lock:
             pointer = None if state is None else state.ctypes.data
             self._library.lh_write(self._open(), self._slot(slot), pointer)

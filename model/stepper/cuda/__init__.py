@@ -22,7 +22,7 @@ from model.config import WEIGHT_PRECISIONS, WeightPrecision
 from model.network.char_rnn import CharRNN
 from model.network.penalties import NO_CHARACTER
 from model.network.sampling import has_penalties
-from model.stepper import NO_SCORE, SAMPLE, Block, BlockResult
+from model.stepper import NO_SCORE, SAMPLE, Block, BlockResult, as_state
 from model.stepper.cpu import CpuStepper
 from model.stepper.cuda.block import CAPACITY, block_words, check, fill, rows_of
 from model.stepper.cuda.compiler import cubin
@@ -153,9 +153,7 @@ class CudaStepper:
             ValueError: The state is not finite float32 of shape (S, L, H), or there is no such slot.
         """
         if state is not None:
-            if state.dtype != np.float32 or state.shape != self.state_shape or not np.isfinite(state).all():
-                raise ValueError(f"state: got {state.dtype} {state.shape}, expected finite float32 {self.state_shape}")
-            state = np.ascontiguousarray(state)
+            state = as_state(state, self.state_shape)
         n_bytes = 4 * int(np.prod(self.state_shape))
         with self._lock:
             gpu = self._open()
@@ -171,6 +169,8 @@ class CudaStepper:
         """Free the GPU's memory. Idempotent."""
         with self._lock:
             gpu, self._gpu = self._gpu, None
+            if self._cpu is not None:
+                self._cpu.close()
             if gpu is None:
                 return
             try:
@@ -201,25 +201,27 @@ class CudaStepper:
         ids, logprobs = np.zeros((steps, n_rows), np.int32), np.full((steps, n_rows), np.nan, np.float32)
         changed = ConstraintResult(constraints.states.copy(), block.steps.copy(), np.zeros((steps, n_rows), np.float32))
         is_constrained = constraints.rows != NO_AUTOMATON
-        others = np.flatnonzero(~is_constrained)
-        if len(others):
-            result = self.run(replace(rows_of(block, others), constraints=None))
-            ids[:, others], logprobs[:, others] = result.ids, result.logprobs
         if self._cpu is None:
             self._cpu = CpuStepper(self._network, min(self.n_slots, _CONSTRAINED_ROWS), self._precision)
-        on_cpu = np.flatnonzero(is_constrained)
+        on_cpu, others = np.flatnonzero(is_constrained), np.flatnonzero(~is_constrained)
+        states: dict[
+            int, NDArray[np.float32]
+        ] = {}  # by slot; written when every row has run, as a block may be refused
         for start in range(0, len(on_cpu), self._cpu.n_slots):
             rows = on_cpu[start : start + self._cpu.n_slots]
-            slots = np.arange(len(rows), dtype=np.int32)
             for slot, row in enumerate(rows):
                 self._cpu.write(slot, self.read(int(block.slots[row])))
-            result = self._cpu.run(replace(rows_of(block, rows), slots=slots))
-            for slot, row in enumerate(rows):
-                self.write(int(block.slots[row]), self._cpu.read(slot))
+            result = self._cpu.run(replace(rows_of(block, rows), slots=np.arange(len(rows), dtype=np.int32)))
+            states |= {int(block.slots[row]): self._cpu.read(slot) for slot, row in enumerate(rows)}
             assert result.constraints is not None
             ids[:, rows], logprobs[:, rows] = result.ids, result.logprobs
             changed.states[rows], changed.steps[rows] = result.constraints.states, result.constraints.steps
             changed.logprobs[:, rows] = result.constraints.logprobs
+        if len(others):
+            result = self.run(replace(rows_of(block, others), constraints=None))
+            ids[:, others], logprobs[:, others] = result.ids, result.logprobs
+        for table_slot, state in states.items():
+            self.write(table_slot, state)
         return BlockResult(ids, logprobs, changed)
 
     def _run(self, block: Block) -> BlockResult:
@@ -436,16 +438,14 @@ def _part(block: Block, start: int, ids: NDArray[np.int32]) -> tuple[Block, NDAr
     forced_ids = block.forced_ids[start:end, rows].copy()
     if start:
         forced_ids[0] = ids[start - 1, rows]
+    of_rows = rows_of(block, rows)
     part = replace(
-        block,
-        slots=block.slots[rows],
-        steps=np.minimum(block.steps[rows], end) - start,
+        of_rows,
+        steps=np.minimum(of_rows.steps, end) - start,
         forced_ids=forced_ids,
-        random_values=block.random_values[start:end, rows],
-        sampling=block.sampling[rows],
-        score_ids=None if block.score_ids is None else block.score_ids[start:end, rows],
+        random_values=of_rows.random_values[start:end],
+        score_ids=None if of_rows.score_ids is None else of_rows.score_ids[start:end],
         windows=_windows_at(block, start, ids, rows) if has_penalties(block.sampling) else None,
-        logit_bias=None if block.logit_bias is None else block.logit_bias.rows(rows),
     )
     return part, rows
 

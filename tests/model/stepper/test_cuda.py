@@ -411,6 +411,6 @@ def test_without_nvrtc_the_error_says_what_to_install(monkeypatch: pytest.Monkey
 
 
 def test_unsupported_networks_are_named() -> None:
-    """Before the GPU is asked for anything."""
+    """Before the GPU is used."""
     with pytest.raises(Unsupported, match="gru"):
         CudaStepper(random_checkpoint("gru").network(), 1)

@@ -16,7 +16,7 @@
 #define NO_SCORE (-1)
 #define ENDED (-1) /* rows with fewer steps come last, so the rows that still run are the first ones */
 
-/* Mirrored by arguments.py, field by field; every field has 8 bytes. */
+/* Filled by CudaStepper._allocate, field by field; every field has 8 bytes. */
 typedef struct {
     Ptr<uint32_t> weights[MAX_LAYERS + 1]; /* (panels, words, 64); the entry after the last layer is the head */
     Ptr<float> initial[MAX_LAYERS + 1];    /* [0]: (V, panels, 64), by id; others: (panels, 64) */

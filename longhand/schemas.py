@@ -134,7 +134,7 @@ class Generation(Answer):
     saved: bool
     reencoded: bool = False
     logprobs: list[Logprob] | None = None
-    bits: float | None = None
+    mask_bits: float | None = None
 
 
 class ItemsStart(Answer):

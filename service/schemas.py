@@ -190,7 +190,7 @@ class GenerateRequest(_SamplingFields):
     )
     structured_outputs: StructuredOutputsField | None = Field(
         None,
-        description="the form of the generated text, within max_chars: a regular expression, a list of choices or a "
+        description="the constraint of the text, within max_chars: a regular expression, a list of choices or a "
         "JSON schema; docs/structured-outputs.md",
     )
 

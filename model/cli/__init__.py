@@ -19,7 +19,7 @@ COMMANDS = {
     "plot": "draw the loss curves of a training run",
     "report": "write a page on a model: loss curves, samples, and how much of them is copied from its corpus",
     "info": "describe a checkpoint: its shape, losses and training options",
-    "export": "write a checkpoint in another form: ONNX, a folder for the Hugging Face hub, a page without a server",
+    "export": "write a checkpoint in another format: ONNX, a folder for the Hugging Face hub, a page without a server",
     "import": "take a model from elsewhere into the store: such a folder, or a plain PyTorch state dict",
 }
 """Every command and its summary. Listing them loads neither torch nor the commands themselves."""
@@ -37,7 +37,7 @@ NOT_IN_THE_IMAGE = ("optuna", "matplotlib")
 """Packages that only sweeps and plots need: the image of the api and the trainer is without them."""
 
 EXTRAS = {"onnx": "onnx==1.23.2"}
-"""Packages that only one form of an export needs, with the version that the tests have: no image has them."""
+"""Packages that only one format of an export needs, with the version that the tests have: no image has them."""
 
 
 def main(argv: list[str] | None = None, prog: str = "python -m model") -> int:

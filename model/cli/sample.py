@@ -57,12 +57,14 @@ def configure(command: argparse.ArgumentParser) -> None:
         default="auto",
         help="of the native stepper's weights: fp32, int8 or auto, as the service chooses (default auto)",
     )
-    form = command.add_mutually_exclusive_group()
-    form.add_argument("--regex", help="a regular expression that the generated text matches wholly (default: none)")
-    form.add_argument(
+    constraint = command.add_mutually_exclusive_group()
+    constraint.add_argument(
+        "--regex", help="a regular expression that the generated text matches wholly (default: none)"
+    )
+    constraint.add_argument(
         "--choice", action="append", help="a text that may be generated; repeat it for others (default: any text)"
     )
-    form.add_argument(
+    constraint.add_argument(
         "--json-schema", type=_json_schema, help="a JSON schema, or a file with one, for JSON (default: none)"
     )
     items.add_items(command)
@@ -92,10 +94,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _automaton(args: argparse.Namespace, vocab: Vocabulary, max_chars: int) -> Automaton | None:
-    """The automaton of the form that the text must have, if there is one.
+    """The automaton of the text's constraint, if there is one.
 
     Raises:
-        StructuredOutputError: The form cannot be used, or no text of it fits into max_chars.
+        StructuredOutputError: The constraint cannot be used, or no text of it fits into max_chars.
     """
     kinds = {"regex": args.regex, "choice": args.choice, "json": args.json_schema}
     given = {kind: value for kind, value in kinds.items() if value is not None}
@@ -103,7 +105,7 @@ def _automaton(args: argparse.Namespace, vocab: Vocabulary, max_chars: int) -> A
         return None
     automaton = StructuredOutputs.from_dict(given).compile(vocab)
     if max_chars < automaton.shortest:
-        expected = f"at least {automaton.shortest}, the length of the shortest text of this form"
+        expected = f"at least {automaton.shortest}, the length of the shortest text of this constraint"
         raise StructuredOutputError(field="--max-chars", value=max_chars, expected=expected)
     return automaton
 

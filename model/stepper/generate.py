@@ -79,9 +79,9 @@ def generate(
     for id in ids[:-1]:
         _, state = network(torch.tensor([[id]]), state)
     next_input, text = ids[-1], ""
-    form, mask_logprob = 0, 0.0
+    constraint_state, mask_logprob = 0, 0.0
     for n in range(max_chars):
-        if automaton is not None and not automaton.may_continue(form, max_chars - n):
+        if automaton is not None and not automaton.may_continue(constraint_state, max_chars - n):
             return Generated(text, "stop", mask_logprob)
         logits, state = network(torch.tensor([[next_input]]), state)  # (1, 1, V)
         random_value = torch.from_numpy(random_values([seed], [len(prompt) + n], 1)[:, 0])
@@ -90,7 +90,7 @@ def generate(
         if window is not None or bias is not None:
             adjusted = adjusted_logits(logits[:, 0], window, bias, sampling)
         if automaton is not None:
-            is_refused = torch.from_numpy(~automaton.allowed(form, max_chars - n))
+            is_refused = torch.from_numpy(~automaton.allowed(constraint_state, max_chars - n))
             probabilities = logits[0, 0].double().softmax(dim=0)
             mask_logprob += float(probabilities[~is_refused].sum().log())
             adjusted = (logits[:, 0] if adjusted is None else adjusted).masked_fill(is_refused, -torch.inf)
@@ -102,8 +102,10 @@ def generate(
         if complete:
             return Generated(text[: len(text) - len(max(complete, key=len))], "stop")
         if automaton is not None:
-            form = automaton.advance(form, [next_input])
-    return Generated(text, "length" if automaton is None else automaton.finish_reason(form, 0), mask_logprob)
+            constraint_state = automaton.advance(constraint_state, [next_input])
+    return Generated(
+        text, "length" if automaton is None else automaton.finish_reason(constraint_state, 0), mask_logprob
+    )
 
 
 def write(
@@ -144,17 +146,19 @@ def write(
     window = new_window(params, np.array(before, np.int32) if len(before) else prompt_codes(ids))
     bias = LogitBias.of([bias_by_id(vocab, logit_bias or {})])
     to_feed = np.array([vocab.start, *ids], dtype=np.int32)
-    position, remaining, form = start, max_chars, 0
-    while remaining and (automaton is None or automaton.may_continue(form, remaining)):
+    position, remaining, constraint_state = start, max_chars, 0
+    while remaining and (automaton is None or automaton.may_continue(constraint_state, remaining)):
         steps = min(block_steps, len(to_feed) - 1 + remaining)
         fed = to_feed[:steps]
         block = one_row_block(0, fed, steps, random_values([seed], [position], steps), params)
         is_read = automaton is not None and steps >= len(to_feed)
-        constraints = Constraints.of([RowConstraint(automaton, form, remaining) if automaton and is_read else None])
+        constraints = Constraints.of(
+            [RowConstraint(automaton, constraint_state, remaining) if automaton and is_read else None]
+        )
         block = replace(block, windows=stack_windows([window]), logit_bias=bias, constraints=constraints)
         result = stepper.run(block)
         if result.constraints is not None:
-            steps, form = int(result.constraints.steps[0]), int(result.constraints.states[0])
+            steps, constraint_state = int(result.constraints.steps[0]), int(result.constraints.states[0])
         new = result.ids[len(fed) - 1 : steps, 0] if len(fed) == len(to_feed) else result.ids[:0, 0]
         to_feed = to_feed[steps:] if len(to_feed) > steps else result.ids[steps - 1 : steps, 0]
         position, remaining = position + steps, remaining - len(new)

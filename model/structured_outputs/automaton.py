@@ -418,5 +418,5 @@ def _nothing_left(field: str, missing: list[Characters]) -> StructuredOutputErro
     else:
         problem = "no text matches"
     value = "".join(literals) or short_repr([m.source for m in missing])
-    expected = "a form that can be written with the model's characters"
+    expected = "a constraint that can be written with the model's characters"
     return StructuredOutputError(problem, field=field, value=value, expected=expected)

@@ -40,7 +40,7 @@ class Engine:
         max_waiting: int,
         block_s: float = 0.020,
         observer: Observer | None = None,
-        on_lost: Callable[[], None] = lambda: None,
+        on_device_lost: Callable[[], None] = lambda: None,
     ) -> None:
         """Create the engine; `start` starts its thread.
 
@@ -51,7 +51,7 @@ class Engine:
             max_waiting: The capacity of the queue in front of the slots.
             block_s: The time that a block should take.
             observer: Receives the statistics of each iteration.
-            on_lost: Called when the stepper can compute nothing more in this process; every sequence ends with
+            on_device_lost: Called when the stepper can compute nothing more in this process; every sequence ends with
                 Draining.
         """
         self.vocab = vocab
@@ -73,7 +73,7 @@ class Engine:
         self._in_groups = 0  # of the sequences in flight, those of a group; under the lock
         self._changed = threading.Condition()
         self._is_stopping = False
-        self._on_lost = on_lost
+        self._on_device_lost = on_device_lost
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -190,7 +190,7 @@ class Engine:
                 self._step()
             except StepperError as e:
                 if e.is_final:
-                    self._lose(e)
+                    self._end_without_device(e)
                     break
                 self._fail_running(e)
             except Exception as e:  # a bug ends the sequences that met it, not the thread
@@ -211,12 +211,12 @@ class Engine:
         for slot in list(self._scheduler.running):
             self._release(slot, _failed(error))
 
-    def _lose(self, error: StepperError) -> None:
+    def _end_without_device(self, error: StepperError) -> None:
         """Accept nothing more, and have the process ended."""
         log.critical("the stepper can compute nothing more in this process, which now shuts down: %s", error)
         with self._changed:
             self._is_stopping = True
-        self._on_lost()
+        self._on_device_lost()
 
     def _wait_for_work(self) -> bool:
         """Move submitted sequences to the scheduler, waiting for one if there is nothing to do; False: stop."""
@@ -335,7 +335,7 @@ class Engine:
             self._send(sequence, Scored(np.concatenate(sequence.scores)))
         is_prompt_read = reason == "length" or sequence.unread_chars == 0
         state = self._read_state(slot, sequence) if is_prompt_read else None
-        self._release(slot, End(reason, state, sequence.bits))
+        self._release(slot, End(reason, state, sequence.mask_bits))
 
     def _release(self, slot: int, last: End | Failed) -> None:
         self._end(self._scheduler.release(slot), last)

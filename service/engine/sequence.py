@@ -23,7 +23,7 @@ _NO_TEXT: Window = np.empty(0, dtype=np.int32)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SequenceRequest:
-    """What the engine is asked to generate.
+    """What the engine generates.
 
     The text begins with `state`, which has consumed everything before `feed[0]`, and continues with `feed`. Then up to
     `max_chars` characters are generated.
@@ -126,7 +126,7 @@ class Sequence:
         return self.remaining < self._most_chars
 
     @property
-    def bits(self) -> float | None:
+    def mask_bits(self) -> float | None:
         """What the masks removed of the probability of the text so far, in bits; None without an automaton."""
         return None if self.request.automaton is None else -self._mask_logprob / log(2)
 

@@ -39,7 +39,7 @@ class End:
 
     finish_reason: FinishReason
     state: HiddenState | None
-    bits: float | None = None  # what the masks of a constrained text removed of its probability
+    mask_bits: float | None = None  # what the masks of a constrained text removed of its probability
 
 
 @dataclass(frozen=True, slots=True)

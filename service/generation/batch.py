@@ -39,17 +39,17 @@ class BatchResult:
     finish_reason: FinishReason
     seed: int
     generated_chars: int
-    bits: float | None = None  # of a constrained text
+    mask_bits: float | None = None  # of a constrained text
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as the API shows it."""
-        bits = {} if self.bits is None else {"bits": round(self.bits, BITS_DIGITS)}
+        mask_bits = {} if self.mask_bits is None else {"mask_bits": round(self.mask_bits, BITS_DIGITS)}
         return {
             "index": self.index,
             "finish_reason": self.finish_reason,
             "seed": self.seed,
             "generated_chars": self.generated_chars,
-            **bits,
+            **mask_bits,
         }
 
 
@@ -170,7 +170,7 @@ class RunningBatch:
         generation.release()
         seed = self._plan(index).record.seed
         end = generation.end
-        return BatchResult(index, end.finish_reason, seed, self._generated_chars[index], end.bits)
+        return BatchResult(index, end.finish_reason, seed, self._generated_chars[index], end.mask_bits)
 
     def _take_prompt(self, prompt: int, item: Item) -> None:
         """Continue every text of a prompt from the state at its end, when it is there."""

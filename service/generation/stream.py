@@ -40,11 +40,11 @@ class GenerationResult:
     reused_chars: int
     saved: bool
     reencoded: bool
-    bits: float | None = None  # of a constrained text: what the masks removed of its probability
+    mask_bits: float | None = None  # of a constrained text: what the masks removed of its probability
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as the API shows it."""
-        bits = {} if self.bits is None else {"bits": round(self.bits, BITS_DIGITS)}
+        mask_bits = {} if self.mask_bits is None else {"mask_bits": round(self.mask_bits, BITS_DIGITS)}
         return {
             "finish_reason": self.finish_reason,
             "session_id": self.session_id,
@@ -58,7 +58,7 @@ class GenerationResult:
             },
             "saved": self.saved,
             "reencoded": self.reencoded,
-            **bits,
+            **mask_bits,
         }
 
 
@@ -190,7 +190,7 @@ class RunningGeneration:
             reused_chars=self._plan.sequence.reused_chars,
             saved=saved,
             reencoded=record.reencoded,
-            bits=self._end.bits,
+            mask_bits=self._end.mask_bits,
         )
 
     def release(self) -> None:

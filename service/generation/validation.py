@@ -91,7 +91,7 @@ def _structured_outputs(model: LoadedModel, request: GenerateRequest) -> Structu
     spec = request.structured_outputs.specification
     for name, allowed in (("stop", []), ("min_chars", 0)):
         if getattr(request, name) != allowed:
-            expected = "none with structured_outputs: such a text ends where its form does"
+            expected = "none with structured_outputs: such a text ends where its constraint does"
             raise BadRequest(name, getattr(request, name), expected)
     automaton = model.compile(spec)
     if request.max_chars < automaton.shortest:

@@ -56,7 +56,7 @@ class LoadedModel:
             stepper: The engine's, if it is to be closed.
             network: Reads text beside the engine.
             items: What the checkpoint knows of its list; None if it is of a text.
-            description: What clients are told of the checkpoint, beside its name and fingerprint.
+            description: What the API shows of the checkpoint, beside its name and fingerprint.
             automata: The cache of structured outputs, which models share; None: one of its own.
             stepper_reason: Why this stepper runs the model, in words.
         """

@@ -60,7 +60,7 @@ class ModelLoader:
                 max_waiting=self.max_waiting,
                 block_s=self.block_s,
                 observer=self.make_observer(stepper.n_slots),
-                on_lost=end_this_process,
+                on_device_lost=end_this_process,
             )
         except BaseException:
             free_stepper(stepper)

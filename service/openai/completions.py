@@ -210,7 +210,7 @@ def _check(request: CompletionRequest, max_chars: int) -> None:
         raise BadRequest(field, best_of or n, f"at most {MAX_TEXTS}", problem=f"{texts} texts together")
     if request.structured_outputs is not None and request.response_format is not None:
         value = request.response_format.type
-        raise BadRequest("response_format", value, "null with structured_outputs: a text has one form")
+        raise BadRequest("response_format", value, "null with structured_outputs: a text has one constraint")
     if request.stream_options is not None and not request.stream:
         raise BadRequest("stream_options", "an object", "null without stream", problem="needs stream")
 

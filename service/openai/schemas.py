@@ -149,10 +149,10 @@ class CompletionRequest(_SamplingFields):
         None, description="what to do with characters of a prompt that are not in the vocabulary; default error"
     )
     structured_outputs: StructuredOutputsField | None = Field(
-        None, description="the form of each text, within max_tokens: regex, choice or json, as for POST /generate"
+        None, description="the constraint of each text, within max_tokens: regex, choice or json, as for POST /generate"
     )
     response_format: ResponseFormat | None = Field(
-        None, description="the form of each text, as in the protocol: text, json_object or json_schema"
+        None, description="the constraint of each text, as in the protocol: text, json_object or json_schema"
     )
 
     @property

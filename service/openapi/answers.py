@@ -68,7 +68,7 @@ class GenerateAnswer(Answer):
     usage: Usage
     saved: bool
     reencoded: bool
-    bits: Annotated[float, Field(ge=0)] | None = None
+    mask_bits: Annotated[float, Field(ge=0)] | None = None
 
 
 class TextResult(Answer):
@@ -80,7 +80,7 @@ class TextResult(Answer):
     seed: Count
     generated_chars: Count
     logprobs: list[CharacterLogprob] = Field(default_factory=list)
-    bits: Annotated[float, Field(ge=0)] | None = None
+    mask_bits: Annotated[float, Field(ge=0)] | None = None
 
 
 class BatchAnswer(Answer):

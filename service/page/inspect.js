@@ -24,7 +24,7 @@ const COPIED_CHARS = 600;
 const DIGITS = 3;
 const STEP_MS = 700;
 let result = null;
-let unit = null; // null: the most telling one
+let unit = null; // null: the one with the strongest correlation
 let isChosen = false; // whether the user has chosen the unit
 let at = 0; // index of the character
 let timer = 0;
@@ -97,7 +97,7 @@ async function inspect(onUnknown = "error") {
     if (unit === null) {
       const { unit_correlations: found } = await requestJson("POST", "/inspect", { body: { ...body, map: undefined } });
       if (request !== requests) return;
-      unit = telling(found, body.layer)[0]?.unit ?? 0;
+      unit = byCorrelation(found, body.layer)[0]?.unit ?? 0;
     }
     const answer = await requestJson("POST", "/inspect", { body: { ...body, units: [unit] } });
     if (request !== requests) return;
@@ -114,8 +114,8 @@ async function inspect(onUnknown = "error") {
   }
 }
 
-/** The units of a layer that correlate with a feature of the text, the most telling one first. */
-function telling(correlations, layer) {
+/** The units of a layer that correlate with a feature of the text, the strongest first. */
+function byCorrelation(correlations, layer) {
   const all = Object.entries(correlations).flatMap(([feature, { units }]) => units.map((u) => ({ ...u, feature })));
   return all.filter((u) => u.layer === layer).sort((a, b) => Math.abs(b.r) - Math.abs(a.r));
 }

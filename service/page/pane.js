@@ -467,9 +467,9 @@ function describeEnd(data, pace) {
   const speed = pace === null ? "" : `, ${formatCount(Math.round(pace))} characters/s`;
   const saved = data.saved ? "" : " It was not saved, because the session store is unavailable.";
   const characters = `${formatCount(data.usage.generated_chars)} characters${speed}`;
-  const isWhole = data.bits !== undefined && data.finish_reason === "stop";
+  const isWhole = data.mask_bits !== undefined && data.finish_reason === "stop";
   const reason = isWhole ? "the pattern is complete" : FINISH_REASONS[data.finish_reason];
-  const cost = data.bits === undefined ? "" : ` The pattern cost ${data.bits.toFixed(1)} bits.`;
+  const cost = data.mask_bits === undefined ? "" : ` The pattern cost ${data.mask_bits.toFixed(1)} bits.`;
   return `${characters}; ${reason}. Position ${formatCount(data.position)}, seed ${data.seed}.${cost}${saved}`;
 }
 

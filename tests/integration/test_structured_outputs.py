@@ -1,4 +1,4 @@
-"""Structured outputs over HTTP: whole texts, the same however they are asked for, resumed, rewound and forked."""
+"""Structured outputs over HTTP: whole texts, the same in every kind of answer, resumed, rewound and forked."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def test_a_text_is_that_of_the_plain_loop(service: Service, tiny: Checkpoint) ->
         expected = generate(network, ALPHABET, BODY["prompt"], max_chars, seed=5, automaton=automaton)
         if expected.text == answer["text"]:  # the arithmetic differs in the last bits
             assert answer["finish_reason"] == expected.finish_reason
-            assert answer["bits"] == pytest.approx(-expected.mask_logprob / 0.6931471805599453, abs=0.02)
+            assert answer["mask_bits"] == pytest.approx(-expected.mask_logprob / 0.6931471805599453, abs=0.02)
         many = service.generate(**body, n=4)["results"]
         for i, result in enumerate(many):
             alone = service.generate(**{**body, "seed": 5 + i})
-            assert (result["text"], result["bits"]) == (alone["text"], alone["bits"])
-    assert "bits" not in service.generate(prompt="it was ", max_chars=5)
+            assert (result["text"], result["mask_bits"]) == (alone["text"], alone["mask_bits"])
+    assert "mask_bits" not in service.generate(prompt="it was ", max_chars=5)
 
 
 def test_finish_reasons(service: Service) -> None:
@@ -55,7 +55,7 @@ def test_finish_reasons(service: Service) -> None:
         assert re.fullmatch(pattern, answer["text"])
         assert answer["finish_reason"] == reason, (pattern, max_chars, answer)
     empty = service.generate(prompt="a", structured_outputs={"regex": ""}, max_chars=9)
-    assert (empty["text"], empty["finish_reason"], empty["bits"], empty["position"]) == ("", "stop", 0.0, 1)
+    assert (empty["text"], empty["finish_reason"], empty["mask_bits"], empty["position"]) == ("", "stop", 0.0, 1)
 
 
 def test_choices(service: Service) -> None:
@@ -147,7 +147,7 @@ def test_texts_survive_kills(store: Path, redis_server: RedisServer) -> None:
     assert kills == 2
     assert text == expected["text"]
     assert re.fullmatch(body["structured_outputs"]["regex"], text)
-    assert (done["bits"], done["finish_reason"]) == (expected["bits"], expected["finish_reason"])
+    assert (done["mask_bits"], done["finish_reason"]) == (expected["mask_bits"], expected["finish_reason"])
 
 
 @pytest.mark.parametrize(

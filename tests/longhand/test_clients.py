@@ -60,7 +60,7 @@ def test_a_text_whole_and_as_a_stream(client: longhand.Client, service: Service)
     form: longhand.StructuredOutputs = {"choice": ["yes", "no"]}
     choice = client.generate("hello", max_chars=9, seed=5, structured_outputs=form)
     assert choice.text in form["choice"]
-    assert (choice.finish_reason, choice.bits is not None, whole.bits) == ("stop", True, None)
+    assert (choice.finish_reason, choice.mask_bits is not None, whole.mask_bits) == ("stop", True, None)
     with client.stream("hello", **options) as stream:
         with pytest.raises(RuntimeError):
             _ = stream.result

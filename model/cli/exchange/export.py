@@ -1,4 +1,4 @@
-"""python -m model export: a checkpoint in another form."""
+"""python -m model export: a checkpoint in another format."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def configure(command: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the model in the chosen form and print its path.
+    """Write the model in the chosen format and print its path.
 
     Raises:
-        ConfigError: An option does not fit the form.
+        ConfigError: An option does not fit the format.
         CheckpointError: The model cannot be read.
         StorageError: The file cannot be written.
     """
@@ -105,7 +105,7 @@ def _export_html(args: argparse.Namespace, path: Path, checkpoint: Checkpoint) -
 
 
 def _file(path: Path, suffix: str) -> Path:
-    """Return a path, if it ends as the form's files do.
+    """Return a path, if it ends as the format's files do.
 
     Raises:
         ConfigError: It does not.

@@ -16,7 +16,7 @@ from model.text.items.layout import MOST_ITEM_CHARS
 
 _MAX_ITEMS = 10**9
 _ITEM_OPTIONS = ("no_unique", "novel", "min_chars", "json")
-_FORMS = ("regex", "choice", "json_schema")
+_CONSTRAINTS = ("regex", "choice", "json_schema")
 
 
 def add_items(command: argparse.ArgumentParser) -> None:
@@ -50,7 +50,7 @@ def refuse_without_items(args: argparse.Namespace) -> None:
 
 def print_items(args: argparse.Namespace, loaded: Checkpoint, params: SamplingParams) -> None:
     """Print items, one a line, and on standard error the reason where there are fewer than requested."""
-    options.refuse(args, _FORMS, "none with --items, whose form is that of the list")
+    options.refuse(args, _CONSTRAINTS, "none with --items, which are constrained by the list")
     limit = loaded.items.layout.max_item_chars if loaded.items is not None else MOST_ITEM_CHARS
     constraints = ItemConstraints(
         args.items,

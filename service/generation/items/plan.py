@@ -96,4 +96,4 @@ def _check_text_fields(request: GenerateRequest) -> None:
             raise BadRequest(name, value, expected.get(name, "null with items, which belong to no session"))
     if request.structured_outputs is not None:
         value = request.structured_outputs.specification.as_dict()
-        raise BadRequest("structured_outputs", value, "null with items, whose form is that of the list")
+        raise BadRequest("structured_outputs", value, "null with items, which are constrained by the list")

@@ -73,9 +73,9 @@ def test_the_walk_shows_the_gates(visit: Visiting, service: Service, tiny: Check
         )
         best = service.client.post("/inspect", json={"text": text, "layer": number}).json()["unit_correlations"]
         here = [u for feature in best.values() for u in feature["units"] if u["layer"] == number]
-        telling = max(here, key=lambda u: abs(u["r"]))["unit"]
-        for unit in (telling, 5):
-            if unit != telling:
+        strongest = max(here, key=lambda u: abs(u["r"]))["unit"]
+        for unit in (strongest, 5):
+            if unit != strongest:
                 v.page.fill("#unit", str(unit))
                 v.page.press("#unit", "Tab")
             v.page.locator(f"#strips [aria-label*='unit {unit} ']").wait_for()

@@ -369,7 +369,7 @@ def test_a_device_that_fails(tiny: Checkpoint, is_final: bool) -> None:
     """For good: every text ends with Draining, so clients go on elsewhere, and the process ends; else those texts."""
     lost = threading.Event()
     stepper = FailingStepper(ReferenceStepper(tiny.network(), 2), is_final=is_final)
-    engine = Engine(stepper, tiny.vocab, tiny.fingerprint, max_waiting=9, block_s=0.005, on_lost=lost.set)
+    engine = Engine(stepper, tiny.vocab, tiny.fingerprint, max_waiting=9, block_s=0.005, on_device_lost=lost.set)
     engine.start()
     running = [engine.submit(request(max_chars=ENDLESS)) for _ in range(4)]  # two of them wait
     for stream in running[: 4 if is_final else 1]:

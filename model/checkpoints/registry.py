@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import secrets
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ PROMOTED = "promoted.json"
 """The file that names the promoted checkpoint."""
 _HISTORY = 20  # promotions that can be undone
 _MAX_VERSION = 2**53
+_FIRST_VERSIONS = 2**40
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\.safetensors")  # no name can point outside the folder
 
 
@@ -43,7 +45,7 @@ def promote(path: Path, expected_version: int | None = None) -> None:
         names, version = _read_history(path.parent)
         _check_version(path.parent, version, expected_version)
         others = [name for name in names if name != path.name and not _is_same_model(path.parent / name, path)]
-        _write_history(path.parent, [path.name, *others], version + 1)
+        _write_history(path.parent, [path.name, *others], _version_after(version))
 
 
 def roll_back(folder: Path, expected_version: int | None = None) -> Path:
@@ -69,7 +71,7 @@ def roll_back(folder: Path, expected_version: int | None = None) -> Path:
         remaining = [name for name in names[1:] if (folder / name).is_file()]
         if not remaining:
             raise CheckpointError("no earlier promotion exists, or its file has been removed", field=str(folder))
-        _write_history(folder, remaining, version + 1)
+        _write_history(folder, remaining, _version_after(version))
     return folder / remaining[0]
 
 
@@ -256,6 +258,11 @@ def _is_same_model(path: Path, other: Path) -> bool:
 def _check_version(folder: Path, version: int, expected: int | None) -> None:
     if expected is not None and version != expected:
         raise PromotionConflict("another checkpoint was promoted in the meantime", field=str(folder / PROMOTED))
+
+
+def _version_after(version: int) -> int:
+    """Count a change. A folder begins anywhere: it is not taken for another one, or for the one it was before."""
+    return version + 1 if version else 1 + secrets.randbelow(_FIRST_VERSIONS)
 
 
 def _write_history(folder: Path, names: list[str], version: int) -> None:

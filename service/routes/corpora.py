@@ -1,4 +1,4 @@
-"""PUT, GET and DELETE /corpora/{name}: upload, list and delete training texts. POST /preview: describe one without storing it."""
+"""PUT, GET and DELETE /corpora/{name}: store, list and delete texts. POST /preview: describe one without storing it."""
 
 from __future__ import annotations
 

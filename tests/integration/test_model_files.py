@@ -17,7 +17,7 @@ from model.checkpoints.file_format import load
 from model.cli import main
 from model.export.page.render import to_page
 from tests.conftest import random_checkpoint
-from tests.servers import RedisServer, Service
+from tests.servers import RedisServer, Service, eventually
 
 KEY = "the-operators-key"
 BINARY = {"Content-Type": "application/octet-stream"}
@@ -64,6 +64,7 @@ def test_a_model_goes_to_a_server_and_back(
     assert load(tmp_path / path.name).metadata() == load(path).metadata()
     promoted = client.post(f"/models/{checkpoint.fingerprint}/promote", json={})
     assert promoted.status_code == 200, promoted.text
+    eventually(lambda: client.get("/models").json()["serving"]["fingerprint"] == checkpoint.fingerprint)
 
 
 @pytest.mark.usefixtures("_key")

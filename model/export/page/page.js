@@ -30,7 +30,7 @@ let latest = 0;
 let stopped = -1; // what `latest` became when the button was pressed
 let queue = Promise.resolve();
 let isWriting = false;
-let isRecolorDue = false; // a color was chosen while the page wrote
+let isRecolorDue = false; // a color was chosen that the text does not have yet
 function begin(task) {
   const mine = ++latest;
   queue = queue.then(async () => {
@@ -97,9 +97,14 @@ function show(from) {
 function showAll() {
   view.replaceChildren();
   spans = [];
-  chosen = -1;
   isNewLine = true;
   show(0);
+  mark();
+}
+
+function mark() {
+  for (const [, span] of spans) span.classList.remove("chosen");
+  if (chosen >= 0) spans[spans.findLastIndex(([start]) => start <= chosen)][1].classList.add("chosen");
 }
 
 const unitOf = () => [element("layer"), element("unit")].map((field) => field.valueAsNumber - 1);
@@ -136,7 +141,7 @@ function write(event) {
   const length = given.length + element("count").valueAsNumber;
   begin(async (isCurrent) => {
     say("Writing");
-    [text, values, promptLength] = [[], [], given.length];
+    [text, values, promptLength, chosen] = [[], [], given.length, -1];
     [isWriting, isRecolorDue] = [true, false];
     showAll();
     readFromStart();
@@ -171,7 +176,7 @@ function write(event) {
 // The color is of a gate: the text is read again, after it has been written.
 function recolor() {
   if (!element("form").reportValidity()) return;
-  isRecolorDue = isWriting;
+  isRecolorDue = true;
   if (isWriting) return;
   begin(async (isCurrent) => {
     values = [];
@@ -182,17 +187,18 @@ function recolor() {
         measure();
         return read < text.length;
       });
+    if (!isCurrent() && latest !== stopped) return; // what came between is done first
+    isRecolorDue = false;
     showAll();
   });
 }
 
 function choose(index) {
-  if (!element("form").reportValidity()) return;
+  if (!text.length || !element("form").reportValidity()) return;
+  chosen = Math.min(Math.max(index, 0), text.length - 1); // now: the next key counts from it
+  mark();
   begin(async (isCurrent) => {
-    if (!text.length) return;
-    chosen = Math.min(Math.max(index, 0), text.length - 1);
-    for (const [, span] of spans) span.classList.remove("chosen");
-    spans[spans.findLastIndex(([start]) => start <= chosen)][1].classList.add("chosen");
+    if (chosen < 0) return; // another text has begun
     if (read > chosen + 1) readFromStart();
     if (read <= chosen)
       await inSlices(isCurrent, () => {

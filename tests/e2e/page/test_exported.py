@@ -223,6 +223,26 @@ def test_the_gates_of_a_unit(exported: Opening) -> None:
     ]
 
 
+def test_keys_and_colors_in_one_moment(exported: Opening) -> None:
+    """Keys that come faster than the page reads all count, and a color that is chosen between them is shown."""
+    page = exported(trained(n_layers=2))
+    page.write("tea coffee milk\nsugar ", temperature=1, count=50)
+    page.page.evaluate(
+        """() => {
+          const [text, color] = ["text", "color"].map((id) => document.getElementById(id));
+          const press = (key) => text.dispatchEvent(new KeyboardEvent("keydown", { key }));
+          for (let i = 0; i < 20; i++) press("ArrowRight");
+          color.value = "4";
+          color.dispatchEvent(new Event("change"));
+          for (let i = 0; i < 5; i++) press("ArrowLeft");
+        }"""
+    )
+    page.page.locator("#details", has_text="Character 15, ").wait_for()
+    page.page.locator("#text [class^=hot], #text [class^=cold]").first.wait_for()
+    assert page.page.locator("#text .chosen").count() == 1
+    assert "Character 15, " in page.page.inner_text("#details")
+
+
 def test_the_list_of_models_has_it(
     visit: Callable[..., Visit], page_service: Service, tiny: Checkpoint, browser: Any, tmp_path: Path
 ) -> None:

@@ -10,6 +10,9 @@ from flask.json.provider import DefaultJSONProvider
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from model.atomic_files import remove_abandoned
+from service.access.api_keys import ApiKeys
+from service.access.auth import Authenticator
+from service.access.limits import RateLimiter
 from service.errors import StoreUnavailable
 from service.generation.service import GenerationOptions, GenerationService
 from service.inspection.service import InspectionService
@@ -23,9 +26,7 @@ from service.openai.completions import CompletionService
 from service.openai.models import ModelList
 from service.openai.tokenizer import Tokenizer
 from service.openapi.document import Limits
-from service.operations.auth import Authenticator
 from service.operations.drain import Drain
-from service.operations.limits import RateLimiter
 from service.operations.metrics import Metrics
 from service.routes import (
     access,
@@ -87,7 +88,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     drain = Drain(manager, s.drain_notice_s, s.drain_timeout_s)
     authenticator = Authenticator(
         s.admin_key,
-        s.api_keys,
+        ApiKeys(s.api_keys, s.api_keys_file),
         loopback_only=loopback_only(s),
         allowed_hosts=s.allowed_hosts,
         allowed_origins=s.cors_origins,

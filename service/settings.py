@@ -19,6 +19,8 @@ from service.redis_url import check_url, redacted
 
 ROOT_PATH = r"(/[A-Za-z0-9._~-]+)+"
 """A path below which the service is offered."""
+RATE = "[1-9][0-9]{0,8}/(second|minute|hour|day)"
+"""A rate, as a regular expression."""
 _MIN_KEY_CHARS = 16
 _FOLDERS = {"checkpoint": "checkpoints", "corpora": "corpora", "runs": "runs"}
 _SECRETS = ("admin_key", "api_keys")
@@ -124,10 +126,15 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="comma-separated keys for generation; empty allows it without a key"
     )
+    api_keys_file: Path | None = Field(
+        None,
+        description="JSON file with the digests of more keys, each with its models and its rate; read again when it "
+        "changes",
+    )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="comma-separated host names, besides localhost, that requests may name when HOST is loopback and "
-        "API_KEYS is empty",
+        "there are no API keys",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -246,14 +253,14 @@ class Settings(BaseSettings):
     @field_validator("cors_origins")
     @classmethod
     def _any_origin_needs_keys(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        if "*" in value and not info.data.get("api_keys"):
+        if "*" in value and not (info.data.get("api_keys") or info.data.get("api_keys_file")):
             raise ValueError("expected API_KEYS, too: without keys every web page could use the service")
         return value
 
     @field_validator("rate_limit", "chars_limit")
     @classmethod
     def _rate(cls, value: str) -> str:
-        if value and not re.fullmatch(r"[1-9][0-9]{0,8}/(second|minute|hour|day)", value):
+        if value and not re.fullmatch(RATE, value):
             raise ValueError("expected a number per second, minute, hour or day, such as 60/minute")
         return value
 

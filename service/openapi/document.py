@@ -77,7 +77,11 @@ def _document(limits: Limits) -> dict[str, Any]:
         "components": {
             "schemas": schemas,
             "securitySchemes": {
-                "api_key": {"type": "http", "scheme": "bearer", "description": "one of API_KEYS, if any are set"},
+                "api_key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "a key of API_KEYS or API_KEYS_FILE",
+                },
                 "admin_key": {"type": "http", "scheme": "bearer", "description": "ADMIN_KEY, if it is set"},
             },
         },

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flask import Blueprint, Flask, g, request
 
-from service.operations.auth import Authenticator, RequestSource
-from service.operations.limits import RateLimiter
+from service.access.auth import Authenticator, RequestSource
+from service.access.limits import RateLimiter
 
 _FORWARDING_HEADERS = (
     "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Prefix", "X-Forwarded-Proto", "X-Real-IP", "Via",
@@ -22,9 +22,9 @@ def for_clients(routes: Blueprint, authenticator: Authenticator, limiter: RateLi
 
     def check() -> None:
         source = _source()
-        authenticator.check_api(source)
+        key = authenticator.check_api(source)
         g.key_id, g.client_id = authenticator.key_id(source), authenticator.client_id(source)
-        limiter.hit(g.client_id)
+        limiter.hit(g.client_id, rate=key.rate if key is not None else "")
 
     routes.before_request(check)
     return routes

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, g, jsonify
 
+from service.access.limits import RateLimiter
 from service.inspection.service import InspectionService
-from service.operations.limits import RateLimiter
 from service.routes.body import read_body
 from service.routes.sse import ClientConnection
 from service.schemas import InspectRequest, ScoreRequest

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from flask import Blueprint, Response, g, jsonify
 
+from service.access.limits import RateLimiter
 from service.errors import ServiceError
 from service.openai.answers import ChunkEncoder, WholeCompletion
 from service.openai.completions import CompletionService, RunningCompletion
@@ -13,7 +14,6 @@ from service.openai.errors import error_body
 from service.openai.models import ModelList
 from service.openai.schemas import CompletionRequest, DetokenizeRequest, TokenizeRequest
 from service.openai.tokenizer import Tokenizer
-from service.operations.limits import RateLimiter
 from service.routes.body import read_body
 from service.routes.generation_events import POLL_INTERVAL_S
 from service.routes.sse import ClientConnection, encode_event, event_stream_response

@@ -6,7 +6,8 @@ import sys
 
 from gunicorn.app.wsgiapp import WSGIApplication
 
-from service.operations.limits import RateLimiter
+from service.access.api_keys import ApiKeys
+from service.access.limits import RateLimiter
 from service.settings import Settings, SettingsError, read_settings
 from service.store.connect import close, connect
 from service.store.redis_server import require_usable
@@ -32,18 +33,20 @@ def main() -> int | None:
 
 
 def _check(settings: Settings) -> None:
-    """Find out before any process is forked whether the Redis servers can be used, if they answer.
+    """Find out before any process is forked whether the Redis servers, if they answer, and the keys can be used.
 
     Raises:
-        SettingsError: One cannot.
+        SettingsError: One cannot, or API_KEYS_FILE cannot.
     """
     for name, url in (("REDIS_URL", settings.redis_url), ("JOBS_REDIS_URL", settings.jobs_redis_url)):
         if url:
             require_usable(name, url)
-    if settings.redis_url and (settings.rate_limit or settings.chars_limit):
+    ApiKeys(settings.api_keys, settings.api_keys_file)
+    if settings.redis_url and (settings.rate_limit or settings.chars_limit or settings.api_keys_file):
         client = connect(settings.redis_url)
         try:
-            for name, rate in (("RATE_LIMIT", settings.rate_limit), ("CHARS_LIMIT", settings.chars_limit)):
+            rates = {"RATE_LIMIT": settings.rate_limit, "CHARS_LIMIT": settings.chars_limit}
+            for name, rate in {**rates, "API_KEYS_FILE": "1/second" if settings.api_keys_file else ""}.items():
                 RateLimiter(rate, client).require_working(name)
         finally:
             close(client)

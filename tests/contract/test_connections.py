@@ -17,9 +17,9 @@ import pytest
 import redis
 from rq.utils import utcformat
 
+from service.access.limits import RateLimiter
 from service.errors import RateLimited, SessionBusy, StoreUnavailable
 from service.jobs.worker import worker_alive
-from service.operations.limits import RateLimiter
 from service.redis_url import check_url, sentinel_parts
 from service.settings import SettingsError
 from service.store import redis_server as server_check

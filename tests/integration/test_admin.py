@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ import httpx
 import pytest
 
 from model.checkpoints.file_format import Checkpoint
-from tests.servers import RedisServer, Service
+from tests.servers import SECRET, RedisServer, Service
 
 ADMIN, API = "the-operators-key", "a-readers-key-001"
 ADMIN_ROUTES = [
@@ -126,6 +128,35 @@ def test_one_key_has_one_rate_however_it_is_written(store: Path) -> None:
             for header in headers
         ]
     assert [answer.status_code for answer in sent] == [200, 200, 429, 429]
+
+
+def test_keys_of_a_file_come_and_go_while_it_serves(store: Path, tmp_path: Path, redis_server: RedisServer) -> None:
+    """Each has a rate of its own, counted over both workers; one that is removed opens nothing any more."""
+    path = tmp_path / "keys.json"
+
+    def write(*names: str) -> None:
+        keys = [{"name": n, "sha256": hashlib.sha256(f"{SECRET}-{n}".encode()).hexdigest()} for n in names]
+        path.write_text(json.dumps({"keys": [{**key, "rate": "6/hour"} for key in keys]}))
+
+    write("one", "two")
+    settings = {"CHECKPOINT_DIR": str(store), "REDIS_URL": redis_server.url, "API_KEYS": API, "RATE_LIMIT": "2/hour"}
+    with Service(**settings, API_KEYS_FILE=str(path), WORKERS="2") as service:
+
+        def answers(key: str, count: int) -> list[int]:
+            headers = {"Authorization": f"Bearer {key}", "Connection": "close"}
+            return [
+                service.client.post("/generate", json={"max_chars": 1}, headers=headers).status_code
+                for _ in range(count)
+            ]
+
+        assert answers(f"{SECRET}-one", 8) == [200] * 6 + [429] * 2
+        assert answers(API, 3) == [200, 200, 429]
+        assert answers(f"{SECRET}-two", 1) == [200]
+        write("one", "three")
+        assert answers(f"{SECRET}-two", 4) == [401] * 4
+        assert answers(f"{SECRET}-three", 4) == [200] * 4
+        path.write_text("{")
+        assert answers(f"{SECRET}-three", 1) == [200]
 
 
 def test_without_a_key_an_open_network_cannot_operate(store: Path) -> None:

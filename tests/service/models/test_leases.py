@@ -14,11 +14,11 @@ from werkzeug.test import TestResponse
 from model.checkpoints.file_format import Checkpoint
 from model.stepper import Block, BlockResult
 from model.stepper.reference import ReferenceStepper
+from service.access.limits import RateLimiter
 from service.errors import NoModel
 from service.generation.service import GenerationOptions, GenerationService
 from service.inspection.service import InspectionService
 from service.models.manager import ModelManager
-from service.operations.limits import RateLimiter
 from service.operations.metrics import Metrics
 from service.routes import converters, error_responses, generate, generation_events, inspection, sessions
 from service.store.memory import MemorySessions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 from typing import Any
 
 from limits import RateLimitItem, parse
@@ -45,21 +46,23 @@ class RateLimiter:
             if not is_temporary(error.__cause__):
                 raise SettingsError(f"{setting}: the Redis of REDIS_URL cannot count requests ({error})") from error
 
-    def hit(self, client: str, cost: int = 1) -> None:
+    def hit(self, client: str, cost: int = 1, rate: str = "") -> None:
         """Count a request. While Redis is unreachable no request is refused: the engine's queue is bounded anyway.
 
         Args:
             client: Who sent it.
             cost: What it counts; more than the whole rate is counted as the whole rate.
+            rate: The client's own, such as "60/minute"; empty: that of all clients.
 
         Raises:
             RateLimited: The client's rate is used up.
         """
-        if self._rate is None:
+        limit = _parsed(rate) if rate else self._rate
+        if limit is None:
             return
         try:
-            if not self._window.hit(self._rate, client, cost=min(cost, self._rate.amount)):
-                raise self._too_many(self._rate, client)
+            if not self._window.hit(limit, client, cost=min(cost, limit.amount)):
+                raise self._too_many(limit, client)
         except StorageError:
             return
 
@@ -76,6 +79,11 @@ class RateLimiter:
         error = RateLimited(f"too many requests: at most {rate} are allowed")
         error.retry_after_s = max(1, round(self._window.get_window_stats(rate, client).reset_time - time.time()))
         return error
+
+
+@lru_cache(maxsize=1024)
+def _parsed(rate: str) -> RateLimitItem:
+    return parse(rate)
 
 
 class _ClientStorage(RedisStorage):

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from service.access.api_keys import ApiKeys
+from service.access.auth import Authenticator, RequestSource
 from service.errors import Forbidden, RateLimited, Unauthorized
-from service.operations.auth import Authenticator, RequestSource
 
 ADMIN_KEY, API_KEY, OTHER_API_KEY = "the-operators-key", "a-readers-key-001", "a-readers-key-002"
 
@@ -22,7 +23,7 @@ def source(
     return RequestSource(authorization, host, origin, address, is_forwarded)
 
 
-def raised_by(check: Callable[[], None]) -> type[Exception] | None:
+def raised_by(check: Callable[[], object]) -> type[Exception] | None:
     try:
         check()
     except (Forbidden, RateLimited, Unauthorized) as e:
@@ -51,7 +52,7 @@ def test_each_key_opens_its_routes(
     authorization: str | None, admin_error: type[Exception] | None, api_error: type[Exception] | None
 ) -> None:
     """ADMIN_KEY opens every route, an API key generation; no key or a wrong one is 401, the wrong kind of key 403."""
-    authenticator = Authenticator(ADMIN_KEY, [API_KEY, OTHER_API_KEY], loopback_only=False)
+    authenticator = Authenticator(ADMIN_KEY, ApiKeys([API_KEY, OTHER_API_KEY]), loopback_only=False)
     sent = source(authorization, "example.org", address="10.0.0.1")
     assert raised_by(lambda: authenticator.check_admin(sent)) is admin_error
     assert raised_by(lambda: authenticator.check_api(sent)) is api_error
@@ -59,7 +60,7 @@ def test_each_key_opens_its_routes(
 
 def test_without_keys_generation_is_open_and_operating_is_local() -> None:
     """No API_KEYS: anyone generates. No ADMIN_KEY: only on loopback, and only with a Host header that names it."""
-    public, local = (Authenticator("", [], loopback_only=loopback_only) for loopback_only in (False, True))
+    public, local = (Authenticator("", ApiKeys([]), loopback_only=loopback_only) for loopback_only in (False, True))
     assert raised_by(lambda: public.check_api(source(host="example.org", address="10.0.0.1"))) is None
     assert raised_by(lambda: public.check_admin(source())) is Forbidden
     for host in ("127.0.0.1:8000", "localhost", "localhost:1", "LOCALHOST:1", "[::1]:8000", "::1"):
@@ -84,9 +85,9 @@ def test_operating_without_a_key_is_for_direct_connections(
     sent: RequestSource, expected: type[Exception] | None
 ) -> None:
     """A proxy on this machine connects over loopback, too, for clients anywhere; an allowed host is no operator."""
-    local = Authenticator("", [], loopback_only=True, allowed_hosts=["box.example"])
+    local = Authenticator("", ApiKeys([]), loopback_only=True, allowed_hosts=["box.example"])
     assert raised_by(lambda: local.check_admin(sent)) is expected
-    behind_proxy = Authenticator("", [], loopback_only=True, behind_proxy=True)
+    behind_proxy = Authenticator("", ApiKeys([]), loopback_only=True, behind_proxy=True)
     assert raised_by(lambda: behind_proxy.check_admin(sent)) is Forbidden
 
 
@@ -108,22 +109,22 @@ def test_operating_without_a_key_is_for_direct_connections(
 def test_pages_of_other_sites_are_refused(host: str, origin: str | None, expected: type[Exception] | None) -> None:
     """On loopback without API keys; elsewhere any name may lead to the service, and a key proves the client."""
     sent = source(host=host, origin=origin)
-    local = Authenticator("", [], loopback_only=True, allowed_hosts=["box.example"])
+    local = Authenticator("", ApiKeys([]), loopback_only=True, allowed_hosts=["box.example"])
     assert raised_by(lambda: local.check_source(sent)) is expected
     for other in (
-        Authenticator("", [], loopback_only=False),
-        Authenticator("", [API_KEY], loopback_only=True),
+        Authenticator("", ApiKeys([]), loopback_only=False),
+        Authenticator("", ApiKeys([API_KEY]), loopback_only=True),
     ):
         assert raised_by(lambda other=other: other.check_source(sent)) is None  # type: ignore[misc]
 
 
 def test_a_client_is_one_client_however_it_writes_its_key() -> None:
     """The parsed key is counted, not the header; without API keys the address is, and of IPv6 its network."""
-    with_keys = Authenticator("", [API_KEY, OTHER_API_KEY], loopback_only=False)
+    with_keys = Authenticator("", ApiKeys([API_KEY, OTHER_API_KEY]), loopback_only=False)
     headers = [f"Bearer {API_KEY}", f"bearer {API_KEY}", f"BEARER   {API_KEY}  ", f"  Bearer {API_KEY}"]
     assert len({with_keys.client_id(source(header)) for header in headers}) == 1
     assert with_keys.client_id(source(f"Bearer {OTHER_API_KEY}")) != with_keys.client_id(source(headers[0]))
-    without = Authenticator("", [], loopback_only=False)
+    without = Authenticator("", ApiKeys([]), loopback_only=False)
     same = [
         ("10.0.0.1", "::ffff:10.0.0.1"),
         ("2001:db8::1", "2001:db8::2"),
@@ -138,7 +139,7 @@ def test_a_client_is_one_client_however_it_writes_its_key() -> None:
 @pytest.mark.parametrize("kind", ["admin", "api"])
 def test_wrong_keys_never_lock_out_the_right_one(kind: str) -> None:
     """After 20 wrong keys in a minute an address gets 429 for wrong ones; the right key passes from there, too."""
-    authenticator = Authenticator(ADMIN_KEY, [API_KEY], loopback_only=False)
+    authenticator = Authenticator(ADMIN_KEY, ApiKeys([API_KEY]), loopback_only=False)
     check = authenticator.check_admin if kind == "admin" else authenticator.check_api
     right = ADMIN_KEY if kind == "admin" else API_KEY
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from service.access.limits import RateLimiter
 from service.errors import RateLimited
-from service.operations.limits import RateLimiter
 from service.store.connect import connect
 from tests.servers import RedisServer
 
@@ -31,3 +31,14 @@ def test_a_count_is_shared_through_redis(redis_server: RedisServer) -> None:
     unreachable = RateLimiter("2/hour", connect("unix:///nowhere/redis.sock"))
     for _ in range(5):
         unreachable.hit("shared")
+
+
+@pytest.mark.parametrize("rate", ["", "1/hour"])
+def test_a_client_may_have_a_rate_of_its_own(rate: str) -> None:
+    """It counts instead of that of all, whether that one is set or not."""
+    limiter = RateLimiter(rate)
+    for _ in range(3):
+        limiter.hit("one", rate="3/hour")
+    with pytest.raises(RateLimited, match="at most 3 per 1 hour"):
+        limiter.hit("one", rate="3/hour")
+    limiter.hit("two")

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
+from service.access.api_keys import ApiKey, ApiKeys
+from service.access.limits import RateLimiter
 from service.errors import Forbidden, Unauthorized
-from service.operations.limits import RateLimiter
 
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _WRONG_KEY_RATE = "20/minute"
@@ -40,7 +41,7 @@ class Authenticator:
     def __init__(
         self,
         admin_key: str,
-        api_keys: Sequence[str],
+        api_keys: ApiKeys,
         *,
         loopback_only: bool,
         allowed_hosts: Iterable[str] = (),
@@ -51,7 +52,7 @@ class Authenticator:
 
         Args:
             admin_key: Opens every route; empty opens the operator's routes to this machine.
-            api_keys: Open generation; none opens it to everyone who can connect.
+            api_keys: Open generation; where none is required, everyone who can connect may generate.
             loopback_only: Whether the service listens on loopback only.
             allowed_hosts: Host names in lower case, besides those of loopback, under which clients may use the service
                 without keys.
@@ -60,7 +61,7 @@ class Authenticator:
             behind_proxy: Whether proxies are trusted; then a connection over loopback may come from anywhere.
         """
         self._admin_key = admin_key.encode()
-        self._api_keys = [key.encode() for key in api_keys]
+        self._api_keys = api_keys
         self._loopback_only = loopback_only
         self._allowed_hosts = set(allowed_hosts)
         self._allowed_origins = set(allowed_origins)
@@ -73,7 +74,7 @@ class Authenticator:
         Raises:
             Forbidden: The Host header names neither loopback nor an allowed host, or the request is cross-origin.
         """
-        if self._loopback_only and not self._api_keys:
+        if self._loopback_only and not self._api_keys.are_required:
             if source.origin is not None and source.origin.lower() in self._allowed_origins:
                 source = replace(source, origin=None)
             _check_browser(source, self._allowed_hosts, "a loopback name or a name in ALLOWED_HOSTS")
@@ -93,27 +94,33 @@ class Authenticator:
         key = _bearer_key(source.authorization)
         if key is not None and hmac.compare_digest(key, self._admin_key):
             return
-        if key is not None and self._is_api_key(key):
+        if key is not None and self._api_keys.find(key) is not None:
             raise Forbidden("this is an API key; this route needs ADMIN_KEY")
         raise self._unauthorized(key, source.address)
 
-    def check_api(self, source: RequestSource) -> None:
+    def check_api(self, source: RequestSource) -> ApiKey | None:
         """Let a client of generation through; ADMIN_KEY is accepted, too.
+
+        Returns:
+            What is known of its API key; None if it sent none that is needed, or ADMIN_KEY.
 
         Raises:
             Unauthorized: No key or a wrong one was sent.
             RateLimited: This address sent too many wrong keys.
         """
-        if not self._api_keys:
-            return
+        if not self._api_keys.are_required:
+            return None
         key = _bearer_key(source.authorization)
-        is_admin = key is not None and bool(self._admin_key) and hmac.compare_digest(key, self._admin_key)
-        if not (is_admin or (key is not None and self._is_api_key(key))):
+        if key is not None and self._admin_key and hmac.compare_digest(key, self._admin_key):
+            return None
+        found = self._api_keys.find(key) if key is not None else None
+        if found is None:
             raise self._unauthorized(key, source.address)
+        return found
 
     def key_id(self, source: RequestSource) -> str:
-        """Return a hash of the key of a request that was let through; empty if no API keys are set."""
-        if not self._api_keys:
+        """Return a hash of the key of a request that was let through; empty if none is required."""
+        if not self._api_keys.are_required:
             return ""
         return hashlib.blake2b(_bearer_key(source.authorization) or b"", digest_size=16).hexdigest()
 
@@ -127,9 +134,6 @@ class Authenticator:
         if self._behind_proxy or source.is_forwarded or not _is_loopback(source.address):
             raise Forbidden("ADMIN_KEY is not set; this route needs it when requests come through a proxy")
         _check_browser(source, set(), "a loopback name, because ADMIN_KEY is not set")
-
-    def _is_api_key(self, key: bytes) -> bool:
-        return any([hmac.compare_digest(key, k) for k in self._api_keys])  # noqa: C419 - compares all: constant time
 
     def _unauthorized(self, key: bytes | None, address: str) -> Unauthorized:
         """The error of a request without the right key. Only here are wrong keys counted: a right key always passes."""

@@ -68,3 +68,33 @@ def test_log_lines(tmp_path: Path) -> None:
     for odd in ("/etc/passwd", "INFO ben 10.0.0.9", "TRACE"):
         assert odd in alarms
     assert len(alarms.splitlines()) < 10
+
+
+@pytest.mark.usefixtures("native_code")
+def test_molecules(tmp_path: Path) -> None:
+    """The molecules of the column are new, different, and mostly closed; no scaffold is in both parts."""
+    run(recipe("Molecules"), tmp_path)
+    known = {line.split(",")[0] for line in (tmp_path / "molecules.csv").read_text().splitlines()[1:]}
+    new = (tmp_path / "new.smi").read_text().splitlines()
+    assert len(known) > 10_000
+    assert len(set(new)) == 1000
+    assert len(set(new) & known) < 200  # those of the held-out scaffolds are new to the model
+    closed, of = (tmp_path / "closed.txt").read_text().split(" of ")
+    assert int(of) == 1000
+    assert int(closed) > 500
+
+
+@pytest.mark.usefixtures("native_code")
+def test_code(tmp_path: Path) -> None:
+    """The lines begin as requested, most are new, Python accepts some; a misspelled name ranks above the right one."""
+    run(recipe("Code"), tmp_path)
+    known = {json.loads(line)["line"] for line in (tmp_path / "functions.jsonl").read_text().splitlines()}
+    new = (tmp_path / "new.py").read_text().splitlines()
+    assert len(set(new)) == 40
+    assert all(line.startswith("def get_") for line in new)
+    assert len(set(new) & known) < 10
+    accepted, of = (tmp_path / "accepted.txt").read_text().split(" of ")
+    assert int(of) == 40
+    assert int(accepted) > 10
+    right, misspelled = (tmp_path / "names.txt").read_text().splitlines()
+    assert float(misspelled.split()[1]) > float(right.split()[1])

@@ -117,8 +117,8 @@ def _read(path: Path) -> tuple[dict[str, ApiKey], _FileVersion]:
         reason = "expected a JSON object" if problem["type"] == "model_type" else problem["msg"]
         raise SettingsError(f"API_KEYS_FILE={str(path)!r}: {place}: {reason}") from None
     except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise SettingsError(f"API_KEYS_FILE={str(path)!r}: {reason}") from None
+        cause = error.strerror if isinstance(error, OSError) else error
+        raise SettingsError(f"API_KEYS_FILE={str(path)!r}: {cause}") from None
     for field in ("name", "sha256"):
         seen = set()
         for index, entry in enumerate(entries):

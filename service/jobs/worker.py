@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import logging
 import math
 import os
@@ -41,6 +42,7 @@ DEAD_AFTER_S = 10  # without a heartbeat for so long, a worker counts as dead an
 _MAINTENANCE_INTERVAL_S = 5  # between two searches for dead workers
 _ALIVE_WITHIN_S = 30  # for the health check
 _FULL_RETRY_S = 1.0
+_BOOT_ID, _GPUS = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/driver/nvidia/gpus")
 _KEEP_ENDED_S = 10  # a job that is about to be tried again counts as failed for a moment
 _KEEP_UNKNOWN_S = 86_400
 OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
@@ -206,11 +208,11 @@ def device_lock(device: str, folder: Path) -> Iterator[None]:
     Forked trainings inherit the lock: it is free when the last of them has ended, even if their worker was killed.
 
     Args:
-        device: The device's name.
-        folder: The folder of the lock file; it is created if it does not exist.
+        device: DEVICE.
+        folder: The folder of the lock file; it is created if it does not exist. Several machines may share it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f".worker-{device}.lock", "w") as f:
+    with open(folder / f".worker-{_machine()}-{_device_id(device)}.lock", "w") as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -218,3 +220,20 @@ def device_lock(device: str, folder: Path) -> Iterator[None]:
             fcntl.flock(f, fcntl.LOCK_EX)
         os.set_inheritable(f.fileno(), True)
         yield
+
+
+def _machine() -> str:
+    """What names this machine until its next start, in each of its containers; their host names are their own."""
+    try:
+        return _BOOT_ID.read_text()[:8]
+    except OSError:
+        return socket.gethostname()
+
+
+def _device_id(device: str) -> str:
+    """What names the GPUs that this process would train on, or the CPU; CUDA itself may not be asked before a fork."""
+    gpus = sorted(path.name for path in _GPUS.glob("*")) if device != "cpu" else []
+    if not gpus:
+        return "cpu"
+    visible = [os.environ.get(name, "") for name in ("NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")]
+    return "gpu-" + hashlib.sha256(repr((gpus, visible)).encode()).hexdigest()[:8]

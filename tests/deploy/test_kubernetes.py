@@ -35,6 +35,17 @@ def test_every_object_is_valid(objects: list[tuple[str, dict[str, Any]]]) -> Non
         assert kubernetes_validate.validate(item, VERSION, strict=True) == VERSION, name
 
 
+def test_a_rollout_needs_no_gpu_more(objects: list[tuple[str, dict[str, Any]]]) -> None:
+    """With GPUs no new pod waits for one beside the old ones; without, it is ready before an old one ends."""
+    surge = {
+        (name, item["metadata"]["name"]): item["spec"]["strategy"].get("rollingUpdate", {}).get("maxSurge", 0)
+        for name, item in objects
+        if item["kind"] == "Deployment"
+    }
+    assert {surge[key] for key in surge if key[0] == "gpu"} == {0}
+    assert surge["base", "longhand-api"] == 1
+
+
 def test_a_wrong_field_would_be_seen(objects: list[tuple[str, dict[str, Any]]]) -> None:
     """The validation above can fail."""
     deployment = next(item for _, item in objects if item["kind"] == "Deployment")

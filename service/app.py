@@ -67,7 +67,20 @@ def create_app(settings: Settings | None = None) -> Flask:
     counters = Metrics()
     automata = CompilationCache(counters.count_automaton_lookup)
     block_s = s.block_ms / 1000
-    load = ModelLoader(s.device, s.precision, s.slots, s.max_waiting, block_s, counters.engine_observer, automata)
+
+    def end_worker() -> None:
+        drain.begin_alone()
+
+    load = ModelLoader(
+        s.device,
+        s.precision,
+        s.slots,
+        s.max_waiting,
+        block_s,
+        counters.engine_observer,
+        automata,
+        end_worker,
+    )
     manager = ModelManager(lambda: _bootstrap_job(queue), OtherModels(s.checkpoint_dir, load))
     watcher = CheckpointWatcher(manager, s.checkpoint_dir, load, stores.promotions.wait, counters)
     options = GenerationOptions(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +21,6 @@ log = logging.getLogger(__name__)
 _DESCRIBED = ("corpus", "preset", "val_loss", "val_protocol", "created", "network")
 
 
-def end_this_process() -> None:
-    """Shut this worker down as an operator would: its streams go on on another worker, and a new one is started."""
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 @dataclass(frozen=True, slots=True)
 class ModelLoader:
     """Loads checkpoints with the operator's choices."""
@@ -39,6 +32,7 @@ class ModelLoader:
     block_s: float
     make_observer: Callable[[int], Observer]  # from the number of slots
     automata: CompilationCache
+    on_device_lost: Callable[[], None]  # a GPU will compute nothing more in this process
 
     def __call__(self, path: Path) -> LoadedModel:
         """Load, test and warm up a checkpoint, and start its engine.
@@ -60,7 +54,7 @@ class ModelLoader:
                 max_waiting=self.max_waiting,
                 block_s=self.block_s,
                 observer=self.make_observer(stepper.n_slots),
-                on_device_lost=end_this_process,
+                on_device_lost=self.on_device_lost,
             )
         except BaseException:
             free_stepper(stepper)

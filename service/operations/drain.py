@@ -47,6 +47,7 @@ class Drain:
         self._sleep = sleep
         self._requested: SimpleQueue[None] = SimpleQueue()  # its put is reentrant, as a signal handler needs
         self.is_draining = False
+        self.is_replaced = False  # by another worker process, which accepts the connections that wait
 
     def on_sigterm(self, exit_process: Callable[[], object]) -> None:
         """Install the SIGTERM handler that begins the drain; a thread of its own calls `exit_process` at the end."""
@@ -56,8 +57,13 @@ class Drain:
 
     def begin(self, signum: int | None = None, frame: FrameType | None = None) -> None:
         """Begin the drain. May be called in a signal handler, and more than once."""
-        self.is_draining = True
+        self.is_draining, self.is_replaced = True, False
         self._requested.put(None)
+
+    def begin_alone(self) -> None:
+        """Begin the drain of a process that cannot go on: its clients resume on others, and it is replaced."""
+        self.begin()
+        self.is_replaced = True
 
     def run(self) -> None:
         """Drain on the caller's thread; returns when no request runs."""

@@ -122,9 +122,10 @@ class BufferedThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
     def _refuse_backlog(self) -> None:
         """Answer the connections that nobody accepts while the service shuts down; the listener's end would reset them.
 
-        A worker that ends alone, because it has served enough requests, leaves them to the others.
+        A worker that ends alone, because it has served enough requests or lost its GPU, leaves them to the others.
         """
-        if not self.wsgi.extensions["drain"].is_draining:
+        drain = self.wsgi.extensions["drain"]
+        if not drain.is_draining or drain.is_replaced:
             return
         answer = error_response(503, "draining", "this worker is shutting down; try again", 1)
         end = time.monotonic() + LINGER_S

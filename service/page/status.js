@@ -41,7 +41,7 @@ async function poll() {
   const pace = throughput(generated);
   const isIdle = !running && !waiting && !pace;
   const refused = ready.refused_checkpoint;
-  const swaps = `model swaps since the start; ${formatCount(ready.model_swaps_refused)} models were refused, ${formatCount(ready.retired_models)} still finish their texts`;
+  const swaps = `since the service started; models refused: ${formatCount(ready.model_swaps_refused)}, still finishing their texts: ${formatCount(ready.retired_models)}`;
   drawHistory();
   box.replaceChildren(
     tile(
@@ -63,7 +63,7 @@ async function poll() {
       ready.session_store === "ok" ? "sessions can be continued" : "texts are generated but not saved",
     ),
     tile("stepper", ready.stepper ?? "–", "the implementation that computes the network"),
-    tile("model swaps", `${formatCount(ready.model_swaps)} swaps`, swaps),
+    tile("model swaps", ready.model_swaps === 1 ? "1 swap" : `${formatCount(ready.model_swaps)} swaps`, swaps),
     refused ? tile("refused model", refused.name, refused.reason, "wide") : "",
   );
 }

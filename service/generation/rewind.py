@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from service.engine.stream import Chunk, End, Failed, Stream
@@ -12,6 +14,8 @@ from service.store.sessions import RecentText, Session, StoredTurn
 
 _TIMEOUT_S = 60.0
 """For the next block of a sequence; it may have to wait for a slot."""
+_POLL_S = 0.25
+"""Between two looks at whether the client is still there."""
 
 
 def rewindable_range(turn: StoredTurn | None, session: Session | None) -> tuple[int, int]:
@@ -24,7 +28,12 @@ def rewindable_range(turn: StoredTurn | None, session: Session | None) -> tuple[
 
 
 def rewound_session(
-    model: LoadedModel, turn: StoredTurn | None, session: Session | None, position: int, recent_text_chars: int
+    model: LoadedModel,
+    turn: StoredTurn | None,
+    session: Session | None,
+    position: int,
+    recent_text_chars: int,
+    check_client: Callable[[], None],
 ) -> Session | None:
     """Return the session as it was at a position; None for one that had not begun.
 
@@ -34,6 +43,7 @@ def rewound_session(
         session: The session as it was last saved.
         position: Where to rewind to.
         recent_text_chars: The length of the recent text that sessions keep.
+        check_client: Called now and then; what it raises ends the work.
 
     Raises:
         SessionConflict: The position cannot be reached; details say which can.
@@ -62,25 +72,28 @@ def rewound_session(
     else:
         beyond = record.prompt_end + record.max_chars - position
         request = replace(request, max_chars=request.max_chars - beyond)
-    text, end = _read_to_end(model.engine.submit(request))
+    text, end = _read_to_end(model.engine.submit(request), check_client)
     if end.state is None or end.state.position != position:
         raise SessionConflict(f"position {position} cannot be reached: the turn's text ends before it", position=low)
     recent = recent.generate(text).last(recent_text_chars)
     return Session(end.state, record.seed, recent.text, recent.generated)
 
 
-def _read_to_end(stream: Stream) -> tuple[str, End]:
+def _read_to_end(stream: Stream, check_client: Callable[[], None]) -> tuple[str, End]:
     text = ""
+    deadline = time.monotonic() + _TIMEOUT_S
     try:
         while True:
-            item = stream.get(_TIMEOUT_S)
+            check_client()
+            item = stream.get(_POLL_S)
             if isinstance(item, Chunk):
                 text += item.text
+                deadline = time.monotonic() + _TIMEOUT_S
             elif isinstance(item, End):
                 return text, item
             elif isinstance(item, Failed):
                 raise item.error
-            elif item is None:
+            elif time.monotonic() > deadline:
                 raise TimedOut("the position could not be reached in time")
     finally:
         stream.close()

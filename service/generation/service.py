@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
@@ -88,13 +89,20 @@ class GenerationService:
         """The length of the longest prompt."""
         return self._options.max_prompt_chars
 
-    def generate(self, request: GenerateRequest, idempotency_key: str = "", key_id: str = "") -> RunningGeneration:
+    def generate(
+        self,
+        request: GenerateRequest,
+        idempotency_key: str = "",
+        key_id: str = "",
+        check_client: Callable[[], None] = lambda: None,
+    ) -> RunningGeneration:
         """Start to answer a request; one that was sent before with the same Idempotency-Key gets the same turn again.
 
         Args:
             request: What to generate.
             idempotency_key: Chosen by the client; empty for none.
             key_id: Of the client's API key: an Idempotency-Key belongs to it. Empty if no API keys are set.
+            check_client: Called now and then while the session is rewound; what it raises ends the work.
 
         Raises:
             BadRequest: A value cannot be used.
@@ -116,7 +124,7 @@ class GenerationService:
             request_digest = digest(request.model_dump_json())
             session_id, leased = self._lease_session(request.session_id, key, request_digest)
             session_lease = self._session_lease(session_id, leased, on_error)
-            plan = self._plan(model, validated, key, request_digest, session_id, leased)
+            plan = self._plan(model, validated, key, request_digest, session_id, leased, check_client)
             generation = self._start(plan, lease, session_lease)
             on_error.pop_all()
             return generation
@@ -232,13 +240,16 @@ class GenerationService:
         session, turn = self._sessions.load(session_id)
         return turn is not None and turn.is_complete and session is not None and session.position == after
 
-    def fork(self, session_id: str, position: int | None, seed: int | None) -> tuple[str, Session]:
+    def fork(
+        self, session_id: str, position: int | None, seed: int | None, check_client: Callable[[], None] = lambda: None
+    ) -> tuple[str, Session]:
         """Create a copy of a session, as it is or as it was at a position.
 
         Args:
             session_id: The session to copy.
             position: None: where it is now.
             seed: Of the new session; None: the same.
+            check_client: Called now and then while the position is looked for; what it raises ends the work.
 
         Returns:
             The new session's id, and the session.
@@ -254,7 +265,8 @@ class GenerationService:
             raise UnknownSession("the session does not exist or has expired")
         if position is not None:
             with self._admit_again(turn) as lease:
-                session = rewound_session(lease.model, turn, session, position, self._options.recent_text_chars)
+                length = self._options.recent_text_chars
+                session = rewound_session(lease.model, turn, session, position, length, check_client)
         if session is None:
             raise TurnInterrupted(
                 "the session's first turn has not ended: resume it with GET /sessions/{id}/stream, or send with "
@@ -329,6 +341,7 @@ class GenerationService:
         request_digest: str,
         session_id: str | None,
         leased: LeasedSession | None,
+        check_client: Callable[[], None] = lambda: None,
     ) -> GenerationPlan:
         request = validated.request
         if leased is not None and session_id is not None and key:
@@ -337,7 +350,7 @@ class GenerationService:
                 return plan_again(model, session_id, leased.turn, leased.session, None, again)
             if leased.has_key or (request.session_id is None and leased.session is not None):
                 raise KeyReused("this Idempotency-Key was used before, for a turn that is no longer stored")
-        start = self._start_session(model, request, leased) if leased is not None else None
+        start = self._start_session(model, request, leased, check_client) if leased is not None else None
         record = TurnRecord(
             start_position=start.position if start else 0,
             prompt=validated.prompt,
@@ -363,11 +376,14 @@ class GenerationService:
         deadline = time.monotonic() + (limit_s if timeout_s is None else min(timeout_s, limit_s))
         return PlanOptions(top_logprobs, self._options.snapshot_interval_s, deadline)
 
-    def _start_session(self, model: LoadedModel, request: GenerateRequest, leased: LeasedSession) -> Session | None:
+    def _start_session(
+        self, model: LoadedModel, request: GenerateRequest, leased: LeasedSession, check_client: Callable[[], None]
+    ) -> Session | None:
         """The session that the turn continues; None for a new one."""
         session, turn = leased.session, leased.turn
         if request.position is not None:
-            session = rewound_session(model, turn, session, request.position, self._options.recent_text_chars)
+            length = self._options.recent_text_chars
+            session = rewound_session(model, turn, session, request.position, length, check_client)
         elif turn is not None and not turn.finish_reason:
             raise TurnInterrupted(
                 "the session's last turn was interrupted: resume it with GET /sessions/{id}/stream, or send with "

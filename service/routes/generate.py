@@ -30,7 +30,8 @@ def blueprint(generation: GenerationService) -> Blueprint:
         check_item_fields(body)
         if body.n > 1:
             return _batch(generation, body, key, client)
-        running = generation.generate(body, key, g.get("key_id", ""))
+        before_stream = ClientConnection(is_stream=False)
+        running = generation.generate(body, key, g.get("key_id", ""), before_stream.check)
         if body.stream:
             return event_stream_response(generation_events(running), client, running.close)
         try:

@@ -55,7 +55,9 @@ def blueprint(generation: GenerationService, sessions: SessionStore, recent_text
     @routes.post("/<session_id:session_id>/fork")
     def fork(session_id: str) -> tuple[Response, int]:
         body = read_body(ForkRequest)
-        fork_id, session = generation.fork(session_id, body.position, body.seed)
+        fork_id, session = generation.fork(
+            session_id, body.position, body.seed, ClientConnection(is_stream=False).check
+        )
         return jsonify(session_id=fork_id, position=session.position, seed=session.seed), 201
 
     @routes.delete("/<session_id:session_id>")

@@ -59,7 +59,7 @@ class CorpusNameConverter(_CheckedConverter):
     """`<corpus_name:...>` in an address; a name with a slash is a bad name, not an unknown address."""
 
     part_isolating = False
-    regex = "[^/].*?"
+    regex = r"(?s:[^/].*?)"
     weight = 200
     field, pattern = "name", NAME
 

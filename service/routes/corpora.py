@@ -87,6 +87,8 @@ def _layout(values: dict[str, Any]) -> ItemLayout | None:
         if values.get("novelty") in _BOOLEANS:
             values["novelty"] = _BOOLEANS[values["novelty"]]
         if "separator" in values:
+            if not values["separator"]:
+                raise BadRequest("separator", "", "at least one character")
             values = {"items": "separator", **values, "separator": unescape(values["separator"])}
         return ItemLayout.from_dict(values) if values else None
     except ConfigError as e:

@@ -172,7 +172,9 @@ def test_without_a_key_an_open_network_cannot_operate(store: Path) -> None:
     service.stop()
 
 
-@pytest.mark.parametrize("path", ["..%2Fx", "%2e%2e/x", "a%2F..%2F..%2Fx", ".hidden", "A", "a%00", "x" * 65, "%C3%A9"])
+@pytest.mark.parametrize(
+    "path", ["..%2Fx", "%2e%2e/x", "a%2F..%2F..%2Fx", ".hidden", "A", "a%00", "a%0Ab", "a%0A", "x" * 65, "%C3%A9"]
+)
 def test_a_name_that_could_leave_the_folder(guarded: tuple[Service, Path], path: str) -> None:
     """422 with the name and its pattern, though the address is sent unnormalized; nothing is written anywhere."""
     service, corpora = guarded

@@ -230,6 +230,8 @@ def test_a_corpus_that_was_declared_a_list_is_trained_on_as_one(stack: Stack) ->
         ({"items": "lines", "max_item_chars": "ten"}, "max_item_chars", "a whole number from 1 to 100000"),
         ({"items": "lines", "max_item_chars": "9" * 99}, "max_item_chars", "a whole number from 1 to 100000"),
         ({"items": "lines", "novelty": "1"}, "novelty", "true or false"),
+        ({"separator": ""}, "separator", "at least one character"),
+        ({"separator": "", "items": "auto"}, "separator", "at least one character"),
         ({"separator": "a", "items": "lines"}, "separator", "none, or items = separator"),
         ({"item": "lines"}, "item", "one of items, separator"),
     ],

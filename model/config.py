@@ -154,7 +154,10 @@ class TrainConfig:
     )
     precision: TrainPrecision = field(
         default="fp32",
-        metadata=_choice("of matrix products on a GPU (mixed precision); the weights stay fp32", TrainPrecision),
+        metadata=_choice(
+            "of matrix products, the weights stay fp32; bf16 is for GPUs and for CPUs with AVX512_BF16, fp16 for GPUs",
+            TrainPrecision,
+        ),
     )
     max_vocab: int = _number(
         4096, "refuse a text with more distinct characters: it is probably not the intended file",

@@ -23,8 +23,10 @@ KERNELS = FOLDER / "src" / "kernels" / "kernels.c"
 # -ffp-contract=off: a compiler must not fuse a product and a sum that the source separates, or the last bit differs
 _ARITHMETIC = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno")
 _LINKAGE = ("-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
+_AVX512_VNNI = ("-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx512vnni")
 _X86 = {
-    "avx512_vnni": ("-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx512vnni"),
+    "avx512_bf16": (*_AVX512_VNNI, "-mavx512bf16"),
+    "avx512_vnni": _AVX512_VNNI,
     "avx2_vnni": ("-mavx2", "-mfma", "-mavxvnni"),
     "avx2": ("-mavx2", "-mfma"),
     "plain": ("-DLONGHAND_PLAIN",),
@@ -43,8 +45,8 @@ INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
 INSTRUCTION_SET_VARIABLE = "LONGHAND_INSTRUCTION_SET"
 """The environment variable that forces an instruction set, for tests and measurements."""
 MAX_LAYERS = 8
-LANES = 8
-"""The floats of a vector (simd.h)."""
+LANES = 16
+"""The floats of the longest vector (simd.h)."""
 POINTER = ctypes.c_void_p
 
 
@@ -101,7 +103,7 @@ class LstmLayerArrays(ctypes.Structure):
     """lh_lstm_layer in api.h: the arrays of one LSTM layer over T characters."""
 
     _fields_ = [
-        *[(name, ctypes.c_int32) for name in ("rows", "steps", "hidden")],
+        *[(name, ctypes.c_int32) for name in ("rows", "steps", "hidden", "is_bf16")],
         *[(name, POINTER) for name in ("ids", "inputs", "weights", "h0", "c0", "starts", "h", "c", "gates")],
         *[(name, POINTER) for name in ("d_h", "d_gates", "d_inputs")],
         ("instruction_set", ctypes.c_char_p),

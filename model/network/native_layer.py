@@ -45,6 +45,7 @@ def native_lstm(
     c0: Tensor,
     ids: Tensor | None = None,
     starts: Tensor | None = None,
+    bf16: bool = False,
 ) -> tuple[Tensor, ...]:
     """Run a window through one LSTM layer. All tensors are float32 on a CPU, ids are int64.
 
@@ -57,6 +58,7 @@ def native_lstm(
         c0: The cell state before the window (B, H).
         ids: (B, T) the rows of `inputs` to read.
         starts: (B, T) bool, where a row begins again from the zero state before the step; no gradient passes there.
+        bf16: Whether the factors of the recurrent products are rounded to bfloat16; the sums are float32.
 
     Returns:
         h (B, T, H), and c (B, T, H) without a gradient.
@@ -73,7 +75,7 @@ def native_lstm(
         inputs = F.pad(inputs.reshape(*inputs.shape[:-1], 4, hidden), (0, padding)).flatten(-2)
         w_hh = F.pad(w_hh.reshape(4, hidden, hidden), (0, padding, 0, padding)).flatten(0, 1)
         h0, c0 = F.pad(h0, (0, padding)), F.pad(c0, (0, padding))
-    h, c = _NativeLstm.apply(inputs, w_hh, h0, c0, ids, starts)  # type: ignore[no-untyped-call]
+    h, c = _NativeLstm.apply(inputs, w_hh, h0, c0, ids, starts, bf16)  # type: ignore[no-untyped-call]
     return h[..., :hidden], c[..., :hidden]
 
 
@@ -87,7 +89,14 @@ def _library() -> tuple[ctypes.CDLL, bytes]:
 class _NativeLstm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, w_hh: Tensor, h0: Tensor, c0: Tensor, ids: Tensor | None, starts: Tensor | None
+        ctx: Any,
+        inputs: Tensor,
+        w_hh: Tensor,
+        h0: Tensor,
+        c0: Tensor,
+        ids: Tensor | None,
+        starts: Tensor | None,
+        bf16: bool,
     ) -> tuple[Tensor, Tensor]:
         hidden = w_hh.shape[1]
         shape = inputs.shape[:2] if ids is None else ids.shape
@@ -98,7 +107,8 @@ class _NativeLstm(torch.autograd.Function):
         starts = None if starts is None else starts.contiguous()
         saved = {"ids": ids, "inputs": inputs, "weights": w_hh, "h0": h0, "c0": c0, "starts": starts}
         saved |= {"h": h, "c": c, "gates": gates}
-        _call("lh_lstm_forward", h.shape, saved)
+        _call("lh_lstm_forward", h.shape, bf16, saved)
+        ctx.bf16 = bf16
         ctx.save_for_backward(*saved.values())
         ctx.mark_non_differentiable(c)
         return h, c
@@ -111,18 +121,21 @@ class _NativeLstm(torch.autograd.Function):
         d_gates = torch.empty_like(gates)
         d_inputs = None if ids is None else torch.zeros_like(inputs)
         saved |= {"d_h": gradients[0].contiguous(), "d_gates": d_gates, "d_inputs": d_inputs}
-        _call("lh_lstm_backward", h.shape, saved)
+        _call("lh_lstm_backward", h.shape, ctx.bf16, saved)
         h_before = torch.cat([h0.unsqueeze(1), h[:, :-1]], dim=1)  # (B, T, H)
         if starts is not None:
             h_before.masked_fill_(starts[..., None], 0.0)
-        d_w_hh = d_gates.flatten(0, 1).t() @ h_before.flatten(0, 1)
-        return d_gates if d_inputs is None else d_inputs, d_w_hh, None, None, None, None
+        d, before = d_gates.flatten(0, 1), h_before.flatten(0, 1)
+        if ctx.bf16:  # torch sums products of bfloat16 in float32, and rounds the result to bfloat16
+            d, before = d.bfloat16(), before.bfloat16()
+        d_w_hh = (d.t() @ before).float()
+        return d_gates if d_inputs is None else d_inputs, d_w_hh, None, None, None, None, None
 
 
-def _call(function: str, shape: torch.Size, tensors: dict[str, Tensor | None]) -> None:
+def _call(function: str, shape: torch.Size, bf16: bool, tensors: dict[str, Tensor | None]) -> None:
     """Call a function of the library with the shape (B, T, H) and the addresses of the tensors."""
     pointers = {name: None if t is None else t.data_ptr() for name, t in tensors.items()}
     library, instruction_set = _library()
-    arrays = LstmLayerArrays(*shape, **pointers, instruction_set=instruction_set)
+    arrays = LstmLayerArrays(*shape, bf16, **pointers, instruction_set=instruction_set)
     if getattr(library, function)(ctypes.byref(arrays)):
         raise MemoryError("the native LSTM layer could not allocate memory")

@@ -86,7 +86,7 @@ class Learner:
         self.average = CharRNN(model).to(device).eval().requires_grad_(False)
         self.average.load_state_dict(self.network.state_dict())
         self._config, self._distributed, self._device = config, distributed, device
-        self.native = native is not False and config.precision == "fp32" and supports_native_lstm(self.network)
+        self.native = native is not False and config.precision != "fp16" and supports_native_lstm(self.network)
         self._parameters = list(self.network.parameters())
         self.optimizer = _optimizer(self.network, config)
         rows = config.batch_size // (distributed.world_size * n_workers)  # of a shard
@@ -183,7 +183,8 @@ class Learner:
     def _shard_gradients(self, i: int, x: Tensor, y: Tensor, item_end: int | None = None) -> _ShardResult:
         """Compute the gradients of a shard. They are returned, not accumulated: the threads share the parameters."""
         starts = None if item_end is None else x == item_end
-        precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._config.precision)
+        # The native layer rounds to bfloat16 itself; everything else on a CPU is float32.
+        precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get("" if self.native else self._config.precision)
         with torch.autocast(torch.device(self._device).type, dtype=precision, enabled=precision is not None):
             logits, state = regularized_forward(
                 self.network, x, self._states[i], self._config, self._generators[i], self.native, starts

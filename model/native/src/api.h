@@ -70,9 +70,9 @@ enum {
     LH_CONSTRAINT
 };
 
-/* One lstm layer over T characters, for training. Everything is contiguous; hidden is a multiple of 8. */
+/* One lstm layer over T characters, for training. Everything is contiguous; hidden is a multiple of 16. */
 typedef struct {
-    int32_t rows, steps, hidden;
+    int32_t rows, steps, hidden, is_bf16;
     const int64_t *ids;   /* (rows, steps), or NULL: then `inputs` is (rows, steps, 4 hidden) */
     const float *inputs;  /* (V, 4 hidden), by id: what the input adds to i, f, g, o, with all biases */
     const float *weights; /* (4 hidden, hidden), recurrent */

@@ -31,6 +31,7 @@ static int cpu_has(unsigned ecx1, unsigned ebx7, unsigned ecx7, unsigned eax71, 
 #define AVX512 (bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL)
 static int has_avx2(void) { return cpu_has(AVX2_FMA, 0, 0, YMM); }
 static int has_avx2_vnni(void) { return cpu_has(AVX2_FMA, 0, 1u << 4, YMM); }
+static int has_avx512_bf16(void) { return cpu_has(AVX2_FMA | AVX512, 1u << 11, 1u << 5, ZMM); }
 static int has_avx512_vnni(void) { return cpu_has(AVX2_FMA | AVX512, 1u << 11, 0, ZMM); }
 #elif defined(__aarch64__)
 static int has_neon(void) { return 1; }

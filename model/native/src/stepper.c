@@ -336,23 +336,16 @@ EXPORT int32_t lh_sample(const char *instruction_set, const float *logits, int32
     return id;
 }
 
-/* The kernels with a layer for training: those of the layer's instruction set, or of the next one that has it. */
-static const lh_kernels *lstm_kernels(const lh_lstm_layer *layer)
-{
-    const lh_kernels *kernels = kernels_named(layer->instruction_set);
-    return kernels && !kernels->lstm_forward ? kernels_named("avx2") : kernels;
-}
-
 /* Computes h, c and gates. Returns 1 when there is no memory, or no such instruction set. */
 EXPORT int lh_lstm_forward(const lh_lstm_layer *layer)
 {
-    const lh_kernels *kernels = lstm_kernels(layer);
+    const lh_kernels *kernels = kernels_named(layer->instruction_set);
     return kernels ? kernels->lstm_forward(layer) : 1;
 }
 
 /* Computes d_gates, and d_inputs where there are ids. Returns 1 when there is no memory, or no such instruction set. */
 EXPORT int lh_lstm_backward(const lh_lstm_layer *layer)
 {
-    const lh_kernels *kernels = lstm_kernels(layer);
+    const lh_kernels *kernels = kernels_named(layer->instruction_set);
     return kernels ? kernels->lstm_backward(layer) : 1;
 }

@@ -58,7 +58,7 @@ typedef struct lh_kernels {
     void (*run_steps)(void *stepper, int thread);
     int32_t (*draw)(const float *logits, int n, const sampling_t *params, double random_value,
                     const sampling_scratch_t *scratch, float *logprob);
-    int (*lstm_forward)(const lh_lstm_layer *layer); /* NULL: another instruction set's is used */
+    int (*lstm_forward)(const lh_lstm_layer *layer);
     int (*lstm_backward)(const lh_lstm_layer *layer);
 } lh_kernels;
 

@@ -19,6 +19,7 @@ from model.config import WEIGHT_PRECISIONS, ModelConfig, WeightPrecision
 from model.native import build as build_module
 from model.native.build import compile_to
 from model.native.library import INSTRUCTION_SETS, flags
+from model.network import native_layer
 from model.network.char_rnn import CharRNN
 from model.network.sampling import SamplingParams, as_batch
 from model.stepper import SAMPLE, Block
@@ -27,25 +28,27 @@ from model.stepper.cpu.pack import pack
 
 pytestmark = pytest.mark.usefixtures("native_code")
 ROWS, STEPS, VOCAB = 13, 20, 70
-PROGRAM = Path(__file__).with_name("run_block.c")
+PROGRAMS = ("run_block", "run_lstm_layer")
+Emulated = dict[str, list[str]]
 
 
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The command that runs run_block.c as an Arm program."""
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+    """The commands that run the programs of this folder as Arm programs."""
     qemu = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
     if qemu is None:
         pytest.skip("no qemu-aarch64 here: install Debian's qemu-user")
     if not importlib.util.find_spec("ziglang"):
         pytest.skip("no cross compiler here: install the Python package ziglang")
-    program = tmp_path_factory.mktemp("aarch64") / "run_block"
+    folder = tmp_path_factory.mktemp("aarch64")
     compiler = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl"]
     options = tuple(option for option in flags() if option not in ("-shared", "-fvisibility=hidden", "-fPIC"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build_module, "instruction_sets", lambda: INSTRUCTION_SETS["aarch64"])
-        units = build_module.compile_units(compiler, options, program.parent)
-    compile_to(program, compiler, (*options, "-static"), PROGRAM, *units)
-    return [qemu, str(program)]
+        units = build_module.compile_units(compiler, options, folder)
+    for name in PROGRAMS:
+        compile_to(folder / name, compiler, (*options, "-static"), Path(__file__).with_name(f"{name}.c"), *units)
+    return {name: [qemu, str(folder / name)] for name in PROGRAMS}
 
 
 def write_model(path: Path, network: CharRNN, precision: WeightPrecision, threads: int, block: Block) -> None:
@@ -66,7 +69,7 @@ def write_model(path: Path, network: CharRNN, precision: WeightPrecision, thread
 @pytest.mark.parametrize("precision", WEIGHT_PRECISIONS)
 @pytest.mark.parametrize("shape", [(64, 2), (37, 1), (260, 1)])
 def test_arm_gives_the_bits_of_this_cpu(
-    emulated: list[str], shape: tuple[int, int], precision: WeightPrecision, instruction_set: str, tmp_path: Path
+    emulated: Emulated, shape: tuple[int, int], precision: WeightPrecision, instruction_set: str, tmp_path: Path
 ) -> None:
     """Ids, log-probabilities and states of a block with forced and sampled ids, filters and two threads."""
     torch.manual_seed(5)
@@ -83,8 +86,36 @@ def test_arm_gives_the_bits_of_this_cpu(
         sampling=as_batch([samplings[row % 3] for row in range(ROWS)]),
     )
     write_model(tmp_path / "model", network, precision, 2, block)
-    arm = subprocess.run([*emulated, instruction_set, str(tmp_path / "model")], capture_output=True, check=True).stdout
+    command = [*emulated["run_block"], instruction_set, str(tmp_path / "model")]
+    arm = subprocess.run(command, capture_output=True, check=True).stdout
     stepper = CpuStepper(network, ROWS, precision)
     result = stepper.run(block)
     states = b"".join(stepper.read(row).tobytes() for row in range(ROWS))
     assert arm == result.ids.tobytes() + result.logprobs.tobytes() + states
+
+
+@pytest.mark.parametrize("instruction_set", ["neon_dotprod", "neon"])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("rows", [1, 3, 8, 50])
+def test_a_training_step_on_arm_gives_the_bits_of_this_cpu(
+    emulated: Emulated, rows: int, bf16: bool, instruction_set: str, tmp_path: Path
+) -> None:
+    """Outputs and gradients of a window of the LSTM layer, with rows that begin again inside it."""
+    torch.manual_seed(9)
+    steps, hidden, vocab = 5, 80, 11
+    ids, starts = torch.randint(vocab, (rows, steps)), torch.rand(rows, steps) < 0.2
+    inputs, weights = torch.randn(vocab, 4 * hidden), torch.randn(4 * hidden, hidden) / hidden**0.5
+    h0, c0, d_h = torch.randn(rows, hidden), torch.randn(rows, hidden), torch.randn(rows, steps, hidden)
+    saved = {"ids": ids, "inputs": inputs, "weights": weights, "h0": h0, "c0": c0, "starts": starts}
+    head = np.array([rows, steps, hidden, bf16, vocab], np.int32).tobytes()
+    arrays = b"".join(tensor.numpy().tobytes() for tensor in (*saved.values(), d_h))
+    (tmp_path / "layer").write_bytes(head + arrays)
+    command = [*emulated["run_lstm_layer"], instruction_set, str(tmp_path / "layer")]
+    arm = subprocess.run(command, capture_output=True, check=True).stdout
+
+    made = {"h": torch.empty(rows, steps, hidden), "c": torch.empty(rows, steps, hidden)}
+    made |= {"gates": torch.empty(rows, steps, 4 * hidden)}
+    gradients = {"d_gates": torch.empty(rows, steps, 4 * hidden), "d_inputs": torch.zeros_like(inputs)}
+    native_layer._call("lh_lstm_forward", d_h.shape, bf16, saved | made)
+    native_layer._call("lh_lstm_backward", d_h.shape, bf16, saved | made | gradients | {"d_h": d_h})
+    assert arm == b"".join(tensor.numpy().tobytes() for tensor in (made | gradients).values())

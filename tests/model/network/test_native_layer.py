@@ -47,6 +47,71 @@ def test_a_window_is_that_of_nn_lstm(rows: int, steps: int, hidden: int, by_id: 
         assert far(own, theirs) < 5e-6
 
 
+@pytest.mark.parametrize(("rows", "steps", "hidden"), [(1, 1, 16), (2, 5, 13), (3, 4, 16), (8, 6, 40), (50, 3, 72)])
+@pytest.mark.parametrize("by_id", [False, True])
+def test_bf16_rounds_the_factors_of_the_recurrent_product_only(rows: int, steps: int, hidden: int, by_id: bool) -> None:
+    """The outputs and gradients are those of float64 with h, the gates' derivatives and W rounded to bfloat16."""
+    torch.manual_seed(rows)
+    vocab = 7
+    # Factors between 1 and 1 + 2^-8 of a bfloat16 are all rounded down, so that what is not rounded is far away.
+    w_hh = torch.randn(4 * hidden, hidden).bfloat16().float() * (1 + 2**-9.5) / hidden**0.5
+    ids, table = torch.randint(vocab, (rows, steps)), torch.randn(vocab, 4 * hidden)
+    h0, c0 = torch.randn(rows, hidden), torch.randn(rows, hidden)
+    starts = torch.rand(rows, steps) < 0.2
+    towards = torch.randn(rows, steps, hidden)
+    given = [(table if by_id else table[ids]).requires_grad_(), w_hh.requires_grad_()]
+    h, c = native_lstm(given[0], w_hh, h0, c0, ids if by_id else None, starts, bf16=True)
+    d_inputs, d_w_hh = torch.autograd.grad((h * towards).sum(), given)
+
+    expected_h, expected_c, d_gates, products = bf16_reference(table[ids], w_hh, h0, c0, starts, towards)
+    assert far(h, expected_h) < 1e-5
+    assert far(c, expected_c) < 1e-5
+    if by_id:
+        summed = torch.zeros(vocab, 4 * hidden, dtype=torch.float64)
+        d_gates = summed.index_add_(0, ids.flatten(), d_gates.flatten(0, 1))
+    assert far(d_inputs, d_gates) < 1e-5
+    assert far(d_w_hh, products) < 2**-8  # rounded once, at its end
+    exact_h = native_lstm(given[0], w_hh, h0, c0, ids if by_id else None, starts)[0]
+    assert far(exact_h, expected_h) > 1e-4
+
+
+def bf16_reference(
+    inputs: Tensor, w_hh: Tensor, h0: Tensor, c0: Tensor, starts: Tensor, towards: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """h, c, the derivatives of the gates' sums and of the recurrent weights, step by step in float64."""
+    weights = rounded(w_hh)
+    h, c = h0.double(), c0.double()
+    saved, outputs = [], []
+    for t in range(inputs.shape[1]):
+        begins = starts[:, t, None]
+        h, before = h.masked_fill(begins, 0), c.masked_fill(begins, 0)
+        h = rounded(h)
+        i, f, g, o = (inputs[:, t].double() + h @ weights.t()).chunk(4, dim=1)
+        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+        c = f * before + i * g
+        saved.append((h, before, c, i, f, g, o))
+        h = o * c.tanh()
+        outputs.append((h, c))
+    d_h, d_c = torch.zeros_like(h), torch.zeros_like(c)
+    d_gates: list[Tensor] = []
+    for t in reversed(range(inputs.shape[1])):
+        _, before, c, i, f, g, o = saved[t]
+        d_h = d_h + towards[:, t]
+        d_c = d_c + d_h * o * (1 - c.tanh() ** 2)
+        sums = [d_c * g * i * (1 - i), d_c * before * f * (1 - f), d_c * i * (1 - g**2), d_h * c.tanh() * o * (1 - o)]
+        d_gates.insert(0, torch.cat(sums, dim=1))
+        d_h = (rounded(d_gates[0]) @ weights).masked_fill(starts[:, t, None], 0)
+        d_c = (d_c * f).masked_fill(starts[:, t, None], 0)
+    products = torch.stack([rounded(d).t() @ s[0] for d, s in zip(d_gates, saved, strict=True)]).sum(dim=0)
+    all_h, all_c = (torch.stack(x, dim=1) for x in zip(*outputs, strict=True))
+    return all_h, all_c, torch.stack(d_gates, dim=1), products
+
+
+def rounded(x: Tensor) -> Tensor:
+    """The nearest bfloat16 of each value."""
+    return x.detach().float().bfloat16().double()
+
+
 def far(a: Tensor, b: Tensor) -> float:
     """The largest difference, in terms of the largest value."""
     return float(((a - b).abs().max() / b.abs().max().clamp(min=1)).detach())

@@ -102,6 +102,34 @@ def test_two_workers_are_repeatable(tmp_path: Path) -> None:
     assert len({load(fit(corpus, model, config, tmp_path / str(i))).fingerprint for i in range(3)}) == 1
 
 
+@pytest.mark.usefixtures("native_code")
+def test_bf16_on_a_cpu_learns_as_fp32_does_and_continues_to_the_bit() -> None:
+    """The native layer runs; losses stay near those of fp32; from a state, the steps are those of the first run."""
+    corpus = Corpus.from_text(words(4000), CONFIG)
+    model = ModelConfig(len(corpus.vocab), n_hidden=48, n_layers=2, n_embed=8)
+    config = replace(CONFIG, batch_size=16, seq_length=16, dropout=0.2, weight_drop=0.2, precision="bf16")
+    streams = Streams(corpus.train, 16, 16)
+
+    def learner(config: TrainConfig) -> Learner:
+        return Learner(model, config, "cpu", Distributed(), 2)
+
+    whole, fp32 = learner(config), learner(replace(config, precision="fp32"))
+    assert whole.native
+    states, losses = [], []
+    for _ in range(60):
+        losses.append((float(whole.step(streams, 5e-3)), float(fp32.step(streams, 5e-3))))
+        states.append({name: tensor.clone() for name, tensor in whole.state_tensors().items()})
+    assert losses[-1][0] < 0.8 * losses[0][0]
+    assert losses[-1][0] == pytest.approx(losses[-1][1], abs=0.02)
+    assert losses[5][0] != losses[5][1]
+    second = learner(config)
+    second.load_state_tensors(states[29], 30)
+    for _ in range(30):
+        second.step(streams, 5e-3)
+    resumed = second.state_tensors()
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in states[-1].items())
+
+
 def test_workers_fit_the_cores_and_the_batch(two_threads: None) -> None:
     """As many as there are cores, but none with less than eight rows, and all with as many."""
     config = TrainConfig()

@@ -2,9 +2,10 @@
  *
  *   fp32  z = initial; then one fma per k, k = 0..K-1. One chain per output, whatever the number of rows.
  *   int8  z = sum of int8 weight * int8 activation, in int32. Exact (pack.py rules out overflow), so in any order.
+ *   bf16  for training: as fp32, but in pairs of k, the second of each pair first (simd.h).
  *
- * A step is one k of fp32, or four of int8; the weights of a block for a step are 64 bytes in both cases: 16 floats, or
- * [16][4] int8. A row gives a step 4 bytes. Blocks are `block` bytes apart. Few rows read several blocks at once, so
+ * A step is one k of fp32, two of bf16 or four of int8; the weights of a block for a step are 64 bytes in each case: 16
+ * floats, [16][2] bfloat16 or [16][4] int8. A row gives a step 4 bytes. Blocks are `block` bytes apart. Few rows read several blocks at once, so
  * that weights are read once. Many rows read KC steps, which stay in the L1 cache while all rows use them; between them the
  * sums are stored in z, which does not change them.
  *
@@ -47,6 +48,24 @@ typedef union { float f[PANEL]; int32_t i[PANEL]; } zrow;
 #define I8_LOAD(r, v) vi s##r##v = vi_load(z[r].i + v * LANES);
 #define I8_STEP(r, v) vi_dot4_in(s##r##v, b##v, i##r);
 #define I8_SAVE(r, v) vi_store(z[r].i + v * LANES, s##r##v);
+
+#define BF16_LOAD F32_LOAD
+#define BF16_SAVE F32_SAVE
+#if defined(HAS_BF16)
+#define TILE_ROWS_BF16 6
+#define BF16_INPUT(r) vb i##r = vb_four((const uint8_t *)(x##r + 4 * k));
+#define BF16_WEIGHT(v) vb b##v = vb_load((const int8_t *)(w##v + STEP_BYTES * k)); KEEP(b##v);
+#define BF16_STEP(r, v) vf_dot2_in(s##r##v, b##v, i##r);
+#else
+#define TILE_ROWS_BF16 4 /* an input and a weight take two registers each */
+#define BF16_INPUT(r)                                     \
+    vb p##r = vb_four((const uint8_t *)(x##r + 4 * k));   \
+    vf i##r = vb_firsts(p##r), j##r = vb_seconds(p##r);
+#define BF16_WEIGHT(v)                                            \
+    vb q##v = vb_load((const int8_t *)(w##v + STEP_BYTES * k));   \
+    vf b##v = vb_firsts(q##v), d##v = vb_seconds(q##v);
+#define BF16_STEP(r, v) vf_fma_in(s##r##v, j##r, d##v); vf_fma_in(s##r##v, i##r, b##v);
+#endif
 
 #define TILE_ROW(r, KIND) const char *x##r = (const char *)a[r] + 4 * k0;
 #define TILE_VECTOR(v, KIND) const char *w##v = w + v / PER_BLOCK * block + v % PER_BLOCK * 4 * LANES;
@@ -123,6 +142,7 @@ TILE(f32_3, F32, 3, 4, BY_WEIGHT, NO_PREFETCH)
 #endif
 TILES(F32, f32)
 TILES(I8, i8)
+TILES(BF16, bf16)
 
 #if defined(HAS_WIDE)
 /* int16: a step is a pair of k, the weights of a block for it are [16][2] int16, 64 bytes again. */
@@ -210,6 +230,19 @@ INLINE void multiply_segment(int is_int8, const void *const *a, const void *cons
 #endif
     for (; b < blocks; b++)
         many_rows(is_int8 ? i8_block : f32_block, most, a, rows, steps, w + b * block, block, sums_of(z, b));
+}
+
+/* The same in bf16: steps are pairs of k. */
+INLINE void multiply_bf16(const void *const *a, int rows, int steps, const char *w, size_t block, int blocks, zrow *z)
+{
+#if LANES == 16
+    if (blocks == BLOCKS) {
+        many_rows(bf16_panel, TILE_ROWS_BF16, a, rows, steps, w, block, z);
+        return;
+    }
+#endif
+    for (int b = 0; b < blocks; b++)
+        many_rows(bf16_block, TILE_ROWS_BF16, a, rows, steps, w + b * block, block, sums_of(z, b));
 }
 
 #endif

@@ -1,14 +1,8 @@
 /* Everything that is compiled once for each instruction set. KERNELS is the set's name; model/native/library.py has the
  * sets and their compiler flags.
  */
-#include "steps.h"
-
-#if LANES == 8
 #include "lstm_layer.h"
-#else
-#define lstm_forward NULL
-#define lstm_backward NULL
-#endif
+#include "steps.h"
 
 #define NAME_OF(set) lh_kernels_##set
 #define NAME(set) NAME_OF(set)

@@ -4,6 +4,9 @@
  * caller, who computes each as one large product. What remains is, in every step, a product of a few rows with the
  * whole recurrent matrix. It uses the tiles of gemm.h, with the matrix laid out for them once per call, and applies the
  * gates right after a panel's product. It runs on one thread: callers divide the rows among threads.
+ *
+ * With is_bf16 the factors of that product (h or the gates' derivatives, and the matrix) are rounded to bfloat16. Its
+ * sums and everything else are float32.
  */
 #ifndef LONGHAND_LSTM_LAYER_H
 #define LONGHAND_LSTM_LAYER_H
@@ -14,16 +17,19 @@
 #include "gates.h"
 #include "gemm.h"
 
-#define LSTM_UNITS 8 /* hidden units of a panel: 4 gates * 8 = 32 outputs, two blocks */
+#define LSTM_UNITS LANES /* hidden units of a panel: their four gates are two or four blocks */
+#define LSTM_BLOCKS (4 * LSTM_UNITS / BLOCK)
 #define LSTM_ROWS 48 /* rows that are computed together: their h and gates stay in the L2 cache */
 #define MIN_ROWS 3 /* of a tile: fewer are filled up with copies of the first */
 
 typedef struct {
-    float *packed;              /* the recurrent matrix, as the direction needs it */
-    float *rows[2];             /* (LSTM_ROWS, stride): h before and after a step; backwards, the gates' derivatives */
+    float *packed;              /* the recurrent matrix, as the direction needs it: float or bfloat16 */
+    float *rows[2];             /* (LSTM_ROWS, stride): h before and after a step; backwards, the gates' derivatives.
+                                   bf16: only [0], rounded */
     float *carried;             /* (LSTM_ROWS, hidden + 16): backwards, dL/dh of the step after; written by 16 */
     float *cell;                /* (LSTM_ROWS, hidden): backwards, dL/dc */
     float *zero;                /* (hidden): the state of a text that has not begun */
+    uint16_t *column;           /* (hidden) for packing */
     zrow z[LSTM_ROWS];
     void *memory;
 } lstm_scratch_t;
@@ -41,7 +47,7 @@ static float *take(char **at, size_t floats)
 static int lstm_scratch_open(lstm_scratch_t *s, int hidden)
 {
     size_t wide = stride_of(4 * hidden), matrix = (size_t)4 * hidden * (size_t)((hidden + 15) / 16 * 16);
-    size_t floats = matrix + 2 * LSTM_ROWS * wide + (2 * LSTM_ROWS + 1) * (size_t)(hidden + 16) + 256;
+    size_t floats = matrix + 2 * LSTM_ROWS * wide + (2 * LSTM_ROWS + 2) * (size_t)(hidden + 16) + 256;
     if (posix_memalign(&s->memory, 64, floats * sizeof(float))) return 0;
     char *at = s->memory;
     s->packed = take(&at, matrix);
@@ -50,6 +56,7 @@ static int lstm_scratch_open(lstm_scratch_t *s, int hidden)
     s->carried = take(&at, LSTM_ROWS * (size_t)(hidden + 16));
     s->cell = take(&at, LSTM_ROWS * (size_t)hidden);
     s->zero = take(&at, (size_t)hidden);
+    s->column = (uint16_t *)take(&at, (size_t)hidden);
     memset(s->zero, 0, (size_t)hidden * sizeof(float));
     return 1;
 }
@@ -68,74 +75,95 @@ static int row_pointers(const float **a, const float *rows, size_t stride, int c
     return count;
 }
 
-/* ---- forwards: panels of 8 units, [half][k][2 gates][8 units], as pack.py makes them ---- */
-
-static void pack_forward(const float *w, int hidden, float *to)
+/* A row's product with the blocks of a panel: `steps` of 4 bytes each. */
+INLINE void lstm_multiply(const lh_lstm_layer *w, const float *const *a, int rows, int k, const char *panel, size_t block,
+                     int blocks, zrow *z)
 {
-    for (int unit = 0; unit < hidden; unit += LSTM_UNITS)
-        for (int half = 0; half < 2; half++, to += (size_t)hidden * BLOCK)
-            for (int g = 0; g < 2; g++)
-                for (int j = 0; j < LSTM_UNITS; j++) {
-                    const float *from = w + (size_t)((2 * half + g) * hidden + unit + j) * (size_t)hidden;
-                    float *column = to + g * LSTM_UNITS + j;
-                    for (int k = 0; k < hidden; k++) column[(size_t)k * BLOCK] = from[k];
-                }
+    if (w->is_bf16) multiply_bf16((const void *const *)a, rows, k / 2, panel, block, blocks, z);
+    else multiply_segment(0, (const void *const *)a, NULL, rows, k, panel, block, blocks, z);
+}
+
+/* ---- forwards: panels of LSTM_UNITS units, [block][k][16 outputs], the gates one after the other; bf16: a block is
+ * [pair of k][16 outputs][2] ---- */
+
+static void pack_forward(const lh_lstm_layer *w, lstm_scratch_t *s)
+{
+    const int hidden = w->hidden, per_k = w->is_bf16 ? 2 : 1;
+    const size_t block = (size_t)hidden * BLOCK / per_k;
+    float *to = s->packed;
+    for (int unit = 0; unit < hidden; unit += LSTM_UNITS, to += LSTM_BLOCKS * block)
+        for (int output = 0; output < 4 * LSTM_UNITS; output++) {
+            const int gate = output / LSTM_UNITS, j = output % LSTM_UNITS;
+            const float *from = w->weights + (size_t)(gate * hidden + unit + j) * (size_t)hidden;
+            float *column = to + output / BLOCK * block + output % BLOCK;
+            if (w->is_bf16) {
+                round_to_bf16(s->column, from, hidden);
+                for (int k = 0; k < hidden / 2; k++) memcpy(column + (size_t)k * BLOCK, s->column + 2 * k, 4);
+            } else
+                for (int k = 0; k < hidden; k++) column[(size_t)k * BLOCK] = from[k];
+        }
 }
 
 static void forward_rows(const lh_lstm_layer *w, lstm_scratch_t *s, int first, int count)
 {
     const int hidden = w->hidden, steps = w->steps;
-    const size_t H = (size_t)hidden, stride = stride_of(hidden), half = H * BLOCK;
+    const size_t H = (size_t)hidden, stride = stride_of(hidden), block = H * STEP_BYTES / (w->is_bf16 ? 2 : 1);
     for (int r = 0; r < count; r++) memcpy(s->rows[0] + r * stride, w->h0 + (first + r) * H, H * sizeof(float));
     for (int t = 0; t < steps; t++) {
         const float *a[LSTM_ROWS], *from[LSTM_ROWS];
-        const int rows = row_pointers(a, s->rows[t & 1], stride, count);
-        float *now = s->rows[~t & 1];
+        float *old = s->rows[w->is_bf16 ? 0 : t & 1], *now = s->rows[~t & 1];
+        const int rows = row_pointers(a, old, stride, count);
         for (int r = 0; r < count; r++) {
             size_t at = (size_t)(first + r) * steps + t;
-            if (starts_at(w, first + r, t)) memset(s->rows[t & 1] + r * stride, 0, H * sizeof(float));
+            const float *h = t ? w->h + (at - 1) * H : w->h0 + (first + r) * H;
+            if (starts_at(w, first + r, t)) memset(old + r * stride, 0, H * sizeof(float));
+            else if (w->is_bf16) round_to_bf16((uint16_t *)(old + r * stride), h, hidden);
             from[r] = w->inputs + (w->ids ? (size_t)w->ids[at] : at) * 4 * H;
         }
-        const float *panel = s->packed;
-        for (int u = 0; u < hidden; u += LSTM_UNITS, panel += 2 * half) {
+        const char *panel = (const char *)s->packed;
+        for (int u = 0; u < hidden; u += LSTM_UNITS, panel += LSTM_BLOCKS * block) {
             for (int r = 0; r < count; r++)
                 for (int g = 0; g < 4; g++) vf_store(s->z[r].f + g * LANES, vf_load(from[r] + g * H + u));
             for (int r = count; r < rows; r++) s->z[r] = s->z[0];
-            multiply_segment(0, (const void *const *)a, NULL, rows, hidden, (const char *)panel, half * sizeof(float),
-                             2, s->z);
+            lstm_multiply(w, a, rows, hidden, panel, block, LSTM_BLOCKS, s->z);
             for (int r = 0; r < count; r++) {
                 size_t at = (size_t)(first + r) * steps + t;
                 const float *z = s->z[r].f, *before = t ? w->c + (at - 1) * H : w->c0 + (first + r) * H;
                 if (starts_at(w, first + r, t)) before = s->zero;
-                vf i = vf_sigmoid(vf_load(z)), f = vf_sigmoid(vf_load(z + 8));
-                vf g = vf_tanh(vf_load(z + 16)), o = vf_sigmoid(vf_load(z + 24));
+                vf i = vf_sigmoid(vf_load(z)), f = vf_sigmoid(vf_load(z + LANES));
+                vf g = vf_tanh(vf_load(z + 2 * LANES)), o = vf_sigmoid(vf_load(z + 3 * LANES));
                 vf c = vf_fma(f, vf_load(before + u), vf_mul(i, g));
                 vf h = vf_mul(o, vf_tanh(c));
                 float *gates = w->gates + at * 4 * H + u;
                 vf_store(gates, i), vf_store(gates + H, f), vf_store(gates + 2 * H, g), vf_store(gates + 3 * H, o);
                 vf_store(w->c + at * H + u, c);
                 vf_store(w->h + at * H + u, h);
-                vf_store(now + r * stride + u, h);
+                if (!w->is_bf16) vf_store(now + r * stride + u, h);
             }
         }
     }
 }
 
-/* ---- backwards: half panels of 16 inputs, [k = 4 hidden outputs][16] ---- */
+/* ---- backwards: blocks of 16 inputs, [k = 4 hidden outputs][16]; bf16: [pair of k][16][2] ---- */
 
-static void pack_backward(const float *w, int hidden, float *to)
+static void pack_backward(const lh_lstm_layer *w, lstm_scratch_t *s)
 {
-    for (int u = 0; u < hidden; u += BLOCK) {
-        int width = hidden - u < BLOCK ? hidden - u : BLOCK;
-        for (int k = 0; k < 4 * hidden; k++, to += BLOCK) {
-            const float *from = w + (size_t)k * hidden + u;
-            for (int v = 0; v < BLOCK; v += LANES) vf_store(to + v, v < width ? vf_load(from + v) : vf_all(0.0f));
+    const int hidden = w->hidden, per_k = w->is_bf16 ? 2 : 1;
+    float *to = s->packed;
+    for (int u = 0; u < hidden; u += BLOCK)
+        for (int k = 0; k < 4 * hidden; k += per_k, to += BLOCK) {
+            const float *from = w->weights + (size_t)k * hidden + u;
+            uint32_t pairs[BLOCK];
+            if (w->is_bf16) {
+                for (int j = 0; j < BLOCK; j++) pairs[j] = bf16_of(from[j]) | bf16_of(from[hidden + j]) << 16;
+                memcpy(to, pairs, sizeof pairs);
+            } else
+                memcpy(to, from, BLOCK * sizeof(float));
         }
-    }
 }
 
 /* The derivatives of one row's sums at step t. `carried` and `cell` are dL/dh and dL/dc from the step after; `cell` is
- * moved on to this step. */
+ * moved on to this step. `to`: a second place for the derivatives, or NULL. */
 static void gates_backward(const lh_lstm_layer *w, const float *zero, int row, int t, const float *carried,
                            float *cell, float *to)
 {
@@ -161,7 +189,7 @@ static void gates_backward(const lh_lstm_layer *w, const float *zero, int row, i
         vf_store(cell + u, starts ? vf_all(0.0f) : vf_mul(dc, f));
         for (int gate = 0; gate < 4; gate++) {
             size_t place = (size_t)gate * H + u;
-            vf_store(to + place, d[gate]);
+            if (to) vf_store(to + place, d[gate]);
             vf_store(out + place, d[gate]);
             if (sum) vf_store(sum + place, vf_fma(one, d[gate], vf_load(sum + place)));
         }
@@ -176,34 +204,43 @@ static void backward_rows(const lh_lstm_layer *w, lstm_scratch_t *s, int first, 
     const size_t H = (size_t)hidden, stride = stride_of(4 * hidden), carried = H + 16;
     memset(s->carried, 0, LSTM_ROWS * carried * sizeof(float));
     memset(s->cell, 0, LSTM_ROWS * H * sizeof(float));
+    const size_t block = 4 * H * STEP_BYTES / (w->is_bf16 ? 2 : 1);
     for (int t = w->steps - 1; t >= 0; t--) {
-        const float *a[LSTM_ROWS], *panel = s->packed;
-        for (int r = 0; r < count; r++)
-            gates_backward(w, s->zero, first + r, t, s->carried + r * carried, s->cell + r * H, s->rows[0] + r * stride);
+        const float *a[LSTM_ROWS];
+        const char *panel = (const char *)s->packed;
+        for (int r = 0; r < count; r++) {
+            float *row = s->rows[0] + r * stride;
+            gates_backward(w, s->zero, first + r, t, s->carried + r * carried, s->cell + r * H, w->is_bf16 ? NULL : row);
+            const float *d_gates = w->d_gates + ((size_t)(first + r) * w->steps + t) * 4 * H;
+            if (w->is_bf16) round_to_bf16((uint16_t *)row, d_gates, 4 * hidden);
+        }
         if (!t) break; /* backpropagation is truncated here */
         const int rows = row_pointers(a, s->rows[0], stride, count);
-        for (int u = 0; u < hidden; u += BLOCK, panel += 4 * H * BLOCK) {
-            for (int r = 0; r < rows; r++)
-                for (int v = 0; v < BLOCK; v += LANES) vf_store(s->z[r].f + v, vf_all(0.0f));
-            multiply_segment(0, (const void *const *)a, NULL, rows, 4 * hidden, (const char *)panel, 0, 1, s->z);
-            for (int r = 0; r < count; r++)
-                for (int v = 0; v < BLOCK; v += LANES)
-                    vf_store(s->carried + r * carried + u + v,
-                             starts_at(w, first + r, t) ? vf_all(0.0f) : vf_load(s->z[r].f + v));
+        for (int u = 0, width; u < hidden; u += width, panel += width / BLOCK * block) {
+            width = hidden - u < PANEL ? hidden - u : PANEL;
+            memset(s->z, 0, (size_t)rows * sizeof(zrow));
+            lstm_multiply(w, a, rows, 4 * hidden, panel, block, width / BLOCK, s->z);
+            for (int r = 0; r < count; r++) {
+                float *to = s->carried + r * carried + u;
+                if (starts_at(w, first + r, t)) memset(to, 0, (size_t)width * sizeof(float));
+                else memcpy(to, s->z[r].f, (size_t)width * sizeof(float));
+            }
         }
     }
 }
 
 /* ---- what Python calls ---- */
 
-static int lstm_run(const lh_lstm_layer *w, void (*pack)(const float *, int, float *),
+static int lstm_run(const lh_lstm_layer *w, void (*pack)(const lh_lstm_layer *, lstm_scratch_t *),
                void (*go)(const lh_lstm_layer *, lstm_scratch_t *, int, int))
 {
     lstm_scratch_t s;
     if (!lstm_scratch_open(&s, w->hidden)) return 1;
-    pack(w->weights, w->hidden, s.packed);
+    const uint64_t mode = w->is_bf16 ? float_mode_flush() : 0;
+    pack(w, &s);
     for (int first = 0; first < w->rows; first += LSTM_ROWS)
         go(w, &s, first, w->rows - first < LSTM_ROWS ? w->rows - first : LSTM_ROWS);
+    if (w->is_bf16) float_mode_leave(mode);
     free(s.memory);
     return 0;
 }

@@ -4,7 +4,11 @@
  * exact integer operation, so all of them give the same bits. Nothing here may be replaced by an approximation (rcpps,
  * vrecpe).
  *
- *   vf  LANES floats      vi  LANES int32      vb  4 LANES int8
+ *   vf  LANES floats      vi  LANES int32      vb  4 LANES int8, or 2 LANES bfloat16
+ *
+ * vf_dot2_in multiplies pairs of bfloat16: an fma for the second of a pair, then one for the first, each rounded to
+ * nearest even, with denormals as zero (float_mode_flush). That is what vdpbf16ps does, so sets without that
+ * instruction (no HAS_BF16) give its bits with two fma.
  *
  * An activation of int8 is a byte: 127 h rounded, plus ACTIVATION_OFFSET. vpdpbusd takes one signed and one unsigned
  * factor, so there the offset is 128, and sums begin with what it adds to them, negated (layer_t.offset).
@@ -58,6 +62,14 @@ INLINE vb vb_four(const uint8_t *p) { return _mm512_set1_epi32(four_bytes(p)); }
 #define vi_dot4_in(c, w, a) __asm__ volatile("vpdpbusd %1, %2, %0" : "+v"(c) : "v"(w), "v"(a))
 /* c[j] = a[j] b[j] + c[j], rounded once */
 #define vf_fma_in(c, a, b) __asm__ volatile("vfmadd231ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b))
+#if defined(__AVX512BF16__)
+#define HAS_BF16
+/* c[j] += w[2j+1] a[2j+1], then c[j] += w[2j] a[2j] */
+#define vf_dot2_in(c, w, a) __asm__ volatile("vdpbf16ps %1, %2, %0" : "+v"(c) : "v"(w), "v"(a))
+#endif
+/* The first and the second bfloat16 of each pair, as floats. */
+INLINE vf vb_firsts(vb a) { return _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)); }
+INLINE vf vb_seconds(vb a) { return _mm512_castsi512_ps(_mm512_and_si512(a, _mm512_set1_epi32((int)0xffff0000))); }
 /* LANES floats of -127 to 127, rounded to nearest even -> activations */
 INLINE void vf_to_activations(uint8_t *p, vf a)
 {
@@ -86,6 +98,8 @@ INLINE void vi_store(int32_t *p, vi a) { _mm256_storeu_si256((__m256i *)p, a); }
 INLINE vf vi_to_float(vi a) { return _mm256_cvtepi32_ps(a); }
 INLINE vb vb_load(const int8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 INLINE vb vb_four(const uint8_t *p) { return _mm256_set1_epi32(four_bytes(p)); }
+INLINE vf vb_firsts(vb a) { return _mm256_castsi256_ps(_mm256_slli_epi32(a, 16)); }
+INLINE vf vb_seconds(vb a) { return _mm256_castsi256_ps(_mm256_and_si256(a, _mm256_set1_epi32((int)0xffff0000))); }
 #define vf_fma_in(c, a, b) __asm__ volatile("vfmadd231ps %2, %1, %0" : "+x"(c) : "x"(a), "x"(b))
 
 #if defined(__AVXVNNI__) || defined(LONGHAND_256)
@@ -158,6 +172,13 @@ INLINE vb vb_four(const uint8_t *p)
     int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(four_bytes(p)));
     return (vb){x, x};
 }
+INLINE float32x4_t firsts_half(int8x16_t a) { return vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_s8(a), 16)); }
+INLINE float32x4_t seconds_half(int8x16_t a)
+{
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_s8(a), vdupq_n_u32(0xffff0000)));
+}
+INLINE vf vb_firsts(vb x) { return (vf){firsts_half(x.a), firsts_half(x.b)}; }
+INLINE vf vb_seconds(vb x) { return (vf){seconds_half(x.a), seconds_half(x.b)}; }
 #if defined(__ARM_FEATURE_DOTPROD)
 #define vi_dot4_in(c, w, x) ((c).a = vdotq_s32((c).a, (w).a, (x).a), (c).b = vdotq_s32((c).b, (w).b, (x).b))
 #else
@@ -204,6 +225,18 @@ INLINE void vi_store(int32_t *p, vi a) { memcpy(p, &a, sizeof a); }
 INLINE vf vi_to_float(vi a) { vf r; EACH(8) r.x[j] = (float)a.x[j]; return r; }
 INLINE vb vb_load(const int8_t *p) { vb r; memcpy(&r, p, sizeof r); return r; }
 INLINE vb vb_four(const uint8_t *p) { vb r; EACH(8) memcpy(r.x + 4 * j, p, 4); return r; }
+INLINE vf vb_firsts(vb a)
+{
+    vf r;
+    EACH(8) memcpy((char *)(r.x + j) + 2, a.x + 4 * j, 2), memset(r.x + j, 0, 2);
+    return r;
+}
+INLINE vf vb_seconds(vb a)
+{
+    vf r;
+    EACH(8) memcpy((char *)(r.x + j) + 2, a.x + 4 * j + 2, 2), memset(r.x + j, 0, 2);
+    return r;
+}
 INLINE vi vi_dot4(vi c, vb w, vb a)
 {
     EACH(32) c.x[j / 4] += w.x[j] * a.x[j];
@@ -230,13 +263,32 @@ INLINE void vf_to_activations(uint8_t *p, vf a)
 #define ACTIVATION_BYTES 1
 #endif
 
-/* The bits must not depend on a mode that another library set in this thread: round to nearest, keep denormals. */
+/* The nearest bfloat16, ties to even. A NaN of arithmetic, 0x7fc00000, stays one. */
+INLINE uint32_t bf16_of(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+INLINE void round_to_bf16(uint16_t *restrict to, const float *restrict from, int n)
+{
+    for (int j = 0; j < n; j++) to[j] = (uint16_t)bf16_of(from[j]);
+}
+
+/* The bits must not depend on a mode that another library set in this thread: round to nearest, keep denormals; or,
+ * with bfloat16, take denormals as zero. */
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 INLINE uint64_t float_mode_enter(void)
 {
     uint64_t before = _mm_getcsr();
     _mm_setcsr(0x1f80);
+    return before;
+}
+INLINE uint64_t float_mode_flush(void)
+{
+    uint64_t before = _mm_getcsr();
+    _mm_setcsr(0x9fc0);
     return before;
 }
 INLINE void float_mode_leave(uint64_t before) { _mm_setcsr((unsigned)before); }
@@ -249,10 +301,18 @@ INLINE uint64_t float_mode_enter(void)
     __asm__ volatile("msr fpcr, %0" : : "r"(plain));
     return before;
 }
+INLINE uint64_t float_mode_flush(void)
+{
+    uint64_t before, flush = 1 << 24;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    __asm__ volatile("msr fpcr, %0" : : "r"(flush));
+    return before;
+}
 INLINE void float_mode_leave(uint64_t before) { __asm__ volatile("msr fpcr, %0" : : "r"(before)); }
 INLINE void relax(void) { __asm__ volatile("yield"); }
 #else
 INLINE uint64_t float_mode_enter(void) { return 0; }
+INLINE uint64_t float_mode_flush(void) { return 0; }
 INLINE void float_mode_leave(uint64_t before) { (void)before; }
 INLINE void relax(void) {}
 #endif

@@ -11,6 +11,7 @@ ServiceError
 ├── UnknownSession         404  the session does not exist or has expired
 ├── UnknownJob             404  the job does not exist or its record has expired
 ├── UnknownModel           404  no checkpoint has this id
+├── UnknownReport          404  no report on this checkpoint has been made
 ├── UnknownCorpus          404  no corpus has this name
 ├── NoTurn                 404  the session has no turn that could be resumed
 ├── SessionConflict        409  another request writes the session, or the session is not at the requested position
@@ -170,6 +171,12 @@ class UnknownModel(ServiceError):
     """Raised when no checkpoint has this id."""
 
     status, code = 404, "unknown_model"
+
+
+class UnknownReport(ServiceError):
+    """Raised when no report on this checkpoint has been made."""
+
+    status, code = 404, "unknown_report"
 
 
 class UnknownCorpus(ServiceError):

@@ -1,8 +1,10 @@
 """The folder of checkpoints: listing, registering, promotion, roll back and retention.
 
-`promoted.json` beside the files names the checkpoint to serve, and those promoted before it, the newest first. Every
-change of it happens under the folder's lock, and counts its `version`. Where several machines share the folder, a lock
-may hold on one of them alone: there, a process claims the next version in Redis first (service/store/promotions.py).
+A report on a checkpoint is an HTML file beside it, of the same name.
+
+`promoted.json` names the checkpoint to serve, and those promoted before it, the newest first. Every change of it
+happens under the folder's lock, and counts its `version`. Where several machines share the folder, a lock may hold on
+one of them alone: there, a process claims the next version in Redis first (service/store/promotions.py).
 Retention never removes the promoted checkpoint or its predecessor.
 """
 
@@ -103,6 +105,11 @@ def promotion_history(folder: Path) -> list[str]:
     return _read_history(folder)[0]
 
 
+def report_path(path: Path) -> Path:
+    """Return where the report on a checkpoint is, if one has been made."""
+    return path.with_suffix(".html")
+
+
 def is_checkpoint_name(name: str) -> bool:
     """Whether a name is one of a checkpoint file; such a name cannot point outside its folder."""
     return _NAME.fullmatch(name) is not None
@@ -173,6 +180,7 @@ def remove(folder: Path, fingerprint: str) -> bool:
         for path in paths:
             try:
                 path.unlink(missing_ok=True)
+                report_path(path).unlink(missing_ok=True)
             except OSError as e:
                 raise StorageError(f"cannot be deleted ({e.strerror})", field=path.name) from e
     return bool(paths)
@@ -216,6 +224,7 @@ def prune(folder: Path, keep: int) -> list[str]:
     for path in checkpoint_paths(folder)[keep:]:
         if path.name not in protected:
             path.unlink(missing_ok=True)
+            report_path(path).unlink(missing_ok=True)
             removed.append(path.name)
     return removed
 

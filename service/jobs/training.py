@@ -17,12 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from model.atomic_files import atomic_write
 from model.checkpoints import file_format, registry
 from model.checkpoints.file_format import Checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.errors import CheckpointError, ConfigError, PromotionConflict, StorageError, TrainingError
 from model.evaluation.advice import TrainingSetup, advise_on_final_loss, advise_on_losses, advise_on_setup
 from model.evaluation.validation import Validation
+from model.export.report import ReportExtent, to_report
 from model.text.corpus import Corpus, CorpusSizes
 from model.text.fitting import FittedConfig
 from model.text.items.layout import ItemLayout
@@ -45,6 +47,7 @@ _SUPERSEDED = (
     "another checkpoint was promoted, or one was rolled back: this job promotes nothing more until its end, where its "
     "best checkpoint is compared with the promoted one"
 )
+_REPORT = ReportExtent(chars=1000, training_chars=500_000, seconds=5)
 _INTERIM_CHECKPOINTS = 2  # of a bootstrap job: the promoted one and its predecessor
 
 
@@ -120,6 +123,7 @@ class Training:
         registered = registry.register(path, checkpoint_dir)
         info = file_format.read_info(registered)
         self._advise(final_loss=float(info.run["val_loss"]))
+        self._write_report(registered, corpus)
         cancelled = self.is_cancelled()
         if self.is_bootstrap and self._interim:
             decision = Decision(True, "there was no model of this text before this job")
@@ -265,6 +269,20 @@ class Training:
         for old in self._interim[:-_INTERIM_CHECKPOINTS]:
             old.unlink(missing_ok=True)
         self._interim = self._interim[-_INTERIM_CHECKPOINTS:]
+
+    def _write_report(self, path: Path, corpus: Corpus) -> None:
+        """Write the report on a checkpoint beside it, in seconds. Its failure is a note: the model is as good."""
+        if self.is_cancelled():
+            return
+        try:
+            metrics = RunFolder(self.environment.run_dir).metrics()
+            report = to_report(path, file_format.load(path), corpus, metrics, _REPORT)
+            with atomic_write(registry.report_path(path)) as file:
+                file.write(report)
+        except KeyboardInterrupt:  # the job was cancelled in the meantime
+            pass
+        except Exception as e:
+            self.log.note(f"the report on {path.name} could not be made: {e!r}")
 
     def _is_superseded(self, version: int) -> bool:
         """Whether somebody else has decided what is served since this bootstrap job did; then it is one no more."""

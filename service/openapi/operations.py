@@ -353,6 +353,10 @@ OPERATIONS: tuple[Operation, ...] = (
         {200: Answer("the page, as a file to download", other=(HTML,))}, (404, 409, 422),
     ),
     Operation(
+        "GET", "/models/{model_id}/report", "get_report", "Models", "What a model learned and memorized", _O,
+        {200: Answer("the report", other=(HTML,))}, (404, 422, 503),
+    ),
+    Operation(
         "PUT", "/models/{model_id}/file", "upload_model", "Models", "Store a checkpoint, without serving it", _O,
         {
             200: Answer("it was there", answers.CheckpointInfo, _STORED, links=_MODEL_LINKS),

@@ -1,4 +1,4 @@
-// The page's state in the URL fragment: #VIEW?s=SESSION&f=FORK. A fragment is never sent to a server, so it is never logged.
+// The page's state in the URL fragment, #VIEW?s=SESSION&f=FORK, which is never sent to a server or logged.
 
 const VIEWS = ["generate", "score", "inspect", "train", "status"];
 

@@ -1,4 +1,4 @@
-// A text with what is known of each character: its log-probabilities and its position in the session.
+// A text with each character's log-probabilities and position in the session.
 
 import { requestJson } from "./api.js";
 import { TOP_LOGPROBS } from "./turn.js";
@@ -7,7 +7,7 @@ let scoring = Promise.resolve(); // the page scores one text at a time: the serv
 
 const SCORE_WINDOW = 5000; // characters that are scored at once to find the distribution of one
 
-/** Characters and their log-probabilities, shown by a TextView. Many small chunks are drawn once per frame. */
+/** Characters and log-probabilities in a TextView. Small chunks are drawn once per frame. */
 export class AnnotatedText {
   #queued = [];
   #frame = 0;

@@ -1,4 +1,4 @@
-// Loss curves of training runs: training and validation loss by time or step, in nats or bits per character.
+// Loss curves of training runs, by time or step, in nats or bits per character.
 
 import { bits, formatCount, formatDuration, h, svg } from "./dom.js";
 

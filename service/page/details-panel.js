@@ -1,4 +1,4 @@
-// The panel beside a text: the selected character and the distribution that it was sampled from.
+// The panel beside a text: the selected character and its distribution.
 
 import { describeDistribution, showDistribution } from "./distribution.js";
 import { h, symbol } from "./dom.js";
@@ -9,7 +9,7 @@ const NOTES = {
     "Scored again from the part of the text that is shown, at temperature 1; the text before it is not known here.",
 };
 
-/** A function of an index that shows the details of text's character there; `liveRegion` (aria-live) gets a sentence. */
+/** A function that shows the details of the character at an index; `liveRegion` gets a sentence. */
 export function detailsPanel(text, panel, liveRegion) {
   let requested = -1;
   return async (index) => {

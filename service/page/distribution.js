@@ -1,4 +1,4 @@
-// The distribution that a character was sampled from: its most probable characters and the remaining probability.
+// What a character was sampled from: the most probable characters and the remaining probability.
 
 import { bits, h, percent, symbol, wordFor } from "./dom.js";
 

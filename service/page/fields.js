@@ -3,7 +3,7 @@
 
 import { $ } from "./dom.js";
 
-/** The named fields of a form as a request body. Empty fields are left out; text in a number field is sent as it is. */
+/** A form's named fields as a request body, without empty ones; text in a number field is sent as it is. */
 export function readFields(form) {
   const body = {};
   for (const field of form.elements) {

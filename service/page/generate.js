@@ -78,7 +78,7 @@ export function writeWith(model) {
   main.reset();
 }
 
-/** Have the served model and another one write the same beginning with the same seed, side by side. */
+/** Have the served model and another one write side by side, from the same beginning and seed. */
 export async function compareWith(model) {
   location.hash = address.format("generate", address.read().parameters);
   main.chooser.use(null);

@@ -1,4 +1,4 @@
-// Activations as colors: a heat map on a canvas, and a text with a color behind each character.
+// Activations as colors: a heat map on a canvas, and a text with colors behind its characters.
 
 import { h } from "./dom.js";
 

@@ -120,7 +120,7 @@ function byCorrelation(correlations, layer) {
   return all.filter((u) => u.layer === layer).sort((a, b) => Math.abs(b.r) - Math.abs(a.r));
 }
 
-/** Values of a quantity as -1 to 1: a gate's range is 0 to 1, and its ends get the colors of -1 and 1. */
+/** Values of a quantity as -1 to 1; a gate's are 0 to 1. */
 const toColorRange = (quantity, values) => ("fio".includes(quantity) ? values.map((v) => 2 * v - 1) : values);
 
 /** The units in the order of the map: by their mean. */

@@ -15,7 +15,7 @@ export const fetchJob = (id) => requestJson("GET", `/jobs/${id}`);
 /**
  * Follow a job until it ends and call onChange(job) for every change.
  *
- * A lost connection is resumed after the last event. Where the service has no event stream free, the job is polled.
+ * A lost connection is resumed after the last event. Where no event stream is free, the job is polled.
  */
 export async function followJob(id, signal, onChange) {
   let lastEventId = null;
@@ -63,7 +63,7 @@ function applyEvent(job, { name, data }) {
   return job;
 }
 
-/** A list with one item added in order of steps; it replaces an item of the same step, because events can come twice. */
+/** A list with an item in its place; it replaces one of the same step, because events can come twice. */
 function upsertByStep(items, item) {
   return [...items.filter((other) => other.step !== item.step), item].sort((a, b) => a.step - b.step);
 }

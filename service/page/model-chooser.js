@@ -1,4 +1,4 @@
-// The line that says which model writes, chooses another one for this text, and offers examples of what it writes.
+// Which model writes, the choice of another one for this text, and examples of what it writes.
 
 import { requestJson, ServiceError } from "./api.js";
 import { h } from "./dom.js";

@@ -1,6 +1,6 @@
 // The table of models in the view Learn: which one serves, promote another, roll back, download, delete.
 
-import { request, requestJson, ServiceError } from "./api.js";
+import { isOpen, request, requestJson, SERVICE, ServiceError } from "./api.js";
 import { $, formatCount, formatLoss, h, saveAs, setStatus } from "./dom.js";
 import { corpusOf, describeModel, formatTime } from "./served.js";
 
@@ -34,6 +34,7 @@ function row(model, serving) {
   const isNeeded = model.promoted || model.predecessor;
   const actions = [
     model.promoted ? "promoted" : button("Promote", () => promote(`/models/${model.id}/promote`)),
+    button("Report", () => attempt(() => openReport(model))),
     button("Download", () => attempt(() => download(model))),
     cell === "lstm" ? button("Download page", () => attempt(() => downloadPage(model))) : null,
     isNeeded ? null : button("Delete", () => attempt(() => remove(model, name))),
@@ -75,6 +76,14 @@ async function download({ id, name }) {
 // One file that writes with the model by itself, without a server.
 async function downloadPage({ id, name }) {
   saveAs(name.replace(/\.safetensors$/, "-page.html"), await (await request("GET", `/models/${id}/page`)).blob());
+}
+
+/** What a model learned and memorized: in a tab, or as a file, since an address carries no key. */
+export async function openReport({ id, name }) {
+  const path = `models/${id}/report`;
+  const report = await (await request("GET", `/${path}`)).blob();
+  if (isOpen()) open(new URL(path, SERVICE), "_blank", "noopener");
+  else saveAs(name.replace("safetensors", "html"), report);
 }
 
 async function remove({ id }, name) {

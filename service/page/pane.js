@@ -83,7 +83,7 @@ export class Pane {
     this.#updateControls();
   }
 
-  /** Mark the character after which the text is to be continued; a second time removes the mark. */
+  /** Mark the character after which the text continues; a second time removes the mark. */
   toggleCut(index) {
     if (this.running) return;
     const cut = index + 1;
@@ -167,7 +167,7 @@ export class Pane {
     if (unknown && error.field === "prompt") this.#offerToSkip(unknown, override);
   }
 
-  /** Show a session from another browser or from before a reload; resume its turn if one is running. */
+  /** Show a session from elsewhere or before a reload; resume its turn if one is running. */
   async load(id) {
     this.stop();
     this.text.clear();
@@ -435,7 +435,7 @@ export class Pane {
     this.setStatus(isCopied ? done : "The browser does not allow copying: select it and copy it by hand.");
   }
 
-  /** Keep parameters that differ from their defaults in the address, so that a reload keeps them. */
+  /** Keep parameters that are not the defaults in the address, for a reload. */
   #saveParameters() {
     const changes = {};
     for (const field of this.parts.form.elements) {

@@ -1,4 +1,4 @@
-// The texts of this visit, so that New and Back lose none. Only ids and first words are kept, until the tab is closed.
+// The texts of this visit: ids and first words, kept until the tab is closed, so that New and Back lose none.
 
 const KEY = "longhand.recent";
 const MAX_RECENT = 20;

@@ -29,7 +29,7 @@ export function setUp() {
   });
 }
 
-/** Score the example once, so that the view is not empty; the model may lack some of its characters. */
+/** Score the example once; the model may lack some of its characters. */
 export function onShow() {
   if (!hasScored && $("#notice").hidden) score("skip");
 }

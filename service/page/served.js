@@ -38,7 +38,7 @@ export function formatTime(iso) {
   return `${time.toLocaleDateString([], { day: "numeric", month: "short" })} ${hour}`;
 }
 
-/** Beginnings of texts that a model wrote itself; the same ones each time. An empty list where it cannot be asked. */
+/** Beginnings that a model wrote itself, the same each time; none where it cannot be asked. */
 export function examplesOf(model) {
   if (!examples.has(model.id))
     examples.set(

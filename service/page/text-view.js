@@ -1,4 +1,4 @@
-// The element that shows a text and in which every character can be selected: by mouse, by touch or by the arrow keys.
+// A text in which every character can be selected: by mouse, touch or the arrow keys.
 
 import { $, bits, h } from "./dom.js";
 

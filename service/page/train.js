@@ -1,4 +1,4 @@
-// The view Train: training jobs with their curves, samples and advice; start, cancel and compare them.
+// The view Learn: training jobs with curves, samples and advice; start, cancel, compare them.
 
 import { requestJson, ServiceError } from "./api.js";
 import { drawCurves } from "./curves.js";
@@ -171,6 +171,7 @@ function drawActions({ result }) {
     ? [
         button("Write with it", () => generate.writeWith(model)),
         button("Compare with the one that serves", () => generate.compareWith(model)),
+        button("What it learned", () => models.openReport(model).catch(showLocked)),
       ]
     : [];
   $("#job-actions").replaceChildren(...buttons);

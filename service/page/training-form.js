@@ -62,7 +62,7 @@ function chooseFiles(chosen) {
   timer = setTimeout(() => preview(form), PREVIEW_MS);
 }
 
-/** Say what the first file is before anything is stored: its size, and whether it is a list. */
+/** Say what the first file is before it is stored: its size, and whether it is a list. */
 async function preview(form) {
   const box = $("#preview");
   clearFieldErrors(form);
@@ -176,7 +176,7 @@ function layoutQuery(form) {
   return `?${new URLSearchParams({ items: items.value, ...(column.value ? { column: column.value } : {}) })}`;
 }
 
-/** Upload the chosen files, the only one under this name, and return the names. New names are appended to `stored`. */
+/** Upload the chosen files, one alone under this name. Return the names; new ones are appended to `stored`. */
 async function upload(form, name, status, stored) {
   const names = files.length > 1 ? corpusNames(files) : [name];
   for (const [i, each] of names.entries()) {

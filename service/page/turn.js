@@ -71,7 +71,7 @@ export async function* streamTurn(body, signal, resume = null, model = null) {
   }
 }
 
-/** Whether a model is loaded. Asked before a new turn, so that waiting for the first model logs no 503 in the console. */
+/** Whether a model is loaded: asked first, so that waiting for one logs no 503 in the console. */
 async function hasModel(signal) {
   const ready = await request("GET", "/readyz", { signal, mayPrompt: false });
   return (await ready.json()).model !== null;

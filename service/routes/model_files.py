@@ -1,7 +1,8 @@
-"""/models/{id}/file and /models/{id}/page: checkpoints as files, and as pages that need no server."""
+"""/models/{id}/file, /page and /report: checkpoints as files, as pages that need no server, and what they learned."""
 
 from __future__ import annotations
 
+import hashlib
 from io import BytesIO
 from pathlib import Path
 
@@ -11,11 +12,19 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from model.checkpoints import file_format, registry
 from model.errors import CheckpointError, ConfigError, StorageError
 from model.export.page.render import to_page
-from service.errors import BodyTooLarge, ModelConflict, UnknownModel, WrongMediaType
+from service.errors import BodyTooLarge, ModelConflict, UnknownModel, UnknownReport, WrongMediaType
 from service.models.uploads import store_upload
 from service.routes.body import StreamedBody, no_content
 
 BINARY = "application/octet-stream"
+_REPORT_HEADERS = {
+    # Whoever wrote the file, it runs nothing and loads nothing.
+    "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
 
 
 def blueprint(folder: Path, max_bytes: int) -> Blueprint:
@@ -37,6 +46,24 @@ def blueprint(folder: Path, max_bytes: int) -> Blueprint:
         except (CheckpointError, ConfigError) as e:
             raise ModelConflict.of(e, folder) from e
         return send_file(BytesIO(content), "text/html", as_attachment=True, download_name=f"{path.stem}-page.html")
+
+    @routes.get("/<model_id:model_id>/report")
+    def report(model_id: str) -> Response:
+        """The report that the model's job made at its end, or `python -m model report` since then."""
+        path = _path(folder, model_id)
+        try:
+            data = registry.report_path(path).read_bytes()
+        except FileNotFoundError as e:
+            raise UnknownReport(
+                f"no report on {path.name} has been made: a training makes one at its end; "
+                f"`python -m model report` makes one of any model"
+            ) from e
+        except OSError as e:
+            raise StorageError(f"cannot be read ({e.strerror})", field=registry.report_path(path).name) from e
+        response = Response(data, mimetype="text/html", headers=_REPORT_HEADERS)
+        response.set_etag(hashlib.sha256(data).hexdigest()[:32])
+        response.make_conditional(request)
+        return response
 
     @routes.put("/<model_id:model_id>/file")
     def upload(model_id: str) -> tuple[Response, int]:

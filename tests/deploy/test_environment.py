@@ -24,9 +24,7 @@ from tests.servers import ROOT
 
 NEED_SWEEPS = (
     "model/training/sweep.py",
-    "model/evaluation/report/page.py",
     "model/evaluation/report/plots.py",
-    "model/evaluation/report/sections.py",
 )
 MACHINES = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28", "aarch64-apple-darwin")
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")

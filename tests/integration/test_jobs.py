@@ -128,6 +128,16 @@ def test_a_job_from_request_to_result(stack: Stack) -> None:
     assert load(stack.checkpoints / new["name"]).fingerprint == new["id"]
     eventually(lambda: stack.service.client.get("/readyz").json()["model"]["fingerprint"] == new["id"])
 
+    report = stack.service.client.get(f"/models/{new['id']}/report")
+    assert (report.status_code, report.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert report.headers["Content-Security-Policy"].startswith("sandbox; default-src 'none'; style-src")
+    assert f"<h1>Report on {new['name']}</h1>" in report.text
+    for heading in ("Loss curves", "Memorization", "Samples"):
+        assert f"<h2>{heading}</h2>" in report.text
+    assert "the longest run that is in the training text" in report.text
+    for status, headers in ((304, {"If-None-Match": report.headers["ETag"]}), (200, {"If-None-Match": "other"})):
+        assert stack.service.client.get(f"/models/{new['id']}/report", headers=headers).status_code == status
+
     for _ in range(MAX_FOLLOWERS + 1):  # HEAD starts no stream, and so uses up none of the streams that are allowed
         assert stack.service.client.head(f"/jobs/{id}/events").status_code == 200
     events = list(read_events(stack.service.client.get(f"/jobs/{id}/events")))
@@ -175,7 +185,10 @@ def test_a_better_model_is_promoted(stack: Stack) -> None:
     assert decision["promoted"] is True
     assert decision["new_val_loss"] < decision["promoted_val_loss"]
     eventually(lambda: stack.service.generate(max_chars=1)["model"]["fingerprint"] == job["result"]["checkpoint"]["id"])
-    assert len(registry.checkpoint_paths(stack.checkpoints)) <= 3 + 2
+    kept = registry.checkpoint_paths(stack.checkpoints)
+    assert len(kept) <= 3 + 2
+    assert set(stack.checkpoints.glob("*.html")) <= {registry.report_path(path) for path in kept}
+    assert registry.report_path(stack.checkpoints / job["result"]["checkpoint"]["name"]).exists()
 
 
 def test_a_list_is_found_out_trained_and_compared_by_its_items(stack: Stack) -> None:

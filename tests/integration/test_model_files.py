@@ -25,9 +25,14 @@ MAX_BYTES = 100_000
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Service]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The server's checkpoints."""
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, redis_server: RedisServer) -> Iterator[Service]:
     """A service with a key and a folder of its own, which serves one model."""
-    folder = tmp_path_factory.mktemp("server")
     registry.promote(random_checkpoint(seed=5).save(folder))
     settings = {"CHECKPOINT_DIR": str(folder), "REDIS_URL": redis_server.url, "ADMIN_KEY": KEY}
     with Service(**settings, MAX_MODEL_BYTES=str(MAX_BYTES)) as service:
@@ -163,3 +168,24 @@ def test_errors_of_the_commands(
     monkeypatch.setenv("ADMIN_KEY", KEY)
     assert main(["import", "--from", server.url, "--model", "0" * 16, "--store", str(tmp_path)]) == 1
     assert "answered 404: 0000000000000000: no such model" in capsys.readouterr().err
+
+
+def test_a_report_that_is_not_there_or_cannot_be_read(client: httpx.Client, folder: Path) -> None:
+    """404 names the command that makes one; a folder in its place is 503; it goes with its model."""
+    checkpoint = random_checkpoint(seed=8)
+    path = registry.report_path(checkpoint.save(folder))
+    address = f"/models/{checkpoint.fingerprint}/report"
+    missing = client.get(address)
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "unknown_report")
+    assert "python -m model report" in missing.json()["error"]["message"]
+    assert client.get("/models/0123456789abcdef/report").json()["error"]["code"] == "unknown_model"
+    path.mkdir()
+    assert client.get(address).status_code == 503
+    path.rmdir()
+    assert main(["report", str(path.with_suffix(".safetensors")), "--max-chars", "50"]) == 0
+    report = client.get(address)
+    assert report.status_code == 200
+    assert "the corpus is not at hand" in report.text
+    assert "unsafe" not in report.headers["Content-Security-Policy"].replace("style-src 'unsafe-inline'", "")
+    assert client.delete(f"/models/{checkpoint.fingerprint}/file").status_code == 204
+    assert not path.exists()

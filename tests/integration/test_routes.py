@@ -49,6 +49,7 @@ GUARDS = {
     "/preview": OPERATOR,
     "/models": OPERATOR,
     "/models/<model_id:model_id>/page": OPERATOR,
+    "/models/<model_id:model_id>/report": OPERATOR,
     "/models/<model_id:model_id>/promote": OPERATOR,
     "/models/<model_id:model_id>/file": OPERATOR,
     "/models/rollback": OPERATOR,

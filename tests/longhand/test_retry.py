@@ -31,6 +31,7 @@ NEVER_IN_A_STREAM = {
     "unauthorized",
     "unknown_corpus",
     "unknown_model",
+    "unknown_report",
     "unsupported_cell",
     "wrong_media_type",
 }

@@ -5,26 +5,17 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from model import arguments
 from model.checkpoints.file_format import Checkpoint
 from model.cli import options
 from model.errors import CheckpointError, ConfigError, TextError
-from model.evaluation.protocols import bits
-from model.network.sampling import MAX_SEED, SamplingParams
-from model.stepper.choose import choose
-from model.stepper.generate import write
-from model.stepper.items import LANES, GeneratedItem, ItemCollector, ItemConstraints, generate_items
+from model.evaluation.report.page import Section
+from model.export.report import N_TEXTS, ReportExtent, report_sections
+from model.network.sampling import MAX_SEED
 from model.text.corpus import Corpus
 from model.text.items.layout import TEXT
-from model.text.items.record import ItemRecord
 from model.training.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from model.evaluation.report.page import Section
-
-_N_TEXTS = 3
 
 
 def add_origin(command: argparse.ArgumentParser) -> None:
@@ -55,7 +46,7 @@ def add_generation(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-chars",
         type=arguments.number(int, 1, 1_000_000),
-        help=f"of a text: characters of each of the {_N_TEXTS} samples (default 2000)",
+        help=f"of a text: characters of each of the {N_TEXTS} samples (default 2000)",
     )
     command.add_argument(
         "--seed", type=arguments.number(int, 0, MAX_SEED), default=0, help="of what is generated (default 0)"
@@ -84,23 +75,18 @@ def contents(args: argparse.Namespace, path: Path, loaded: Checkpoint) -> Conten
         CheckpointError: The run cannot be read.
         TextError: A file that was named cannot be read.
     """
-    from model.evaluation.report import page, sections  # matplotlib takes a second to load
-
     unused, kind = ("max_chars", "a text") if loaded.items is not None else ("items", "a list")
     if getattr(args, unused) is not None:
         raise ConfigError(field=unused, value=getattr(args, unused), expected=f"none: it is for a model of {kind}")
     run_folder = RunFolder(args.run_folder) if args.run_folder is not None else _run_of(path, loaded)
     corpus = _corpus(args, loaded, run_folder)
-    parts = [page.Section("Model", rows=_description(path, loaded, corpus))]
-    if run_folder is not None and (metrics := run_folder.metrics()):
-        parts.append(sections.loss_section(metrics, loaded.val_protocol))
-    if loaded.items is not None:
-        held_out = None if corpus is None else _items(corpus)
-        parts += sections.list_sections(_generated(args, loaded, loaded.items), loaded.items, held_out)
-    else:
-        train, val = (None, None) if corpus is None else (corpus.train, corpus.val)
-        parts += sections.text_sections(loaded.vocab, _texts(args, loaded), train, val)
-    return Contents(parts, corpus, run_folder)
+    metrics = run_folder.metrics() if run_folder is not None else []
+    return Contents(report_sections(path, loaded, corpus, metrics, _extent(args)), corpus, run_folder)
+
+
+def _extent(args: argparse.Namespace) -> ReportExtent:
+    default = ReportExtent()
+    return ReportExtent(args.items or default.items, args.max_chars or default.chars, seed=args.seed)
 
 
 def _run_of(path: Path, loaded: Checkpoint) -> RunFolder | None:
@@ -142,46 +128,3 @@ def _corpus(args: argparse.Namespace, loaded: Checkpoint, run_folder: RunFolder 
         names, expected = ", ".join(map(str, files)), f"the corpus of the model, sha256 {loaded.corpus_sha256}"
         raise ConfigError(f"the sha256 of {names} is {corpus.sha256}", field="corpus", expected=expected)
     return None
-
-
-def _description(path: Path, loaded: Checkpoint, corpus: Corpus | None) -> dict[str, str]:
-    c, items = loaded.config, loaded.items
-    rows = {
-        "file": path.name,
-        "fingerprint": loaded.fingerprint,
-        "network": f"{c.cell}, {c.n_layers} x {c.n_hidden}, embedding {c.n_embed}, {c.n_parameters:,} parameters",
-        "validation": f"{loaded.val_loss:.4f} nats = {bits(loaded.val_loss):.4f} bits per character, "
-        f"{loaded.val_protocol} protocol on {loaded.val_characters:,} characters",
-        "training": f"{loaded.train_loss:.4f} nats at step {loaded.step:,}",
-        "corpus": f"sha256 {loaded.corpus_sha256}" + ("" if corpus is not None else ", not at hand"),
-    }
-    if items is not None:
-        rows["items"] = (
-            f"{items.layout.description}: {items.n_train:,} to train on, {items.n_val:,} to validate, {items.n_test:,} "
-            f"to test; {bits(items.val_loss_per_item):.3f} bits per item"
-        )
-    return rows
-
-
-def _items(corpus: Corpus) -> list[str]:
-    """Return the held-out items: those of the validation and the test part."""
-    texts = [corpus.vocab.decode(part) for part in (corpus.val, corpus.test)]
-    return [item for text in texts for item in text.split(corpus.vocab.end)[1:]]
-
-
-def _generated(args: argparse.Namespace, loaded: Checkpoint, record: ItemRecord) -> list[GeneratedItem]:
-    """Return a sample of the model's items: no condition but the length that the training allowed."""
-    constraints = ItemConstraints(args.items or 1000, unique=False, min_chars=0, max_chars=record.layout.max_item_chars)
-    collector = ItemCollector(constraints, record)
-    stepper, _ = choose(loaded.network(), **_as_served(loaded, LANES))
-    return list(generate_items(stepper, loaded.vocab, collector, SamplingParams(), args.seed))
-
-
-def _texts(args: argparse.Namespace, loaded: Checkpoint) -> list[str]:
-    stepper, _ = choose(loaded.network(), **_as_served(loaded, 1))
-    seeds = [(args.seed + n) % (MAX_SEED + 1) for n in range(_N_TEXTS)]
-    return ["".join(write(stepper, loaded.vocab, "", args.max_chars or 2000, seed=seed)) for seed in seeds]
-
-
-def _as_served(loaded: Checkpoint, n_slots: int) -> dict[str, Any]:
-    return {"n_slots": n_slots, "device": "cpu", "precision": loaded.weight_precision()}

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from model.atomic_files import atomic_write
+from model.checkpoints import registry
 from model.checkpoints.file_format import load
 from model.cli import options
 from model.cli.reports.contents import add_generation, add_origin, contents
@@ -31,13 +32,13 @@ def run(args: argparse.Namespace) -> None:
         CheckpointError: The model or the run cannot be read.
         TextError: A file that was named cannot be read.
     """
-    from model.evaluation.report import page  # matplotlib takes a second to load
+    from model.evaluation.report import page, plots  # noqa: F401  matplotlib is missed before any work is done
 
     if args.out is not None and args.out.suffix != ".html":
         raise ConfigError(field="out", value=str(args.out), expected="a file that ends in .html")
     path = options.chosen_checkpoint(args)
     parts = contents(args, path, load(path)).sections
-    out = args.out or path.with_suffix(".html")
+    out = args.out or registry.report_path(path)
     with atomic_write(out) as file:
         file.write(page.render(f"Report on {path.name}", parts).encode())
     print(out)

@@ -6,10 +6,10 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
-
-from model.evaluation.report.plots import as_svg
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -42,6 +42,11 @@ class Section:
     caption: str = ""
     samples: Sequence[tuple[str, tuple[int, int]]] = ()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing below its heading."""
+        return not (self.text or self.rows or self.figure or self.samples)
+
 
 def render(title: str, sections: Sequence[Section]) -> str:
     """Return the page. All text is escaped: characters of a model's vocabulary cannot become markup."""
@@ -67,6 +72,8 @@ def _section(section: Section) -> str:
         )
         parts.append(f"<table>\n{rows}\n</table>")
     if section.figure is not None:
+        from model.evaluation.report.plots import as_svg  # matplotlib, which made the figure
+
         data = base64.b64encode(as_svg(section.figure)).decode()
         caption = html.escape(section.caption)
         parts.append(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from model.evaluation.protocols import bits
-from model.evaluation.report import plots
 from model.evaluation.report.memorization import MAX_TRAINING_CHARS, ItemMemorization, longest_copied_run
 from model.evaluation.report.page import Section
 from model.stepper.items import GeneratedItem
@@ -17,7 +18,24 @@ from model.text.corpus import Ids
 from model.text.items.record import ItemRecord
 from model.text.vocab import Vocabulary
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _SAMPLE_ITEMS = 40
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is installed; without it sections have no figures."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def _figure(draw: Callable[[ModuleType], Figure]) -> Figure | None:
+    """Return a plot made with the functions of `plots`; None without matplotlib."""
+    if not can_plot():
+        return None
+    from model.evaluation.report import plots
+
+    return draw(plots)
 
 
 def loss_section(metrics: Sequence[Mapping[str, Any]], protocol: str) -> Section:
@@ -26,7 +44,9 @@ def loss_section(metrics: Sequence[Mapping[str, Any]], protocol: str) -> Section
     caption = "Loss of the training and the validation part, in nats per character, during the training."
     if best is not None:
         caption += f" The best validation has {best:.4f} nats, {bits(best):.4f} bits."
-    return Section("Loss curves", figure=plots.loss_curves(metrics, protocol=protocol), caption=caption)
+    return Section(
+        "Loss curves", figure=_figure(lambda plots: plots.loss_curves(metrics, protocol=protocol)), caption=caption
+    )
 
 
 def list_sections(items: Sequence[GeneratedItem], record: ItemRecord, held_out: Sequence[str] | None) -> list[Section]:
@@ -79,7 +99,7 @@ def _novelty(items: Sequence[GeneratedItem]) -> Section:
     caption = (
         "Of the first n generated items: the share that equals none before it, and the share that is no training item."
     )
-    return Section("Novelty", figure=plots.novelty(curves), caption=caption)
+    return Section("Novelty", figure=_figure(lambda plots: plots.novelty(curves)), caption=caption)
 
 
 def _running_share(flags: Sequence[bool]) -> list[float]:
@@ -96,7 +116,8 @@ def _lengths(items: Sequence[GeneratedItem], held_out: Sequence[str] | None) -> 
         if some
     }
     caption = "The distribution of the lengths of items, their ends not counted."
-    return Section("Lengths", rows=rows, figure=plots.length_distribution(lengths), caption=caption)
+    figure = _figure(lambda plots: plots.length_distribution(lengths))
+    return Section("Lengths", rows=rows, figure=figure, caption=caption)
 
 
 def _samples(items: Sequence[GeneratedItem]) -> Section:
@@ -109,7 +130,13 @@ def _samples(items: Sequence[GeneratedItem]) -> Section:
     return Section("Samples", "The first items that were generated, with the surprisal of each.", rows)
 
 
-def text_sections(vocab: Vocabulary, texts: Sequence[str], train: Ids | None, held_out: Ids | None) -> list[Section]:
+def text_sections(
+    vocab: Vocabulary,
+    texts: Sequence[str],
+    train: Ids | None,
+    held_out: Ids | None,
+    training_chars: int = MAX_TRAINING_CHARS,
+) -> list[Section]:
     """Return the sections of a model of a text.
 
     Args:
@@ -117,6 +144,7 @@ def text_sections(vocab: Vocabulary, texts: Sequence[str], train: Ids | None, he
         texts: Generated ones.
         train: The training part; None where the corpus is not at hand.
         held_out: The validation part.
+        training_chars: Characters of the training part in which copies are searched.
     """
     if train is None or held_out is None:
         reason = "not known: the corpus is not at hand (--corpus)"
@@ -125,7 +153,7 @@ def text_sections(vocab: Vocabulary, texts: Sequence[str], train: Ids | None, he
             Section("Memorization", rows={"the longest run that was copied": reason}),
             Section("Samples", "Generated from the beginning of a text.", samples=samples),
         ]
-    rows, samples, searched = {}, [], train[:MAX_TRAINING_CHARS]
+    rows, samples, searched = {}, [], train[:training_chars]
     for n, text in enumerate(texts, 1):
         run = longest_copied_run(vocab.encode(text), searched)
         passage = held_out[len(held_out) * (n - 1) // len(texts) :][: len(text)]

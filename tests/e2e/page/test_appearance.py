@@ -129,6 +129,25 @@ def test_a_view_is_accessible_and_fits(visit: Visiting, page_service: Service, v
     assert v.page.evaluate(CUT_OFF) == []
 
 
+@pytest.mark.parametrize("device", ["light", "phone"])
+def test_the_report_is_opened_from_learn(visit: Visiting, page_service: Service, device: str) -> None:
+    """In a tab of its own, which runs no script and loads nothing; axe finds nothing in it. Takes a screenshot."""
+    v = visit(page_service, **DEVICES[device])
+    train(v)
+    with v.page.context.expect_page() as opened:
+        v.page.get_by_role("button", name="What it learned").click()
+    report = Visit(opened.value, v.host, v.problems).watch()
+    report.page.reload()  # now it is watched from its beginning
+    report.page.get_by_role("heading", name="Memorization").wait_for()
+    report.page.screenshot(path=SHOTS / f"report-{device}.png", full_page=True)
+    copy = v.page.context.new_page()  # the report's own policy would not let axe run
+    copy.set_content(report.page.content())
+    copy.evaluate(AXE.read_text())
+    assert copy.evaluate("() => axe.run({resultTypes: ['violations']})")["violations"] == []
+    wide = copy.evaluate("() => document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert wide <= 0
+
+
 CUT_OFF = """() => [...document.querySelectorAll('button, label, th, td, dd, dt, h1, h2, h3, h4, p, a, caption')]
   .filter(e => e.checkVisibility() && !e.matches('.visually-hidden, .skip') && !e.closest('thead'))
   .filter(e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== 'inline')

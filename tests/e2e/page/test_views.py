@@ -372,6 +372,12 @@ def test_the_first_items_of_a_dropped_list(visit: Visiting, training_service: Se
     v.wait_until_done()
     assert v.pane("fork").locator(".items .item").count() == 20
     assert len(v.text()) >= 200
+    v.page.get_by_role("link", name="Learn", exact=True).click()
+    with v.page.expect_download() as download:  # a key is needed: an address that is opened would carry none
+        v.page.get_by_role("button", name="What it learned").click()
+    report = download.value.path().read_text()
+    assert "<h2>Memorization</h2>" in report
+    assert "<h2>Loss curves</h2>" in report
 
 
 INVALID = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,7 +13,9 @@ from xml.etree import ElementTree
 import pytest
 
 from model.checkpoints import registry
+from model.checkpoints.file_format import load
 from model.cli import main
+from model.export.report import ReportExtent, to_report
 from tests.model.cli.test_lists import NAMES, TRAIN
 
 
@@ -170,3 +173,23 @@ def test_another_corpus_is_refused(names: Path, text: Path, capsys: pytest.Captu
     assert "expected the corpus of the model, sha256 " in capsys.readouterr().err
     assert main(["report", "--store", str(text / "models"), "--items", "5"]) == 2
     assert "items: got 5, expected none: it is for a model of a list" in capsys.readouterr().err
+
+
+def test_without_matplotlib_a_report_has_its_figures_as_numbers(names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the report of a job in the image, which has no matplotlib; the command asks for it before any work."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    path = registry.promoted_path(names / "models")
+    assert path is not None
+    page = Page(to_report(path, load(path), None, [], ReportExtent(items=50)).decode())
+    assert page.rows["generated items"] == "50"
+    assert page.rows["plots"].startswith("left out")
+    assert page.plots == []
+    assert page.rows["generated: mean, median, longest"]
+
+
+def test_a_report_ends_in_time(names: Path) -> None:
+    """With the items that there are by then."""
+    path = registry.promoted_path(names / "models")
+    assert path is not None
+    page = Page(to_report(path, load(path), None, [], ReportExtent(items=1_000_000, seconds=0.5)).decode())
+    assert 0 < int(page.rows["generated items"].replace(",", "")) < 1_000_000

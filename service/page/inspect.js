@@ -114,7 +114,7 @@ async function inspect(onUnknown = "error") {
   }
 }
 
-/** The units of a layer that correlate with a feature of the text, the strongest first. */
+/** The units of a layer that correlate with the text's features, the strongest first. */
 function byCorrelation(correlations, layer) {
   const all = Object.entries(correlations).flatMap(([feature, { units }]) => units.map((u) => ({ ...u, feature })));
   return all.filter((u) => u.layer === layer).sort((a, b) => Math.abs(b.r) - Math.abs(a.r));

@@ -17,7 +17,7 @@ export function describeUnknown(characters) {
   return `This model has never seen ${listed}${more}.`;
 }
 
-/** Show at a field which characters are unknown, with a button that skips them: onSkip() sends the request again. */
+/** Show unknown characters at a field, with a button that skips them: onSkip() sends the request again. */
 export function offerToSkip(field, characters, onSkip) {
   const note = h("p", { class: "error", id: `${field.id}-error` }, `${describeUnknown(characters)} `);
   note.append(h("button", { type: "button", onclick: onSkip }, "Skip them"));

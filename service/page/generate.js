@@ -46,7 +46,7 @@ function addForkPane() {
   return fork;
 }
 
-/** Open a text beside a pane's, from its selected character or its end. The pane's own text stays as it is. */
+/** Open a text beside a pane's, from its selected character or its end. */
 async function openFork(pane) {
   const position = pane.text.start + pane.kept;
   try {

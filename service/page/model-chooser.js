@@ -30,7 +30,7 @@ export class ModelChooser {
     this.show();
   }
 
-  /** Have a model write this text that is known from elsewhere; null: the served one. */
+  /** Have a model write this text; null: the served one. */
   use(model) {
     this.chosen = model && model.id !== served.servedModel()?.id ? model : null;
     this.show();

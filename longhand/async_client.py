@@ -26,6 +26,7 @@ from longhand.schemas import (
     JobEvent,
     LayoutOptions,
     Models,
+    NamedModel,
     Score,
     Session,
 )
@@ -123,9 +124,10 @@ class AsyncClient:
         session_id: str | None = None,
         logprobs: int | None = None,
         on_unknown: Literal["error", "skip"] | None = None,
+        model: str | None = None,
     ) -> Score:
         """Return the loss of a text, alone or as the continuation of a session."""
-        return await self._core.score(text, session_id, logprobs, on_unknown)
+        return await self._core.score(text, session_id, logprobs, on_unknown, model)
 
     def items(self, n: int, prompt: str = "", **options: Unpack[ItemOptions]) -> AsyncItems:
         """Generate items of a list, and return them as a stream; needs a model of a list.
@@ -145,9 +147,10 @@ class AsyncClient:
         *,
         rank_by: Literal["bits", "bits_per_character", "peak_bits"] | None = None,
         on_unknown: Literal["error", "skip"] | None = None,
+        model: str | None = None,
     ) -> ItemScores:
         """Return the surprisal of each item, and its rank among the validation items; needs a model of a list."""
-        return await self._core.score_items(items, rank_by, on_unknown)
+        return await self._core.score_items(items, rank_by, on_unknown, model)
 
     # ---- sessions
 
@@ -213,17 +216,31 @@ class AsyncClient:
 
     # ---- models
 
-    async def models(self) -> Models:
-        """Return the checkpoints, and the model that answers now."""
-        return await self._core.models()
+    async def models(self, model: str = "default", *, after: str | None = None, limit: int | None = None) -> Models:
+        """Return a page of the models by name, the checkpoints of one of them, and the default model's promoted one.
 
-    async def promote(self, model_id: str) -> Checkpoint:
-        """Make a checkpoint the served one."""
-        return await self._core.promote(model_id)
+        Args:
+            model: The model whose checkpoints are listed.
+            after: List the names after this one, such as `next` of the page before.
+            limit: The most names of a page.
+        """
+        return await self._core.models(model, after, limit)
 
-    async def rollback(self) -> Checkpoint:
-        """Undo the last promotion, and return the checkpoint that is promoted now."""
-        return await self._core.rollback()
+    async def model(self, name: str) -> NamedModel:
+        """Return a model and its checkpoints."""
+        return await self._core.model(name)
+
+    async def delete_model(self, name: str) -> None:
+        """Delete a model with all its checkpoints."""
+        await self._core.delete_model(name)
+
+    async def promote(self, model_id: str, *, model: str = "default") -> Checkpoint:
+        """Make a checkpoint the one that answers under its model's name."""
+        return await self._core.promote(model_id, model)
+
+    async def rollback(self, *, model: str = "default") -> Checkpoint:
+        """Undo the last promotion of a model, and return the checkpoint that is promoted now."""
+        return await self._core.rollback(model)
 
 
 class _LiveStream(Generic[ItemT, ResultT]):

@@ -26,6 +26,7 @@ from longhand.schemas import (
     Job,
     LayoutOptions,
     Models,
+    NamedModel,
     Score,
     Session,
 )
@@ -206,14 +207,18 @@ class Core:
         """Implement Client.delete_session."""
         await self._delete(session_path(session_id))
 
-    async def score(self, text: str, session_id: str | None, logprobs: int | None, on_unknown: str | None) -> Score:
+    async def score(
+        self, text: str, session_id: str | None, logprobs: int | None, on_unknown: str | None, model: str | None
+    ) -> Score:
         """Implement Client.score."""
-        body = {"text": text, "session_id": session_id, "logprobs": logprobs, "on_unknown": on_unknown}
+        body = {"text": text, "session_id": session_id, "logprobs": logprobs, "on_unknown": on_unknown, "model": model}
         return await self._get(Score, Call("POST", "/score", body=_without_none(body)))
 
-    async def score_items(self, items: Sequence[str], rank_by: str | None, on_unknown: str | None) -> ItemScores:
+    async def score_items(
+        self, items: Sequence[str], rank_by: str | None, on_unknown: str | None, model: str | None
+    ) -> ItemScores:
         """Implement Client.score_items."""
-        body = _without_none({"text": list(items), "rank_by": rank_by, "on_unknown": on_unknown})
+        body = _without_none({"text": list(items), "rank_by": rank_by, "on_unknown": on_unknown, "model": model})
         return await self._get(ItemScores, Call("POST", "/score", body=body))
 
     async def retrain(self, settings: Mapping[str, Any], idempotency_key: str | None) -> Job:
@@ -233,18 +238,26 @@ class Core:
         """Implement Client.cancel_job."""
         return await self._get(Job, Call("DELETE", job_path(job_id)))
 
-    async def models(self) -> Models:
+    async def models(self, model: str, after: str | None, limit: int | None) -> Models:
         """Implement Client.models."""
-        return await self._get(Models, Call("GET", "/models"))
+        query = {"model": model, "after": after, "limit": str(limit) if limit is not None else None}
+        return await self._get(Models, Call("GET", "/models", query=_without_none(query)))
 
-    async def promote(self, model_id: str) -> Checkpoint:
+    async def model(self, name: str) -> NamedModel:
+        """Implement Client.model."""
+        return await self._get(NamedModel, Call("GET", _model_path(name)))
+
+    async def delete_model(self, name: str) -> None:
+        """Implement Client.delete_model."""
+        await self._delete(_model_path(name))
+
+    async def promote(self, model_id: str, model: str) -> Checkpoint:
         """Implement Client.promote."""
-        path = f"/models/{quote(model_id, safe='')}/promote"
-        return await self._promoted(Call("POST", path, body={}))
+        return await self._promoted(Call("POST", f"{_model_path(model_id)}/promote", body={"model": model}))
 
-    async def rollback(self) -> Checkpoint:
+    async def rollback(self, model: str) -> Checkpoint:
         """Implement Client.rollback."""
-        return await self._promoted(Call("POST", "/models/rollback", body={}, is_repeatable=False))
+        return await self._promoted(Call("POST", "/models/rollback", body={"model": model}, is_repeatable=False))
 
     async def put_corpus(self, name: str, text: str, layout: LayoutOptions) -> Corpus:
         """Implement Client.put_corpus."""
@@ -279,6 +292,10 @@ class Core:
     async def _promoted(self, call: Call) -> Checkpoint:
         answer = parse_json((await self.send(call)).text)
         return parse(Checkpoint, answer.get("promoted") if isinstance(answer, dict) else None)
+
+
+def _model_path(name: str) -> str:
+    return f"/models/{quote(name, safe='')}"
 
 
 def _corpus_path(name: str) -> str:

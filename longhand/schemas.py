@@ -285,10 +285,30 @@ class Checkpoint(Answer):
     promoted: bool = False
 
 
-class Models(Answer):
-    """The checkpoints, the newest first, and the model that answers now."""
+class ModelSummary(Answer):
+    """A model by its name and promoted checkpoint; no id while none is promoted, or where `error` says why."""
+
+    name: str
+    id: str | None
+    val_loss: float | None = None
+    bytes: int | None = None
+    error: str | None = None
+    loaded: bool = False
+    last_used_at: float | None = None
+
+
+class NamedModel(ModelSummary):
+    """A model and its checkpoints, the newest first."""
 
     models: list[Checkpoint]
+
+
+class Models(Answer):
+    """A page of names, the checkpoints of one model, the newest first, and the default model's that answers now."""
+
+    models: list[Checkpoint]
+    names: list[ModelSummary] = Field(default_factory=list)
+    next: str | None = None
     serving: ModelName | None = None
 
 

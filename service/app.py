@@ -20,7 +20,8 @@ from service.jobs.queue import JobQueue
 from service.models.automata import CompilationCache
 from service.models.loader import ModelLoader
 from service.models.manager import ModelManager
-from service.models.other_models import OtherModels
+from service.models.model_stores import ModelStores
+from service.models.named_models import NamedModels
 from service.models.watcher import CheckpointWatcher
 from service.openai.completions import CompletionService
 from service.openai.models import ModelList
@@ -81,7 +82,9 @@ def create_app(settings: Settings | None = None) -> Flask:
         automata,
         end_worker,
     )
-    manager = ModelManager(lambda: _bootstrap_job(queue), OtherModels(s.checkpoint_dir, load))
+    model_stores = ModelStores(s.checkpoint_dir)
+    named = NamedModels(model_stores, load, s.models_memory_mb << 20)
+    manager = ModelManager(lambda: _bootstrap_job(queue), named)
     watcher = CheckpointWatcher(manager, s.checkpoint_dir, load, stores.promotions.wait, counters)
     options = GenerationOptions(
         s.max_chars,
@@ -94,7 +97,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     generation = GenerationService(manager, stores.sessions, stores.prefixes, options)
     inspector = InspectionService(manager, stores.sessions, s.max_chars)
     completions = CompletionService(manager, generation, inspector)
-    model_list = ModelList(lambda: manager.current, s.checkpoint_dir)
+    model_list = ModelList(manager, model_stores)
     tokenizer = Tokenizer(manager, s.max_prompt_chars)
     for folder in (s.checkpoint_dir, s.corpora_dir):
         remove_abandoned(folder)
@@ -132,8 +135,8 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.register_blueprint(access.for_clients(blueprint, authenticator, limiter))
     for blueprint in (
         jobs.blueprint(queue, all_corpora, s.checkpoint_dir, lambda: manager.is_closed),
-        models.blueprint(s.checkpoint_dir, manager, stores.promotions),
-        model_files.blueprint(s.checkpoint_dir, s.max_model_bytes),
+        models.blueprint(model_stores, manager, stores.promotions),
+        model_files.blueprint(model_stores, s.max_model_bytes),
         corpora.blueprint(all_corpora, s.max_corpus_bytes),
     ):
         app.register_blueprint(access.for_operators(blueprint, authenticator))

@@ -10,7 +10,7 @@ ServiceError
 ├── Forbidden              403  this key, or a client at this address, may not do this
 ├── UnknownSession         404  the session does not exist or has expired
 ├── UnknownJob             404  the job does not exist or its record has expired
-├── UnknownModel           404  no checkpoint has this id
+├── UnknownModel           404  no model has this name, or no checkpoint has this id
 ├── UnknownReport          404  no report on this checkpoint has been made
 ├── UnknownCorpus          404  no corpus has this name
 ├── NoTurn                 404  the session has no turn that could be resumed
@@ -168,7 +168,7 @@ class UnknownJob(ServiceError):
 
 
 class UnknownModel(ServiceError):
-    """Raised when no checkpoint has this id."""
+    """Raised when no model has this name, or no checkpoint has this id; details may contain `close` names."""
 
     status, code = 404, "unknown_model"
 

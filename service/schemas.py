@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from model.checkpoints.names import DEFAULT, FINGERPRINT, NAME, is_model_name
 from model.network.penalties import MAX_LOGIT_BIAS
 from model.network.sampling import DEFAULT_CHARS, MAX_SEED, SamplingParameter, SamplingParams
 from model.structured_outputs.specification import KINDS, MAX_CHOICES, MAX_JSON_BYTES, StructuredOutputs
@@ -30,10 +31,23 @@ from model.text.items.record import DEFAULT_STATISTIC, Statistic
 from service.errors import BadRequest, MalformedBody
 from service.store.sessions import SESSION_ID
 
-MODEL_ID = "[0-9a-f]{16}"
-"""The pattern of a checkpoint's id, which is its fingerprint."""
 SessionId = Annotated[str, StringConstraints(pattern=f"^{SESSION_ID}$")]
-ModelId = Annotated[str, StringConstraints(pattern=f"^{MODEL_ID}$")]
+ModelRef = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
+"""A model that answers: its name, or the id of a checkpoint, which has the form of a name."""
+
+
+def _check_name(value: str) -> str:
+    if not is_model_name(value):
+        raise unexpected(f"a name that matches the pattern {NAME}, and not 16 hex digits as an id has")
+    return value
+
+
+ModelName = Annotated[
+    str,
+    AfterValidator(_check_name),
+    Field(json_schema_extra={"pattern": f"^{NAME}$", "not": {"pattern": f"^{FINGERPRINT}$"}}),
+]
+_MODEL = "the name of the model, or the id of a checkpoint, as in GET /models"
 OnUnknown = Literal["error", "skip"]
 MAX_STOP_STRINGS, MAX_STOP_CHARS = 16, 256
 MAX_BIASES = 1000
@@ -179,9 +193,7 @@ class GenerateRequest(_SamplingFields):
         description="for a session written by a model that is no longer served: re-encode the session's recent text, "
         "or answer 409",
     )
-    model: ModelId | None = Field(
-        None, description="the id of the checkpoint that generates, of those in GET /models; default: the served one"
-    )
+    model: ModelRef | None = Field(None, description=f"{_MODEL}; default: the session's, or `{DEFAULT}`")
     timeout_s: float | None = Field(None, gt=0, le=86400, description="end the text after this many seconds")
     stream: bool = Field(False, description="answer as server-sent events, one for each block of characters")
     on_unknown: OnUnknown = Field("error", description=_ON_UNKNOWN)
@@ -247,6 +259,7 @@ class ScoreRequest(Body):
         description="with a model of a list and a list of items: what each is ranked by among the validation items; "
         f"default {DEFAULT_STATISTIC}",
     )
+    model: ModelRef | None = Field(None, description=f"{_MODEL}; default: the session's, or `{DEFAULT}`")
     on_unknown: OnUnknown = Field("error", description=_ON_UNKNOWN)
 
 
@@ -263,6 +276,7 @@ class InspectRequest(Body):
     map: Literal["i", "f", "g", "o", "c", "h"] | None = Field(
         None, description="return this quantity of all units for each character; c is returned as tanh(c)"
     )
+    model: ModelRef | None = Field(None, description=f"{_MODEL}; default: `{DEFAULT}`")
     on_unknown: OnUnknown = Field("error", description=_ON_UNKNOWN)
 
     @field_validator("units")
@@ -280,6 +294,9 @@ class RetrainRequest(Body):
 
     corpus: str | list[str] = Field(
         "shakespeare", description="the name of a corpus, or several; the end of each is used for validation"
+    )
+    model: ModelName = Field(
+        DEFAULT, description="the name of the model to train, which has checkpoints and a history of its own"
     )
     preset: str = Field("quick", description="a named set of settings; settings given in the body override it")
     promote: Literal["if_better", "always", "never"] = Field(
@@ -307,6 +324,12 @@ class RetrainRequest(Body):
 
 class EmptyBody(Body):
     """The body of a request that has no parameters: empty, or {}."""
+
+
+class ModelBody(Body):
+    """The body of a request about the checkpoints of one model."""
+
+    model: ModelName = Field(DEFAULT, description="the name of the model")
 
 
 class ForkRequest(Body):

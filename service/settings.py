@@ -54,7 +54,8 @@ class Settings(BaseSettings):
         data_folder.DEFAULT, description="folder of all data; the three folders below lie in it unless they are set"
     )
     checkpoint_dir: Path = Field(
-        Path("data/checkpoints"), description="folder of the checkpoints; its promoted.json names the one to serve"
+        Path("data/checkpoints"),
+        description="folder of the checkpoints; its promoted.json names the one to serve; models/NAME is a model's",
     )
     corpora_dir: Path = Field(Path("data/corpora"), description="folder of the uploaded training texts")
     runs_dir: Path = Field(
@@ -161,8 +162,15 @@ class Settings(BaseSettings):
     max_model_bytes: int = Field(
         1 << 27, ge=1024, le=1 << 33, description="largest size of an uploaded checkpoint in bytes"
     )
+    models_memory_mb: int = Field(
+        512,
+        ge=1,
+        le=1 << 20,
+        description="memory of one process for the models that requests name, in MB, beside the default model; the one "
+        "that was used least recently makes place",
+    )
     keep_checkpoints: int = Field(
-        10, ge=1, le=10_000, description="checkpoints kept besides the promoted one and its predecessor"
+        10, ge=1, le=10_000, description="checkpoints kept per model besides the promoted one and its predecessor"
     )
 
     @property

@@ -15,12 +15,13 @@ import json
 import re
 import secrets
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from model.atomic_files import atomic_write, folder_lock
-from model.checkpoints.file_format import read_info
+from model.checkpoints.file_format import CheckpointInfo, read_info
 from model.errors import CheckpointError, PromotionConflict, StorageError
 
 PROMOTED = "promoted.json"
@@ -146,12 +147,18 @@ def list_checkpoints(folder: Path) -> list[dict[str, Any]]:
     return list(chosen.values())
 
 
-def find(folder: Path, fingerprint: str) -> Path | None:
-    """Return the promoted or else the newest file of the model with this fingerprint, or None."""
+def find(folder: Path, fingerprint: str, read: Callable[[Path], CheckpointInfo] = read_info) -> Path | None:
+    """Return the promoted or else the newest file of the model with this fingerprint, or None.
+
+    Args:
+        folder: The folder of the checkpoints.
+        fingerprint: The model's id.
+        read: Reads the metadata of a file; it may remember what it has read.
+    """
     promoted = [path for name in _history_or_nothing(folder)[:1] if (path := folder / name).is_file()]
     for path in [*promoted, *checkpoint_paths(folder)]:
         try:
-            if read_info(path).fingerprint == fingerprint:
+            if read(path).fingerprint == fingerprint:
                 return path
         except CheckpointError:
             continue

@@ -164,6 +164,7 @@ def load_library(path: Path) -> ctypes.CDLL:
     library.lh_open.argtypes, library.lh_open.restype = [ctypes.POINTER(ModelArrays)], POINTER
     library.lh_close.argtypes, library.lh_close.restype = [POINTER], None
     library.lh_run.argtypes, library.lh_run.restype = [POINTER, ctypes.POINTER(BlockArrays)], ctypes.c_int
+    library.lh_bytes.argtypes, library.lh_bytes.restype = [POINTER], ctypes.c_int64
     library.lh_read.argtypes, library.lh_read.restype = [POINTER, ctypes.c_int32, POINTER], None
     library.lh_write.argtypes, library.lh_write.restype = [POINTER, ctypes.c_int32, POINTER], None
     for layer in (library.lh_lstm_forward, library.lh_lstm_backward):

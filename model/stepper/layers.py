@@ -36,6 +36,11 @@ class Layers:
         self.head_bias = network.head.bias.detach().to(device, dtype)
         self.state_shape = (config.state_tensors, config.n_layers, config.n_hidden)  # (S, L, H)
 
+    def tensors(self) -> list[Tensor]:
+        """Return all weights and tables."""
+        layers = [tensor for layer in self._layers for tensor in layer.values()]
+        return [*layers, self._inputs, self.head_weight, self.head_bias]
+
     def advance(self, ids: Tensor, state: Tensor, tile: int) -> Tensor:
         """Feed one id to each row; the end of an item first sets the row's state to zero.
 

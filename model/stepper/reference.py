@@ -35,6 +35,12 @@ class ReferenceStepper(StateTable):
         self._layers = Layers(network, dtype, self._device)
         self._table = torch.zeros((n_slots, *self._layers.state_shape), dtype=dtype, device=self._device)
 
+    @property
+    def n_bytes(self) -> int:
+        """The memory of the weights and of the state table."""
+        tensors = [self._table, *self._layers.tensors()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
     @torch.inference_mode()
     def run(self, block: Block) -> BlockResult:
         """Advance the block's rows in place."""

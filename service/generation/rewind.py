@@ -76,7 +76,7 @@ def rewound_session(
     if end.state is None or end.state.position != position:
         raise SessionConflict(f"position {position} cannot be reached: the turn's text ends before it", position=low)
     recent = recent.generate(text).last(recent_text_chars)
-    return Session(end.state, record.seed, recent.text, recent.generated)
+    return Session(end.state, record.seed, recent.text, recent.generated, record.model)
 
 
 def _read_to_end(stream: Stream, check_client: Callable[[], None]) -> tuple[str, End]:

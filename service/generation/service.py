@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
+from model.checkpoints.names import DEFAULT, is_fingerprint
 from model.network.sampling import MAX_SEED
 from model.structured_outputs.masks import RowConstraint
 from service.engine.stream import Stream
@@ -107,6 +108,7 @@ class GenerationService:
         Raises:
             BadRequest: A value cannot be used.
             UnknownSession: The session does not exist.
+            UnknownModel: The model that the request names, or the session's, does not exist.
             SessionConflict: Another request writes the session, or it is not where the request expects it.
             KeyReused: The key was used for another request, or for a turn that is no longer stored.
             StoreUnavailable: A session is needed, and its store does not answer.
@@ -115,7 +117,8 @@ class GenerationService:
             Draining: This worker is shutting down.
         """
         with ExitStack() as on_error:
-            lease = on_error.enter_context(self._models.admit(request.model))
+            name = self._model_name(request)
+            lease = on_error.enter_context(self._models.admit(request.model or name, name))
             model = lease.model
             validated = validate(request, model, self._options.max_chars, self._options.max_prompt_chars)
             check_penalty_window(request, self._options.recent_text_chars)
@@ -124,7 +127,7 @@ class GenerationService:
             request_digest = digest(request.model_dump_json())
             session_id, leased = self._lease_session(request.session_id, key, request_digest)
             session_lease = self._session_lease(session_id, leased, on_error)
-            plan = self._plan(model, validated, key, request_digest, session_id, leased, check_client)
+            plan = self._plan(model, validated, key, request_digest, session_id, leased, name, check_client)
             generation = self._start(plan, lease, session_lease)
             on_error.pop_all()
             return generation
@@ -163,7 +166,7 @@ class GenerationService:
         seeds = [(seed + k) & MAX_SEED for k in range(request.n)]
         plans = []
         for prompt in [validated.prompt] if prompts is None else prompts:
-            plan = self._plan(model, replace(validated, prompt=prompt), "", "", None, None)
+            plan = self._plan(model, replace(validated, prompt=prompt), "", "", None, None, DEFAULT)
             plans.append([_with_seed(plan, seed) for seed in seeds])
         return RunningBatch(model, plans, self._start_member, self._prefixes)
 
@@ -202,7 +205,7 @@ class GenerationService:
             session_id: The session.
             after: The last position that the client has; None: it has nothing of the turn.
             top_logprobs: Alternatives for each character.
-            model_id: The model to resume with; None: the one that generated the turn.
+            model_id: The name or id of the model to resume with; None: the one that generated the turn.
 
         Raises:
             UnknownSession: The session does not exist.
@@ -273,7 +276,7 @@ class GenerationService:
                 "`position` how much of the text you have",
                 position=0,
             )
-        fork = Session(session.state, session.seed if seed is None else seed, session.recent_text, session.generated)
+        fork = replace(session, seed=session.seed if seed is None else seed)
         fork_id = new_session_id()
         self._sessions.create(fork_id, fork)
         return fork_id, fork
@@ -281,13 +284,14 @@ class GenerationService:
     def _admit_again(self, turn: StoredTurn | None, model_id: str | None = None) -> ModelLease:
         """Lease the model to generate a stored turn again with.
 
-        Without an id it is the model that generated the turn, or, if its checkpoint cannot be used any more, the
-        served one, which refuses the turn.
+        If the client names none, it is the checkpoint that generated the turn, or, if that cannot be used any more, the
+        one that its model's name stands for now, which refuses the turn.
         """
-        if turn is not None and model_id is None:
-            with suppress(UnknownModel, ModelConflict):
-                return self._models.admit(turn.record.fingerprint)
-        return self._models.admit(model_id)
+        if turn is None or model_id is not None:
+            return self._models.admit(model_id)
+        with suppress(UnknownModel, ModelConflict):
+            return self._models.admit(turn.record.fingerprint, turn.record.model)
+        return self._models.admit(turn.record.model)
 
     def _check_capacity(self, model: LoadedModel, top_logprobs: int | None) -> None:
         """Reject a request before any work is done for it."""
@@ -296,6 +300,16 @@ class GenerationService:
             model.network.get()
 
     # ---- the session
+
+    def _model_name(self, request: GenerateRequest) -> str:
+        """The name under which the session goes on: the request's, or the session's. An id is no name.
+
+        Raises:
+            StoreUnavailable: The session says it, and its store does not answer.
+        """
+        if request.model is not None and not is_fingerprint(request.model):
+            return request.model
+        return DEFAULT if request.session_id is None else self._sessions.model_of(request.session_id)
 
     def _lease_session(self, session_id: str | None, key: str, request: str) -> tuple[str | None, LeasedSession | None]:
         """Lease the request's session or a new one; (None, None) if the store does not answer and none is needed."""
@@ -341,6 +355,7 @@ class GenerationService:
         request_digest: str,
         session_id: str | None,
         leased: LeasedSession | None,
+        name: str,
         check_client: Callable[[], None] = lambda: None,
     ) -> GenerationPlan:
         request = validated.request
@@ -351,6 +366,8 @@ class GenerationService:
             if leased.has_key or (request.session_id is None and leased.session is not None):
                 raise KeyReused("this Idempotency-Key was used before, for a turn that is no longer stored")
         start = self._start_session(model, request, leased, check_client) if leased is not None else None
+        if start is not None and start.model != name:
+            start = replace(start, model=name)
         record = TurnRecord(
             start_position=start.position if start else 0,
             prompt=validated.prompt,
@@ -366,6 +383,7 @@ class GenerationService:
             min_chars=request.min_chars,
             logit_bias=validated.logit_bias,
             structured_outputs=validated.structured_outputs.as_dict() if validated.structured_outputs else {},
+            model=name,
         )
         options = self._plan_options(request.logprobs, request.timeout_s)
         is_new_session = request.session_id is None

@@ -264,4 +264,5 @@ class RunningGeneration:
 
     def _session(self, state: HiddenState) -> Session:
         recent = self._recent.last(self._recent_text_chars)
-        return Session(state, self._plan.record.seed, recent.text, recent.generated)
+        record = self._plan.record
+        return Session(state, record.seed, recent.text, recent.generated, record.model)

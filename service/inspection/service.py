@@ -67,7 +67,10 @@ class InspectionService:
             return self._score_list(request, request.text, check_client)
         _check_no_rank(request)
         limit = min(self._max_chars, MAX_TOP_LOGPROBS_CHARS) if request.logprobs else self._max_chars
-        with self._models.acquire() as lease:
+        name = request.model
+        if name is None and request.session_id is not None:
+            name = self._sessions.model_of(request.session_id)
+        with self._models.acquire(name) as lease:
             model = lease.model
             text = model.normalize(request.text)
             ids = _encode(model, text, limit, request.on_unknown)
@@ -103,7 +106,7 @@ class InspectionService:
         for field, value in (("session_id", request.session_id), ("logprobs", request.logprobs)):
             if value is not None:
                 raise BadRequest(field, value, "null with a list of texts")
-        with self._models.acquire() as lease:
+        with self._models.acquire(request.model) as lease:
             model = lease.model
             if model.items is not None:
                 rank_by = request.rank_by or DEFAULT_STATISTIC
@@ -127,8 +130,9 @@ class InspectionService:
             UnsupportedCell: The served network is not an LSTM.
             Overloaded: As many requests as allowed are being answered.
             NoModel: No model is served, or its file cannot be read.
+            UnknownModel: The model that the request names does not exist.
         """
-        with self._models.acquire() as lease:
+        with self._models.acquire(request.model) as lease:
             model = lease.model
             check_inspectable(model, request)
             limit = MAX_INSPECTED_CHARS

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from model.checkpoints import file_format, registry
+from model.checkpoints.names import DEFAULT, is_model_name, store_folder
 from model.config import PRESETS, ModelConfig, TrainConfig
 from model.errors import CheckpointError, ConfigError, TextError
 from model.text.corpus import CorpusSizes, TextSizes
@@ -40,6 +41,7 @@ class JobRequest:
     promote: str  # if_better, always or never
     warm_start: bool
     settings: dict[str, Any] = field(default_factory=dict)  # those that override the preset's
+    model: str = DEFAULT  # the name of the model that is trained
 
     @property
     def corpora(self) -> list[str]:
@@ -114,9 +116,9 @@ class JobRequest:
         return {name: value for name, value in {**PRESETS[self.preset], **self.settings}.items() if name in names}
 
     def as_dict(self) -> JsonObject:
-        """Return the request as a flat JSON object, settings beside the other fields."""
+        """Return the request as a flat JSON object, settings beside the other fields, without the default model."""
         own = {"corpus": self.corpus, "preset": self.preset, "promote": self.promote, "warm_start": self.warm_start}
-        return {**own, **self.settings}
+        return {**({} if self.model == DEFAULT else {"model": self.model}), **own, **self.settings}
 
     @classmethod
     def from_dict(cls, value: JsonObject) -> Self:
@@ -133,14 +135,17 @@ class JobRequest:
             raise ConfigError("is damaged", field="request", expected="strings as preset and promote")
         if type(value.get("warm_start")) is not bool:
             raise ConfigError(field="warm_start", value=value.get("warm_start"), expected="true or false")
-        own = {f.name for f in fields(cls)} - {"settings"}
-        settings = {k: v for k, v in value.items() if k not in own}
+        name = value.get("model", DEFAULT)
+        if not isinstance(name, str) or not is_model_name(name):
+            raise ConfigError(field="model", value=name, expected="the name of a model")
+        own = {f.name for f in fields(cls)} - {"settings", "model"}
+        settings = {k: v for k, v in value.items() if k not in own and k != "model"}
         if value["preset"] not in PRESETS:
             raise ConfigError(field="preset", value=value["preset"], expected=f"one of {', '.join(PRESETS)}")
-        for name in settings:
-            if name not in _SETTINGS:
-                raise ConfigError("not a setting of this version; submit the job again without it", field=name)
-        return cls(**{name: value[name] for name in own}, settings=settings)
+        for setting in settings:
+            if setting not in _SETTINGS:
+                raise ConfigError("not a setting of this version; submit the job again without it", field=setting)
+        return cls(**{f: value[f] for f in own}, settings=settings, model=name)
 
 
 def validate(request: RetrainRequest, corpora: Corpora, checkpoint_dir: Path) -> JobRequest:
@@ -149,7 +154,7 @@ def validate(request: RetrainRequest, corpora: Corpora, checkpoint_dir: Path) ->
     Args:
         request: The body.
         corpora: The stored corpora.
-        checkpoint_dir: The folder of the promoted checkpoint, for a warm start.
+        checkpoint_dir: The folder of all checkpoints, for a warm start.
 
     Raises:
         BadRequest: A field has a wrong value; the error names the field, the value and what was expected.
@@ -161,14 +166,16 @@ def validate(request: RetrainRequest, corpora: Corpora, checkpoint_dir: Path) ->
             known = ", ".join([*RetrainRequest.model_fields, *sorted(_SETTINGS)])
             raise BadRequest(name, value, f"one of the fields {known}", problem="no such field")
     settings = {**_declared_settings(request, corpora), **request.settings}
-    job_request = JobRequest(request.corpus, request.preset, request.promote, request.warm_start, settings)
+    job_request = JobRequest(
+        request.corpus, request.preset, request.promote, request.warm_start, settings, request.model
+    )
     with _config_errors_as_bad_requests():
         job_request.train_config()
         job_request.layout()
         model = ModelConfig(vocab_size=2, **job_request.network_settings())
         _check_corpora(job_request, corpora)
         if request.warm_start:
-            _check_warm_start(job_request, model, checkpoint_dir)
+            _check_warm_start(job_request, model, store_folder(checkpoint_dir, request.model))
     return job_request
 
 

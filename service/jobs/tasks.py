@@ -16,6 +16,7 @@ import rq
 import torch
 
 from model.checkpoints import registry
+from model.checkpoints.names import DEFAULT, store_folder
 from model.errors import CheckpointError, ModelError
 from model.network.device import resolve_device
 from service.errors import ServiceError
@@ -55,14 +56,16 @@ def retrain(job_id: str, request: JsonObject) -> None:
         record.note(f"attempt {attempt}")
     with _JobMonitor(record) as monitor:
         try:
+            job_request = JobRequest.from_dict(request)
+            folder = store_folder(settings.checkpoint_dir, job_request.model)
             is_bootstrap = record.set_if_absent(
-                "is_bootstrap", _nothing_is_promoted(settings) or _was_queued_by_a_start(settings, client, job_id)
+                "is_bootstrap", _nothing_is_promoted(folder) or _was_queued_by_a_start(settings, client, job_id)
             )
-            if not is_bootstrap:
+            if not is_bootstrap or job_request.model != DEFAULT:
                 os.nice(_NICENESS)
             training = Training(
-                JobRequest.from_dict(request),
-                _environment(settings, run_dir),
+                job_request,
+                _environment(settings, folder, run_dir),
                 record,
                 is_bootstrap=is_bootstrap,
                 is_cancelled=lambda: monitor.is_cancelled,
@@ -99,9 +102,9 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _nothing_is_promoted(settings: Settings) -> bool:
+def _nothing_is_promoted(folder: Path) -> bool:
     try:
-        return registry.promoted_path(settings.checkpoint_dir) is None
+        return registry.promoted_path(folder) is None
     except CheckpointError:
         return False
 
@@ -111,10 +114,10 @@ def _was_queued_by_a_start(settings: Settings, client: Any, job_id: str) -> bool
     return JobQueue(client, settings.max_queued_jobs).bootstrap_job_id() == job_id
 
 
-def _environment(settings: Settings, run_dir: Path) -> JobEnvironment:
+def _environment(settings: Settings, folder: Path, run_dir: Path) -> JobEnvironment:
     device = resolve_device("cpu" if settings.device == "cpu" else "auto")  # as the service does: the CPU without a GPU
     return JobEnvironment(
-        checkpoint_dir=settings.checkpoint_dir,
+        checkpoint_dir=folder,
         run_dir=run_dir,
         corpora=Corpora(settings.corpora_dir, settings.max_corpus_bytes),
         device=device,

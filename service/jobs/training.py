@@ -71,7 +71,7 @@ class JobLog(Protocol):
 class JobEnvironment:
     """The folders and the device that a job uses."""
 
-    checkpoint_dir: Path
+    checkpoint_dir: Path  # the store of the model that is trained
     run_dir: Path  # of this job alone
     corpora: Corpora
     device: str

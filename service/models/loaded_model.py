@@ -82,6 +82,13 @@ class LoadedModel:
         """The number of requests that use this model."""
         return self._n_leases
 
+    @property
+    def n_bytes(self) -> int:
+        """The memory that the model takes: of its stepper, of its network if that is loaded, and of its list."""
+        arrays = self.items.arrays().values() if self.items is not None else ()
+        stepper_bytes = getattr(self._stepper, "n_bytes", 0)  # none of a stepper that holds no memory of the host
+        return stepper_bytes + self.network.n_bytes + sum(array.nbytes for array in arrays)
+
     def as_dict(self) -> dict[str, str]:
         """Return the model as the API shows it."""
         return {"fingerprint": self.fingerprint, "name": self.name}
@@ -130,7 +137,7 @@ class LoadedModel:
             raise BadRequest(f"structured_outputs.{e.field}", e.value, e.expected, problem=e.problem) from e
 
     def acquire(self) -> ModelLease:
-        """Return a lease. Only the manager calls this, while the model is the current one."""
+        """Return a lease. Only its owner calls this, while the model is not retired."""
         with self._lock:
             self._n_leases += 1
         return ModelLease(self, self._release)
@@ -149,15 +156,6 @@ class LoadedModel:
         with self._lock:
             self._on_freed = on_freed
             return self._n_leases == 0
-
-    def reinstate(self) -> ModelLease | None:
-        """Undo `mark_retired`, and return a lease; None if the model is freed already, or will be at once."""
-        with self._lock:
-            if self._n_leases == 0:
-                return None
-            self._on_freed = None
-            self._n_leases += 1
-        return ModelLease(self, self._release)
 
     def _release(self) -> None:
         with self._lock:

@@ -6,22 +6,23 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from service.errors import Draining, NoModel
+from model.checkpoints.names import DEFAULT
+from service.errors import Draining, NoModel, UnknownModel
 from service.models.loaded_model import LoadedModel, ModelLease
-from service.models.other_models import OtherModels
+from service.models.named_models import NamedModels
 
 
 class ModelManager:
     """Holds the current model. A request that began with a model keeps it until it ends. Thread-safe."""
 
     def __init__(
-        self, describe_absence: Callable[[], dict[str, Any]] = dict, others: OtherModels | None = None
+        self, describe_absence: Callable[[], dict[str, Any]] = dict, others: NamedModels | None = None
     ) -> None:
         """Start without a model.
 
         Args:
             describe_absence: Returns the details of the error NoModel, such as the job that trains the first model.
-            others: Checkpoints that requests may name; None: they can use the served one only.
+            others: The models that requests may name; None: they can use the default one only.
         """
         self._others = others
         self._describe_absence = describe_absence
@@ -51,35 +52,51 @@ class ModelManager:
             raise NoModel("no model has been trained yet", **self._describe_absence())
         return current
 
-    def acquire(self) -> ModelLease:
-        """Return a lease of the current model.
-
-        Raises:
-            NoModel: No model is served yet.
-        """
-        with self._lock:
-            if self._current is not None:
-                return self._current.acquire()
-        raise NoModel("no model has been trained yet", **self._describe_absence())
-
-    def admit(self, model_id: str | None = None) -> ModelLease:
-        """Return a lease of a model for a new generation.
+    def acquire(self, model: str | None = None, store: str = DEFAULT) -> ModelLease:
+        """Return a lease of a model.
 
         Args:
-            model_id: The fingerprint of a checkpoint; None: the current model.
+            model: A name, or the fingerprint of a checkpoint; None: the default model.
+            store: The name in whose store a fingerprint is looked up first.
+
+        Raises:
+            NoModel: No checkpoint of the model has been promoted yet.
+            UnknownModel: There is no such model.
+            ModelConflict: Its file cannot be used.
+            Overloaded: The memory for models is taken by those that are in use.
+        """
+        is_default = model is None or model == DEFAULT
+        with self._lock:
+            if self._current is not None and (is_default or self._current.fingerprint == model):
+                return self._current.acquire()
+        if model is None or is_default:
+            raise NoModel("no model has been trained yet", **self._describe_absence())
+        if self._others is None:
+            raise UnknownModel(f"the model {model!r} does not exist", param="model")
+        return self._others.acquire(model, store)
+
+    def admit(self, model: str | None = None, store: str = DEFAULT) -> ModelLease:
+        """Return a lease of a model for a new generation, as `acquire` does.
 
         Raises:
             Draining: This worker is shutting down.
-            NoModel: No model is served yet.
-            UnknownModel: No checkpoint has this id.
-            ModelConflict: The file of the named checkpoint cannot be used.
         """
         if self._is_closed:
             raise Draining("this worker is shutting down; send the request to another one")
-        current = self._current
-        if model_id is not None and self._others is not None and (current is None or current.fingerprint != model_id):
-            return self._others.acquire(model_id)
-        return self.acquire()
+        return self.acquire(model, store)
+
+    def is_loaded(self, fingerprint: str) -> bool:
+        """Whether the weights are in this process's memory."""
+        return any(model.fingerprint == fingerprint for model in self._models())
+
+    def last_used_at(self, name: str) -> float | None:
+        """When a request last used a model by its name in this process, in Unix seconds; None: never."""
+        return self._others.last_used_at(name) if self._others is not None else None
+
+    def forget(self, name: str) -> None:
+        """Free the memory of a model that was deleted, if nothing uses it."""
+        if self._others is not None:
+            self._others.forget(name)
 
     def close(self) -> None:
         """Admit no new generation; those that run continue."""

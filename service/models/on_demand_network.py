@@ -41,6 +41,14 @@ class OnDemandNetwork:
                 self._network = self._load()
             return self._network
 
+    @property
+    def n_bytes(self) -> int:
+        """The memory of its weights; 0 while it is not loaded."""
+        network = self._network
+        if network is None:
+            return 0
+        return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+
     def free(self) -> None:
         """Drop the network."""
         with self._lock:

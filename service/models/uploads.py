@@ -18,16 +18,16 @@ MAX_HEADER_BYTES = 2 * 2**20
 
 
 def store_upload(
-    folder: Path, model_id: str, read: Callable[[int], bytes], max_bytes: int
+    folder: Path, model_id: str | None, read: Callable[[int], bytes], max_bytes: int
 ) -> tuple[CheckpointInfo, bool]:
     """Store a checkpoint while it is read. It is not promoted.
 
-    The id in the address is the fingerprint that the weights must have, so a repeated upload changes nothing, and no
-    upload can replace another model.
+    The id in an address is the fingerprint that the weights must have. A repeated upload changes nothing, and no upload
+    replaces another checkpoint.
 
     Args:
         folder: The checkpoints.
-        model_id: The fingerprint.
+        model_id: The fingerprint; None: any.
         read: Returns at most so many of the next bytes; none at the end.
         max_bytes: The largest size.
 
@@ -44,12 +44,12 @@ def store_upload(
             path = Path(temporary, "upload.safetensors")
             _receive(path, read, max_bytes)
             checkpoint = _checked(path, model_id)
-            known = registry.find(folder, model_id)
+            known = registry.find(folder, checkpoint.fingerprint)
             if known is not None:
                 return file_format.read_info(known), False
             name = checkpoint.file_name
             if not registry.is_checkpoint_name(name) or len(name) > _LONGEST_NAME:
-                name = f"{model_id}.safetensors"
+                name = f"{checkpoint.fingerprint}.safetensors"
             return file_format.read_info(registry.register(path.rename(path.with_name(name)), folder)), True
     except OSError as e:
         raise StorageError(f"an upload cannot be stored ({e.strerror})", field="temporary folder") from e
@@ -65,7 +65,7 @@ def _receive(path: Path, read: Callable[[int], bytes], max_bytes: int) -> None:
             file.write(chunk)
 
 
-def _checked(path: Path, model_id: str) -> file_format.Checkpoint:
+def _checked(path: Path, model_id: str | None) -> file_format.Checkpoint:
     """Load a checkpoint and run its self-test.
 
     Raises:
@@ -80,7 +80,7 @@ def _checked(path: Path, model_id: str) -> file_format.Checkpoint:
     except CheckpointError as e:
         problem = e.problem.replace(str(path), "the body")
         raise BadRequest("body", e.value, e.expected or expected, problem=problem) from e
-    if checkpoint.fingerprint != model_id:
+    if model_id is not None and checkpoint.fingerprint != model_id:
         problem = f"is the model {checkpoint.fingerprint}"
         raise BadRequest("body", checkpoint.fingerprint, f"{model_id}, as in the address", problem=problem)
     return checkpoint

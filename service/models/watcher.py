@@ -8,7 +8,6 @@ reason, and the model that was served before stays.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from model.errors import CheckpointError
 from service.errors import ModelConflict
 from service.models.loaded_model import LoadedModel
 from service.models.manager import ModelManager
+from service.models.model_stores import file_identity
 
 log = logging.getLogger(__name__)
 POLL_INTERVAL_S = 0.5
@@ -155,7 +155,7 @@ class CheckpointWatcher:
             paths += [promoted] if promoted is not None else []
         except CheckpointError:
             pass  # poll() refuses it
-        return tuple(_file_version(path) for path in paths)
+        return tuple(file_identity(path) for path in paths)
 
     def _loop(self) -> None:
         while not self._is_stopping.is_set():
@@ -166,12 +166,3 @@ class CheckpointWatcher:
                 self.poll()
             except Exception:
                 log.exception("could not find out which checkpoint is promoted")
-
-
-def _file_version(path: Path) -> _FileVersion:
-    """Inode, time of modification and size; empty if there is no file."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return ()
-    return (status.st_ino, status.st_mtime_ns, status.st_size)

@@ -15,14 +15,14 @@ from typing import Any
 
 from model.structured_outputs.specification import StructuredOutputs
 from service.engine.stream import FinishReason
-from service.errors import BadRequest
+from service.errors import BadRequest, Draining
 from service.generation.batch import BatchChunk, RunningBatch
 from service.generation.service import GenerationService
 from service.inspection.service import InspectionService
 from service.models.loaded_model import LoadedModel
 from service.models.manager import ModelManager
 from service.openai.logprobs import UNKNOWN
-from service.openai.models import check_name
+from service.openai.models import SERVED, acquire
 from service.openai.schemas import DEFAULT_MAX_TOKENS, CompletionRequest
 from service.openai.tokenizer import decode
 from service.schemas import MAX_TEXTS, GenerateRequest
@@ -60,16 +60,18 @@ class CompletionService:
 
         Raises:
             BadRequest: A value cannot be used.
-            UnknownModel: The model that the request names is not served.
+            UnknownModel: The model that the request names does not exist.
             QueueFull: Every slot and every place in the queue is taken.
             Overloaded: As many texts as allowed are being scored.
             NoModel: No model is served.
             Draining: This worker is shutting down.
         """
         _check(request, self._generation.max_chars)
-        with self._models.admit() as lease, ExitStack() as on_error:
+        if self._models.is_closed:
+            raise Draining("this worker is shutting down; send the request to another one")
+        with acquire(self._models, request.model) as lease, ExitStack() as on_error:
             model = lease.model
-            name = check_name(request.model, model)
+            name = SERVED if request.model is None else request.model
             prompts = self._prompts(request, model)
             _check_logprobs(request, prompts)
             batch = None

@@ -118,7 +118,7 @@ class CompletionRequest(_SamplingFields):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
-    model: str | None = Field(None, description="an id of GET /v1/models; default: the served model")
+    model: str | None = Field(None, description="an id of GET /v1/models; default: longhand")
     prompt: Prompt = Field(None, description="text or token ids to continue, or a list of them; null begins a new text")
     max_tokens: Annotated[int, Field(ge=0)] | None = Field(
         None, description=f"generate at most this many characters; default {DEFAULT_MAX_TOKENS}"
@@ -185,7 +185,7 @@ class CompletionRequest(_SamplingFields):
 class TokenizeRequest(Body):
     """POST /tokenize."""
 
-    model: str | None = Field(None, description="an id of GET /v1/models; default: the served model")
+    model: str | None = Field(None, description="an id of GET /v1/models; default: longhand")
     prompt: str = Field(description="the text")
     add_special_tokens: bool | None = Field(None, description="accepted; there are no special tokens")
     return_token_strs: bool | None = Field(None, description="return the characters, too")
@@ -197,5 +197,5 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     """POST /detokenize."""
 
-    model: str | None = Field(None, description="an id of GET /v1/models; default: the served model")
+    model: str | None = Field(None, description="an id of GET /v1/models; default: longhand")
     tokens: list[TokenId] = Field(description="token ids")

@@ -7,15 +7,15 @@ from typing import Any
 from service.errors import BadRequest
 from service.models.loaded_model import LoadedModel
 from service.models.manager import ModelManager
-from service.openai.models import check_name
+from service.openai.models import acquire
 from service.openai.schemas import DetokenizeRequest, TokenizeRequest
 
 
 class Tokenizer:
-    """Answers /tokenize, /detokenize and /tokenizer_info for the served model."""
+    """Answers /tokenize and /detokenize, and /tokenizer_info for the default model."""
 
     def __init__(self, models: ModelManager, max_prompt_chars: int) -> None:
-        """Use the vocabulary of the model that `models` serves; texts are as long as prompts may be."""
+        """Use the vocabularies of `models`; texts are as long as prompts may be."""
         self._models = models
         self._max_chars = max_prompt_chars
 
@@ -24,13 +24,16 @@ class Tokenizer:
 
         Raises:
             BadRequest: The text is too long, or has characters that are not in the vocabulary.
-            UnknownModel: The model that the request names is not served.
+            UnknownModel: The model that the request names does not exist.
             NoModel: No model is served.
         """
-        model = self._model(request.model)
         if len(request.prompt) > self._max_chars:
             problem = f"got {len(request.prompt)} characters"
             raise BadRequest("prompt", request.prompt, f"at most {self._max_chars} characters", problem=problem)
+        with acquire(self._models, request.model) as lease:
+            return self._tokenize(request, lease.model)
+
+    def _tokenize(self, request: TokenizeRequest, model: LoadedModel) -> dict[str, Any]:
         ids = model.encode("prompt", model.normalize(request.prompt), request.on_unknown or "error").tolist()
         strings = {"token_strs": list(model.engine.vocab.decode(ids))} if request.return_token_strs else {}
         return {"tokens": ids, "count": len(ids), "max_model_len": self._max_chars, **strings}
@@ -40,10 +43,11 @@ class Tokenizer:
 
         Raises:
             BadRequest: An id is not in the vocabulary.
-            UnknownModel: The model that the request names is not served.
+            UnknownModel: The model that the request names does not exist.
             NoModel: No model is served.
         """
-        return {"prompt": decode(self._model(request.model), "tokens", request.tokens)}
+        with acquire(self._models, request.model) as lease:
+            return {"prompt": decode(lease.model, "tokens", request.tokens)}
 
     def info(self) -> dict[str, Any]:
         """Describe the tokenizer.
@@ -54,7 +58,7 @@ class Tokenizer:
         Raises:
             NoModel: No model is served.
         """
-        vocab = self._model(None).engine.vocab
+        vocab = self._models.current.engine.vocab
         start = vocab.characters[vocab.start]
         return {
             "tokenizer_class": "CharacterTokenizer",
@@ -67,11 +71,6 @@ class Tokenizer:
             "vocabulary": vocab.characters,
             "model_max_length": self._max_chars,
         }
-
-    def _model(self, name: str | None) -> LoadedModel:
-        model = self._models.current
-        check_name(name, model)
-        return model
 
 
 def decode(model: LoadedModel, field: str, ids: list[int]) -> str:

@@ -153,6 +153,7 @@ class SessionAnswer(Answer):
     seed: Count
     recent_text: str
     model: Fingerprint
+    model_name: str
 
 
 class ForkAnswer(Answer):
@@ -313,9 +314,33 @@ class Checkpoint(BaseModel):
     predecessor: bool
 
 
-class ModelsAnswer(Answer):
-    """All checkpoints, and the served model."""
+class NamedModel(Answer):
+    """A model by its promoted checkpoint; the id is null while none is promoted, or where `error` says why."""
 
+    name: str
+    id: Fingerprint | None
+    corpus: str | None
+    preset: str | None
+    val_loss: float | None
+    val_protocol: str | None
+    created: str | None
+    bytes: Count | None
+    error: str | None
+    loaded: bool
+    last_used_at: float | None
+
+
+class NamedModelAnswer(NamedModel):
+    """A model and its checkpoints."""
+
+    models: list[Checkpoint]
+
+
+class ModelsAnswer(Answer):
+    """A page of models by name, the checkpoints of one of them, and the served model."""
+
+    names: list[NamedModel]
+    next: str | None
     models: list[Checkpoint]
     serving: ModelName | None
 
@@ -396,7 +421,7 @@ class CompletionAnswer(Answer):
 
 
 class OpenAIModel(Answer):
-    """A name of the served model."""
+    """A model as the protocol names it."""
 
     id: str
     object: Literal["model"]
@@ -405,7 +430,7 @@ class OpenAIModel(Answer):
 
 
 class OpenAIModels(Answer):
-    """All names of the served model."""
+    """All models that may be named."""
 
     object: Literal["list"]
     data: list[OpenAIModel]

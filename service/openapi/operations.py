@@ -8,17 +8,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from model.checkpoints.names import FINGERPRINT
+from model.checkpoints.names import NAME as MODEL_NAME
 from model.text.items.layout import DUPLICATES, ITEM_KINDS, LONG_ITEMS, MOST_ITEM_CHARS
 from service.jobs.queue import JOB_ID
 from service.openai.schemas import CompletionRequest, DetokenizeRequest, TokenizeRequest
 from service.openapi import answers
 from service.schemas import (
     MAX_TOP_LOGPROBS,
-    MODEL_ID,
-    EmptyBody,
     ForkRequest,
     GenerateRequest,
     InspectRequest,
+    ModelBody,
     RetrainRequest,
     ScoreRequest,
 )
@@ -91,10 +92,12 @@ class Operation:
     parameters: tuple[Parameter, ...] = ()
 
 
+_MODEL_NAME_SCHEMA = {"type": "string", "pattern": f"^{MODEL_NAME}$", "not": {"pattern": f"^{FINGERPRINT}$"}}
 PATH_PARAMETERS: dict[str, dict[str, Any]] = {
     "session_id": {"type": "string", "pattern": f"^{SESSION_ID}$"},
     "job_id": {"type": "string", "pattern": f"^{JOB_ID}$"},
-    "model_id": {"type": "string", "pattern": "^[0-9a-f]{16}$"},
+    "model_id": {"type": "string", "pattern": f"^{FINGERPRINT}$"},
+    "model_name": _MODEL_NAME_SCHEMA,
     "name": {"type": "string", "pattern": f"^{NAME}$"},
     "model": {"type": "string", "minLength": 1},
 }
@@ -114,11 +117,20 @@ _FROM = Parameter(
 _LOGPROBS = Parameter(
     "logprobs", "query", {"type": "integer", "minimum": 0, "maximum": MAX_TOP_LOGPROBS}, "as for POST /generate"
 )
-_MODEL_ID = Parameter(
+_TURNS_MODEL = Parameter(
     "model",
     "query",
-    {"type": "string", "pattern": f"^{MODEL_ID}$"},
-    "the model to resume with; default: the one that wrote the turn",
+    {"type": "string", "pattern": f"^{MODEL_NAME}$"},
+    "the name or id of the model to resume with; default: the one that wrote the turn",
+)
+_MODEL_REF = Parameter(
+    "model", "query", {"type": "string", "pattern": f"^{MODEL_NAME}$"}, "the name or id of a model; default: `default`"
+)
+_MODEL_NAME = Parameter("model", "query", _MODEL_NAME_SCHEMA, "the name of the checkpoint's model; default: `default`")
+_LISTED_MODEL = Parameter("model", "query", _MODEL_NAME_SCHEMA, "whose checkpoints are listed; default: `default`")
+_AFTER = Parameter("after", "query", _MODEL_NAME_SCHEMA, "list the names after this one")
+_LIMIT = Parameter(
+    "limit", "query", {"type": "integer", "minimum": 1, "maximum": 1000}, "the most names of a page; default 100"
 )
 _NAME = Parameter("name", "query", {"type": "string", "pattern": f"^{NAME}$"}, "the corpus that it would be")
 _IF_NONE_MATCH = Parameter("If-None-Match", "header", {"type": "string"}, "* keeps a corpus that exists")
@@ -176,6 +188,11 @@ _READY = {
     "stepper_reason": "native, int8", "slots": 64, "in_flight": 3, "session_store": "ok",
     "refused_checkpoint": None, "model_swaps": 1, "model_swaps_refused": 0, "retired_models": 0,
 }  # fmt: skip
+_NAMED: dict[str, Any] = {
+    "name": "default", "id": "a4a693fb475d134d", "corpus": "shakespeare", "preset": "quick", "val_loss": 1.4302,
+    "val_protocol": "stateful", "created": "2026-11-26T10:42:13+00:00", "bytes": 2_117_528, "error": None,
+    "loaded": True, "last_used_at": None,
+}  # fmt: skip
 _STORED = {"id": "a4a693fb475d134d", "name": _MODEL["name"]}
 _PROMOTED = {"promoted": {"id": "a4a693fb475d134d", "name": _MODEL["name"]}}
 _SCORED = {
@@ -225,7 +242,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "session_id": _SESSION, "rewindable": {"from": 0, "to": 13}, "position": 13, "seed": 7,
             "turn": {"status": "length", "start_position": 4, "text_before": "once", "prompt_chars": 4},
             "recent_text": "once for ever",
-            "model": "a4a693fb475d134d",
+            "model": "a4a693fb475d134d", "model_name": "default",
         })}, (404, 409, 422, 503),
     ),
     Operation(
@@ -236,7 +253,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET", "/sessions/{session_id}/stream", "resume_stream", "Generate",
         "The last turn's stream again, from a position", _C,
         {200: Answer("the events", other=(EVENTS,)), 204: Answer("the client has all of a complete turn")},
-        (404, 409, 422, 503), parameters=(_LAST_POSITION, _FROM, _LOGPROBS, _MODEL_ID),
+        (404, 409, 422, 503), parameters=(_LAST_POSITION, _FROM, _LOGPROBS, _TURNS_MODEL),
     ),
     Operation(
         "POST", "/sessions/{session_id}/fork", "fork_session", "Generate", "Copy a session", _C,
@@ -246,8 +263,9 @@ OPERATIONS: tuple[Operation, ...] = (
         (400, 404, 409, 413, 415, 422, 503, 504), ForkRequest, {},
     ),
     Operation(
-        "GET", "/model", "describe_model", "Generate", "What the served model is", _C,
-        {200: Answer("its description", answers.ModelAnswer, _DESCRIBED_MODEL)}, (503,),
+        "GET", "/model", "describe_model", "Generate", "What a model is", _C,
+        {200: Answer("its description", answers.ModelAnswer, _DESCRIBED_MODEL)}, (404, 409, 422, 503),
+        parameters=(_MODEL_REF,),
     ),
     Operation(
         "POST", "/score", "score", "Score and inspect", "The loss of a text", _C,
@@ -256,8 +274,8 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "POST", "/inspect", "inspect", "Score and inspect", "The network's gates while it reads a text", _C,
-        {200: Answer("the gates", answers.InspectAnswer, _INSPECTED)}, (400, 409, 413, 415, 422, 503), InspectRequest,
-        {"text": "so"},
+        {200: Answer("the gates", answers.InspectAnswer, _INSPECTED)}, (400, 404, 409, 413, 415, 422, 503),
+        InspectRequest, {"text": "so"},
     ),
     Operation(
         "POST", "/v1/completions", "create_completion", "OpenAI", "Complete prompts, as OpenAI's clients ask for it",
@@ -265,11 +283,11 @@ OPERATIONS: tuple[Operation, ...] = (
         (400, 404, 413, 415, 503, 504), CompletionRequest, {"model": "longhand", "prompt": "once", "max_tokens": 9},
     ),
     Operation(
-        "GET", "/v1/models", "list_openai_models", "OpenAI", "The names of the served model", _C,
+        "GET", "/v1/models", "list_openai_models", "OpenAI", "The models as the protocol names them", _C,
         {200: Answer("the names", answers.OpenAIModels, {"object": "list", "data": [_OPENAI_MODEL]})},
     ),
     Operation(
-        "GET", "/v1/models/{model}", "get_openai_model", "OpenAI", "One name of the served model", _C,
+        "GET", "/v1/models/{model}", "get_openai_model", "OpenAI", "One of them", _C,
         {200: Answer("the model", answers.OpenAIModel, _OPENAI_MODEL)}, (404, 503),
     ),
     Operation(
@@ -336,13 +354,34 @@ OPERATIONS: tuple[Operation, ...] = (
         (404, 409, 422, 503),
     ),
     Operation(
-        "GET", "/models", "list_models", "Models", "All checkpoints, and the served model", _O,
-        {200: Answer("the checkpoints", answers.ModelsAnswer, {"models": [], "serving": _MODEL})}, (409,),
+        "GET", "/models", "list_models", "Models", "The models by name, the checkpoints of one, and the served model",
+        _O, {200: Answer("the models", answers.ModelsAnswer, {
+            "names": [_NAMED], "next": None, "models": [], "serving": _MODEL
+        })}, (404, 409, 422), parameters=(_AFTER, _LIMIT, _LISTED_MODEL),
+    ),
+    Operation(
+        "GET", "/models/{model_name}", "get_model", "Models", "A model and its checkpoints", _O,
+        {200: Answer("the model", answers.NamedModelAnswer, {**_NAMED, "models": []})}, (404, 409, 422),
+    ),
+    Operation(
+        "PUT", "/models/{model_name}", "upload_into_model", "Models", "Store a model's checkpoint, unserved", _O,
+        {
+            200: Answer("it was there", answers.CheckpointInfo, _STORED, links=_MODEL_LINKS),
+            201: Answer("stored", answers.CheckpointInfo, _STORED, links=_MODEL_LINKS),
+        }, (400, 413, 415, 422, 503, 507), binary_body=True,
+    ),
+    Operation(
+        "DELETE", "/models/{model_name}", "delete_named_model", "Models", "Delete a model with all its checkpoints", _O,
+        {204: Answer("deleted")}, (404, 409, 422, 503),
+    ),
+    Operation(
+        "GET", "/models/{model_name}/checkpoint", "download_promoted", "Models", "The promoted checkpoint", _O,
+        {200: Answer("the file", other=(BINARY,))}, (404, 409, 422),
     ),
     Operation(
         "POST", "/models/{model_id}/promote", "promote_model", "Models", "Serve a checkpoint", _O,
         {200: Answer("the promoted checkpoint", answers.PromotedAnswer, _PROMOTED)},
-        (400, 404, 409, 413, 415, 422, 503), EmptyBody, {},
+        (400, 404, 409, 413, 415, 422, 503), ModelBody, {},
     ),
     Operation(
         "GET", "/models/{model_id}/file", "download_model", "Models", "A checkpoint as a file", _O,
@@ -361,16 +400,16 @@ OPERATIONS: tuple[Operation, ...] = (
         {
             200: Answer("it was there", answers.CheckpointInfo, _STORED, links=_MODEL_LINKS),
             201: Answer("stored", answers.CheckpointInfo, _STORED, links=_MODEL_LINKS),
-        }, (400, 413, 415, 422, 503, 507), binary_body=True,
+        }, (400, 413, 415, 422, 503, 507), binary_body=True, parameters=(_MODEL_NAME,),
     ),
     Operation(
         "DELETE", "/models/{model_id}/file", "delete_model", "Models", "Delete a checkpoint", _O,
-        {204: Answer("deleted")}, (404, 409, 422, 503),
+        {204: Answer("deleted")}, (404, 409, 422, 503), parameters=(_MODEL_NAME,),
     ),
     Operation(
         "POST", "/models/rollback", "roll_back", "Models", "Undo the last promotion", _O,
-        {200: Answer("the promoted checkpoint", answers.PromotedAnswer, _PROMOTED)}, (400, 409, 413, 415, 422, 503),
-        EmptyBody, {},
+        {200: Answer("the promoted checkpoint", answers.PromotedAnswer, _PROMOTED)}, 
+        (400, 404, 409, 413, 415, 422, 503), ModelBody, {},
     ),
     Operation(
         "GET", "/healthz", "health", "Operations", "Whether the process answers", _P,

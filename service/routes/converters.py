@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 from flask import Flask
 from werkzeug.routing import BaseConverter
 
+from model.checkpoints.names import FINGERPRINT, is_fingerprint
+from model.checkpoints.names import NAME as MODEL_NAME
 from service.errors import BadRequest
 from service.jobs.queue import JOB_ID
 from service.routes.error_responses import RoutingError
-from service.schemas import MODEL_ID
 from service.store.corpora import NAME
 from service.store.sessions import SESSION_ID
 
@@ -52,7 +53,24 @@ class JobIdConverter(_CheckedConverter):
 class ModelIdConverter(_CheckedConverter):
     """`<model_id:...>` in an address: the fingerprint of a checkpoint."""
 
-    field, pattern = "model_id", MODEL_ID
+    field, pattern = "model_id", FINGERPRINT
+
+
+class ModelNameConverter(_CheckedConverter):
+    """`<model_name:...>` in an address: a model's name, which is no fingerprint."""
+
+    field, pattern = "model_name", MODEL_NAME
+
+    def to_python(self, value: str) -> str:
+        """Return the value.
+
+        Raises:
+            RoutingError: It is no name.
+        """
+        if is_fingerprint(value):
+            expected = "a name; the id of a checkpoint is none"
+            raise RoutingError(BadRequest(self.field, value, expected))
+        return super().to_python(value)
 
 
 class CorpusNameConverter(_CheckedConverter):
@@ -68,6 +86,7 @@ _CONVERTERS: dict[str, Any] = {
     "session_id": SessionIdConverter,
     "job_id": JobIdConverter,
     "model_id": ModelIdConverter,
+    "model_name": ModelNameConverter,
     "corpus_name": CorpusNameConverter,
 }
 

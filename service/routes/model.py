@@ -1,10 +1,11 @@
-"""GET /model: what the served model is, for those who may use it."""
+"""GET /model: what a model is, for those who may use it."""
 
 from __future__ import annotations
 
 from flask import Blueprint, Response, jsonify
 
 from service.models.manager import ModelManager
+from service.routes.arguments import model_argument
 
 
 def blueprint(manager: ModelManager) -> Blueprint:
@@ -13,7 +14,7 @@ def blueprint(manager: ModelManager) -> Blueprint:
 
     @routes.get("/model")
     def describe() -> Response:
-        model = manager.current
-        return jsonify(**model.description, characters=model.engine.vocab.characters)
+        with manager.acquire(model_argument()) as lease:
+            return jsonify(**lease.model.description, characters=lease.model.engine.vocab.characters)
 
     return routes

@@ -1,4 +1,4 @@
-"""/models/{id}/file, /page and /report: checkpoints as files, as pages that need no server, and what they learned."""
+"""Checkpoints as files, by id or by their model's name, as pages that need no server, and what they learned."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from model.checkpoints import file_format, registry
 from model.errors import CheckpointError, ConfigError, StorageError
 from model.export.page.render import to_page
 from service.errors import BodyTooLarge, ModelConflict, UnknownModel, UnknownReport, WrongMediaType
+from service.models.model_stores import ModelStores
+from service.models.named_models import unknown_model
 from service.models.uploads import store_upload
+from service.routes.arguments import model_name_argument
 from service.routes.body import StreamedBody, no_content
 
 BINARY = "application/octet-stream"
@@ -27,30 +30,44 @@ _REPORT_HEADERS = {
 }
 
 
-def blueprint(folder: Path, max_bytes: int) -> Blueprint:
+def blueprint(stores: ModelStores, max_bytes: int) -> Blueprint:
     """Create the routes; `max_bytes` is the limit of an uploaded checkpoint."""
     routes = Blueprint("model_files", __name__, url_prefix="/models")
 
     @routes.get("/<model_id:model_id>/file")
     def download(model_id: str) -> Response:
-        path = _path(folder, model_id)
-        return send_file(path.resolve(), BINARY, as_attachment=True, download_name=path.name, etag=model_id)
+        return _file(find(model_id), model_id)
+
+    @routes.get("/<model_name:model_name>/checkpoint")
+    def download_promoted(model_name: str) -> Response:
+        """The promoted checkpoint of a model."""
+        folder = stores.folder(model_name)
+        try:
+            path = registry.promoted_path(folder)
+            fingerprint = stores.info(path).fingerprint if path is not None else None
+        except CheckpointError as e:
+            raise ModelConflict.of(e, folder) from e
+        if path is None or fingerprint is None:
+            if stores.exists(model_name):
+                raise UnknownModel(f"no checkpoint of the model {model_name!r} has been promoted yet")
+            raise unknown_model(stores, model_name)
+        return _file(path, fingerprint)
 
     @routes.get("/<model_id:model_id>/page")
     def page(model_id: str) -> Response:
         """A page that writes with the model by itself, offline."""
-        path = _path(folder, model_id)
+        path = find(model_id)
         try:
             checkpoint = file_format.load(path)
             content = to_page(checkpoint, checkpoint.corpus or path.stem)
         except (CheckpointError, ConfigError) as e:
-            raise ModelConflict.of(e, folder) from e
+            raise ModelConflict.of(e, path.parent) from e
         return send_file(BytesIO(content), "text/html", as_attachment=True, download_name=f"{path.stem}-page.html")
 
     @routes.get("/<model_id:model_id>/report")
     def report(model_id: str) -> Response:
         """The report that the model's job made at its end, or `python -m model report` since then."""
-        path = _path(folder, model_id)
+        path = find(model_id)
         try:
             data = registry.report_path(path).read_bytes()
         except FileNotFoundError as e:
@@ -67,7 +84,27 @@ def blueprint(folder: Path, max_bytes: int) -> Blueprint:
 
     @routes.put("/<model_id:model_id>/file")
     def upload(model_id: str) -> tuple[Response, int]:
-        """Store the body, which is read as it arrives and no further than the limit; it is not promoted."""
+        """Store the body as a checkpoint of this id; it is not promoted."""
+        return receive(stores.folder(model_name_argument()), model_id)
+
+    @routes.put("/<model_name:model_name>")
+    def upload_into(model_name: str) -> tuple[Response, int]:
+        """Store the body as a checkpoint of a model, which need not exist before; it is not promoted."""
+        return receive(stores.folder(model_name), None)
+
+    @routes.delete("/<model_id:model_id>/file")
+    def delete(model_id: str) -> Response:
+        """Delete a checkpoint that is neither promoted nor what a rollback promotes."""
+        folder = stores.folder(model_name_argument())
+        try:
+            if not folder.is_dir() or not registry.remove(folder, model_id):
+                raise _unknown(model_id)
+        except (CheckpointError, StorageError) as e:
+            raise ModelConflict.of(e, folder) from e
+        return no_content()
+
+    def receive(folder: Path, model_id: str | None) -> tuple[Response, int]:
+        """Read the body as it arrives, and no further than the limit."""
         if request.mimetype != BINARY:
             raise WrongMediaType("Content-Type", request.mimetype, BINARY)
         request.max_content_length = max_bytes
@@ -78,24 +115,17 @@ def blueprint(folder: Path, max_bytes: int) -> Blueprint:
             raise BodyTooLarge(max_bytes, request.content_length) from e
         return jsonify(stored.as_dict()), 201 if is_new else 200
 
-    @routes.delete("/<model_id:model_id>/file")
-    def delete(model_id: str) -> Response:
-        """Delete a checkpoint that is neither promoted nor what a rollback promotes."""
-        try:
-            if not registry.remove(folder, model_id):
-                raise _unknown(model_id)
-        except (CheckpointError, StorageError) as e:
-            raise ModelConflict.of(e, folder) from e
-        return no_content()
+    def find(model_id: str) -> Path:
+        path = stores.find(model_id)
+        if path is None:
+            raise _unknown(model_id)
+        return path
 
     return routes
 
 
-def _path(folder: Path, model_id: str) -> Path:
-    path = registry.find(folder, model_id)
-    if path is None:
-        raise _unknown(model_id)
-    return path
+def _file(path: Path, model_id: str) -> Response:
+    return send_file(path.resolve(), BINARY, as_attachment=True, download_name=path.name, etag=model_id)
 
 
 def _unknown(model_id: str) -> UnknownModel:

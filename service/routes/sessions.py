@@ -10,10 +10,11 @@ from flask import Blueprint, Response, jsonify, request
 from service.errors import BadRequest, NoTurn, UnknownSession
 from service.generation.rewind import rewindable_range
 from service.generation.service import GenerationService
+from service.routes.arguments import model_argument
 from service.routes.body import no_content, read_body
 from service.routes.generation_events import generation_events
 from service.routes.sse import ClientConnection, event_stream_head, event_stream_response
-from service.schemas import MAX_TOP_LOGPROBS, MODEL_ID, ForkRequest
+from service.schemas import MAX_TOP_LOGPROBS, ForkRequest
 from service.store.sessions import SessionStore, StoredTurn
 
 
@@ -32,10 +33,12 @@ def blueprint(generation: GenerationService, sessions: SessionStore, recent_text
         }
         if session is not None:
             answer |= {"position": session.position, "seed": session.seed, "recent_text": session.recent_text}
-            return jsonify(**answer, model=session.state.fingerprint)
+            return jsonify(**answer, model=session.state.fingerprint, model_name=session.model)
         if turn is None or turn.is_complete:  # a turn may outlive its session
             raise UnknownSession("the session does not exist or has expired")
-        return jsonify(**answer, position=0, seed=turn.record.seed, recent_text="", model=turn.record.fingerprint)
+        record = turn.record
+        names = {"model": record.fingerprint, "model_name": record.model}
+        return jsonify(**answer, position=0, seed=record.seed, recent_text="", **names)
 
     @routes.get("/<session_id:session_id>/stream")
     def stream(session_id: str) -> Response:
@@ -49,7 +52,7 @@ def blueprint(generation: GenerationService, sessions: SessionStore, recent_text
             return event_stream_head()
         if after is not None and generation.is_received(session_id, after):
             return no_content()  # on 204 an EventSource does not reconnect
-        running = generation.resume(session_id, after, top_logprobs, _model_id())
+        running = generation.resume(session_id, after, top_logprobs, model_argument())
         return event_stream_response(generation_events(running), client, running.close)
 
     @routes.post("/<session_id:session_id>/fork")
@@ -96,11 +99,3 @@ def _top_logprobs() -> int | None:
     if not re.fullmatch(r"[0-9]{1,2}", value) or int(value) > MAX_TOP_LOGPROBS:
         raise BadRequest("logprobs", value, f"an integer from 0 to {MAX_TOP_LOGPROBS}")
     return int(value)
-
-
-def _model_id() -> str | None:
-    """The `model` of the turn's request, if it named one."""
-    value = request.args.get("model")
-    if value is not None and not re.fullmatch(MODEL_ID, value):
-        raise BadRequest("model", value, f"a string that matches the pattern {MODEL_ID}")
-    return value

@@ -20,6 +20,7 @@ from service.store.sessions import (
     Session,
     StoredTurn,
     TurnRecord,
+    decode_model,
     decode_stored,
     digest,
 )
@@ -52,6 +53,12 @@ class MemorySessions:
             if data is not None:
                 self._records[name] = data
             return decode_stored(data, turn, self._now_ms())
+
+    def model_of(self, session_id: str) -> str:
+        """Implement SessionStore.model_of."""
+        name = digest(session_id)
+        with self._lock:
+            return decode_model(self._records.get(name), self._turns.get(name, {}).get("turn"))
 
     def acquire(
         self,

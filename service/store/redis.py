@@ -32,6 +32,7 @@ from service.errors import (
     UnreadableSession,
 )
 from service.store.sessions import (
+    HEAD_BYTES,
     LEASE_HELD,
     LEASE_LOST,
     MAX_IDEMPOTENCY_KEYS,
@@ -40,6 +41,7 @@ from service.store.sessions import (
     Session,
     StoredTurn,
     TurnRecord,
+    decode_model,
     decode_stored,
     digest,
 )
@@ -64,6 +66,11 @@ local record = redis.call('GETEX', KEYS[1], 'EX', ARGV[1])
 return {record, now, redis.call('HMGET', KEYS[2], 'turn', 'start', 'before', 'end', 'until')}
 """
 )
+_MODEL = """
+local head = redis.call('GETRANGE', KEYS[1], 0, ARGV[1] - 1)
+if head ~= '' then return {head, false} end
+return {false, redis.call('HGET', KEYS[2], 'turn')}
+"""
 _ACQUIRE = (
     _NOW
     + """
@@ -148,7 +155,7 @@ class RedisSessions:
         self._client = client
         self._ttl_s = ttl_s
         self._turn_ttl_ms = turn_ttl_s * 1000
-        sources = {"load": _LOAD, "acquire": _ACQUIRE, "begin": _BEGIN, "renew": _RENEW, "save": _SAVE}
+        sources = {"load": _LOAD, "model": _MODEL, "acquire": _ACQUIRE, "begin": _BEGIN, "renew": _RENEW, "save": _SAVE}
         sources |= {"commit": _COMMIT, "abandon": _ABANDON, "discard": _DISCARD}
         self._scripts = {name: client.register_script(source) for name, source in sources.items()}
 
@@ -156,6 +163,10 @@ class RedisSessions:
         """Implement SessionStore.load."""
         record, now_ms, fields = self._run("load", session_id, self._ttl_s)
         return decode_stored(record, dict(zip(TURN_FIELDS, fields, strict=True)), now_ms)
+
+    def model_of(self, session_id: str) -> str:
+        """Implement SessionStore.model_of."""
+        return decode_model(*self._run("model", session_id, HEAD_BYTES))
 
     def acquire(
         self,

@@ -13,9 +13,10 @@ import math
 import secrets
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
+from model.checkpoints.names import DEFAULT, is_model_name
 from model.errors import StateError
 from model.network.sampling import MAX_SEED, SamplingParams
 from model.network.state import MAX_POSITION, HiddenState, checked_integer, checked_string
@@ -26,7 +27,9 @@ SESSION_ID = "[A-Za-z0-9_-]{22,64}"
 RECENT_TEXT_CHARS = 1024
 MAX_IDEMPOTENCY_KEYS = 32
 """Of the turns of one session: so many are recognised when a request is sent again."""
-_LAYOUT = 3
+_LAYOUT, _NAMED_LAYOUT = 3, 4
+HEAD_BYTES = 2 + 63
+"""The beginning of a stored session, which has its model's name."""
 MAX_PENALTY_WINDOW = next(int(p.maximum) for p in SamplingParams.fields() if p.name == "penalty_window")
 _HEAD_2 = struct.Struct("<BQI")  # layout, seed, bytes of the state
 _HEAD_3 = struct.Struct("<BQIH")  # and bytes of `generated`
@@ -72,6 +75,7 @@ class Session:
     seed: int
     recent_text: str  # the end of the text, which another model re-encodes, and which penalties look at
     generated: int = 0  # which of its characters were generated, see RecentText
+    model: str = DEFAULT  # the name of the model that continues it
 
     @property
     def position(self) -> int:
@@ -79,10 +83,16 @@ class Session:
         return self.state.position
 
     def to_bytes(self) -> bytes:
-        """Encode in layout 3: layout, seed and the lengths of the next two, the state, `generated`, the recent text."""
+        """Encode in layout 3: layout, seed and the lengths of the next two, the state, `generated`, the recent text.
+
+        A session of another model than the default one has layout 4: its number, the length of the model's name, the
+        name, then what layout 3 is.
+        """
         state = self.state.to_bytes()
         generated = self.generated.to_bytes((self.generated.bit_length() + 7) // 8, "little")
         head = _HEAD_3.pack(_LAYOUT, self.seed, len(state), len(generated))
+        if self.model != DEFAULT:
+            head = bytes([_NAMED_LAYOUT, len(self.model)]) + self.model.encode() + head
         return head + state + generated + self.recent_text.encode()
 
     @property
@@ -103,7 +113,7 @@ class Session:
             raise StateError(f"session: layout {data[:1].hex()!r}, expected one of {sorted(_READERS)}") from e
         try:
             return read(data)
-        except (struct.error, ValueError, KeyError, TypeError, RecursionError) as e:
+        except (struct.error, ValueError, LookupError, TypeError, RecursionError) as e:
             raise StateError(f"session: {len(data)} bytes that are not a stored session ({e})") from e
 
 
@@ -133,7 +143,33 @@ def _read_layout_3(data: bytes) -> Session:
     return Session(state, seed, data[end:].decode(), generated)
 
 
-_READERS: dict[int, Callable[[bytes], Session]] = {1: _read_layout_1, 2: _read_layout_2, 3: _read_layout_3}
+def _read_layout_4(data: bytes) -> Session:
+    name, rest = model_in_head(data), data[2 + data[1] :]
+    if rest[0] != _LAYOUT:
+        raise ValueError(f"layout {rest[0]} after the model's name")
+    return replace(_read_layout_3(rest), model=name)
+
+
+def model_in_head(data: bytes) -> str:
+    """Return the name of the model of a stored session, from its first HEAD_BYTES.
+
+    Raises:
+        StateError: There is none.
+    """
+    if data[0] != _NAMED_LAYOUT:
+        return DEFAULT
+    name = data[2 : 2 + data[1]].decode(errors="replace") if len(data) > 1 else ""
+    if not is_model_name(name):
+        raise StateError(field="model", value=name, expected="the name of a model")
+    return name
+
+
+_READERS: dict[int, Callable[[bytes], Session]] = {
+    1: _read_layout_1,
+    2: _read_layout_2,
+    3: _read_layout_3,
+    4: _read_layout_4,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +190,7 @@ class TurnRecord:
     min_chars: int = 0  # no stop string is matched in so many generated characters
     logit_bias: dict[str, float] = field(default_factory=dict)  # character -> what is added to its logit
     structured_outputs: dict[str, Any] = field(default_factory=dict)  # the specification, if there is one
+    model: str = DEFAULT  # the name under which the session goes on
 
     @property
     def prompt_end(self) -> int:
@@ -161,8 +198,10 @@ class TurnRecord:
         return self.start_position + len(self.prompt)
 
     def to_bytes(self) -> bytes:
-        """Encode in layout 2: JSON of the fields."""
+        """Encode in layout 2: JSON of the fields, without the default model's name."""
         fields = {"layout": _TURN_LAYOUT, **asdict(self)}
+        if self.model == DEFAULT:
+            del fields["model"]
         return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
 
     @classmethod
@@ -209,6 +248,8 @@ class TurnRecord:
             raise StateError(field="structured_outputs", value=self.structured_outputs, expected="an object")
         if self.structured_outputs:
             StructuredOutputs.from_dict(self.structured_outputs)
+        if not is_model_name(checked_string("model", self.model)):
+            raise StateError(field="model", value=self.model, expected="the name of a model")
         if type(self.reencoded) is not bool:
             raise StateError(field="reencoded", value=self.reencoded, expected="true or false")
 
@@ -280,6 +321,14 @@ class SessionStore(Protocol):
 
         Raises:
             UnreadableSession: It was stored in an unknown layout.
+        """
+        ...
+
+    def model_of(self, session_id: str) -> str:
+        """Return the name of the model that continues a session; the default one's if the session does not exist.
+
+        Raises:
+            UnreadableSession: What is stored is damaged.
         """
         ...
 
@@ -384,6 +433,24 @@ def decode_stored(
     except (StateError, ValueError) as e:
         raise UnreadableSession(f"what is stored of the session cannot be used: {e}; delete the session") from e
     return session, turn
+
+
+def decode_model(head: bytes | None, turn: bytes | None) -> str:
+    """Return the name of the model that continues a session.
+
+    Args:
+        head: The first HEAD_BYTES of what is stored of it, if anything is.
+        turn: Its last turn, if there is no session yet.
+
+    Raises:
+        UnreadableSession: The bytes are damaged.
+    """
+    try:
+        if head:
+            return model_in_head(head)
+        return TurnRecord.from_bytes(turn).model if turn else DEFAULT
+    except StateError as e:
+        raise UnreadableSession(f"what is stored of the session cannot be used: {e}; delete the session") from e
 
 
 def _decode_session(data: bytes | None) -> Session | None:

@@ -127,6 +127,23 @@ def test_a_session_comes_back_with_the_bits_it_had(sessions: SessionStore) -> No
     assert (leased.turn.record, leased.turn.start, leased.turn.finish_reason) == (record(), None, "length")
 
 
+def test_a_session_says_its_model(sessions: SessionStore) -> None:
+    """Also before its first save, by the turn that runs; without a name, and where there is nothing, the default."""
+    assert sessions.model_of(new_session_id()) == "default"
+    assert sessions.model_of(saved(sessions, session())) == "default"
+    assert session().to_bytes()[0] == 3  # as before there were names: versions can be mixed and rolled back
+    assert b'"model"' not in record().to_bytes()
+    id = new_session_id()
+    token = sessions.acquire(id, is_new=True, lease_s=10).token
+    sessions.begin(id, token, record(model="names-of-places"), None, 10)
+    assert sessions.model_of(id) == "names-of-places"
+    named = replace(session(), model="n" * 63)
+    sessions.commit(id, token, named, "length")
+    assert sessions.model_of(id) == "n" * 63
+    assert loaded(sessions, id).to_bytes() == named.to_bytes()
+    assert loaded(sessions, id).recent_text == named.recent_text
+
+
 def test_what_is_not_there_is_said(sessions: SessionStore) -> None:
     """An unknown session loads as None, cannot be acquired, and deleting it deletes nothing."""
     id = new_session_id()
@@ -380,7 +397,7 @@ def test_older_layouts_are_read() -> None:
     assert old.to_bytes() == new.to_bytes()
     old = Session.from_bytes(struct.pack("<BQI", 2, 3, len(state)) + state + recent_text)
     assert old.to_bytes() == new.to_bytes()
-    with pytest.raises(StateError, match=r"layout '63', expected one of \[1, 2, 3\]"):
+    with pytest.raises(StateError, match=r"layout '63', expected one of \[1, 2, 3, 4\]"):
         Session.from_bytes(b"c" + new.to_bytes())
 
 

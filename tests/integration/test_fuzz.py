@@ -46,7 +46,7 @@ MODES = {mode.value: mode for mode in GenerationMode}
 NAMES = [operation.name for operation in OPERATIONS]
 DECIDED_BY_THE_MODEL = {
     "generate", "score", "inspect", "create_completion", "tokenize", "detokenize", "retrain", "resume_stream",
-    "fork_session", "put_corpus", "preview_corpus", "upload_model",
+    "fork_session", "put_corpus", "preview_corpus", "upload_model", "upload_into_model",
 }  # fmt: skip
 """Valid requests that may be refused: the vocabulary, the texts, the file or another field decide. Also, an integer of
 JSON Schema may be written 7.0, which bodies refuse."""

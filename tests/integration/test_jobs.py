@@ -191,6 +191,32 @@ def test_a_better_model_is_promoted(stack: Stack) -> None:
     assert registry.report_path(stack.checkpoints / job["result"]["checkpoint"]["name"]).exists()
 
 
+def test_a_model_of_its_own_name_is_trained(stack: Stack) -> None:
+    """Its first checkpoint is promoted whatever the default one is; history, retention and warm start are its own."""
+    default = stack.promote_model_of_words()
+    client, named = stack.service.client, {**SMALL, "model": "drinks"}
+    assert client.post("/generate", json={"model": "drinks", "max_chars": 1}).status_code == 404
+    first = stack.ended(stack.submit(**named))
+    assert (first["state"], first["request"]["model"]) == ("finished", "drinks")
+    assert first["result"]["decision"]["promoted"]
+    answers = [first]
+    for seed in range(4):
+        answers.append(
+            stack.ended(stack.submit(**{**named, "steps": 20}, seed=seed, promote="always", warm_start=True))
+        )
+        assert any("training starts from the weights of" in note for note in answers[-1]["notes"])
+    for path in ("/models/drinks", "/models?model=drinks"):
+        listed = client.get(path).json()["models"]
+        assert len(listed) <= 3 + 2
+        assert [m["id"] for m in listed if m["promoted"]] == [answers[-1]["result"]["checkpoint"]["id"]]
+    text = stack.service.generate(model="drinks", max_chars=1)
+    assert text["model"]["fingerprint"] == answers[-1]["result"]["checkpoint"]["id"]
+    assert client.post("/models/rollback", json={"model": "drinks"}).json()["promoted"]["id"] in {
+        job["result"]["checkpoint"]["id"] for job in answers[:-1]
+    }
+    assert registry.promoted_path(stack.checkpoints) == default
+
+
 def test_a_list_is_found_out_trained_and_compared_by_its_items(stack: Stack) -> None:
     """What was found is a note; the checkpoint has both losses; a list's model is not compared with a text's."""
     names = "".join(f"{'tea' if n % 3 else 'milk'}{n * 7919 % 1000:03d}\n" for n in range(600))

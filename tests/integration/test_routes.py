@@ -53,6 +53,8 @@ GUARDS = {
     "/models/<model_id:model_id>/promote": OPERATOR,
     "/models/<model_id:model_id>/file": OPERATOR,
     "/models/rollback": OPERATOR,
+    "/models/<model_name:model_name>": OPERATOR,
+    "/models/<model_name:model_name>/checkpoint": OPERATOR,
 }
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 VALUES = {
@@ -62,6 +64,7 @@ VALUES = {
     "<job_id:job_id>": "0123456789abcdef",
     "<corpus_name:name>": "mine",
     "<model_id:model_id>": "0123456789abcdef",
+    "<model_name:model_name>": "names",
 }
 
 

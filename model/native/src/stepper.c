@@ -302,6 +302,12 @@ EXPORT int lh_run(lh_stepper *s, lh_block *b)
     return LH_OK;
 }
 
+/* The bytes of memory that a stepper holds: weights, tables, states and scratch. */
+EXPORT int64_t lh_bytes(const lh_stepper *s)
+{
+    return (int64_t)(sizeof *s + s->arena_size);
+}
+
 EXPORT void lh_read(lh_stepper *s, int32_t slot, float *state)
 {
     memcpy(state, state_of(s, slot), (size_t)2 * s->model.layers * s->model.hidden * sizeof(float));

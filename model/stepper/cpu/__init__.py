@@ -115,6 +115,12 @@ class CpuStepper:
         if not self._handle:
             raise MemoryError(f"no memory for the native stepper, or no instruction set {self.instruction_set!r}")
 
+    @property
+    def n_bytes(self) -> int:
+        """The memory that it holds: weights, tables, states and scratch; 0 once it is closed."""
+        with self._lock:
+            return 0 if self._handle is None else int(self._library.lh_bytes(self._handle))
+
     def run(self, block: Block) -> BlockResult:
         """Advance the block's rows in place.
 

@@ -1,0 +1,114 @@
+"""The models of a folder by name: each has checkpoints, a promoted.json, a history and a retention of its own."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import secrets
+import shutil
+import threading
+from pathlib import Path
+
+from cachetools import LRUCache
+
+from model.checkpoints import registry
+from model.checkpoints.file_format import CheckpointInfo, read_info
+from model.checkpoints.names import DEFAULT, MODELS, is_model_name, store_folder
+from model.errors import CheckpointError, StorageError
+
+_MAX_CACHED = 20_000
+_N_CLOSE = 5
+
+
+class ModelStores:
+    """Finds models by name and checkpoints by fingerprint. Thread-safe; it keeps the metadata of files it has read."""
+
+    def __init__(self, root: Path) -> None:
+        """Use a folder of checkpoints, which need not exist."""
+        self.root = root
+        self._lock = threading.Lock()
+        self._infos: LRUCache[Path, tuple[tuple[int, ...], CheckpointInfo]] = LRUCache(_MAX_CACHED)
+
+    def folder(self, name: str) -> Path:
+        """Return the store of a model, which need not exist."""
+        return store_folder(self.root, name)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a model of this name; `default` always is one."""
+        return is_model_name(name) and (name == DEFAULT or self.folder(name).is_dir())
+
+    def names(self) -> list[str]:
+        """Return all names: `default`, then the others in order."""
+        try:
+            with os.scandir(self.root / MODELS) as entries:
+                found = sorted(entry.name for entry in entries if is_model_name(entry.name) and entry.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            found = []
+        return [DEFAULT, *(name for name in found if name != DEFAULT)]
+
+    def close_names(self, name: str) -> list[str]:
+        """Return the names that are most similar to one that does not exist."""
+        return difflib.get_close_matches(name, self.names(), _N_CLOSE, 0.5)
+
+    def info(self, path: Path) -> CheckpointInfo:
+        """Return the metadata of a checkpoint; a file that has not changed is read once.
+
+        Raises:
+            CheckpointError: The file cannot be used.
+        """
+        identity = file_identity(path)
+        with self._lock:
+            known = self._infos.get(path)
+        if known is not None and known[0] == identity:
+            return known[1]
+        info = read_info(path)
+        with self._lock:
+            self._infos[path] = identity, info
+        return info
+
+    def find(self, fingerprint: str, first: str = DEFAULT) -> Path | None:
+        """Return a checkpoint file of this fingerprint, or None.
+
+        Args:
+            fingerprint: The checkpoint's id.
+            first: The model whose store is searched before the others.
+        """
+        names = self.names()
+        for name in [first, *(name for name in names if name != first)]:
+            path = self.find_in(name, fingerprint)
+            if path is not None:
+                return path
+        return None
+
+    def find_in(self, name: str, fingerprint: str) -> Path | None:
+        """Return the promoted or else the newest checkpoint file of this fingerprint in one store, or None."""
+        return registry.find(self.folder(name), fingerprint, self.info)
+
+    def remove(self, name: str) -> bool:
+        """Delete a model with all its checkpoints; False if there is none of this name.
+
+        Raises:
+            CheckpointError: It is the default model.
+            StorageError: The folder cannot be deleted.
+        """
+        if name == DEFAULT:
+            raise CheckpointError("is the model of requests that name none, and cannot be deleted", field=name)
+        folder = self.folder(name)
+        deleted = folder.with_name(f".{name}.{secrets.token_hex(8)}.deleted")
+        try:
+            folder.rename(deleted)  # at once, so that nobody sees a part of it
+            shutil.rmtree(deleted)
+        except FileNotFoundError:
+            return False
+        except OSError as e:
+            raise StorageError(f"cannot be deleted ({e.strerror})", field=name) from e
+        return True
+
+
+def file_identity(path: Path) -> tuple[int, ...]:
+    """Return the inode, time of modification and size of a file; empty if there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return (status.st_ino, status.st_mtime_ns, status.st_size)

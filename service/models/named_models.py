@@ -1,0 +1,316 @@
+"""The models that requests name, loaded when a request needs them, within a limit of memory.
+
+A request names a model by its name, and then gets its promoted checkpoint, or a checkpoint by its fingerprint. The
+model that was used least recently makes place; one that a request uses is never evicted. The default model is not
+here: it stays loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.checkpoints import registry
+from model.checkpoints.names import DEFAULT, is_fingerprint
+from model.config import ModelConfig
+from model.errors import CheckpointError
+from service.errors import ModelConflict, NoModel, Overloaded, UnknownModel
+from service.models.loaded_model import LoadedModel, ModelLease
+from service.models.model_stores import ModelStores, file_identity
+
+log = logging.getLogger(__name__)
+MAX_NAMED = 10_000
+"""Names of which a process remembers the promoted checkpoint."""
+_CONCURRENT_LOADS = 4
+_MAX_FAILURES = 64
+_RETRY_AFTER_S = 5
+_Identity = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Promoted:
+    """The promoted checkpoint of a name, while its promoted.json is the file that was read."""
+
+    identity: _Identity  # of promoted.json
+    path: Path
+    fingerprint: str
+
+
+class NamedModels:
+    """Loads models by name or fingerprint. Thread-safe: a request waits for the load of its own model only."""
+
+    def __init__(self, stores: ModelStores, load: Callable[[Path], LoadedModel], max_bytes: int) -> None:
+        """Load nothing yet.
+
+        Args:
+            stores: Where the models lie.
+            load: Makes a model of a checkpoint.
+            max_bytes: The most memory of all models here: weights, tables, slots, networks of /score.
+        """
+        self._stores = stores
+        self._load = load
+        self._max_bytes = max_bytes
+        self._load_capacity = threading.BoundedSemaphore(max(_CONCURRENT_LOADS, os.cpu_count() or 1))
+        self._lock = threading.Lock()  # of all attributes below; nothing is read, loaded or freed while it is held
+        self._loaded: OrderedDict[str, LoadedModel] = OrderedDict()  # the one that was used last is the last
+        self._loading: dict[str, Future[None]] = {}
+        self._reserved: dict[str, int] = {}  # bytes of those that are being loaded
+        self._sizes: dict[ModelConfig, int] = {}  # measured bytes of models of a shape
+        self._failures: OrderedDict[Path, tuple[_Identity, str]] = OrderedDict()  # identity of the file, message
+        self._promoted: OrderedDict[str, _Promoted] = OrderedDict()
+        self._answering: dict[str, str] = {}  # the fingerprint that answered last, by name
+        self._used_at: dict[str, float] = {}  # by name
+
+    def acquire(self, model: str, store: str = DEFAULT) -> ModelLease:
+        """Return a lease of a model; a request that needs one that is not in memory loads it.
+
+        A promoted checkpoint that cannot be used does not replace the one that answered before, while that is loaded.
+
+        Args:
+            model: A name, or the fingerprint of a checkpoint.
+            store: The name in whose store a fingerprint is looked up first.
+
+        Raises:
+            UnknownModel: There is no such model.
+            NoModel: No checkpoint of this name has been promoted yet.
+            ModelConflict: The file cannot be used, or the model is larger than the memory for models.
+            Overloaded: The memory is taken by models that are in use.
+        """
+        if is_fingerprint(model):
+            return self._acquire(model, lambda: self._find(model, store))
+        try:
+            promoted = self._promotion_of(model)
+            lease = self._acquire(promoted.fingerprint, lambda: promoted.path)
+        except ModelConflict as e:
+            with self._lock:
+                before = self._answering.get(model)
+                answering = self._lease(before) if before is not None else None
+            if answering is None:
+                raise
+            log.error("the promoted checkpoint of the model %s cannot be used, the one before it answers: %s", model, e)
+            return answering
+        with self._lock:
+            self._answering[model] = promoted.fingerprint
+            self._used_at[model] = time.time()
+        return lease
+
+    def loaded(self) -> list[LoadedModel]:
+        """Return all models that are in memory."""
+        with self._lock:
+            return list(self._loaded.values())
+
+    @property
+    def n_bytes(self) -> int:
+        """The memory of the models that are loaded."""
+        return sum(model.n_bytes for model in self.loaded())
+
+    def last_used_at(self, name: str) -> float | None:
+        """When a request last used a model by its name, in Unix seconds; None: never in this process."""
+        with self._lock:
+            return self._used_at.get(name)
+
+    def forget(self, name: str) -> None:
+        """Free the memory of a model that was deleted; one that is in use is evicted as any other."""
+        with self._lock:
+            self._promoted.pop(name, None)
+            self._used_at.pop(name, None)
+            fingerprint = self._answering.pop(name, None)
+            is_shared = fingerprint in self._answering.values()
+            model = self._loaded.get(fingerprint) if fingerprint is not None and not is_shared else None
+            unused = [] if model is None or model.n_leases else [self._retire(model)]
+        _free(unused)
+
+    # ---- names
+
+    def _promotion_of(self, name: str) -> _Promoted:
+        """Return the promoted checkpoint of a name; promoted.json is read when it has changed.
+
+        Raises:
+            UnknownModel: There is no model of this name.
+            NoModel: No checkpoint has been promoted yet.
+            ModelConflict: promoted.json, or the file that it names, cannot be used.
+        """
+        folder = self._stores.folder(name)
+        identity = file_identity(folder / registry.PROMOTED)
+        with self._lock:
+            known = self._promoted.get(name)
+            if known is not None and identity == known.identity:
+                self._promoted.move_to_end(name)
+                return known
+        try:
+            path = registry.promoted_path(folder)
+            if path is None:
+                raise self._without_promotion(name)
+            promoted = _Promoted(identity, path, self._stores.info(path).fingerprint)
+        except CheckpointError as e:
+            raise ModelConflict.of(e, folder) from e
+        with self._lock:
+            self._promoted[name] = promoted
+            if len(self._promoted) > MAX_NAMED:
+                self._promoted.popitem(last=False)
+        return promoted
+
+    def _without_promotion(self, name: str) -> UnknownModel | NoModel:
+        if self._stores.exists(name):
+            return NoModel(f"no checkpoint of the model {name!r} has been promoted yet")
+        return unknown_model(self._stores, name)
+
+    def _find(self, fingerprint: str, store: str) -> Path:
+        path = self._stores.find(fingerprint, store)
+        if path is None:
+            raise UnknownModel(f"{fingerprint}: no such model; GET /models lists all", param="model")
+        return path
+
+    # ---- loads
+
+    def _acquire(self, fingerprint: str, find: Callable[[], Path]) -> ModelLease:
+        while True:
+            with self._lock:
+                lease = self._lease(fingerprint)
+                if lease is not None:
+                    return lease
+                loading = self._loading.get(fingerprint)
+                if loading is None:
+                    mine = self._loading[fingerprint] = Future()
+                    break
+            loading.result()  # raises what the load has raised
+        return self._load_for_all(fingerprint, find, mine)
+
+    def _lease(self, fingerprint: str) -> ModelLease | None:
+        """Lease a model that is in memory. The caller has the lock."""
+        model = self._loaded.get(fingerprint)
+        if model is None:
+            return None
+        self._loaded.move_to_end(fingerprint)
+        return model.acquire()
+
+    def _load_for_all(self, fingerprint: str, find: Callable[[], Path], loading: Future[None]) -> ModelLease:
+        """Load a model, and wake up all that wait for it."""
+        try:
+            lease, evicted = self._load_and_keep(fingerprint, find())
+        except BaseException as e:
+            with self._lock:
+                self._loading.pop(fingerprint, None)
+            loading.set_exception(e)
+            raise
+        loading.set_result(None)
+        _free(evicted)
+        return lease
+
+    def _load_and_keep(self, fingerprint: str, path: Path) -> tuple[ModelLease, list[LoadedModel]]:
+        identity = file_identity(path)
+        self._check_failure(path, identity)
+        try:
+            config = self._reserve(fingerprint, path)
+            with self._load_capacity:
+                model = self._load(path)
+        except BaseException as e:
+            with self._lock:
+                self._reserved.pop(fingerprint, None)
+            if not isinstance(e, CheckpointError):
+                raise
+            conflict = ModelConflict.of(e, path.parent)
+            self._remember_failure(path, identity, str(conflict))
+            raise conflict from e
+        with self._lock:
+            del self._loading[fingerprint]
+            del self._reserved[fingerprint]
+            self._sizes[config] = model.n_bytes
+            self._loaded[fingerprint] = model
+            lease = model.acquire()
+            return lease, self._evict(0)
+
+    def _reserve(self, fingerprint: str, path: Path) -> ModelConfig:
+        """Reserve the memory of a model before it is loaded, and evict what has to make place.
+
+        Returns:
+            The model's shape.
+
+        Raises:
+            CheckpointError: Its file cannot be used.
+            ModelConflict: It is larger than all the memory.
+            Overloaded: Too much of it is in use.
+        """
+        info = self._stores.info(path)
+        with self._lock:
+            n_bytes = self._sizes.get(info.config, info.size_bytes)  # what a model of this shape took, if one was here
+            if n_bytes > self._max_bytes:
+                raise ModelConflict(
+                    f"the model takes {n_bytes >> 20} MB, and MODELS_MEMORY_MB allows {self._max_bytes >> 20}"
+                )
+            evicted = self._evict(n_bytes)
+            has_place = self._used_bytes() + n_bytes <= self._max_bytes
+            if has_place:
+                self._reserved[fingerprint] = n_bytes
+        _free(evicted)
+        if not has_place:
+            problem = f"the memory for models ({self._max_bytes >> 20} MB) is taken by those in use; retry in a moment"
+            raise Overloaded(problem, retry_after_s=_RETRY_AFTER_S)
+        return info.config
+
+    def _used_bytes(self) -> int:
+        """The memory of what is loaded and being loaded. The caller has the lock."""
+        return sum(model.n_bytes for model in self._loaded.values()) + sum(self._reserved.values())
+
+    def _evict(self, n_bytes: int) -> list[LoadedModel]:
+        """Retire models that nobody uses, the least recently used first, until so much is free.
+
+        The caller has the lock.
+
+        Returns:
+            Those that the caller frees when it no longer has the lock.
+        """
+        excess = self._used_bytes() + n_bytes - self._max_bytes
+        evicted = []
+        for model in [m for m in self._loaded.values() if m.n_leases == 0] if excess > 0 else []:
+            if excess <= 0:
+                break
+            excess -= model.n_bytes
+            evicted.append(self._retire(model))
+        return evicted
+
+    def _retire(self, model: LoadedModel) -> LoadedModel:
+        """Take a model without a lease out of the table. The caller has the lock, and frees the model afterwards."""
+        del self._loaded[model.fingerprint]
+        model.mark_retired(_ignore)
+        return model
+
+    def _check_failure(self, path: Path, identity: _Identity) -> None:
+        """Refuse a file that could not be used before, and has not been changed since.
+
+        Raises:
+            ModelConflict: It is one.
+        """
+        with self._lock:
+            failed, problem = self._failures.get(path, (None, ""))
+        if failed == identity:
+            raise ModelConflict(problem)
+
+    def _remember_failure(self, path: Path, identity: _Identity, problem: str) -> None:
+        with self._lock:
+            self._failures[path] = identity, problem
+            if len(self._failures) > _MAX_FAILURES:
+                self._failures.popitem(last=False)
+
+
+def unknown_model(stores: ModelStores, name: str) -> UnknownModel:
+    """Return the error of a name that no model has, with the names that are close to it."""
+    close = stores.close_names(name)
+    hint = f"; close names: {', '.join(close)}" if close else ""
+    return UnknownModel(f"the model {name!r} does not exist{hint}", param="model", close=close)
+
+
+def _free(models: list[LoadedModel]) -> None:
+    for model in models:
+        model.free()
+
+
+def _ignore(model: LoadedModel) -> None:
+    """A freed model is in no table any more."""

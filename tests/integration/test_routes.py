@@ -138,6 +138,7 @@ def test_no_combination_answers_otherwise(served: tuple[str, Flask], sender: str
     allowed: dict[str, set[str]] = {}
     for rule in app.url_map.iter_rules():
         allowed.setdefault(rule.rule, set()).update(rule.methods or ())
+    allowed["/models/rollback"] |= allowed["/models/<model_name:model_name>"]  # a model may have this name
     who = SENDERS[sender]
     client = app.test_client()
     for i, ((path, guard), method) in enumerate(itertools.product(GUARDS.items(), METHODS)):

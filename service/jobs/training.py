@@ -294,7 +294,7 @@ class Training:
     def _promote(self, path: Path, version: int) -> bool:
         """Promote a checkpoint; False if another process has changed promoted.json since it had this version."""
         try:
-            change_promotion(self.promotions, version, partial(registry.promote, path))
+            change_promotion(self.promotions, version, partial(registry.promote, path), self.request.model)
         except PromotionConflict:
             return False
         return True

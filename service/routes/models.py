@@ -57,6 +57,7 @@ def blueprint(stores: ModelStores, manager: ModelManager, promotions: Promotions
         except (CheckpointError, StorageError) as e:
             raise ModelConflict(str(e)) from e
         manager.forget(model_name)
+        promotions.release(0, model_name)  # a new model of this name begins there again
         return no_content()
 
     @routes.post("/<model_id:model_id>/promote")
@@ -70,17 +71,18 @@ def blueprint(stores: ModelStores, manager: ModelManager, promotions: Promotions
         try:
             version = registry.promotion_version(folder)
             self_test.verify_checkpoint(file_format.load(path))
-            change_promotion(promotions, version, partial(registry.promote, path))
+            change_promotion(promotions, version, partial(registry.promote, path), name)
         except (CheckpointError, StorageError) as e:
             raise ModelConflict.of(e, folder) from e
         return jsonify(promoted=file_format.read_info(path).as_dict())
 
     @routes.post("/rollback")
     def rollback() -> Response:
-        folder = existing(read_body(ModelBody).model)
+        name = read_body(ModelBody).model
+        folder = existing(name)
         try:
             version = registry.promotion_version(folder)
-            path = change_promotion(promotions, version, partial(registry.roll_back, folder))
+            path = change_promotion(promotions, version, partial(registry.roll_back, folder), name)
         except (CheckpointError, StorageError) as e:
             raise ModelConflict.of(e, folder) from e
         return jsonify(promoted=file_format.read_info(path).as_dict())

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import redis
 from redis.exceptions import RedisClusterException
 
+from model.checkpoints.names import DEFAULT
 from model.errors import PromotionConflict
 
 T = TypeVar("T")
@@ -27,11 +28,11 @@ _CLAIM_S = 60
 class Promotions(Protocol):
     """Claims versions of promoted.json, and sends and awaits notifications."""
 
-    def claim(self, version: int) -> bool:
-        """Claim the change from this version to the next: of all processes one gets True. Never raises."""
+    def claim(self, version: int, name: str = DEFAULT) -> bool:
+        """Claim the change of a model from this version to the next: of all processes one gets True. Never raises."""
         ...
 
-    def release(self, version: int) -> None:
+    def release(self, version: int, name: str = DEFAULT) -> None:
         """Give a claim back, if nothing was changed. Never raises."""
         ...
 
@@ -44,30 +45,31 @@ class Promotions(Protocol):
         ...
 
 
-def change_promotion(promotions: Promotions, version: int, change: Callable[[int], T]) -> T:
+def change_promotion(promotions: Promotions, version: int, change: Callable[[int], T], name: str = DEFAULT) -> T:
     """Change promoted.json with `change(version)`, if no other process does so at the same time, and announce it.
 
     Args:
         promotions: Where the change is claimed and announced.
         version: What `registry.promotion_version` returned when the caller decided.
         change: Such as `registry.promote`.
+        name: The model's name.
 
     Raises:
         PromotionConflict: Another process has changed it, or is about to.
     """
-    if not promotions.claim(version):
+    if not promotions.claim(version, name):
         raise PromotionConflict("another checkpoint is promoted at the same time", field="promoted.json")
     try:
         changed = change(version)
     except BaseException:
-        promotions.release(version)
+        promotions.release(version, name)
         raise
     promotions.announce()
     return changed
 
 
-def _claim_key(version: int) -> str:
-    return f"lh:promotion:{version}"
+def _claim_key(version: int, name: str) -> str:
+    return f"lh:promotion:{version}" if name == DEFAULT else f"lh:promotion:{name}:{version}"
 
 
 class MemoryPromotions:
@@ -77,11 +79,11 @@ class MemoryPromotions:
         """Begin without a notification."""
         self._announced = threading.Event()
 
-    def claim(self, version: int) -> bool:
+    def claim(self, version: int, name: str = DEFAULT) -> bool:
         """Return True: within one machine the lock of the folder and the version in the file decide."""
         return True
 
-    def release(self, version: int) -> None:
+    def release(self, version: int, name: str = DEFAULT) -> None:
         """There is nothing to give back."""
 
     def announce(self) -> None:
@@ -102,17 +104,17 @@ class RedisPromotions:
         self._client = client
         self._subscription: Any = None
 
-    def claim(self, version: int) -> bool:
+    def claim(self, version: int, name: str = DEFAULT) -> bool:
         """Claim a version in Redis; True if Redis does not answer."""
         try:
-            return bool(self._client.set(_claim_key(version), b"", nx=True, ex=_CLAIM_S))
+            return bool(self._client.set(_claim_key(version, name), b"", nx=True, ex=_CLAIM_S))
         except redis.RedisError:
             return True
 
-    def release(self, version: int) -> None:
+    def release(self, version: int, name: str = DEFAULT) -> None:
         """Delete the claim, which would also expire."""
         with contextlib.suppress(redis.RedisError):
-            self._client.delete(_claim_key(version))
+            self._client.delete(_claim_key(version, name))
 
     def announce(self) -> None:
         """Notify every process of a promotion, if Redis answers."""

@@ -93,6 +93,16 @@ def test_who_decided_by_an_old_version_gets_an_error(client: Any, tmp_path: Path
     assert registry.promoted_path(tmp_path) == second
 
 
+def test_each_model_has_claims_of_its_own(client: Any) -> None:
+    """Two folders in which nothing was promoted have the same version; of one model, one process wins."""
+    promotions = RedisPromotions(client)
+    assert [promotions.claim(0, name) for name in ("default", "names", "recipes", "names")] == [True, True, True, False]
+    for name in ("default", "names", "recipes"):
+        promotions.release(0, name)
+    assert promotions.claim(0, "names")
+    promotions.release(0, "names")
+
+
 def test_a_change_that_fails_gives_its_claim_back(client: Any, tmp_path: Path) -> None:
     """A roll-back without a predecessor does not block the promotion after it."""
     path = random_checkpoint(n_layers=1, n_hidden=4).save(tmp_path)

@@ -252,6 +252,17 @@ def load(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def load_without_weights(path: Path) -> tuple[Checkpoint, str]:
+    """Read all of a checkpoint but its weights, and the fingerprint that it says it has. Nothing is verified.
+
+    Raises:
+        CheckpointError: The file is missing, truncated, of another format, or its metadata cannot be used.
+    """
+    with open_safetensors(path, FORMAT) as (file, metadata):
+        names = [name for name in file.keys() if name.startswith(_ITEMS)]  # noqa: SIM118 - not a mapping
+        return from_parts(metadata, {name: file.get_tensor(name) for name in names}), metadata["fingerprint"]
+
+
 def from_parts(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Checkpoint:
     """Return the checkpoint of `metadata()` and `tensors()`; `check` says whether it can be used.
 

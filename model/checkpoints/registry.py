@@ -22,6 +22,7 @@ from typing import Any
 
 from model.atomic_files import atomic_write, folder_lock
 from model.checkpoints.file_format import CheckpointInfo, read_info
+from model.checkpoints.packed_form import remove_orphans
 from model.errors import CheckpointError, PromotionConflict, StorageError
 
 PROMOTED = "promoted.json"
@@ -190,6 +191,7 @@ def remove(folder: Path, fingerprint: str) -> bool:
                 report_path(path).unlink(missing_ok=True)
             except OSError as e:
                 raise StorageError(f"cannot be deleted ({e.strerror})", field=path.name) from e
+        remove_orphans(folder)
     return bool(paths)
 
 
@@ -233,6 +235,7 @@ def prune(folder: Path, keep: int) -> list[str]:
             path.unlink(missing_ok=True)
             report_path(path).unlink(missing_ok=True)
             removed.append(path.name)
+    remove_orphans(folder)
     return removed
 
 

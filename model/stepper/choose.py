@@ -28,13 +28,18 @@ def choose(
     Returns:
         The stepper, and the reason for the choice in words.
     """
-    if device == "cpu" or (device == "auto" and not driver.is_installed()):
+    if uses_cpu(device):
         return _on_cpu(network, n_slots, precision)
     try:
         return _on_gpu(network, n_slots, precision)
     except (CudaError, Unsupported) as error:
         stepper, reason = _on_cpu(network, n_slots, precision)
         return stepper, f"{reason}; not on a GPU: {error}"
+
+
+def uses_cpu(device: Device) -> bool:
+    """Whether a CPU runs models, because no GPU is wanted or none can be there."""
+    return device == "cpu" or (device == "auto" and not driver.is_installed())
 
 
 def _on_cpu(network: CharRNN, n_slots: int, precision: WeightPrecision) -> tuple[Stepper, str]:

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from model.checkpoints import file_format, self_test
+from model.checkpoints import file_format, packed_form, self_test
+from model.checkpoints.file_format import Checkpoint
 from model.config import PrecisionChoice
-from model.stepper.choose import choose
+from model.stepper import Stepper
+from model.stepper.choose import choose, uses_cpu
+from model.stepper.cpu import CpuStepper
+from model.stepper.cpu.pack import PackedNetwork
 from service.engine.engine import Engine
 from service.engine.observer import Observer
 from service.models.automata import CompilationCache
@@ -19,6 +23,16 @@ from service.models.on_demand_network import OnDemandNetwork
 
 log = logging.getLogger(__name__)
 _DESCRIBED = ("corpus", "preset", "val_loss", "val_protocol", "created", "network")
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A checkpoint on a stepper that has been tested."""
+
+    checkpoint: Checkpoint  # without weights if it was loaded by its packed form
+    fingerprint: str
+    stepper: Stepper
+    reason: str  # why this stepper runs it
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +54,14 @@ class ModelLoader:
         Raises:
             CheckpointError: The file cannot be used, or the model does not pass its self-test.
         """
-        checkpoint = file_format.load(path)
-        self_test.verify_checkpoint(checkpoint)
-        precision = checkpoint.weight_precision(self.precision)
-        stepper, reason = choose(checkpoint.network(), self.slots, self.device, precision)
-        log.info("stepper: %s", reason)
+        loaded = self._load_packed(path) or self._load_whole(path)
+        checkpoint, stepper = loaded.checkpoint, loaded.stepper
+        log.info("stepper: %s", loaded.reason)
         try:
-            self_test.verify_stepper(stepper, checkpoint)
             engine = Engine(
                 stepper,
                 checkpoint.vocab,
-                checkpoint.fingerprint,
+                loaded.fingerprint,
                 max_waiting=self.max_waiting,
                 block_s=self.block_s,
                 observer=self.make_observer(stepper.n_slots),
@@ -60,10 +71,37 @@ class ModelLoader:
             free_stepper(stepper)
             raise
         engine.start()
-        network = OnDemandNetwork(path, checkpoint.fingerprint)
+        network = OnDemandNetwork(path, loaded.fingerprint)
         return LoadedModel(
-            path.name, engine, stepper, network, checkpoint.items, _description(path), self.automata, reason
+            path.name, engine, stepper, network, checkpoint.items, _description(path), self.automata, loaded.reason
         )
+
+    def _load_packed(self, path: Path) -> _Loaded | None:
+        """Load a checkpoint by its packed form, which was verified when it was made; None if there is none to use."""
+        if not uses_cpu(self.device):
+            return None
+        checkpoint, fingerprint = file_format.load_without_weights(path)
+        precision = checkpoint.weight_precision(self.precision)
+        packed = packed_form.read(path, checkpoint, precision)
+        if packed is None:
+            return None
+        return _Loaded(checkpoint, fingerprint, CpuStepper(packed, self.slots, precision), f"native, {precision}")
+
+    def _load_whole(self, path: Path) -> _Loaded:
+        """Load and test a checkpoint, and keep its packed form for the next load."""
+        checkpoint = file_format.load(path)
+        self_test.verify_checkpoint(checkpoint)
+        precision = checkpoint.weight_precision(self.precision)
+        network = checkpoint.network()
+        stepper, reason = choose(network, self.slots, self.device, precision)
+        try:
+            self_test.verify_stepper(stepper, checkpoint)
+            if isinstance(stepper, CpuStepper):
+                packed_form.write(path, PackedNetwork.of(network, precision))
+        except BaseException:
+            free_stepper(stepper)
+            raise
+        return _Loaded(checkpoint, checkpoint.fingerprint, stepper, reason)
 
 
 def _description(path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from model.native.library import (
 from model.network.char_rnn import CharRNN
 from model.network.sampling import SAMPLING_DTYPE
 from model.stepper import Block, BlockResult, as_state
-from model.stepper.cpu.pack import pack
+from model.stepper.cpu.pack import PackedNetwork, pack
 from model.structured_outputs.masks import ConstraintResult, Constraints
 
 __all__ = ["CpuStepper", "Unsupported"]
@@ -59,7 +59,7 @@ class CpuStepper:
 
     def __init__(
         self,
-        network: CharRNN,
+        network: CharRNN | PackedNetwork,
         n_slots: int,
         precision: WeightPrecision = "fp32",
         threads: int | None = None,
@@ -69,7 +69,7 @@ class CpuStepper:
         """Pack a network's weights.
 
         Args:
-            network: An LSTM.
+            network: An LSTM, or one whose weights are packed in this precision.
             n_slots: The size of the state table.
             precision: "fp32", or "int8" for weights rounded to 8 bits.
             threads: The most threads that a run uses; None: one per core. They change no bit of a result.
@@ -91,7 +91,9 @@ class CpuStepper:
         self._library = load_library(library or library_path())
         self.instruction_set = instruction_set or choose_instruction_set(self._library)
         config = network.config
-        packed = pack(network, precision)
+        if isinstance(network, PackedNetwork) and network.precision != precision:
+            raise ValueError(f"precision: got {precision!r}, expected {network.precision!r} as the network is packed")
+        packed = network.packed if isinstance(network, PackedNetwork) else pack(network, precision)
         model = ModelArrays(
             layers=config.n_layers,
             hidden=config.n_hidden,

@@ -10,12 +10,14 @@ Everything is computed in float64 with additions in a fixed order (no BLAS), so 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.config import WeightPrecision
+from model.config import ModelConfig, WeightPrecision
 from model.native.library import Unsupported
 from model.network.char_rnn import CharRNN
 
@@ -35,6 +37,39 @@ class Packed:
     weights: list[NDArray[np.float32] | NDArray[np.int8]]
     initial: list[NDArray[np.float32]]  # [0] (V, blocks, 16), by id; others (blocks, 16): where a sum begins
     scale: list[NDArray[np.float32]]  # int8: (blocks, 16), what an integer sum is multiplied by; fp32: empty
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Return all arrays by name."""
+        lists: dict[str, Sequence[NDArray[Any]]] = {
+            "weights": self.weights,
+            "initial": self.initial,
+            "scale": self.scale,
+        }
+        return {f"{kind}.{i}": array for kind, arrays in lists.items() for i, array in enumerate(arrays)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Packed:
+        """The inverse of `arrays`."""
+
+        def numbered(kind: str) -> list[NDArray[Any]]:
+            return [arrays[f"{kind}.{i}"] for i in range(sum(name.startswith(f"{kind}.") for name in arrays))]
+
+        return cls(numbered("weights"), numbered("initial"), numbered("scale"))
+
+
+@dataclass(frozen=True, slots=True)
+class PackedNetwork:
+    """A network whose weights are packed already."""
+
+    config: ModelConfig
+    item_end: int | None
+    precision: WeightPrecision
+    packed: Packed
+
+    @classmethod
+    def of(cls, network: CharRNN, precision: WeightPrecision) -> PackedNetwork:
+        """Pack a network; the errors are those of `pack`."""
+        return cls(network.config, network.item_end, precision, pack(network, precision))
 
 
 def pack(network: CharRNN, precision: WeightPrecision) -> Packed:

@@ -1,0 +1,101 @@
+"""The packed form of a checkpoint: its weights as the native stepper lays them out, beside the checkpoint's file.
+
+Reading a checkpoint, packing its weights and testing the result take most of the time of a load. They are done once,
+and what they made is kept with a hash. It is used again only while nothing has changed that it depends on: the
+checkpoint's file, the arithmetic, the native code and the instruction set that were tested.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from model.atomic_files import atomic_write
+from model.checkpoints.file_format import Checkpoint, open_safetensors
+from model.config import WeightPrecision
+from model.errors import CheckpointError, StorageError
+from model.native.library import Unsupported, choose_instruction_set, library_path, load_library
+from model.stepper.cpu.pack import Packed, PackedNetwork
+
+FORMAT = "longhand-packed-1"
+SUFFIX = ".packed"
+"""The end of the file's name, after the checkpoint's and the precision."""
+
+
+def packed_path(checkpoint_path: Path, precision: WeightPrecision) -> Path:
+    """Return where the packed form of a checkpoint lies."""
+    return checkpoint_path.with_name(f"{checkpoint_path.stem}.{precision}{SUFFIX}")
+
+
+def read(path: Path, checkpoint: Checkpoint, precision: WeightPrecision) -> PackedNetwork | None:
+    """Return the packed form of a checkpoint, or None if there is none that can be used.
+
+    Args:
+        path: The checkpoint's file.
+        checkpoint: What it holds; the weights are not used.
+        precision: Of the weights.
+    """
+    try:
+        with open_safetensors(packed_path(path, precision), FORMAT, "packed form") as (file, metadata):
+            arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118 - not a mapping
+            if metadata["made_of"] != _made_of(path, precision) or metadata["sha256"] != _digest(arrays):
+                return None
+        return PackedNetwork(checkpoint.config, _item_end(checkpoint), precision, Packed.from_arrays(arrays))
+    except (CheckpointError, Unsupported, KeyError, ValueError):
+        return None
+
+
+def write(path: Path, network: PackedNetwork) -> bool:
+    """Store the packed form of a checkpoint that was loaded from its file and tested here.
+
+    Returns:
+        Whether it could be written; without it, loads are slower.
+    """
+    arrays = network.packed.arrays()
+    with contextlib.suppress(StorageError, Unsupported, SafetensorError, OSError):
+        metadata = {"format": FORMAT, "made_of": _made_of(path, network.precision), "sha256": _digest(arrays)}
+        data = safetensors.numpy.save(arrays, metadata)
+        with atomic_write(packed_path(path, network.precision)) as file:
+            file.write(data)
+        return True
+    return False
+
+
+def remove_orphans(folder: Path) -> None:
+    """Delete the packed forms of checkpoints that are gone."""
+    for path in folder.glob(f"*{SUFFIX}"):
+        stem = path.name.removesuffix(SUFFIX).rpartition(".")[0]
+        if not (folder / f"{stem}.safetensors").exists():
+            path.unlink(missing_ok=True)
+
+
+def _item_end(checkpoint: Checkpoint) -> int | None:
+    return None if checkpoint.items is None else checkpoint.vocab.start
+
+
+def _made_of(path: Path, precision: WeightPrecision) -> str:
+    """Identify all that a packed form depends on.
+
+    Raises:
+        Unsupported: This machine has no native code.
+        OSError: The checkpoint's file is gone.
+    """
+    status = os.stat(path)
+    library = library_path()
+    instruction_set = choose_instruction_set(load_library(library))
+    return f"{status.st_size} {status.st_mtime_ns} {precision} {library.name} {instruction_set}"
+
+
+def _digest(arrays: dict[str, NDArray[np.generic]]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()

@@ -1,0 +1,142 @@
+"""A checkpoint that was loaded and tested once is loaded by its packed form, while what it depends on is the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from model.checkpoints import packed_form, registry, self_test
+from model.checkpoints.file_format import Checkpoint
+from model.errors import CheckpointError
+from model.network.sampling import SamplingParams
+from model.stepper.generate import write
+from service.engine.observer import NullObserver
+from service.models.automata import CompilationCache
+from service.models.loaded_model import LoadedModel
+from service.models.loader import ModelLoader
+from tests.conftest import random_checkpoint
+
+pytestmark = pytest.mark.usefixtures("native_code")
+
+
+def no_device_is_lost() -> None:
+    """There is no GPU."""
+
+
+class Loads:
+    """Loads with a self-test that counts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.n_tests = 0
+        verify = self_test.verify_stepper
+
+        def counted(*args: object) -> None:
+            self.n_tests += 1
+            verify(*args)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(self_test, "verify_stepper", counted)
+        self.models: list[LoadedModel] = []
+
+    def load(self, path: Path, precision: str = "fp32") -> str:
+        """Load a checkpoint, and return what it writes."""
+        loader = ModelLoader(
+            "cpu", precision, 4, 4, 0.02, lambda _: NullObserver(), CompilationCache(), no_device_is_lost  # type: ignore[arg-type]
+        )  # fmt: skip
+        model = loader(path)
+        self.models.append(model)
+        stepper, vocab = model._stepper, model.engine.vocab
+        assert stepper is not None
+        return "".join(write(stepper, vocab, "hello", 100, SamplingParams(0.9), seed=3))
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loads]:
+    loads = Loads(monkeypatch)
+    yield loads
+    for model in loads.models:
+        model.retire(lambda _: None)
+
+
+@pytest.fixture
+def checkpoint() -> Checkpoint:
+    return self_test.record(random_checkpoint(n_hidden=40))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_second_load_writes_the_same_text_without_a_test(
+    loads: Loads, checkpoint: Checkpoint, tmp_path: Path, precision: str
+) -> None:
+    """To the bit, and with the same description."""
+    path = checkpoint.save(tmp_path)
+    texts = {loads.load(path, precision) for _ in range(3)}
+    assert (len(texts), loads.n_tests) == (1, 1)
+    assert len({str(model.description) for model in loads.models}) == 1
+    assert {model.fingerprint for model in loads.models} == {checkpoint.fingerprint}
+
+
+def flip(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, remove])
+def test_a_damaged_form_is_not_used(
+    loads: Loads, checkpoint: Checkpoint, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """The checkpoint is loaded whole and tested; then the form is good again."""
+    path = checkpoint.save(tmp_path)
+    first = loads.load(path)
+    damage(packed_form.packed_path(path, "fp32"))
+    assert (loads.load(path), loads.n_tests) == (first, 2)
+    assert (loads.load(path), loads.n_tests) == (first, 2)
+
+
+def test_a_checkpoint_that_was_written_again_is_tested(loads: Loads, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Its weights are verified as at the first load; damaged ones are refused, though a packed form is there."""
+    path = checkpoint.save(tmp_path)
+    loads.load(path)
+    before = path.stat()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    loads.load(path)
+    assert loads.n_tests == 2
+    flip(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 2 * 10**9))
+    with pytest.raises(CheckpointError, match="modified"):
+        loads.load(path)
+
+
+def test_other_code_is_tested(
+    loads: Loads, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A form that another instruction set has passed says nothing of this one."""
+    path = checkpoint.save(tmp_path)
+    loads.load(path)
+    monkeypatch.setattr(packed_form, "choose_instruction_set", lambda _: "another")
+    loads.load(path)
+    assert loads.n_tests == 2
+
+
+def test_forms_go_with_their_checkpoints(loads: Loads, tmp_path: Path) -> None:
+    """By retention and by deletion; those of checkpoints that stay, stay."""
+    paths = [random_checkpoint(n_layers=1, n_hidden=4, seed=seed).save(tmp_path) for seed in range(4)]
+    for age, path in enumerate(reversed(paths)):
+        os.utime(path, (10**9 - age, 10**9 - age))
+        loads.load(path)
+    registry.promote(paths[3])
+    registry.prune(tmp_path, keep=2)
+    assert {path.name for path in tmp_path.glob("*.packed")} == {
+        packed_form.packed_path(path, "fp32").name for path in paths[2:]
+    }
+    assert registry.remove(tmp_path, loads.models[1].fingerprint)
+    assert [path.name for path in tmp_path.glob("*.packed")] == [packed_form.packed_path(paths[3], "fp32").name]

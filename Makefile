@@ -33,6 +33,9 @@ launcher-kills: .venv/.ready-test .venv/.kernel ## kill -9 of the launcher 20 ti
 client-kills: .venv/.ready-test .venv/.kernel ## 100 streams of the client through 20 kill -9 of workers: exact texts
 	CLIENT_STREAMS=100 CLIENT_KILLS=20 $(BIN)/python -m pytest -q -s tests/longhand/test_lost_streams.py -k kills
 
+many-models: .venv/.ready-test .venv/.kernel ## texts of 50 models that are loaded and evicted at random: each as its model writes it alone
+	MODELS=50 MODEL_TEXTS=20 $(BIN)/python -m pytest -q tests/service/models/test_swapped_models.py
+
 emulated-gpu: .venv/.ready-test .venv/.kernel ## the GPU's kernels on the CPU, every access checked: 100,000 characters in random batches
 	EMULATED_CHARS=100000 $(BIN)/python -m pytest -q tests/model/stepper/test_cuda.py -k random_batches
 

@@ -9,6 +9,8 @@ so often, so that it costs next to nothing; times are then that coarse. The resu
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import random
 import re
@@ -17,6 +19,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 _ID = re.compile(rb"id: (\d+)\n")
@@ -35,14 +38,29 @@ class Load:
     prompt: str = "hello there "
     poll_s: float = 0.0
     leave_after: int = 0  # closed: hang up after so many events
+    models: int = 0  # call models by name, m0000 and so on, each as often as Zipf's law with exponent 1 says; 0: none
     warm_s: float = 0.0  # what arrives before is not counted
     seed: int = 1
 
     def request(self, seed: int) -> bytes:
         """Return the bytes of one POST /generate."""
-        body = json.dumps({"prompt": self.prompt, "max_chars": self.chars, "seed": seed, "stream": True})
+        fields = {"prompt": self.prompt, "max_chars": self.chars, "seed": seed, "stream": True}
+        if self.models:
+            fields["model"] = f"m{zipf(self.models, random.Random(seed)):04}"
+        body = json.dumps(fields)
         head = f"POST /generate HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nContent-Type: application/json\r\n"
         return f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+@cache
+def _popularity(n: int) -> list[float]:
+    return list(itertools.accumulate(1 / rank for rank in range(1, n + 1)))
+
+
+def zipf(n: int, rng: random.Random) -> int:
+    """Draw a number below n, of which 0 is the most frequent."""
+    weights = _popularity(n)
+    return bisect.bisect(weights, rng.random() * weights[-1], hi=n - 1)
 
 
 @dataclass(eq=False)

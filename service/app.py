@@ -135,7 +135,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.register_blueprint(access.for_clients(blueprint, authenticator, limiter))
     for blueprint in (
         jobs.blueprint(queue, all_corpora, s.checkpoint_dir, lambda: manager.is_closed),
-        models.blueprint(model_stores, manager, stores.promotions),
+        models.blueprint(model_stores, manager, stores.promotions, load.publish),
         model_files.blueprint(model_stores, s.max_model_bytes),
         corpora.blueprint(all_corpora, s.max_corpus_bytes),
     ):

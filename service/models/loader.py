@@ -76,6 +76,14 @@ class ModelLoader:
             path.name, engine, stepper, network, checkpoint.items, _description(path), self.automata, loaded.reason
         )
 
+    def publish(self, path: Path) -> None:
+        """Test a checkpoint that is to be promoted as a load does, and keep its packed form for the loads that follow.
+
+        Raises:
+            CheckpointError: The file cannot be used, or the model does not pass its self-test.
+        """
+        free_stepper(self._load_whole(path).stepper)
+
     def _load_packed(self, path: Path) -> _Loaded | None:
         """Load a checkpoint by its packed form, which was verified when it was made; None if there is none to use."""
         if not uses_cpu(self.device):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify
 
-from model.checkpoints import file_format, registry, self_test
+from model.checkpoints import file_format, registry
 from model.checkpoints.names import DEFAULT
 from model.errors import CheckpointError, StorageError
 from service.errors import ModelConflict, NoModel, UnknownModel
@@ -24,8 +25,10 @@ from service.store.promotions import Promotions, change_promotion
 _SUMMARY = ("id", "corpus", "preset", "val_loss", "val_protocol", "created", "bytes")
 
 
-def blueprint(stores: ModelStores, manager: ModelManager, promotions: Promotions) -> Blueprint:
-    """Create the routes."""
+def blueprint(
+    stores: ModelStores, manager: ModelManager, promotions: Promotions, publish: Callable[[Path], None]
+) -> Blueprint:
+    """Create the routes; `publish` tests a checkpoint before it is promoted."""
     routes = Blueprint("models", __name__, url_prefix="/models")
 
     @routes.get("")
@@ -62,7 +65,7 @@ def blueprint(stores: ModelStores, manager: ModelManager, promotions: Promotions
 
     @routes.post("/<model_id:model_id>/promote")
     def promote(model_id: str) -> Response:
-        """Promote a checkpoint that could be served: the file is read and its self-test is run first."""
+        """Promote a checkpoint that could be served: the file is read and tested first."""
         name = read_body(ModelBody).model
         folder = existing(name)
         path = stores.find_in(name, model_id)
@@ -70,7 +73,7 @@ def blueprint(stores: ModelStores, manager: ModelManager, promotions: Promotions
             raise UnknownModel(f"{model_id}: the model {name!r} has no such checkpoint; GET /models/{name} lists all")
         try:
             version = registry.promotion_version(folder)
-            self_test.verify_checkpoint(file_format.load(path))
+            publish(path)
             change_promotion(promotions, version, partial(registry.promote, path), name)
         except (CheckpointError, StorageError) as e:
             raise ModelConflict.of(e, folder) from e

@@ -1,0 +1,145 @@
+"""Many models by name on one worker: errors, memory against the limit, throughput, first characters cold and warm.
+
+    python -m bench.models                                    # 1,000 models, 200 requests a second for 5 minutes
+    python -m bench.models --models 100 --memory-mb 40 --rate 20 --seconds 20
+
+The models are made by perturbation from three of random weights, 1 x 256, 2 x 256 and 2 x 512, in the shares 7, 2, 1 of
+ten, and are published: promoted through the API, which keeps their packed forms. The load names them by Zipf's law.
+Throughput is that of closed loads of --streams texts at a time, on the default model alone and on all models, in the
+same run. A cold first character is that of a model that was never asked before, one at a time, while the open load
+runs. Memory is the worker's resident memory beyond what it was before the first model was loaded. The last line is
+JSON. A service and its client share this machine's cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.load import quantiles
+from model.checkpoints import registry
+from model.checkpoints.file_format import Checkpoint
+from model.checkpoints.names import store_folder
+from tests.conftest import random_checkpoint
+from tests.servers import ROOT, RedisServer, Service
+
+SHAPES = ((1, 256),) * 7 + ((2, 256),) * 2 + ((2, 512),)
+
+
+def main() -> None:
+    """Make the models, run the loads, print what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=int, default=1000)
+    parser.add_argument("--cold", type=int, default=50, help="models that are asked once each, beside the others")
+    parser.add_argument("--memory-mb", type=int, default=300, help="MODELS_MEMORY_MB")
+    parser.add_argument("--rate", type=float, default=200.0, help="requests a second")
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--streams", type=int, default=16, help="of the closed loads")
+    parser.add_argument("--chars", type=int, default=50, help="of a text")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        redis = RedisServer()
+        redis.start()
+        settings = {"CHECKPOINT_DIR": folder, "REDIS_URL": redis.url, "MODELS_MEMORY_MB": str(args.memory_mb)}
+        try:
+            ids = make_models(root, args.models + args.cold)
+            with Service(**settings, SLOTS="64", MAX_WAITING="256", PRECISION="fp32") as service:
+                publish(service, ids)
+                print(json.dumps(measure(service, args)))
+        finally:
+            redis.remove()
+
+
+def make_models(root: Path, n: int) -> list[str]:
+    """Save a default model and so many with names; return the ids of the latter."""
+    torch.manual_seed(0)
+    shapes = {shape: random_checkpoint(n_layers=shape[0], n_hidden=shape[1]) for shape in set(SHAPES)}
+    registry.promote(shapes[1, 256].save(root))
+    ids = []
+    for i in range(n):
+        checkpoint = perturbed(shapes[SHAPES[i % len(SHAPES)]])
+        checkpoint.save(store_folder(root, f"m{i:04}"))
+        ids.append(checkpoint.fingerprint)
+    return ids
+
+
+def perturbed(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the model with other weights, close to its own."""
+    weights = {name: w * (1 + 0.01 * torch.randn_like(w)) for name, w in checkpoint.weights.items()}
+    return replace(checkpoint, weights=weights)
+
+
+def publish(service: Service, ids: list[str]) -> None:
+    """Promote each model."""
+    for i, model_id in enumerate(ids):
+        answer = service.client.post(f"/models/{model_id}/promote", json={"model": f"m{i:04}"})
+        assert answer.status_code == 200, answer.text
+
+
+def measure(service: Service, args: argparse.Namespace) -> dict[str, Any]:
+    """Run the closed loads, then the open one with cold requests beside it."""
+    (worker,) = service.workers()
+    common = {"port": service.port, "chars": args.chars, "warm_s": 2}
+    closed = {**common, "streams": args.streams, "seconds": max(5.0, args.seconds / 10)}
+    one = run(closed)
+    before = resident_mb(worker)
+    many = run({**closed, "models": args.models})
+    open_load = start({**common, "models": args.models, "rate": args.rate, "seconds": args.seconds})
+    cold, peak = [], resident_mb(worker)
+    names = [f"m{args.models + i:04}" for i in range(args.cold)]
+    pause = args.seconds / (args.cold + 1)
+    while open_load.poll() is None:
+        if names:
+            began = time.monotonic()
+            answer = service.client.post("/generate", json={"model": names.pop(), "max_chars": 1})
+            cold.append(time.monotonic() - began)
+            assert answer.status_code == 200, answer.text
+        peak = max(peak, resident_mb(worker))
+        time.sleep(min(pause, 0.5) if not names else pause)
+    result = json.loads(open_load.communicate()[0])
+    block_ms = 20.0
+    return {
+        "models": args.models,
+        "open": {name: result[name] for name in ("calls", "statuses", "whole", "chars_per_s", "first_ms", "gap_ms")},
+        "errors": sum(n for status, n in result["statuses"].items() if status != "200"),
+        "cold_first_ms": quantiles(cold),
+        "warm_first_in_blocks": {name: ms / block_ms for name, ms in result["first_ms"].items()},
+        "chars_per_s": {"one": one["chars_per_s"], "many": many["chars_per_s"]},
+        "closed_statuses": {"one": one["statuses"], "many": many["statuses"]},
+        "share": many["chars_per_s"] / one["chars_per_s"],
+        "memory_mb": {"limit": args.memory_mb, "before": before, "peak_beyond": peak - before},
+    }
+
+
+def run(load: dict[str, Any]) -> dict[str, Any]:
+    """Produce a load to its end."""
+    result: dict[str, Any] = json.loads(start(load).communicate()[0])
+    return result
+
+
+def start(load: dict[str, Any]) -> subprocess.Popen[str]:
+    """Start the process that produces a load."""
+    load = {**load, "seed": random.Random(7).getrandbits(20)}
+    command = [sys.executable, "-m", "bench.load", json.dumps(load)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def resident_mb(pid: int) -> float:
+    """Return the resident memory of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ PROCESSES ?= 2
 ORDER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser launcher-kills client-kills evicting soak fuzz fresh fuzz-api test-clients stack check check-page docs lock clean
+.PHONY: help serve test test-browser many-models launcher-kills client-kills evicting soak fuzz fresh fuzz-api test-clients stack check check-page docs lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12

@@ -41,17 +41,7 @@ def blueprint(stores: ModelStores, max_bytes: int) -> Blueprint:
     @routes.get("/<model_name:model_name>/checkpoint")
     def download_promoted(model_name: str) -> Response:
         """The promoted checkpoint of a model."""
-        folder = stores.folder(model_name)
-        try:
-            path = registry.promoted_path(folder)
-            fingerprint = stores.info(path).fingerprint if path is not None else None
-        except CheckpointError as e:
-            raise ModelConflict.of(e, folder) from e
-        if path is None or fingerprint is None:
-            if stores.exists(model_name):
-                raise UnknownModel(f"no checkpoint of the model {model_name!r} has been promoted yet")
-            raise unknown_model(stores, model_name)
-        return _file(path, fingerprint)
+        return _file(*_promoted(stores, model_name))
 
     @routes.get("/<model_id:model_id>/page")
     def page(model_id: str) -> Response:
@@ -85,12 +75,12 @@ def blueprint(stores: ModelStores, max_bytes: int) -> Blueprint:
     @routes.put("/<model_id:model_id>/file")
     def upload(model_id: str) -> tuple[Response, int]:
         """Store the body as a checkpoint of this id; it is not promoted."""
-        return receive(stores.folder(model_name_argument()), model_id)
+        return _receive(stores.folder(model_name_argument()), model_id, max_bytes)
 
     @routes.put("/<model_name:model_name>")
     def upload_into(model_name: str) -> tuple[Response, int]:
         """Store the body as a checkpoint of a model, which need not exist before; it is not promoted."""
-        return receive(stores.folder(model_name), None)
+        return _receive(stores.folder(model_name), None, max_bytes)
 
     @routes.delete("/<model_id:model_id>/file")
     def delete(model_id: str) -> Response:
@@ -103,18 +93,6 @@ def blueprint(stores: ModelStores, max_bytes: int) -> Blueprint:
             raise ModelConflict.of(e, folder) from e
         return no_content()
 
-    def receive(folder: Path, model_id: str | None) -> tuple[Response, int]:
-        """Read the body as it arrives, and no further than the limit."""
-        if request.mimetype != BINARY:
-            raise WrongMediaType("Content-Type", request.mimetype, BINARY)
-        request.max_content_length = max_bytes
-        try:
-            body = StreamedBody(request.stream, request.content_length)  # refuses a Content-Length beyond the limit
-            stored, is_new = store_upload(folder, model_id, body.read, max_bytes)
-        except RequestEntityTooLarge as e:
-            raise BodyTooLarge(max_bytes, request.content_length) from e
-        return jsonify(stored.as_dict()), 201 if is_new else 200
-
     def find(model_id: str) -> Path:
         path = stores.find(model_id)
         if path is None:
@@ -122,6 +100,33 @@ def blueprint(stores: ModelStores, max_bytes: int) -> Blueprint:
         return path
 
     return routes
+
+
+def _receive(folder: Path, model_id: str | None, max_bytes: int) -> tuple[Response, int]:
+    """Read the body as it arrives, and no further than the limit."""
+    if request.mimetype != BINARY:
+        raise WrongMediaType("Content-Type", request.mimetype, BINARY)
+    request.max_content_length = max_bytes
+    try:
+        body = StreamedBody(request.stream, request.content_length)  # refuses a Content-Length beyond the limit
+        stored, is_new = store_upload(folder, model_id, body.read, max_bytes)
+    except RequestEntityTooLarge as e:
+        raise BodyTooLarge(max_bytes, request.content_length) from e
+    return jsonify(stored.as_dict()), 201 if is_new else 200
+
+
+def _promoted(stores: ModelStores, name: str) -> tuple[Path, str]:
+    """Return the promoted checkpoint of a model, and its fingerprint."""
+    folder = stores.folder(name)
+    try:
+        path = registry.promoted_path(folder)
+        if path is not None:
+            return path, stores.info(path).fingerprint
+    except CheckpointError as e:
+        raise ModelConflict.of(e, folder) from e
+    if stores.exists(name):
+        raise UnknownModel(f"no checkpoint of the model {name!r} has been promoted yet")
+    raise unknown_model(stores, name)
 
 
 def _file(path: Path, model_id: str) -> Response:

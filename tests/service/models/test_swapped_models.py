@@ -62,7 +62,7 @@ def test_texts_of_many_models_are_those_of_each_alone(tmp_path: Path) -> None:
     def text_of(seed: int) -> tuple[int, str]:
         i = random.Random(seed).randrange(N_MODELS)
         with named.acquire(f"m{i}") as lease:
-            stream = lease.model.engine.submit(SequenceRequest(feed, 1, 80, PARAMS, seed))
+            stream = lease.model.engine.submit(SequenceRequest(feed, 0, 80, PARAMS, seed))
             text = ""
             while not isinstance(item := stream.get(60), End):
                 assert isinstance(item, Chunk), item

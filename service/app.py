@@ -84,7 +84,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     model_stores = ModelStores(s.checkpoint_dir)
     named = NamedModels(model_stores, load, s.models_memory_mb << 20)
-    manager = ModelManager(lambda: _bootstrap_job(queue), named)
+    manager = ModelManager(lambda: _bootstrap_job(queue), named, access.allowed_models)
     watcher = CheckpointWatcher(manager, s.checkpoint_dir, load, stores.promotions.wait, counters)
     options = GenerationOptions(
         s.max_chars,
@@ -128,7 +128,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     for blueprint in (
         generate.blueprint(generation),
         model.blueprint(manager),
-        sessions.blueprint(generation, stores.sessions, s.session_recent_text_chars),
+        sessions.blueprint(generation, stores.sessions, manager, s.session_recent_text_chars),
         inspection.blueprint(inspector, scored_characters),
         openai.blueprint(completions, model_list, tokenizer, scored_characters),
     ):

@@ -8,6 +8,7 @@ ServiceError
 │   └── UnsupportedCell    409  the served model's cell type has no such gates
 ├── Unauthorized           401  a key is required, and none or a wrong one was sent
 ├── Forbidden              403  this key, or a client at this address, may not do this
+│   └── ModelNotAllowed    403  this key may not use this model
 ├── UnknownSession         404  the session does not exist or has expired
 ├── UnknownJob             404  the job does not exist or its record has expired
 ├── UnknownModel           404  no model has this name, or no checkpoint has this id
@@ -153,6 +154,12 @@ class Forbidden(ServiceError):
     """Raised when this key, or a client at this address, may not do this."""
 
     status, code = 403, "forbidden"
+
+
+class ModelNotAllowed(Forbidden):
+    """Raised when this key is bound to other models."""
+
+    code = "model_not_allowed"
 
 
 class UnknownSession(ServiceError):

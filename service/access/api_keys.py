@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from model.checkpoints.names import NAME, is_model_name
 from service.settings import RATE, SettingsError
 
 _MAX_FILE_BYTES = 1 << 24
@@ -34,12 +35,18 @@ class ApiKey:
     rate: str = ""  # generation requests allowed, such as 60/minute; empty: RATE_LIMIT
 
 
+def _check_name(name: str) -> str:
+    if not is_model_name(name):
+        raise ValueError(f"expected the name of a model, which matches {NAME}")
+    return name
+
+
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    models: list[Annotated[str, Field(min_length=1, max_length=64)]] | None = Field(None, min_length=1)
+    models: list[Annotated[str, AfterValidator(_check_name)]] | None = Field(None, min_length=1)
     rate: str = Field("", pattern=f"^({RATE})?$")
 
 

@@ -307,9 +307,10 @@ class GenerationService:
         Raises:
             StoreUnavailable: The session says it, and its store does not answer.
         """
-        if request.model is not None and not is_fingerprint(request.model):
-            return request.model
-        return DEFAULT if request.session_id is None else self._sessions.model_of(request.session_id)
+        name = DEFAULT
+        if request.session_id is not None:
+            name = self._models.of_session(self._sessions, request.session_id)
+        return name if request.model is None or is_fingerprint(request.model) else request.model
 
     def _lease_session(self, session_id: str | None, key: str, request: str) -> tuple[str | None, LeasedSession | None]:
         """Lease the request's session or a new one; (None, None) if the store does not answer and none is needed."""

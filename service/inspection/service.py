@@ -68,8 +68,9 @@ class InspectionService:
         _check_no_rank(request)
         limit = min(self._max_chars, MAX_TOP_LOGPROBS_CHARS) if request.logprobs else self._max_chars
         name = request.model
-        if name is None and request.session_id is not None:
-            name = self._sessions.model_of(request.session_id)
+        if request.session_id is not None:
+            session_model = self._models.of_session(self._sessions, request.session_id)
+            name = name or session_model
         with self._models.acquire(name) as lease:
             model = lease.model
             text = model.normalize(request.text)

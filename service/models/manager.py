@@ -6,24 +6,30 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from model.checkpoints.names import DEFAULT
-from service.errors import Draining, NoModel, UnknownModel
+from model.checkpoints.names import DEFAULT, is_fingerprint
+from service.errors import Draining, ModelNotAllowed, NoModel, UnknownModel, UnknownSession
 from service.models.loaded_model import LoadedModel, ModelLease
 from service.models.named_models import NamedModels
+from service.store.sessions import SessionStore
 
 
 class ModelManager:
     """Holds the current model. A request that began with a model keeps it until it ends. Thread-safe."""
 
     def __init__(
-        self, describe_absence: Callable[[], dict[str, Any]] = dict, others: NamedModels | None = None
+        self,
+        describe_absence: Callable[[], dict[str, Any]] = dict,
+        others: NamedModels | None = None,
+        allowed: Callable[[], frozenset[str] | None] = lambda: None,
     ) -> None:
         """Start without a model.
 
         Args:
             describe_absence: Returns the details of the error NoModel, such as the job that trains the first model.
             others: The models that requests may name; None: they can use the default one only.
+            allowed: Returns the names that the current request may use; None: all.
         """
+        self._allowed = allowed
         self._others = others
         self._describe_absence = describe_absence
         self._lock = threading.Lock()
@@ -64,7 +70,9 @@ class ModelManager:
             UnknownModel: There is no such model.
             ModelConflict: Its file cannot be used.
             Overloaded: The memory for models is taken by those that are in use.
+            ModelNotAllowed: The request may not use it.
         """
+        self.check_use(model)
         is_default = model is None or model == DEFAULT
         with self._lock:
             if self._current is not None and (is_default or self._current.fingerprint == model):
@@ -84,6 +92,46 @@ class ModelManager:
         if self._is_closed:
             raise Draining("this worker is shutting down; send the request to another one")
         return self.acquire(model, store)
+
+    def check_use(self, model: str | None) -> None:
+        """Check that the current request may use a model; of a fingerprint, that one of its models has it.
+
+        Raises:
+            ModelNotAllowed: It may not. The error does not say whether the model exists.
+        """
+        allowed = self._allowed()
+        if allowed is None or (model or DEFAULT) in allowed:
+            return
+        if model is not None and is_fingerprint(model):
+            current = self._current
+            if DEFAULT in allowed and current is not None and current.fingerprint == model:
+                return
+            if self._others is not None and self._others.is_of(model, allowed):
+                return
+        names = ", ".join(sorted(allowed))
+        raise ModelNotAllowed(
+            f"this key may not use the model {model or DEFAULT!r}; it may use: {names}", param="model"
+        )
+
+    def of_session(self, sessions: SessionStore, session_id: str) -> str:
+        """Return the name of the model that continues a session, which the current request must be allowed to use.
+
+        Raises:
+            UnknownSession: It does not exist, and the request may not use every model; else the name is `default`.
+            ModelNotAllowed: The request may not use it.
+            StoreUnavailable: The store does not answer.
+        """
+        name = sessions.model_of(session_id)
+        if name is not None:
+            self.check_use(name)
+        elif self._allowed() is not None:
+            raise UnknownSession("the session does not exist or has expired")
+        return name or DEFAULT
+
+    def may_use(self, name: str) -> bool:
+        """Whether the current request may use the model of this name."""
+        allowed = self._allowed()
+        return allowed is None or name in allowed
 
     def is_loaded(self, fingerprint: str) -> bool:
         """Whether the weights are in this process's memory."""

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +100,10 @@ class NamedModels:
             self._answering[model] = promoted.fingerprint
             self._used_at[model] = time.time()
         return lease
+
+    def is_of(self, fingerprint: str, names: Iterable[str]) -> bool:
+        """Whether one of these models has a checkpoint of this fingerprint."""
+        return any(self._stores.find_in(name, fingerprint) is not None for name in names)
 
     def loaded(self) -> list[LoadedModel]:
         """Return all models that are in memory."""

@@ -54,8 +54,12 @@ class ModelList:
 
     def listing(self) -> list[dict[str, Any]]:
         """Return the default model as `longhand` and as its fingerprint, if it is served, and the names of others."""
-        names = [name for name in self._stores.names() if name != DEFAULT and self._promoted_at(name)]
-        others = [_model(name, self._promoted_at(name)) for name in names]
+        names = [name for name in self._stores.names() if self._models.may_use(name)]
+        others = [
+            _model(name, self._promoted_at(name)) for name in names if name != DEFAULT and self._promoted_at(name)
+        ]
+        if DEFAULT not in names:
+            return others
         try:
             model = self._models.current
         except NoModel:
@@ -69,8 +73,14 @@ class ModelList:
         Raises:
             UnknownModel: There is none of this name.
             NoModel: No model is served.
+            ModelNotAllowed: The request may not use it.
         """
-        if name != DEFAULT and is_model_name(name) and (promoted_at := self._promoted_at(name)):
+        if (
+            name != DEFAULT
+            and is_model_name(name)
+            and self._models.may_use(name)
+            and (promoted_at := self._promoted_at(name))
+        ):
             return _model(name, promoted_at)
         with acquire(self._models, name) as lease:
             return _model(name, self._created(lease.model))

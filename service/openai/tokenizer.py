@@ -49,16 +49,21 @@ class Tokenizer:
         with acquire(self._models, request.model) as lease:
             return {"prompt": decode(lease.model, "tokens", request.tokens)}
 
-    def info(self) -> dict[str, Any]:
-        """Describe the tokenizer.
+    def info(self, name: str | None) -> dict[str, Any]:
+        """Describe a model's tokenizer.
 
         The model reads the newline before the first character of a text, so this is the token that begins a text. It is
         named as the one that ends a text, too: a harness takes an id of 0 for none, and then uses the other one.
 
+        Args:
+            name: The model's name or a fingerprint; None: the default one's.
+
         Raises:
+            UnknownModel: The model that the request names does not exist.
             NoModel: No model is served.
         """
-        vocab = self._models.current.engine.vocab
+        with acquire(self._models, name) as lease:
+            vocab = lease.model.engine.vocab
         start = vocab.characters[vocab.start]
         return {
             "tokenizer_class": "CharacterTokenizer",

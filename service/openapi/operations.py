@@ -302,7 +302,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "GET", "/tokenizer_info", "tokenizer_info", "OpenAI", "The tokenizer", _C,
-        {200: Answer("its description", answers.TokenizerInfo, _INFO)}, (503,),
+        {200: Answer("its description", answers.TokenizerInfo, _INFO)}, (404, 409, 422, 503), parameters=(_MODEL_REF,),
     ),
     Operation(
         "POST", "/retrain", "retrain", "Train", "Queue a training job", _O,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Flask, g, request
+from flask import Blueprint, Flask, g, has_request_context, request
 
 from service.access.auth import Authenticator, RequestSource
 from service.access.limits import RateLimiter
@@ -24,6 +24,7 @@ def for_clients(routes: Blueprint, authenticator: Authenticator, limiter: RateLi
         source = _source()
         key = authenticator.check_api(source)
         g.key_id, g.client_id = authenticator.key_id(source), authenticator.client_id(source)
+        g.allowed_models = key.models if key is not None else None
         limiter.hit(g.client_id, rate=key.rate if key is not None else "")
 
     routes.before_request(check)
@@ -34,6 +35,11 @@ def for_operators(routes: Blueprint, authenticator: Authenticator) -> Blueprint:
     """Require the admin key, or, without one, a client on this machine."""
     routes.before_request(lambda: authenticator.check_admin(_source()))
     return routes
+
+
+def allowed_models() -> frozenset[str] | None:
+    """Return the names of the models that the current request's key may use; None: all, and outside of requests."""
+    return g.get("allowed_models") if has_request_context() else None
 
 
 def _source() -> RequestSource:

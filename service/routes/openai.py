@@ -14,6 +14,7 @@ from service.openai.errors import error_body
 from service.openai.models import ModelList
 from service.openai.schemas import CompletionRequest, DetokenizeRequest, TokenizeRequest
 from service.openai.tokenizer import Tokenizer
+from service.routes.arguments import model_argument
 from service.routes.body import read_body
 from service.routes.generation_events import POLL_INTERVAL_S
 from service.routes.sse import ClientConnection, encode_event, event_stream_response
@@ -64,7 +65,7 @@ def blueprint(
 
     @routes.get("/tokenizer_info")
     def tokenizer_info() -> Response:
-        return jsonify(tokenizer.info())
+        return jsonify(tokenizer.info(model_argument()))
 
     return routes
 

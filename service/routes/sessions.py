@@ -10,6 +10,8 @@ from flask import Blueprint, Response, jsonify, request
 from service.errors import BadRequest, NoTurn, UnknownSession
 from service.generation.rewind import rewindable_range
 from service.generation.service import GenerationService
+from service.models.manager import ModelManager
+from service.routes.access import allowed_models
 from service.routes.arguments import model_argument
 from service.routes.body import no_content, read_body
 from service.routes.generation_events import generation_events
@@ -18,12 +20,19 @@ from service.schemas import MAX_TOP_LOGPROBS, ForkRequest
 from service.store.sessions import SessionStore, StoredTurn
 
 
-def blueprint(generation: GenerationService, sessions: SessionStore, recent_text_chars: int) -> Blueprint:
+def blueprint(
+    generation: GenerationService, sessions: SessionStore, models: ModelManager, recent_text_chars: int
+) -> Blueprint:
     """Create the routes."""
     routes = Blueprint("sessions", __name__, url_prefix="/sessions")
 
+    def check_key(session_id: str) -> None:
+        if allowed_models() is not None:
+            models.of_session(sessions, session_id)
+
     @routes.get("/<session_id:session_id>")
     def get(session_id: str) -> Response:
+        check_key(session_id)
         session, turn = sessions.load(session_id)
         low, high = rewindable_range(turn, session)
         answer: dict[str, Any] = {
@@ -42,6 +51,7 @@ def blueprint(generation: GenerationService, sessions: SessionStore, recent_text
 
     @routes.get("/<session_id:session_id>/stream")
     def stream(session_id: str) -> Response:
+        check_key(session_id)
         after, top_logprobs, client = _after(), _top_logprobs(), ClientConnection(is_stream=True)
         if request.method == "HEAD":  # to resume would take the session over from the client that reads its stream
             session, turn = sessions.load(session_id)
@@ -57,6 +67,7 @@ def blueprint(generation: GenerationService, sessions: SessionStore, recent_text
 
     @routes.post("/<session_id:session_id>/fork")
     def fork(session_id: str) -> tuple[Response, int]:
+        check_key(session_id)
         body = read_body(ForkRequest)
         fork_id, session = generation.fork(
             session_id, body.position, body.seed, ClientConnection(is_stream=False).check
@@ -65,6 +76,7 @@ def blueprint(generation: GenerationService, sessions: SessionStore, recent_text
 
     @routes.delete("/<session_id:session_id>")
     def delete(session_id: str) -> Response:
+        check_key(session_id)
         if not sessions.delete(session_id):
             raise UnknownSession("the session does not exist or has expired")
         return no_content()

@@ -54,7 +54,7 @@ class MemorySessions:
                 self._records[name] = data
             return decode_stored(data, turn, self._now_ms())
 
-    def model_of(self, session_id: str) -> str:
+    def model_of(self, session_id: str) -> str | None:
         """Implement SessionStore.model_of."""
         name = digest(session_id)
         with self._lock:

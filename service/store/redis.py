@@ -164,7 +164,7 @@ class RedisSessions:
         record, now_ms, fields = self._run("load", session_id, self._ttl_s)
         return decode_stored(record, dict(zip(TURN_FIELDS, fields, strict=True)), now_ms)
 
-    def model_of(self, session_id: str) -> str:
+    def model_of(self, session_id: str) -> str | None:
         """Implement SessionStore.model_of."""
         return decode_model(*self._run("model", session_id, HEAD_BYTES))
 

@@ -324,8 +324,8 @@ class SessionStore(Protocol):
         """
         ...
 
-    def model_of(self, session_id: str) -> str:
-        """Return the name of the model that continues a session; the default one's if the session does not exist.
+    def model_of(self, session_id: str) -> str | None:
+        """Return the name of the model that continues a session; None if the session does not exist.
 
         Raises:
             UnreadableSession: What is stored is damaged.
@@ -435,8 +435,8 @@ def decode_stored(
     return session, turn
 
 
-def decode_model(head: bytes | None, turn: bytes | None) -> str:
-    """Return the name of the model that continues a session.
+def decode_model(head: bytes | None, turn: bytes | None) -> str | None:
+    """Return the name of the model that continues a session; None where nothing is stored.
 
     Args:
         head: The first HEAD_BYTES of what is stored of it, if anything is.
@@ -448,7 +448,7 @@ def decode_model(head: bytes | None, turn: bytes | None) -> str:
     try:
         if head:
             return model_in_head(head)
-        return TurnRecord.from_bytes(turn).model if turn else DEFAULT
+        return TurnRecord.from_bytes(turn).model if turn else None
     except StateError as e:
         raise UnreadableSession(f"what is stored of the session cannot be used: {e}; delete the session") from e
 

@@ -129,7 +129,7 @@ def test_a_session_comes_back_with_the_bits_it_had(sessions: SessionStore) -> No
 
 def test_a_session_says_its_model(sessions: SessionStore) -> None:
     """Also before its first save, by the turn that runs; without a name, and where there is nothing, the default."""
-    assert sessions.model_of(new_session_id()) == "default"
+    assert sessions.model_of(new_session_id()) is None
     assert sessions.model_of(saved(sessions, session())) == "default"
     assert session().to_bytes()[0] == 3  # as before there were names: versions can be mixed and rolled back
     assert b'"model"' not in record().to_bytes()

@@ -75,6 +75,8 @@ def test_the_file_is_read_again_when_it_changes(tmp_path: Path, caplog: pytest.L
         ({"keys": [{"name": "a", "sha256": digest(SHOP).upper()}]}, "keys.0.sha256: "),
         ({"keys": [entry("a", SHOP, models=[])]}, "keys.0.models: "),
         ({"keys": [entry("a", SHOP, models="names")]}, "keys.0.models: "),
+        ({"keys": [entry("a", SHOP, models=["../x"])]}, "keys.0.models.0: "),
+        ({"keys": [entry("a", SHOP, models=["0123456789abcdef"])]}, "keys.0.models.0: "),
         ({"keys": [entry("a", SHOP, rate="5 a minute")]}, "keys.0.rate: "),
         ({"keys": [{**entry("a", SHOP), "key": SHOP}]}, "keys.0.key: Extra inputs"),
         ({"keys": [entry("a", SHOP), entry("a", LOGS)]}, "keys.1.name: is in the file twice"),

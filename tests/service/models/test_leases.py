@@ -60,7 +60,7 @@ class Service:
         error_responses.register(app, Metrics().count_refused_request)
         converters.register(app)
         app.register_blueprint(generate.blueprint(generation))
-        app.register_blueprint(sessions.blueprint(generation, self.store, 100))
+        app.register_blueprint(sessions.blueprint(generation, self.store, self.manager, 100))
         app.register_blueprint(inspection.blueprint(InspectionService(self.manager, self.store, 1000), RateLimiter("")))
         self.client = app.test_client()
 

@@ -195,7 +195,10 @@ equal_logits = st.lists(st.sampled_from([0.0, 1.0, -2.5]), min_size=2, max_size=
 def test_sampling_is_that_of_the_model_package(
     logits: list[float], uniform: float, temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float
 ) -> None:
-    """The id is the one that sampling draws, unless a number lies within 1e-9 of a border; the log-probability too."""
+    """The id is the one that sampling draws, unless a number lies within 1e-9 of a border; the log-probability too.
+
+    With 200 further ids of probability zero it is the same: few ids are ranked by counting, many by a heap.
+    """
     scores = np.array(logits, np.float32)
     params = SamplingParams(temperature, top_k, top_p, min_p, typical_p)
     if temperature > 0:
@@ -204,6 +207,7 @@ def test_sampling_is_that_of_the_model_package(
     expected_id, expected_logprob = _torch_sample(scores, uniform, params)
     assert id == expected_id
     assert abs(logprob - expected_logprob) <= 1e-6 * max(1.0, abs(expected_logprob))
+    assert _native_sample(np.append(scores, np.full(200, -1e5, np.float32)), uniform, params) == (id, logprob)
 
 
 def _native_sample(logits: np.ndarray, random_value: float, params: SamplingParams) -> tuple[int, float]:

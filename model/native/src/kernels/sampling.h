@@ -90,7 +90,23 @@ static int32_t heap_pop(int32_t *heap, int n, const double *weight)
     return root;
 }
 
-/* Sets `keep` for what top_k, top_p and min_p keep. A heap gives ids by rank, and is popped only as often as needed. */
+#define FEW_IDS 128 /* at most so many are ranked by counting */
+
+/* Fills `order` with the ids from the last rank to the first; n is at most FEW_IDS. An id's rank is the number of ids
+ * before it: n * n comparisons without branches, which take less time than a heap's unpredictable ones. */
+static void rank_few(int32_t *order, int n, const double *weight)
+{
+    for (int i = 0; i < n; i++) {
+        const double own = weight[i];
+        int64_t rank = 0;
+        for (int j = 0; j < i; j++) rank += weight[j] >= own;
+        for (int j = i + 1; j < n; j++) rank += weight[j] > own;
+        order[n - 1 - rank] = i;
+    }
+}
+
+/* Sets `keep` for what top_k, top_p and min_p keep. Few ids are ranked at once. Of many, a heap gives ids by rank, and is
+ * popped only as often as needed. */
 static void filter(const sampling_scratch_t *d, int n, const sampling_t *s)
 {
     const double *weight = d->weight;
@@ -99,15 +115,20 @@ static void filter(const sampling_scratch_t *d, int n, const sampling_t *s)
         for (int i = 0; i < n; i++) d->keep[i] = weight[i] >= s->min_p;
         return;
     }
+    int left = n; /* ids of the heap; the others lie behind it, the first at heap[n - 1] */
     for (int i = 0; i < n; i++) d->keep[i] = 0, d->heap[i] = i;
-    for (int i = n / 2 - 1; i >= 0; i--) sift_down(d->heap, n, i, weight);
-    int left = n, most = s->top_k > 0 && s->top_k < n ? s->top_k : n;
+    if (n <= FEW_IDS)
+        rank_few(d->heap, n, weight), left = 0;
+    else
+        for (int i = n / 2 - 1; i >= 0; i--) sift_down(d->heap, n, i, weight);
+    int most = s->top_k > 0 && s->top_k < n ? s->top_k : n;
     double total = 0.0, before = 0.0, enough = INFINITY;
     if (s->top_p < 1.0) {
-        /* the mass that top_k leaves; popped ids lie behind the heap, the first at heap[n - 1] */
-        if (most < n)
-            for (; left > n - most; left--) total += weight[heap_pop(d->heap, left, weight)];
-        else
+        /* the mass that top_k leaves */
+        if (most < n) {
+            for (; left > n - most; left--) heap_pop(d->heap, left, weight);
+            for (int rank = 0; rank < most; rank++) total += weight[d->heap[n - 1 - rank]];
+        } else
             for (int i = 0; i < n; i++) total += weight[i];
         enough = s->top_p * total;
     }

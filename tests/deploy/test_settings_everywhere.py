@@ -19,7 +19,7 @@ SETTINGS = {name.upper(): field for name, field in Settings.model_fields.items()
 def written(default: Any) -> str:
     if isinstance(default, float):
         return f"{default:g}"
-    return "" if default in ("", ()) else str(default)
+    return "" if default in ("", (), None) else str(default)
 
 
 def test_the_example_has_every_setting_with_its_default_and_description() -> None:

@@ -1,7 +1,8 @@
-"""Benchmarks of training: a race against nanoGPT's CPU recipe, the speed of a step, two processes.
+"""Benchmarks of training: a race against nanoGPT's CPU recipe, the speed of a step, its precision, two processes.
 
     python -m bench.train race TEXT [--nanogpt CHECKOUT]   the time to nanoGPT's final loss, as a part of its time
     python -m bench.train speed                            a step of the standard preset against the machine's sgemm
+    python -m bench.train precision                        steps in bfloat16 beside steps in float32
     python -m bench.train distributed TEXT                 torchrun with two processes against one, same characters
 
 The last line of each is JSON. A picture of the race goes to --picture.
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from model.checkpoints.file_format import load
 from model.checkpoints.registry import promoted_path
 from model.config import PRESETS, ModelConfig, TrainConfig
 from model.evaluation.protocols import loss
+from model.native.library import choose_instruction_set, library_path, load_library
 from model.network.char_rnn import CharRNN
 from model.text.corpus import Corpus, Streams
 from model.training.distributed import Distributed
@@ -92,12 +95,8 @@ def _draw(curves: list[Curve], picture: Path) -> None:
 
 def speed(args: argparse.Namespace) -> dict[str, Any]:
     """Compare the multiply-add rate of a whole step with sgemm's, in alternation, and time the parts of the step."""
-    preset = PRESETS[args.preset]
-    config = TrainConfig(**{k: v for k, v in preset.items() if k not in _SHAPE})
-    model = ModelConfig(65, **{k: v for k, v in preset.items() if k in _SHAPE})
+    model, config, streams = _random_training(args.preset)
     workers = choose_workers(config, "cpu", 1)
-    text = torch.randint(65, (1_000_000,), dtype=torch.uint8).numpy()
-    streams = Streams(text, config.batch_size, config.seq_length)
     learner = Learner(model, config, "cpu", Distributed(), workers)
     rates, steps = [], []
     with learner.worker_threads():
@@ -124,6 +123,52 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
         "chars_per_s": round(characters / statistics.median(steps)),
         "parts_ms": {k: round(1000 * v, 1) for k, v in parts.items()},
     }
+
+
+def precision(args: argparse.Namespace) -> dict[str, Any]:
+    """Compare the characters a second of steps in bfloat16 and in float32, in alternation.
+
+    By the clock and by the processor time of all threads; the second is less disturbed by other programs.
+    """
+    model, config, streams = _random_training(args.preset)
+    workers = choose_workers(config, "cpu", 1)
+    learners = {
+        name: Learner(model, replace(config, precision=name), "cpu", Distributed(), workers)
+        for name in ("fp32", "bf16")
+    }
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in learners}
+    for _ in range(args.repeats):
+        for name, learner in learners.items():
+            with learner.worker_threads():
+                learner.step(streams, 1e-3)  # not timed: the caches hold the other one's weights
+                for _ in range(_STEPS):
+                    began = time.process_time()
+                    elapsed = _seconds(lambda learner=learner: learner.step(streams, 1e-3))  # type: ignore[misc]
+                    seconds[name].append((elapsed, time.process_time() - began))
+    characters = config.batch_size * config.seq_length
+    rates = {
+        f"{name}_{kind}_{clock}": round(characters / statistic(times[i] for times in seconds[name]))
+        for name in learners
+        for i, clock in enumerate(("elapsed", "processor"))
+        for kind, statistic in (("best", min), ("median", statistics.median))
+    }
+    ratios = {
+        f"ratio_{kind}_{clock}": round(rates[f"bf16_{kind}_{clock}"] / rates[f"fp32_{kind}_{clock}"], 3)
+        for clock in ("elapsed", "processor")
+        for kind in ("best", "median")
+    }
+    instruction_set = choose_instruction_set(load_library(library_path()))
+    print(f"{args.preset}: {workers} workers, instruction set {instruction_set}; characters a second")
+    return {"preset": args.preset, **rates, **ratios}
+
+
+def _random_training(preset_name: str) -> tuple[ModelConfig, TrainConfig, Streams]:
+    """Return a preset's network and training, and streams of random characters."""
+    preset = PRESETS[preset_name]
+    config = TrainConfig(**{k: v for k, v in preset.items() if k not in _SHAPE})
+    model = ModelConfig(65, **{k: v for k, v in preset.items() if k in _SHAPE})
+    text = torch.randint(65, (1_000_000,), dtype=torch.uint8).numpy()
+    return model, config, Streams(text, config.batch_size, config.seq_length)
 
 
 def _weights(model: ModelConfig) -> int:
@@ -190,6 +235,10 @@ def main() -> None:
     step.add_argument("--preset", choices=PRESETS, default="standard")
     step.add_argument("--repeats", type=int, default=7)
     step.set_defaults(run=speed)
+    beside = commands.add_parser("precision")
+    beside.add_argument("--preset", choices=PRESETS, default="best")
+    beside.add_argument("--repeats", type=int, default=5)
+    beside.set_defaults(run=precision)
     both = commands.add_parser("distributed")
     both.add_argument("text", type=Path)
     both.add_argument("--steps", type=int, default=600)

@@ -1,6 +1,7 @@
 """Create .venv from the locked versions: python3 -m deploy.environment [--no-sweeps] [--tests] [--browser].
 
-It needs Python 3.11 to 3.14 and nothing else. Repeating it repairs an incomplete environment. Each step prints a line.
+It needs Python 3.11 to 3.14 and nothing else. An environment whose set-up was interrupted is made anew, because pip
+takes a package for whole that it was about to replace. Each step prints a line.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from deploy.environment import lock, torch_build
 from deploy.environment.pip import Pip, SetupError
 
 SUPPORTED = ((3, 11), (3, 14))  # as requires-python in pyproject.toml
+_UNFINISHED = ".unfinished"  # a file in the environment while packages are installed
 
 
 def main() -> int:
@@ -30,9 +32,11 @@ def main() -> int:
     parser.add_argument("--browser", action="store_true", help="install what the page's tests need, too")
     args = parser.parse_args()
     start = time.monotonic()
+    unfinished = args.folder / _UNFINISHED
     try:
         _check_python()
         pip = _environment(args.folder)
+        unfinished.touch()
         torch_build.install(pip, args.torch)
         names = [
             "runtime",
@@ -43,8 +47,10 @@ def main() -> int:
         for name in names:
             pip.install("--no-deps", "--require-hashes", "--requirement", str(lock.path(name)))
     except SetupError as error:
+        unfinished.unlink(missing_ok=True)  # pip has ended by itself, and left nothing half done
         print(f"setup   {error}", file=sys.stderr)
         return 1
+    unfinished.unlink()
     size = torch_build.gigabytes(args.folder)
     _say(f"{', '.join(names)}: the locked versions are installed; {time.monotonic() - start:.0f} s, {size} on disk")
     return 0
@@ -66,7 +72,7 @@ def _environment(folder: Path) -> Pip:
         works = subprocess.run([str(python), "-c", check], capture_output=True, text=True).stdout.strip()
     except OSError:
         works = ""
-    if works != "True":
+    if works != "True" or (folder / _UNFINISHED).exists():
         version = ".".join(map(str, sys.version_info[:3]))
         _say(f"a new environment in {folder}, with Python {version}; this takes a few minutes, once")
         done = subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], capture_output=True, text=True)

@@ -200,6 +200,39 @@ def test_every_lock_is_installed_with_its_hashes(tmp_path: Path, monkeypatch: py
     assert "python -m deploy.environment --folder /opt/longhand" in (ROOT / "deploy/Dockerfile").read_text()
 
 
+def test_an_environment_whose_set_up_was_killed_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """pip takes a package for installed of which it had removed a part; one that ended with an error is kept."""
+
+    class Killed(BaseException):
+        """kill -9, as far as a test in the same process can."""
+
+    def end_with(error: BaseException | None) -> str:
+        def install(*_: object) -> None:
+            if error is not None:
+                raise error
+
+        monkeypatch.setattr(torch_build, "install", install)
+        if isinstance(error, Killed):
+            with pytest.raises(Killed):
+                command.main()
+        else:
+            assert command.main() == (0 if error is None else 1)
+        return capsys.readouterr().out
+
+    folder = tmp_path / "environment"
+    monkeypatch.setattr(sys, "argv", ["environment", "--folder", str(folder)])
+    monkeypatch.setattr(Pip, "install", lambda *_: None)
+    assert "a new environment" in end_with(SetupError("no network"))
+    half_removed = folder / "half-removed"
+    half_removed.touch()
+    assert "a new environment" not in end_with(Killed())
+    assert "a new environment" in end_with(None)
+    assert not half_removed.exists()
+    assert "a new environment" not in end_with(None)
+
+
 @pytest.mark.parametrize("is_right", [True, False])
 def test_a_package_that_was_changed_is_not_installed(tmp_path: Path, is_right: bool) -> None:
     """pip compares the hash of the file that it got, also of one from a folder of wheels."""

@@ -216,10 +216,10 @@ class Corpora:
         """Return the file of a corpus, or the text of the built-in one: what `read_corpora` reads.
 
         Raises:
-            UnknownCorpus: There is no such corpus.
+            UnknownCorpus: There is no such corpus, or the built-in one cannot be had.
         """
         if name == BUILT_IN:
-            return default_text()
+            return _built_in_text()
         path = self._path(name)
         if not path.is_file():
             raise _unknown(name)
@@ -351,9 +351,21 @@ class _Scan:
 
 @lru_cache(maxsize=1)
 def _built_in() -> CorpusInfo:
-    text = default_text()
+    text = _built_in_text()
     alphabet = "".join(sorted(set(text)))
     return CorpusInfo(BUILT_IN, len(text.encode()), len(text), alphabet, text_sha256(text), [], None)
+
+
+def _built_in_text() -> str:
+    """Return the built-in corpus, which may have to be downloaded.
+
+    Raises:
+        UnknownCorpus: It is not on this machine, and cannot be had.
+    """
+    try:
+        return default_text()
+    except TextError as e:
+        raise UnknownCorpus(str(e)) from e
 
 
 def _stored_info(path: Path, stat: os.stat_result) -> CorpusInfo | None:

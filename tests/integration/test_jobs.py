@@ -456,7 +456,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (
         {"corpus": "words", "learning_rate": 1},
         "learning_rate",
-        "no such field, expected one of the fields corpus, preset",
+        "no such field, expected one of the fields corpus, model, preset",
     ),
     ({"corpus": "words", "items": "rows"}, "items", "expected one of auto, text, lines"),
     ({"corpus": "words", "items": "lines", "column": "x"}, "column", "expected none, or items = csv, tsv, jsonl"),

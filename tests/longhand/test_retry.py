@@ -27,6 +27,7 @@ NEVER_IN_A_STREAM = {
     "key_reused",
     "malformed_body",
     "model_conflict",
+    "model_not_allowed",
     "no_turn",
     "unauthorized",
     "unknown_corpus",

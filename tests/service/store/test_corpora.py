@@ -19,6 +19,7 @@ from model.text.decoding import read_text
 from model.text.items.layout import ItemLayout
 from model.text.text_statistics import text_sha256
 from service.errors import BadRequest, BodyTooLarge, CorpusConflict, ServiceError, UnknownCorpus
+from service.store import corpora as corpora_module
 from service.store.corpora import MAX_PREVIEW_BYTES, Corpora, CorpusInfo
 
 BYTES = st.one_of(
@@ -249,3 +250,21 @@ def test_a_preview_that_cannot_be_written_is_an_error_of_the_storage(
     with pytest.raises(StorageError) as error:
         corpora.preview("t", io.BytesIO(b"text").read)
     assert error.value.is_full
+
+
+def test_the_built_in_text_that_cannot_be_had_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine without a network: the list says why, the other corpora are there, and nothing fails."""
+
+    def unavailable() -> str:
+        raise TextError("could not be downloaded", field="corpus", expected="a text file instead")
+
+    monkeypatch.setattr(corpora_module, "default_text", unavailable)
+    corpora_module._built_in.cache_clear()
+    corpora = Corpora(tmp_path, 1_000_000)
+    corpora.put("mine", io.BytesIO(b"a few words\n" * 100).read)
+    for use in (corpora.get, corpora.source):
+        with pytest.raises(UnknownCorpus, match="could not be downloaded"):
+            use("shakespeare")
+    built_in, mine = corpora.listing()
+    assert "could not be downloaded" in built_in["error"]
+    assert "error" not in mine

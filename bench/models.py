@@ -6,7 +6,7 @@
 The models are made by perturbation from three of random weights, 1 x 256, 2 x 256 and 2 x 512, in the shares 7, 2, 1 of
 ten, and are published: promoted through the API, which keeps their packed forms. The load names them by Zipf's law.
 Throughput is that of closed loads of --streams texts at a time, on the default model alone and on all models, in the
-same run. A cold first character is that of a model that was never asked before, one at a time, while the open load
+same run. A cold first character is that of a model that no request named before, one at a time, while the open load
 runs. Memory is the worker's resident memory beyond what it was before the first model was loaded. The last line is
 JSON. A service and its client share this machine's cores.
 """
@@ -40,7 +40,7 @@ def main() -> None:
     """Make the models, run the loads, print what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=1000)
-    parser.add_argument("--cold", type=int, default=50, help="models that are asked once each, beside the others")
+    parser.add_argument("--cold", type=int, default=50, help="models that get one request each, beside the others")
     parser.add_argument("--memory-mb", type=int, default=300, help="MODELS_MEMORY_MB")
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second")
     parser.add_argument("--seconds", type=float, default=300.0)

@@ -38,7 +38,7 @@ def choose(
 
 
 def uses_cpu(device: Device) -> bool:
-    """Whether a CPU runs models, because no GPU is wanted or none can be there."""
+    """Whether a CPU runs models, because the setting says so or no GPU can be there."""
     return device == "cpu" or (device == "auto" and not driver.is_installed())
 
 

@@ -231,7 +231,7 @@ def _machine() -> str:
 
 
 def _device_id(device: str) -> str:
-    """What names the GPUs that this process would train on, or the CPU; CUDA itself may not be asked before a fork."""
+    """What names the GPUs that this process would train on, or the CPU; CUDA cannot be initialized before a fork."""
     gpus = sorted(path.name for path in _GPUS.glob("*")) if device != "cpu" else []
     if not gpus:
         return "cpu"

@@ -54,11 +54,9 @@ class ModelList:
 
     def listing(self) -> list[dict[str, Any]]:
         """Return the default model as `longhand` and as its fingerprint, if it is served, and the names of others."""
-        names = [name for name in self._stores.names() if self._models.may_use(name)]
-        others = [
-            _model(name, self._promoted_at(name)) for name in names if name != DEFAULT and self._promoted_at(name)
-        ]
-        if DEFAULT not in names:
+        names = [name for name in self._stores.names() if name != DEFAULT and self._models.may_use(name)]
+        others = [_model(name, promoted_at) for name in names if (promoted_at := self._promoted_at(name))]
+        if not self._models.may_use(DEFAULT):
             return others
         try:
             model = self._models.current
@@ -75,12 +73,8 @@ class ModelList:
             NoModel: No model is served.
             ModelNotAllowed: The request may not use it.
         """
-        if (
-            name != DEFAULT
-            and is_model_name(name)
-            and self._models.may_use(name)
-            and (promoted_at := self._promoted_at(name))
-        ):
+        is_other = name != DEFAULT and is_model_name(name) and self._models.may_use(name)
+        if is_other and (promoted_at := self._promoted_at(name)):
             return _model(name, promoted_at)
         with acquire(self._models, name) as lease:
             return _model(name, self._created(lease.model))

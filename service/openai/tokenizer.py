@@ -12,7 +12,7 @@ from service.openai.schemas import DetokenizeRequest, TokenizeRequest
 
 
 class Tokenizer:
-    """Answers /tokenize and /detokenize, and /tokenizer_info for the default model."""
+    """Answers /tokenize, /detokenize and /tokenizer_info."""
 
     def __init__(self, models: ModelManager, max_prompt_chars: int) -> None:
         """Use the vocabularies of `models`; texts are as long as prompts may be."""

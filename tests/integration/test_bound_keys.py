@@ -63,7 +63,7 @@ Request = tuple[str, str, dict[str, Any] | None]
 
 
 def requests_of(model: str | None, session: str) -> dict[str, list[Request]]:
-    """By operation: how it may be asked of a model, named in the request (None: not), or by its session."""
+    """By operation: the requests that use a model, named in the request (None: not), or by its session."""
     named = {} if model is None else {"model": model}
     query = "" if model is None else f"?model={model}"
     v1 = {"model": model or "longhand"}

@@ -27,6 +27,13 @@ def text_of(checkpoint: Checkpoint, n: int = 60, prompt: str = "hello") -> str:
     return "".join(write(stepper, checkpoint.vocab, prompt, n, SamplingParams(0.9), seed=3))
 
 
+def begin(service: Service, model: Checkpoint) -> str:
+    """A session with the first 30 characters of a model's text."""
+    answer = service.generate(**REQUEST | {"model": model.fingerprint, "max_chars": 30})
+    session_id: str = answer["session_id"]
+    return session_id
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Checkpoint]]:
     """A folder of checkpoints, of which the first is promoted."""
@@ -59,7 +66,7 @@ def test_a_session_goes_on_with_the_model_that_is_named(
     """With its own model, exactly; with another one, after reading the text."""
     _, (served, other, *_) = models
     named = {"model": other.fingerprint}
-    session = service.client.post("/generate", json={**REQUEST, **named, "max_chars": 30}).json()["session_id"]
+    session = begin(service, other)
     more = {"session_id": session, "max_chars": 30, "temperature": 0.9}
     answer = service.client.post("/generate", json={**more, **named}).json()
     assert (answer["text"], answer["reencoded"]) == (text_of(other)[30:], False)
@@ -73,7 +80,7 @@ def test_a_text_is_resumed_and_forked_by_the_model_that_wrote_it(
     """Without a word of the client; a model that it names and that did not write the text cannot resume it."""
     _, (served, other, *_) = models
     named = {"model": other.fingerprint}
-    session = service.client.post("/generate", json={**REQUEST, **named, "max_chars": 30}).json()["session_id"]
+    session = begin(service, other)
     resumed = service.resume(session)
     assert "".join(event.data["text"] for event in resumed if event.name == "message") == text_of(other)[:30]
     refused = service.client.get(f"/sessions/{session}/stream", params={"model": served.fingerprint})

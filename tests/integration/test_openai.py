@@ -320,8 +320,9 @@ def test_without_a_model(tmp_path: Path) -> None:
 
 def test_an_error_in_a_stream_is_raised_by_the_client(store: Path) -> None:
     """A worker that stops ends its streams with an error, which the client raises."""
-    with Service(CHECKPOINT_DIR=str(store), REDIS_URL="", DRAIN_TIMEOUT_S="0") as service, client_of(service) as client:
-        stream = client.completions.create(**SAMPLED, max_tokens=100_000, stream=True)
+    settings = {"CHECKPOINT_DIR": str(store), "REDIS_URL": "", "DRAIN_TIMEOUT_S": "0", "MAX_CHARS": str(ENDLESS_CHARS)}
+    with Service(**settings) as service, client_of(service) as client:
+        stream = client.completions.create(**SAMPLED, max_tokens=ENDLESS_CHARS, stream=True)
         next(stream)
         service.signal_workers(signal.SIGTERM)
         with pytest.raises(openai.APIError, match="shutting down") as error:

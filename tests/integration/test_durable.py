@@ -157,7 +157,7 @@ def test_an_interrupted_turn_wants_to_be_resumed_or_placed(
     """A plain POST after a crash gets 409 and is told why; with `position` it goes on from what its client has."""
     dying = Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, **QUICK)
     dying.start()
-    client = Cut(dying, 1000)
+    client = Cut(dying, 1000, max_chars=100_000)
     dying.kill()
     eventually(lambda: other.client.get(f"/sessions/{client.session_id}").json()["turn"]["status"] == "interrupted")
     refused = other.post(session_id=client.session_id, max_chars=10)
@@ -382,22 +382,26 @@ def test_an_emptied_redis_ends_sessions_and_nothing_else(store: Path, expected: 
     """Killed under a stream and back without its data: the stream finishes unsaved; then 404, not another's text."""
     redis = RedisServer()
     redis.start()
-    with Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis.url, **QUICK) as service:
-        old = service.generate(**{**PAYLOAD, "max_chars": 20})
-        with service.client.stream("POST", "/generate", json={**PAYLOAD, "stream": True}) as response:
-            stream = read_events(response)
-            start = next(stream)
-            redis.stop(lose_data=True)
-            redis.start()
-            events = [start, *stream]
-        assert text_of(events) == expected[:N]
-        assert events[-1].data["saved"] is False
-        for id in (old["session_id"], events[0].data["session_id"]):
-            eventually(lambda id=id: service.client.get(f"/sessions/{id}").status_code != 503)  # type: ignore[misc]
-            for answer in (service.post(session_id=id, max_chars=5), service.client.get(f"/sessions/{id}/stream")):
-                assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_session")
-        assert service.generate(**{**PAYLOAD, "max_chars": 20})["saved"] is True
-    redis.remove()
+    try:
+        with Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis.url, **QUICK) as service:
+            old = service.generate(**{**PAYLOAD, "max_chars": 20})
+            with service.client.stream(
+                "POST", "/generate", json={**PAYLOAD, "max_chars": 100_000, "stream": True}
+            ) as response:
+                stream = read_events(response)
+                start = next(stream)
+                redis.stop(lose_data=True)
+                redis.start()
+                events = [start, *stream]
+            assert text_of(events)[:N] == expected[:N]
+            assert events[-1].data["saved"] is False
+            for id in (old["session_id"], events[0].data["session_id"]):
+                eventually(lambda id=id: service.client.get(f"/sessions/{id}").status_code != 503)  # type: ignore[misc]
+                for answer in (service.post(session_id=id, max_chars=5), service.client.get(f"/sessions/{id}/stream")):
+                    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_session")
+            assert service.generate(**{**PAYLOAD, "max_chars": 20})["saved"] is True
+    finally:
+        redis.remove()
 
 
 def test_a_new_model_reads_the_end_of_the_text(tmp_path: Path, redis_server: RedisServer, tiny: Checkpoint) -> None:

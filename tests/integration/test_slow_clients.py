@@ -55,13 +55,17 @@ def answer(connection: socket.socket) -> tuple[int, bytes]:
     return int(head.split()[1]), body
 
 
+def answers_text(service: Service) -> bool:
+    return httpx.post(f"{service.url}/generate", json={"max_chars": 5}, timeout=20).status_code == 200
+
+
 def is_quick(service: Service) -> None:
     """Health, a refusal and a text are all answered at once, on a new connection each."""
     began = time.monotonic()
     assert httpx.get(f"{service.url}/healthz", timeout=20).status_code == 200
     assert httpx.post(f"{service.url}/generate", json={"max_chars": -1}, timeout=20).status_code == 422
     assert time.monotonic() - began < HEAD_S / 2  # far below what a held thread would cost
-    assert httpx.post(f"{service.url}/generate", json={"max_chars": 5}, timeout=20).status_code == 200
+    assert answers_text(service)
 
 
 @pytest.mark.parametrize(
@@ -91,11 +95,10 @@ def test_more_readers_that_never_read_than_threads_hold_up_nobody(crowded: Servi
         began = time.monotonic()
         assert httpx.get(f"{crowded.url}/healthz", timeout=20).status_code == 200
         assert time.monotonic() - began < HEAD_S / 2
-        eventually(
-            lambda: crowded.client.get("/readyz").json()["in_flight"] == 0, within_s=300
-        )  # the reference stepper is slow
-        # A thread that writes a JSON answer is free a moment after the slot that generated its text.
-        eventually(lambda: httpx.post(f"{crowded.url}/generate", json={"max_chars": -1}).status_code == 422)
+        # Requests that wait for a thread generate after those that have one: nothing is left when texts are answered
+        # again and again. The reference stepper is slow.
+        eventually(lambda: crowded.client.get("/readyz").json()["in_flight"] == 0, within_s=300)
+        eventually(lambda: all(answers_text(crowded) for _ in range(10)), within_s=300)
         is_quick(crowded)
 
 

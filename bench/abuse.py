@@ -326,6 +326,8 @@ def main() -> None:
                     else:
                         with Proxy(Path(folder), [service]) as proxy:
                             result[way] = measure(service, proxy.port, args, expected)
+                            result[way]["server_changes"] = proxy.server_changes()
+                            print(*result[way]["server_changes"], sep="\n", flush=True)
         finally:
             redis.remove()
     print(json.dumps(result))

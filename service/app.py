@@ -17,7 +17,7 @@ from service.errors import StoreUnavailable
 from service.generation.service import GenerationOptions, GenerationService
 from service.inspection.service import InspectionService
 from service.jobs.queue import JobQueue
-from service.models.automata import CompilationCache
+from service.models.automaton_cache import CompilationCache
 from service.models.loader import ModelLoader
 from service.models.manager import ModelManager
 from service.models.model_stores import ModelStores

@@ -1,4 +1,4 @@
-"""Every error that the service raises on purpose. This module knows no Flask; routes/errors.py makes the responses.
+"""Every error that the service raises on purpose. It knows no Flask; routes/error_responses.py makes the responses.
 
 ServiceError
 ├── BadRequest             422  a value cannot be used: `field`, `value` and `expected` say which and why

@@ -16,7 +16,7 @@ from model.config import ModelConfig, TrainConfig
 from model.evaluation import advice
 from model.evaluation.advice import Advice, TrainingSetup
 from model.evaluation.protocols import bits
-from model.evaluation.validation import Validation
+from model.evaluation.validation_sample import Validation
 from model.text.corpus import Corpus
 from model.training.run_folder import Progress, ProgressCallback
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Self
 
 from model.config import ModelConfig, TrainConfig
-from model.evaluation.validation import Validation
+from model.evaluation.validation_sample import Validation
 from model.text.corpus import Corpus, CorpusItems
 
 _MANY_PER_CHARACTER = 3.0  # parameters; char-rnn's README advises the same order of magnitude as the characters

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from model.evaluation.item_losses import ItemLosses, item_losses
 from model.evaluation.protocols import sampled_loss
-from model.evaluation.validation import MAX_CHARACTERS
+from model.evaluation.validation_sample import MAX_CHARACTERS
 from model.network.char_rnn import CharRNN
 from model.text.corpus import Corpus
 

@@ -8,9 +8,9 @@ ids, in id order.
 
 Bias and penalties come before all of this: penalties.py.
 
-To add a parameter, add a field to `SamplingParams`, its line to `SAMPLING_FIELDS` in the C header sampling.h, and the
-rule itself to `_filter` here and to `filter` there. Requests, turn records, sequences, blocks and the command line
-carry the whole object.
+To add a parameter, add a field to `SamplingParams`, and its line and its rule where the code is not Python: the C
+header native/src/kernels/sampling.h, and cuda/src/kernels.cu with sampling.cuh. Tests compare the declarations.
+Requests, turn records, sequences, blocks and the command line carry the whole object. CONTRIBUTING.md has every step.
 """
 
 from __future__ import annotations

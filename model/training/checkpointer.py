@@ -21,14 +21,17 @@ from model.checkpoints.registry import promoted_path
 from model.config import TrainConfig
 from model.errors import CheckpointError
 from model.evaluation.quantization import int8_cost
-from model.evaluation.validation import MAX_CHARACTERS
 from model.evaluation.validation_loss import ValidationLoss, validation_loss
+from model.evaluation.validation_sample import MAX_CHARACTERS
 from model.text.corpus import Corpus
 from model.text.items.record import ItemRecord
 from model.training.distributed import Distributed
 from model.training.learner import Learner
 from model.training.run_folder import Progress, RunFolder
 from model.training.schedule import Budget
+
+RESUME_STATE_INTERVAL_S = 60.0
+"""A resume state is written at least this often, besides those at each validation."""
 
 
 @dataclass(slots=True)
@@ -145,6 +148,11 @@ class Checkpointer:
         superseded = self._unless_promoted(s.best_checkpoint, path)
         s.best_val_loss, s.best_checkpoint, s.validations_since_best = val_loss.per_character, path, 0
         return superseded
+
+    @property
+    def is_resume_state_due(self) -> bool:
+        """Whether the last resume state is older than RESUME_STATE_INTERVAL_S."""
+        return self._state.elapsed_s - self._state.resume_state_written_s > RESUME_STATE_INTERVAL_S
 
     def write_resume_state(self, superseded: Path | None = None) -> None:
         """Write everything that the next step depends on. All ranks call this at the same step.

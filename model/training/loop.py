@@ -20,8 +20,8 @@ import torch
 from model.checkpoints.file_format import Checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.errors import TrainingError
-from model.evaluation.validation import sample_size
 from model.evaluation.validation_loss import ValidationLoss, validation_loss
+from model.evaluation.validation_sample import sample_size
 from model.stepper.generate import write
 from model.stepper.reference import ReferenceStepper
 from model.text.corpus import Corpus
@@ -35,7 +35,6 @@ from model.training.warm_start import load_matching_weights
 
 _REPORT_STEPS = 20
 _REPORT_S = 1.0
-_RESUME_STATE_S = 60.0  # a resume state is written at least this often, besides those at each validation
 
 
 def fit(
@@ -299,7 +298,6 @@ class _Trainer:
         self._check_finite()
         s = self.state
         progress = self._log(None, None)
-        is_due = progress.elapsed_s - s.resume_state_written_s > _RESUME_STATE_S
-        if s.budget.total_steps and is_due and self.distributed.world_size == 1:
+        if s.budget.total_steps and self.checkpointer.is_resume_state_due and self.distributed.world_size == 1:
             self.checkpointer.write_resume_state()
         self.on_progress(progress)

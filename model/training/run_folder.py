@@ -25,7 +25,7 @@ from torch import Tensor
 from model.atomic_files import atomic_write
 from model.checkpoints.file_format import open_safetensors
 from model.errors import CheckpointError, ConfigError, StorageError
-from model.evaluation.validation import Validation
+from model.evaluation.validation_sample import Validation
 from model.training.schedule import BudgetDecision
 
 _FORMAT = "longhand-run-1"

@@ -16,7 +16,7 @@ from service.engine.group_queue import GroupQueue
 from service.engine.stream import Chunk, End, Failed, FinishReason, Item, StateCapture, Stream
 from service.errors import PROMPT_NOT_READ, TimedOut
 from service.generation.plan import GenerationPlan
-from service.generation.stream import BITS_DIGITS, RunningGeneration
+from service.generation.running import BITS_DIGITS, RunningGeneration
 from service.models.loaded_model import LoadedModel
 from service.store.prefixes import PrefixStore
 

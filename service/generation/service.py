@@ -34,7 +34,7 @@ from service.generation.items.plan import plan_items
 from service.generation.items.running import RunningItems
 from service.generation.plan import GenerationPlan, Origin, PlanOptions, plan_again, plan_turn
 from service.generation.rewind import rewound_session
-from service.generation.stream import RunningGeneration
+from service.generation.running import RunningGeneration
 from service.generation.validation import ValidatedRequest, check_penalty_window, validate
 from service.inspection.token_logprobs import TokenLogprobs
 from service.models.loaded_model import LoadedModel, ModelLease

@@ -11,7 +11,7 @@ from model.checkpoints.file_format import Checkpoint
 from model.errors import CheckpointError
 from model.evaluation.item_losses import item_losses
 from model.evaluation.protocols import sampled_loss
-from model.evaluation.validation import MAX_CHARACTERS
+from model.evaluation.validation_sample import MAX_CHARACTERS
 from model.text.corpus import Corpus, Ids
 from service.jobs.record import Decision
 

@@ -23,7 +23,7 @@ from typing import Any, Self, TypeVar
 import redis
 
 from model.errors import short_repr
-from model.evaluation.validation import Validation
+from model.evaluation.validation_sample import Validation
 from service.errors import UnreadableJob
 
 JsonObject = dict[str, Any]

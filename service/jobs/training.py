@@ -23,7 +23,7 @@ from model.checkpoints.file_format import Checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.errors import CheckpointError, ConfigError, PromotionConflict, StorageError, TrainingError
 from model.evaluation.advice import TrainingSetup, advise_on_final_loss, advise_on_losses, advise_on_setup
-from model.evaluation.validation import Validation
+from model.evaluation.validation_sample import Validation
 from model.export.report import ReportExtent, to_report
 from model.text.corpus import Corpus, CorpusSizes
 from model.text.fitting import FittedConfig

@@ -26,7 +26,7 @@ from model.structured_outputs.specification import StructuredOutputs
 from model.text.items.record import ItemRecord
 from service.engine.engine import Engine
 from service.errors import BadRequest, UnreadableSession
-from service.models.automata import CompilationCache
+from service.models.automaton_cache import CompilationCache
 from service.models.on_demand_network import OnDemandNetwork
 from service.schemas import OnUnknown
 

@@ -17,7 +17,7 @@ from model.stepper.cpu import CpuStepper
 from model.stepper.cpu.pack import PackedNetwork
 from service.engine.engine import Engine
 from service.engine.observer import Observer
-from service.models.automata import CompilationCache
+from service.models.automaton_cache import CompilationCache
 from service.models.loaded_model import LoadedModel, free_stepper
 from service.models.on_demand_network import OnDemandNetwork
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from service.engine.stream import Chunk
 from service.generation.batch import BatchChunk, RunningBatch
-from service.generation.stream import RunningGeneration
+from service.generation.running import RunningGeneration
 from service.routes.sse import encode_event
 
 POLL_INTERVAL_S = 0.25

@@ -31,7 +31,7 @@ _TurnFields = dict[str, Any]  # as in Redis: token, until, key, keys, and sessio
 class MemorySessions:
     """Implements `SessionStore`. It keeps bytes, as Redis does, so that nothing is shared with the caller."""
 
-    def __init__(self, ttl_s: float, turn_ttl_s: float = 900.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, ttl_s: float, turn_ttl_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         """Create an empty store.
 
         Args:

@@ -144,7 +144,7 @@ return 1
 class RedisSessions:
     """Implements `SessionStore`."""
 
-    def __init__(self, client: Any, ttl_s: int, turn_ttl_s: int = 900) -> None:
+    def __init__(self, client: Any, ttl_s: int, turn_ttl_s: int) -> None:
         """Use a client; nothing is sent yet.
 
         Args:

@@ -24,7 +24,6 @@ from model.structured_outputs.specification import StructuredOutputs
 from service.errors import UnreadableSession
 
 SESSION_ID = "[A-Za-z0-9_-]{22,64}"
-RECENT_TEXT_CHARS = 1024
 MAX_IDEMPOTENCY_KEYS = 32
 """Of the turns of one session: so many are recognised when a request is sent again."""
 _LAYOUT, _NAMED_LAYOUT = 3, 4

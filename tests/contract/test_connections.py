@@ -67,7 +67,7 @@ def test_a_password_of_any_characters(processes: Processes, way: str) -> None:
         url = _in(start_sentinel(processes, SPECIAL), SPECIAL)
     check_url(url)
     client = connect(url)
-    store = RedisSessions(client, ttl_s=60)
+    store = RedisSessions(client, ttl_s=60, turn_ttl_s=60)
     assert loaded(store, saved(store, session(9))).position == 9
     clients = [client, connect(url)]
     one, other = (RateLimiter("2/hour", each) for each in clients)
@@ -136,7 +136,7 @@ def test_a_cluster_that_is_gone(processes: Processes) -> None:
     """Sessions answer that the store is unavailable, which is a 503; the rate limiter lets everyone pass."""
     url = start_cluster(processes)
     client = connect(url)
-    store, limiter = RedisSessions(client, ttl_s=60), RateLimiter("1/hour", client)
+    store, limiter = RedisSessions(client, ttl_s=60, turn_ttl_s=60), RateLimiter("1/hour", client)
     id = saved(store, session())
     processes.kill()
     for _ in range(2):
@@ -213,7 +213,7 @@ def test_sessions_are_back_after_a_failover(request: pytest.FixtureRequest, tmp_
     eventually(lambda: second.info("replication")["master_link_status"] == "up")
     address.point_to(sockets[0])
     client = connect(address.url)
-    store, limiter = RedisSessions(client, ttl_s=60), RateLimiter("2/hour", client)
+    store, limiter = RedisSessions(client, ttl_s=60, turn_ttl_s=60), RateLimiter("2/hour", client)
     id = saved(store, session(5))
     limiter.hit("client")
     assert first.wait(1, 5000) == 1
@@ -231,7 +231,7 @@ def test_sessions_are_back_after_a_failover(request: pytest.FixtureRequest, tmp_
 def test_a_lease_does_not_grow_when_the_clock_is_set_back(redis_server: RedisServer) -> None:
     """An hour less on Redis's clock is an hour more on the lease of a dead process: it counts as ended; others hold."""
     client = connect(redis_server.url)
-    store, id = RedisSessions(client, ttl_s=60), new_session_id()
+    store, id = RedisSessions(client, ttl_s=60, turn_ttl_s=60), new_session_id()
     store.acquire(id, is_new=True, lease_s=10)
     with pytest.raises(SessionBusy):
         store.acquire(id, is_new=True, lease_s=10)

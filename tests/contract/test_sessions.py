@@ -382,7 +382,7 @@ def test_sessions_and_turns_expire(kind: Kind) -> None:
 def test_nobody_gets_a_session_by_looking_into_redis(redis_server: RedisServer) -> None:
     """Keys hold a digest of the session's id, never the id."""
     client = connect(redis_server.url)
-    id = saved(RedisSessions(client, ttl_s=60), session())
+    id = saved(RedisSessions(client, ttl_s=60, turn_ttl_s=60), session())
     keys = [k.decode() for k in client.keys("*")]
     assert f"lh:{{{digest(id)}}}" in keys
     assert not any(id in k for k in keys)
@@ -426,7 +426,7 @@ def test_damaged_records_are_refused(cut: int) -> None:
 def test_an_unreadable_session_is_refused_and_can_be_deleted(redis_server: RedisServer) -> None:
     """A layout of a later version: 409, by every operation that reads; no lease is left, and deleting works."""
     client = connect(redis_server.url)
-    sessions = RedisSessions(client, ttl_s=60)
+    sessions = RedisSessions(client, ttl_s=60, turn_ttl_s=60)
     id = saved(sessions, session())
     client.set(f"lh:{{{digest(id)}}}", b"\x63" + session().to_bytes()[1:])
     for read in (lambda: sessions.load(id), lambda: sessions.acquire(id, lease_s=10)):

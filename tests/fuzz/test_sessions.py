@@ -14,8 +14,8 @@ from model.network.state import HiddenState
 from model.stepper.choose import choose
 from service.engine.engine import Engine
 from service.errors import ServiceError
+from service.generation.running import RunningGeneration
 from service.generation.service import GenerationOptions, GenerationService
-from service.generation.stream import RunningGeneration
 from service.models.manager import ModelManager
 from service.schemas import GenerateRequest
 from service.store.memory import MemorySessions

@@ -16,7 +16,7 @@ from httpx_sse import EventSource
 
 from model.network.sampling import MAX_SEED
 from tests.conftest import ALPHABET, ENDLESS_CHARS
-from tests.leavers import in_flight, scoring_is_full, sent_score
+from tests.disconnecting_clients import in_flight, scoring_is_full, sent_score
 from tests.scrape import scraped
 from tests.servers import Service, eventually
 

@@ -16,8 +16,8 @@ import redis
 
 from model.checkpoints.file_format import Checkpoint
 from tests.conftest import ALPHABET, ENDLESS_CHARS
+from tests.disconnecting_clients import scoring_is_full
 from tests.integration.test_inspection import rows
-from tests.leavers import scoring_is_full
 from tests.servers import RedisServer, Service, ServiceWithoutModel, eventually
 
 API_KEY, ADMIN_KEY = "a-readers-key-001", "the-operators-key"

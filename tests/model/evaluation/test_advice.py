@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from model.evaluation.advice import TrainingSetup, advise_on_final_loss, advise_on_losses, advise_on_setup
-from model.evaluation.validation import Validation
+from model.evaluation.validation_sample import Validation
 from model.text.corpus import CorpusItems
 from model.text.items.layout import ItemLayout
 from model.text.items.record import ItemRecord

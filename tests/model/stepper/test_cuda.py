@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -18,7 +19,7 @@ from model.config import ModelConfig, WeightPrecision
 from model.network.char_rnn import CharRNN
 from model.network.penalties import LogitBias
 from model.network.sampling import SamplingParams, as_batch
-from model.stepper import NO_SCORE, SAMPLE, Block, Stepper, StepperError
+from model.stepper import NO_SCORE, SAMPLE, Block, Stepper, StepperError, cuda
 from model.stepper.choose import choose
 from model.stepper.cpu import CpuStepper, Unsupported
 from model.stepper.cuda import TILES, CudaError, CudaStepper, compiler, driver, self_test
@@ -52,6 +53,13 @@ def has_gpu() -> bool:
 def gpu(request: pytest.FixtureRequest) -> EmulatedGpu | None:
     """Where CudaStepper runs: on the emulated GPU, or a real one."""
     return request.getfixturevalue("emulated_gpu") if request.param == "emulated" else None
+
+
+def test_the_sampling_parameters_are_those_of_the_declaration() -> None:
+    """The kernels read a row of parameters by place: the names in their enum are the fields, in their order."""
+    source = (Path(cuda.__file__).parent / "src/kernels.cu").read_text()
+    (names,) = re.findall(r"enum \{\s*(TEMPERATURE[\w\s,]*?),\s*SAMPLING_FIELDS\s*\}", source)
+    assert re.split(r",\s*", names.lower()) == [parameter.name for parameter in SamplingParams.fields()]
 
 
 def random_network(vocab_size: int, n_hidden: int, n_layers: int, item_end: int | None = None) -> CharRNN:

@@ -48,7 +48,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over several epochs, in C and with torch's layers: every loss and the weights are those of the whole run."""
-    monkeypatch.setattr("model.training.loop._RESUME_STATE_S", 0.0)
+    monkeypatch.setattr("model.training.checkpointer.RESUME_STATE_INTERVAL_S", 0.0)
     monkeypatch.setattr("model.training.loop._REPORT_STEPS", 5)
     corpus = corpus_of(ITEMS, tmp_path)
     assert CONFIG.steps > 2 * corpus.streams(CONFIG).epoch_steps  # type: ignore[union-attr]

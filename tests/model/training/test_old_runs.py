@@ -18,7 +18,7 @@ from model.checkpoints.file_format import load, read_info
 from model.cli import main
 from model.config import ModelConfig, TrainConfig
 from model.errors import CheckpointError, ConfigError
-from model.evaluation.validation import Validation
+from model.evaluation.validation_sample import Validation
 from model.text.corpus import Corpus
 from model.training.loop import fit
 from model.training.run_folder import RunFolder

@@ -57,7 +57,7 @@ def test_killed_at_ten_steps_it_is_the_same_run(
     corpus: Corpus, whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after any step, ten times over, and resumed: every loss and the checkpoint are those of the whole run."""
-    monkeypatch.setattr("model.training.loop._RESUME_STATE_S", 0.0)  # a resume state at each report
+    monkeypatch.setattr("model.training.checkpointer.RESUME_STATE_INTERVAL_S", 0.0)  # a resume state at each report
     monkeypatch.setattr("model.training.loop._REPORT_STEPS", 5)
     stops = [7, 23, 24, 40, 41, 66, 80, 99, 100, 119]
 

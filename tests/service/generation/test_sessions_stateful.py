@@ -21,8 +21,8 @@ from model.stepper.generate import write
 from model.structured_outputs.specification import StructuredOutputs
 from service.engine.engine import Engine
 from service.errors import NoTurn, SessionConflict, TurnInterrupted, UnknownSession
+from service.generation.running import RunningGeneration
 from service.generation.service import GenerationOptions, GenerationService
-from service.generation.stream import RunningGeneration
 from service.models.loaded_model import LoadedModel
 from service.models.manager import ModelManager
 from service.schemas import GenerateRequest
@@ -153,7 +153,7 @@ class Sessions(RuleBasedStateMachine):
         self.swap(0)
 
     def make_store(self) -> Any:
-        return MemorySessions(60.0)
+        return MemorySessions(60.0, 60.0)
 
     def swap(self, model: int) -> None:
         self.model = model

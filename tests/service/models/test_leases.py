@@ -50,7 +50,7 @@ class Service:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.manager = ModelManager()
-        self.store = MemorySessions(60)
+        self.store = MemorySessions(60, 60)
         self.stepper = Stepper(checkpoint.network(), 4)
         self.model = load(checkpoint, stepper=self.stepper)
         self.manager.serve(self.model)

@@ -14,7 +14,7 @@ from model.errors import CheckpointError
 from model.network.sampling import SamplingParams
 from model.stepper.generate import write
 from service.engine.observer import NullObserver
-from service.models.automata import CompilationCache
+from service.models.automaton_cache import CompilationCache
 from service.models.loaded_model import LoadedModel
 from service.models.loader import ModelLoader
 from tests.conftest import random_checkpoint

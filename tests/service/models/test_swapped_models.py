@@ -22,7 +22,7 @@ from service.engine.observer import NullObserver
 from service.engine.sequence import SequenceRequest
 from service.engine.stream import Chunk, End
 from service.errors import Overloaded
-from service.models.automata import CompilationCache
+from service.models.automaton_cache import CompilationCache
 from service.models.loader import ModelLoader
 from service.models.model_stores import ModelStores
 from service.models.named_models import NamedModels

@@ -14,8 +14,8 @@ from model.checkpoints import file_format
 from model.checkpoints.file_format import Checkpoint
 from model.network.sampling import SamplingParams
 from service.errors import KeyReused, TurnInterrupted
+from service.generation.running import RunningGeneration
 from service.generation.service import GenerationOptions, GenerationService
-from service.generation.stream import RunningGeneration
 from service.models.manager import ModelManager
 from service.schemas import GenerateRequest
 from service.store.connect import connect
@@ -57,7 +57,9 @@ def generation(client: Any, checkpoints: dict[str, Checkpoint]) -> Iterator[Gene
     """The first of the models, on the stepper that wrote the sessions."""
     manager = ModelManager()
     manager.serve(load(checkpoints[STORED["fingerprints"][0]]))
-    yield GenerationService(manager, RedisSessions(client, 60), MemoryPrefixes(), GenerationOptions(1000, 60, 1, 40))
+    yield GenerationService(
+        manager, RedisSessions(client, 60, 60), MemoryPrefixes(), GenerationOptions(1000, 60, 1, 40)
+    )
     manager.stop()
 
 
@@ -78,7 +80,7 @@ def text_of(running: RunningGeneration) -> str:
 def test_a_stored_session_is_read(client: Any, name: str) -> None:
     """Its position, seed and recent text, the bits of its state, and the record of its last turn."""
     stored = STORED["sessions"][name]
-    session, turn = RedisSessions(client, 60).load(stored["session_id"])
+    session, turn = RedisSessions(client, 60, 60).load(stored["session_id"])
     assert session is not None
     assert session.seed == stored["seed"]
     assert base64.b64decode(stored["record"]).endswith(session.state.values.tobytes() + session.recent_text.encode())

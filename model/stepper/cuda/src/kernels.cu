@@ -56,7 +56,12 @@ enum {
     HEADER_BIAS_VALUES, /* double */
     HEADER_WORDS
 };
-enum { TEMPERATURE, TOP_K, TOP_P, MIN_P, TYPICAL_P, REPETITION, FREQUENCY, PRESENCE, PENALTY_WINDOW, SAMPLING_FIELDS };
+/* The fields of SamplingParams (model/network/sampling.py), in their order; a test compares them. */
+enum {
+    TEMPERATURE, TOP_K, TOP_P, MIN_P, TYPICAL_P,
+    REPETITION_PENALTY, FREQUENCY_PENALTY, PRESENCE_PENALTY, PENALTY_WINDOW,
+    SAMPLING_FIELDS
+};
 
 DEVICE Ptr<int32_t> array_of(const args_t &a, int header) { return a.block + (int32_t)a.block[header]; }
 DEVICE Ptr<double> doubles_of(const args_t &a, int header) { return cast<double>(array_of(a, header)); }

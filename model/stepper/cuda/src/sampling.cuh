@@ -84,7 +84,8 @@ DEVICE void adjust(const args_t &a, int row, Ptr<float> logits, Ptr<double> para
         if (code >= 0) atomic_add(d.generated, code, 1);
     }
     SYNC();
-    const double repetition = params[REPETITION], frequency = params[FREQUENCY], presence = params[PRESENCE];
+    const double repetition = params[REPETITION_PENALTY], frequency = params[FREQUENCY_PENALTY];
+    const double presence = params[PRESENCE_PENALTY];
     for (int i = THREAD; i < n; i += DRAW_THREADS) {
         double logit = (double)(float)logits[i] + (double)d.bias[i];
         if ((int32_t)d.occurrences[i] > 0) logit = logit > 0.0 ? logit / repetition : logit * repetition;
@@ -211,7 +212,8 @@ DEVICE void draw_row(const args_t &a, int k, int rows, int row, const draw_scrat
     if (sampled) {
         const bool has_bias = (int32_t)a.block[HEADER_BIAS_STARTS] &&
                               (int32_t)array_of(a, HEADER_BIAS_STARTS)[row] < (int32_t)array_of(a, HEADER_BIAS_STARTS)[row + 1];
-        const bool has_penalties = (double)params[REPETITION] != 1.0 || (double)params[FREQUENCY] != 0.0 || (double)params[PRESENCE] != 0.0;
+        const bool has_penalties = (double)params[REPETITION_PENALTY] != 1.0 || (double)params[FREQUENCY_PENALTY] != 0.0 ||
+                                   (double)params[PRESENCE_PENALTY] != 0.0;
         if (has_bias || has_penalties) {
             adjust(a, row, logits, params, d);
             drawn_from = d.adjusted;

@@ -1,4 +1,4 @@
-"""Readers that leave in the middle of their streams cost nobody anything; bench/fair does it with 1,000."""
+"""Readers that leave in the middle of their streams cost nobody anything; bench/fairness does it with 1,000."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 import time
 from pathlib import Path
 
-from tests.leavers import in_flight, resources, wave
+from tests.disconnecting_clients import in_flight, resources, wave
 from tests.servers import RedisServer, Service, eventually
 
 
@@ -18,7 +18,7 @@ def test_those_who_leave_leave_nothing_behind(store: Path, redis_server: RedisSe
         wave(service, 16)  # the first makes the threads that later ones use again
         before = resources(service)
         waits = [wave(service, 16) for _ in range(5)]
-        assert max(waits) < 10  # the claim of 1 s is bench/fair's: tests share their machine
+        assert max(waits) < 10  # the claim of 1 s is bench/fairness's: tests share their machine
         # A thread's connection to Redis may still be made; what each of the 80 left behind would be more than that.
         eventually(lambda: resources(service)["descriptors"] <= before["descriptors"] + 16)
         assert resources(service)["threads"] <= before["threads"] + 16

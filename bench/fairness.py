@@ -1,6 +1,6 @@
 """What others notice: a long prompt beside 32 streams, two clients' scores beside one, and 1,000 clients that leave.
 
-    python -m bench.fair [--model 2x512] [--seconds 8] [--waves 16]
+    python -m bench.fairness [--model 2x512] [--seconds 8] [--waves 16]
 
 The gaps between a stream's events are taken without the prompt, then with it, from its sending to its first character
 or the end. The rate of one stream is taken in turns without and beside two clients that have texts of 48,000 characters
@@ -26,7 +26,7 @@ import httpx
 from bench.serve import load, settled
 from model.checkpoints import registry
 from tests.conftest import ALPHABET, random_checkpoint
-from tests.leavers import resources, wave
+from tests.disconnecting_clients import resources, wave
 from tests.servers import RedisServer, Service, read_events
 
 

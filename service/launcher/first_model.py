@@ -1,4 +1,4 @@
-"""python -m service.launcher.bootstrap: have a first model trained where it is needed, and show how that goes.
+"""python -m service.launcher.first_model: have a first model trained where it is needed, and show how that goes.
 
 A process of its own: it loads torch to read checkpoints, which the launcher has no use for.
 """
@@ -23,7 +23,7 @@ from service.store.corpora import Corpora
 
 def main() -> int:
     """Queue the training, print its progress until it ends, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m service.launcher.bootstrap", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m service.launcher.first_model", description=__doc__)
     parser.add_argument("corpus", type=Path, nargs="*", help="text files to train on; none: the default text")
     parser.add_argument("--minutes", type=float, default=DEFAULT_MINUTES, help="how long to train")
     args = parser.parse_args()

@@ -11,7 +11,7 @@ from model.errors import StructuredOutputError
 from model.structured_outputs.automaton import MAX_STATES, Automaton
 from model.structured_outputs.specification import StructuredOutputs
 from model.text.vocab import Vocabulary
-from service.models.automata import CompilationCache
+from service.models.automaton_cache import CompilationCache
 from tests.conftest import ALPHABET
 
 

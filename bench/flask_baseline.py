@@ -1,6 +1,6 @@
 """The server that a reader of a course would write: Flask, nn.LSTM, a character at a time, each request on its own.
 
-    CHECKPOINT_DIR=... python -m gunicorn -k gthread --threads 80 -b 127.0.0.1:8001 'bench.plain:create_app()'
+    CHECKPOINT_DIR=... python -m gunicorn -k gthread --threads 80 -b 127.0.0.1:8001 'bench.flask_baseline:create_app()'
 
 It streams the same events as ours, so that the same client reads both.
 """
@@ -66,7 +66,7 @@ class PlainService:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         command = [sys.executable, "-m", "gunicorn", "-k", "gthread", "--threads", "80", "-b", f"127.0.0.1:{self.port}"]
-        command += ["--no-control-socket", "bench.plain:create_app()"]
+        command += ["--no-control-socket", "bench.flask_baseline:create_app()"]
         environment = {**os.environ, "CHECKPOINT_DIR": str(checkpoints)}
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, start_new_session=True

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ENDLESS_CHARS
-from tests.leavers import in_flight
+from tests.disconnecting_clients import in_flight
 from tests.servers import RedisServer, Service, eventually, read_events
 
 LONG: dict[str, Any] = {"prompt": "hello", "seed": 7, "max_chars": ENDLESS_CHARS}

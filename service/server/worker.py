@@ -190,7 +190,11 @@ class BufferedThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         if progress is Progress.INCOMPLETE:
             if not had_head and buffer.has_head:
                 if buffer.expects_continue:
-                    connection.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+                    try:
+                        connection.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+                    except OSError:
+                        self._discard(connection)
+                        return
                 connection.deadline = time.monotonic() + BODY_S + buffer.body_bytes / BODY_BYTES_PER_S
             elif begins:
                 connection.deadline = time.monotonic() + HEAD_S

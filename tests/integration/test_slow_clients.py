@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -100,6 +101,18 @@ def test_more_readers_that_never_read_than_threads_hold_up_nobody(crowded: Servi
         eventually(lambda: crowded.client.get("/readyz").json()["in_flight"] == 0, within_s=300)
         eventually(lambda: all(answers_text(crowded) for _ in range(10)), within_s=300)
         is_quick(crowded)
+
+
+def test_a_client_that_resets_its_connection_does_not_end_the_worker(crowded: Service) -> None:
+    """Also one that asks for "100 Continue" and is gone before it is sent."""
+    workers = crowded.workers()
+    for _ in range(100):
+        connection = connect(crowded, b"")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # its end is a reset
+        connection.sendall(POST + b"Content-Length: 1000\r\nExpect: 100-continue\r\n\r\n")
+        connection.close()
+    assert answers_text(crowded)
+    assert crowded.workers() == workers
 
 
 def test_half_a_request_ends_with_a_408(crowded: Service) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +30,7 @@ from model.config import (
     WeightPrecision,
     protocol_name,
 )
-from model.errors import CheckpointError, ModelError
+from model.errors import CheckpointError, ModelError, short_repr
 from model.network.char_rnn import CharRNN
 from model.text.items.record import ItemRecord
 from model.text.normalization import normalization_of
@@ -37,6 +38,10 @@ from model.text.vocab import Vocabulary
 
 FORMAT = "longhand-1"
 """The name and version of the layout, in the metadata of every checkpoint."""
+
+_RUN_TEXTS = ("corpus_sha256", "created", "self_test", "corpus", "preset", "end")
+_OPTIONAL_NUMBERS = ("int8_cost",)
+_RUN_NUMBERS = ("val_loss", "val_characters", "train_loss", "step", *_OPTIONAL_NUMBERS)
 
 _ITEMS = "items."
 """The beginning of the names of tensors that are no weights: those of an ItemRecord."""
@@ -233,7 +238,7 @@ def read_info(path: Path) -> CheckpointInfo:
         CheckpointError: The file is missing, truncated, of another format, or its metadata cannot be used.
     """
     with open_safetensors(path, FORMAT) as (_, metadata):
-        config, run = ModelConfig(**_read_json(metadata["config"])), _read_json(metadata["run"])
+        config, run = ModelConfig(**_read_json(metadata["config"])), _read_run(metadata["run"])
         info = CheckpointInfo(path, metadata["fingerprint"], config, run, path.stat().st_size)
         info.as_dict()  # fails when a field is missing
     return info
@@ -269,7 +274,9 @@ def from_parts(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Ch
     Raises:
         KeyError, ValueError, TypeError, RecursionError, ModelError: The metadata cannot be used.
     """
-    run, characters = _read_json(metadata["run"]), _read_json(metadata["vocab"])
+    run, characters = _read_run(metadata["run"]), _read_json(metadata["vocab"])
+    if not isinstance(characters, str):
+        raise ValueError(f"vocab is {short_repr(characters)}, expected a text")
     return Checkpoint(
         config=ModelConfig(**_read_json(metadata["config"])),
         vocab=Vocabulary(characters, normalization_of(characters, run.get("normalization")), run.get("end", "\n")),
@@ -322,6 +329,28 @@ def _read_json(text: str) -> Any:
         ValueError: It is no JSON, or has a number that is not finite.
     """
     return json.loads(text, parse_float=_finite, parse_constant=_finite)
+
+
+def _read_run(text: str) -> dict[str, Any]:
+    """Return what the metadata say of the run, of the types that everything which shows or compares it relies on.
+
+    Raises:
+        ValueError: It is no JSON object, or a value is of another type.
+    """
+    run = _read_json(text)
+    if not isinstance(run, dict):
+        raise ValueError(f"run is {short_repr(run)}, expected an object")
+    json.dumps(run, ensure_ascii=False).encode()  # an error for half of a pair of surrogates, which no answer can have
+    for name in _RUN_TEXTS:
+        if not isinstance(run.get(name, ""), str):
+            raise ValueError(f"{name} is {short_repr(run[name])}, expected a text")
+    for name in _RUN_NUMBERS:
+        value = 0 if run.get(name) is None and name in _OPTIONAL_NUMBERS else run[name]
+        if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+            raise ValueError(f"{name} is {short_repr(value)}, expected a number")
+    if not isinstance(run["options"], dict):
+        raise ValueError(f"options is {short_repr(run['options'])}, expected an object")
+    return run
 
 
 def _finite(number: str) -> float:

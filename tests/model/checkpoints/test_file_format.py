@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from model.checkpoints.file_format import Checkpoint, load
+from model.checkpoints.registry import list_checkpoints
 from model.errors import CheckpointError, StorageError
 
 
@@ -86,6 +87,17 @@ def test_metadata_that_cannot_be_used_is_refused(tmp_path: Path, tiny: Checkpoin
     save_file(dict(tiny.weights), path, metadata={"format": "longhand-1", **good})
     with pytest.raises(CheckpointError, match="metadata cannot be used"):
         load(path)
+
+
+@pytest.mark.parametrize(("part", "value"), [("run", []), ("run", "text"), ("run", None), ("vocab", {}), ("vocab", 5)])
+def test_metadata_of_another_type_are_refused(tmp_path: Path, tiny: Checkpoint, part: str, value: object) -> None:
+    """So a list of checkpoints names such a file, and shows the others."""
+    path = tiny.save(tmp_path)
+    save_file(dict(tiny.weights), path, metadata={**tiny.metadata(), part: json.dumps(value)})
+    with pytest.raises(CheckpointError, match=f"{part} is .*, expected"):
+        load(path)
+    (entry,) = list_checkpoints(tmp_path)
+    assert entry["name"] == path.name
 
 
 def test_a_full_disk_leaves_the_old_file_unchanged(

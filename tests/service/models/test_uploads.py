@@ -46,7 +46,12 @@ def test_an_upload_is_listed(upload: Callable[[str, str], Path], tiny: Checkpoin
     [
         ("val_protocol", '"x"', "protocol: got 'x'"),
         ("train_loss", "NaN", "NaN is not a finite number"),
-        ("train_loss", '"nan"', "train_loss is nan"),
+        ("train_loss", '"nan"', "train_loss is 'nan'"),
+        ("train_loss", "1" + "0" * 400, "expected a number"),
+        ("step", "true", "step is True, expected a number"),
+        ("created", "5", "created is 5, expected a text"),
+        ("corpus", '"\\ud800"', "surrogates not allowed"),
+        ("options", "[]", "options is [], expected an object"),
         ("int8_cost", "NaN", "NaN is not a finite number"),
         ("int8_cost", "1e400", "1e400 is not a finite number"),
         ("val_loss", "-Infinity", "-Infinity is not a finite number"),

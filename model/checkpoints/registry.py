@@ -42,12 +42,14 @@ def promote(path: Path, expected_version: int | None = None) -> None:
 
     Raises:
         PromotionConflict: promoted.json was changed since then.
-        CheckpointError: promoted.json cannot be used.
+        CheckpointError: promoted.json cannot be used, or the checkpoint has been removed.
         StorageError: promoted.json cannot be written.
     """
     with folder_lock(path.parent):
         names, version = _read_history(path.parent)
         _check_version(path.parent, version, expected_version)
+        if not path.is_file():
+            raise CheckpointError("has been removed, so it cannot be promoted", field=f"checkpoint {path}")
         others = [name for name in names if name != path.name and not _is_same_model(path.parent / name, path)]
         _write_history(path.parent, [path.name, *others], _version_after(version))
 
@@ -206,16 +208,21 @@ def register(path: Path, folder: Path) -> Path:
         StorageError: The copy cannot be written.
     """
     info = read_info(path)
-    target = folder / path.name
-    if target.exists():
-        try:
-            is_taken = read_info(target).fingerprint != info.fingerprint
-        except CheckpointError:
-            is_taken = True
-        if is_taken:
-            target = folder / f"{path.stem}-{info.fingerprint[:8]}.safetensors"
-    with atomic_write(target) as copy, open(path, "rb") as source:
-        shutil.copyfileobj(source, copy, 1 << 20)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise StorageError(f"cannot be created ({e.strerror})", field=str(folder)) from e
+    with folder_lock(folder):  # of two that come at once with one name, the second sees the first
+        target = folder / path.name
+        if target.exists():
+            try:
+                is_taken = read_info(target).fingerprint != info.fingerprint
+            except CheckpointError:
+                is_taken = True
+            if is_taken:
+                target = folder / f"{path.stem}-{info.fingerprint[:8]}.safetensors"
+        with atomic_write(target) as copy, open(path, "rb") as source:
+            shutil.copyfileobj(source, copy, 1 << 20)
     return target
 
 
@@ -227,15 +234,19 @@ def prune(folder: Path, keep: int) -> list[str]:
 
     Raises:
         CheckpointError: promoted.json cannot be used.
+        StorageError: The folder cannot be opened.
     """
-    protected = set(promotion_history(folder)[:2])
-    removed = []
-    for path in checkpoint_paths(folder)[keep:]:
-        if path.name not in protected:
-            path.unlink(missing_ok=True)
-            report_path(path).unlink(missing_ok=True)
-            removed.append(path.name)
-    remove_orphans(folder)
+    removed: list[str] = []
+    if not folder.is_dir():
+        return removed
+    with folder_lock(folder):  # nothing is promoted between the look at what is and the last removal
+        protected = set(promotion_history(folder)[:2])
+        for path in checkpoint_paths(folder)[keep:]:
+            if path.name not in protected:
+                path.unlink(missing_ok=True)
+                report_path(path).unlink(missing_ok=True)
+                removed.append(path.name)
+        remove_orphans(folder)
     return removed
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +75,52 @@ def test_a_registered_model_replaces_no_other(tmp_path: Path, tiny: Checkpoint) 
     assert load(first).fingerprint == tiny.fingerprint
     assert load(second).fingerprint == other.fingerprint
     assert not list(store.glob(".*"))
+
+
+def test_two_models_of_one_name_that_are_registered_at_once_are_both_kept(tmp_path: Path) -> None:
+    """Two uploads, or two trainings, may end with the same loss at the same step."""
+    models = [replace(random_checkpoint(seed=seed), val_loss=1.5) for seed in range(2)]
+    sources = [model.save(tmp_path / f"{seed}") for seed, model in enumerate(models)]
+    for attempt in range(5):
+        store, barrier = tmp_path / f"store{attempt}", threading.Barrier(2)
+
+        def register(source: Path, store: Path = store, barrier: threading.Barrier = barrier) -> Path:
+            barrier.wait(30)
+            return registry.register(source, store)
+
+        with ThreadPoolExecutor(2) as pool:
+            registered = list(pool.map(register, sources))
+        assert [load(path).fingerprint for path in registered] == [model.fingerprint for model in models]
+
+
+def test_a_checkpoint_that_was_removed_is_not_promoted(tmp_path: Path, tiny: Checkpoint) -> None:
+    """While it was tested, a training has pruned it or its model was deleted: what is promoted stays."""
+    promoted, removed = random_checkpoint(seed=1).save(tmp_path), tiny.save(tmp_path)
+    promote(promoted)
+    removed.unlink()
+    with pytest.raises(CheckpointError, match="has been removed"):
+        promote(removed)
+    assert promoted_path(tmp_path) == promoted
+
+
+def test_pruning_does_not_remove_what_is_promoted_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever comes first, the promoted checkpoint is there in the end."""
+    oldest, newest = aged(random_checkpoint(seed=1).save(tmp_path), 10), random_checkpoint(seed=2).save(tmp_path)
+    promote(newest)
+    checkpoint_paths, promoted = registry.checkpoint_paths, ThreadPoolExecutor(1)
+
+    def while_another_promotes(folder: Path) -> list[Path]:
+        monkeypatch.undo()
+        paths, promotion = checkpoint_paths(folder), promoted.submit(promote, oldest)
+        wait([promotion], 0.2)  # it would be over long before
+        return paths
+
+    monkeypatch.setattr(registry, "checkpoint_paths", while_another_promotes)
+    registry.prune(tmp_path, keep=1)
+    promoted.shutdown()
+    served = promoted_path(tmp_path)
+    assert served is not None
+    assert served.exists()
 
 
 def test_a_promotion_names_one_and_keeps_the_history(tmp_path: Path) -> None:

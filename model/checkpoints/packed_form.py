@@ -2,7 +2,7 @@
 
 Reading a checkpoint, packing its weights and testing the result take most of the time of a load. They are done once,
 and what they made is kept with a hash. It is used again only while nothing has changed that it depends on: the
-checkpoint's file, the arithmetic, the native code and the instruction set that were tested.
+checkpoint's weights and file, the arithmetic, the native code and the instruction set that were tested.
 """
 
 from __future__ import annotations
@@ -34,33 +34,40 @@ def packed_path(checkpoint_path: Path, precision: WeightPrecision) -> Path:
     return checkpoint_path.with_name(f"{checkpoint_path.stem}.{precision}{SUFFIX}")
 
 
-def read(path: Path, checkpoint: Checkpoint, precision: WeightPrecision) -> PackedNetwork | None:
+def read(path: Path, checkpoint: Checkpoint, fingerprint: str, precision: WeightPrecision) -> PackedNetwork | None:
     """Return the packed form of a checkpoint, or None if there is none that can be used.
 
     Args:
         path: The checkpoint's file.
         checkpoint: What it holds; the weights are not used.
+        fingerprint: The one that the file says it has.
         precision: Of the weights.
     """
     try:
         with open_safetensors(packed_path(path, precision), FORMAT, "packed form") as (file, metadata):
             arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118 - not a mapping
-            if metadata["made_of"] != _made_of(path, precision) or metadata["sha256"] != _digest(arrays):
+            if metadata["made_of"] != _made_of(path, fingerprint, precision) or metadata["sha256"] != _digest(arrays):
                 return None
         return PackedNetwork(checkpoint.config, _item_end(checkpoint), precision, Packed.from_arrays(arrays))
     except (CheckpointError, Unsupported, KeyError, ValueError):
         return None
 
 
-def write(path: Path, network: PackedNetwork) -> bool:
+def write(path: Path, network: PackedNetwork, fingerprint: str) -> bool:
     """Store the packed form of a checkpoint that was loaded from its file and tested here.
+
+    Args:
+        path: The checkpoint's file. Another one may have taken its place since it was read.
+        network: What was loaded.
+        fingerprint: Of the weights that were loaded.
 
     Returns:
         Whether it could be written; without it, loads are slower.
     """
     arrays = network.packed.arrays()
     with contextlib.suppress(StorageError, Unsupported, SafetensorError, OSError):
-        metadata = {"format": FORMAT, "made_of": _made_of(path, network.precision), "sha256": _digest(arrays)}
+        made_of = _made_of(path, fingerprint, network.precision)
+        metadata = {"format": FORMAT, "made_of": made_of, "sha256": _digest(arrays)}
         data = safetensors.numpy.save(arrays, metadata)
         with atomic_write(packed_path(path, network.precision)) as file:
             file.write(data)
@@ -80,7 +87,7 @@ def _item_end(checkpoint: Checkpoint) -> int | None:
     return None if checkpoint.items is None else checkpoint.vocab.start
 
 
-def _made_of(path: Path, precision: WeightPrecision) -> str:
+def _made_of(path: Path, fingerprint: str, precision: WeightPrecision) -> str:
     """Identify all that a packed form depends on.
 
     Raises:
@@ -90,7 +97,7 @@ def _made_of(path: Path, precision: WeightPrecision) -> str:
     status = os.stat(path)
     library = library_path()
     instruction_set = choose_instruction_set(load_library(library))
-    return f"{status.st_size} {status.st_mtime_ns} {precision} {library.name} {instruction_set}"
+    return f"{fingerprint} {status.st_size} {status.st_mtime_ns} {precision} {library.name} {instruction_set}"
 
 
 def _digest(arrays: dict[str, NDArray[np.generic]]) -> str:

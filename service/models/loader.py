@@ -90,7 +90,7 @@ class ModelLoader:
             return None
         checkpoint, fingerprint = file_format.load_without_weights(path)
         precision = checkpoint.weight_precision(self.precision)
-        packed = packed_form.read(path, checkpoint, precision)
+        packed = packed_form.read(path, checkpoint, fingerprint, precision)
         if packed is None:
             return None
         return _Loaded(checkpoint, fingerprint, CpuStepper(packed, self.slots, precision), f"native, {precision}")
@@ -98,6 +98,7 @@ class ModelLoader:
     def _load_whole(self, path: Path) -> _Loaded:
         """Load and test a checkpoint, and keep its packed form for the next load."""
         checkpoint = file_format.load(path)
+        fingerprint = checkpoint.fingerprint
         self_test.verify_checkpoint(checkpoint)
         precision = checkpoint.weight_precision(self.precision)
         network = checkpoint.network()
@@ -105,11 +106,11 @@ class ModelLoader:
         try:
             self_test.verify_stepper(stepper, checkpoint)
             if isinstance(stepper, CpuStepper):
-                packed_form.write(path, PackedNetwork.of(network, precision))
+                packed_form.write(path, PackedNetwork.of(network, precision), fingerprint)
         except BaseException:
             free_stepper(stepper)
             raise
-        return _Loaded(checkpoint, checkpoint.fingerprint, stepper, reason)
+        return _Loaded(checkpoint, fingerprint, stepper, reason)
 
 
 def _description(path: Path) -> dict[str, Any]:

@@ -116,6 +116,26 @@ def test_a_checkpoint_that_was_written_again_is_tested(loads: Loads, checkpoint:
         loads.load(path)
 
 
+def test_a_file_that_is_replaced_while_it_is_loaded_does_not_get_the_form_of_the_other(
+    loads: Loads, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next load writes the text of the file that is there."""
+    other = self_test.record(random_checkpoint(n_hidden=40, seed=1))
+    expected = loads.load(other.save(tmp_path / "other"))
+    path = checkpoint.save(tmp_path)
+    verify = self_test.verify_stepper
+
+    def replaced_meanwhile(*args: object) -> None:
+        verify(*args)  # type: ignore[arg-type]
+        other.save(tmp_path / "other").replace(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(self_test, "verify_stepper", replaced_meanwhile)
+        assert loads.load(path) != expected
+    assert loads.load(path) == expected
+    assert loads.models[-1].fingerprint == other.fingerprint
+
+
 def test_other_code_is_tested(
     loads: Loads, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from service.errors import (
     KeyReused,
     ModelChanged,
     ModelConflict,
+    ModelNotAllowed,
     NoTurn,
     SessionBusy,
     StoreUnavailable,
@@ -289,7 +290,7 @@ class GenerationService:
         """
         if turn is None or model_id is not None:
             return self._models.admit(model_id)
-        with suppress(UnknownModel, ModelConflict):
+        with suppress(UnknownModel, ModelConflict, ModelNotAllowed):  # the last where its file is no longer the model's
             return self._models.admit(turn.record.fingerprint, turn.record.model)
         return self._models.admit(turn.record.model)
 
@@ -306,10 +307,13 @@ class GenerationService:
 
         Raises:
             StoreUnavailable: The session says it, and its store does not answer.
+            ModelNotAllowed: The request may use none of that name.
         """
         name = DEFAULT
         if request.session_id is not None:
             name = self._models.of_session(self._sessions, request.session_id)
+        elif request.model is not None and is_fingerprint(request.model):
+            name = self._models.name_of(request.model)
         return name if request.model is None or is_fingerprint(request.model) else request.model
 
     def _lease_session(self, session_id: str | None, key: str, request: str) -> tuple[str | None, LeasedSession | None]:

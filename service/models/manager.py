@@ -128,6 +128,21 @@ class ModelManager:
             raise UnknownSession("the session does not exist or has expired")
         return name or DEFAULT
 
+    def name_of(self, fingerprint: str) -> str:
+        """Return the name under which a session that begins with a checkpoint goes on.
+
+        It is `default` or, if the current request may not use that, the one of its models that has the checkpoint.
+
+        Raises:
+            ModelNotAllowed: None of them has it.
+        """
+        allowed = self._allowed()
+        if allowed is None or DEFAULT in allowed:
+            return DEFAULT
+        self.check_use(fingerprint)
+        others = self._others
+        return next((name for name in sorted(allowed) if others and others.is_of(fingerprint, [name])), DEFAULT)
+
     def may_use(self, name: str) -> bool:
         """Whether the current request may use the model of this name."""
         allowed = self._allowed()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,9 +23,14 @@ FINGERPRINTS = {name: random_checkpoint(seed=seed).fingerprint for name, seed in
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Service]:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of checkpoints."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def service(root: Path, redis_server: RedisServer) -> Iterator[Service]:
     """A service with three models, a key for all of them, and one for `names`."""
-    root = tmp_path_factory.mktemp("models")
     for name, seed in SEEDS.items():
         folder = store_folder(root, name)
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,6 +138,27 @@ def test_its_own_model_answers(bound: httpx.Client, sessions: dict[str, str], mo
         for method, path, body in requests:
             answer = bound.request(method, path, json=body)
             assert answer.status_code in (200, 201, 204), (method, path, body, answer.text)
+
+
+def test_a_session_of_a_checkpoint_goes_on_under_the_name_of_its_model(bound: httpx.Client) -> None:
+    """The key may use that name, and may not use the default one."""
+    begun = bound.post("/generate", json={"max_chars": 4, "model": FINGERPRINTS["names"]}).json()
+    session = begun["session_id"]
+    assert bound.get(f"/sessions/{session}").json()["model_name"] == "names"
+    for more in ({}, {"model": FINGERPRINTS["names"]}, {"model": "names"}):
+        answer = bound.post("/generate", json={"max_chars": 4, "session_id": session, **more})
+        assert (answer.status_code, answer.json()["reencoded"]) == (200, False)
+    assert bound.delete(f"/sessions/{session}").status_code == 204
+
+
+def test_a_text_of_a_checkpoint_that_is_gone_is_not_forbidden(bound: httpx.Client, root: Path) -> None:
+    """Its key may use the model, which has another checkpoint now: a conflict, as for every client."""
+    checkpoint = random_checkpoint(seed=9)
+    path = checkpoint.save(store_folder(root, "names"))
+    begun = bound.post("/generate", json={"max_chars": 9, "model": checkpoint.fingerprint}).json()
+    path.unlink()
+    refused = bound.get(f"/sessions/{begun['session_id']}/stream?from=2")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_changed")
 
 
 def test_no_other_model_is_seen(bound: httpx.Client, service: Service) -> None:

@@ -182,8 +182,7 @@ class GenerationStream(ResumableStream[Chunk, Generation]):
             return self._initial_call
         headers = {"Last-Event-ID": str(self._resume_after)} if self._resume_after is not None else {}
         query = {"logprobs": str(self._logprobs)} if self._logprobs is not None else {}
-        if self._initial_call is not None and self._initial_call.body and "model" in self._initial_call.body:
-            query["model"] = self._initial_call.body["model"]
+        # No model is named: the checkpoint that began the turn goes on with it, whatever its name stands for now.
         return Call("GET", f"{session_path(self.session_id)}/stream", headers=headers, query=query)
 
     def _is_resumable(self) -> bool:

@@ -15,6 +15,7 @@ import pytest
 
 import longhand
 from model.checkpoints import registry
+from model.checkpoints.names import store_folder
 from model.text.vocab import Vocabulary
 from tests.conftest import random_checkpoint
 from tests.longhand.clients import KINDS, Cut, CuttingProxy, client_of
@@ -26,12 +27,17 @@ STREAMS, KILLS = int(os.environ.get("CLIENT_STREAMS", "16")), int(os.environ.get
 
 
 @pytest.fixture(scope="module")
-def letters(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Service]:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of checkpoints."""
+    return tmp_path_factory.mktemp("letters")
+
+
+@pytest.fixture(scope="module")
+def letters(root: Path, redis_server: RedisServer) -> Iterator[Service]:
     """A service whose text has characters of one to four bytes, in many small events."""
-    folder = tmp_path_factory.mktemp("letters")
-    registry.promote(random_checkpoint(n_layers=1, n_hidden=64, alphabet=LETTERS).save(folder))
+    registry.promote(random_checkpoint(n_layers=1, n_hidden=64, alphabet=LETTERS).save(root))
     settings = {"LEASE_S": "1", "SNAPSHOT_INTERVAL_S": "0.05", "BLOCK_MS": "1"}
-    with Service(CHECKPOINT_DIR=str(folder), REDIS_URL=redis_server.url, **settings) as service:
+    with Service(CHECKPOINT_DIR=str(root), REDIS_URL=redis_server.url, **settings) as service:
         yield service
 
 
@@ -109,6 +115,25 @@ def test_a_stream_that_is_cut_again_and_again(letters: Service, expected: str, k
     assert whole.text == expected
     assert whole.logprobs is not None
     assert len(whole.logprobs) == CHARS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stream_of_a_named_model_goes_on_with_its_checkpoint(letters: Service, root: Path, kind: str) -> None:
+    """Also when another one of that name was promoted before the stream was lost: each character is that of the first."""
+    folder = store_folder(root, kind)
+    first, second = (random_checkpoint(n_hidden=48, alphabet=LETTERS, seed=seed).save(folder) for seed in (1, 2))
+    registry.promote(first)
+    request = {"prompt": "ab", "seed": 3, "max_chars": CHARS, "model": kind}
+    whole = letters.generate(**request)
+    with CuttingProxy(letters.port, after(b"\n\n", 4)) as proxy, client_of(kind, proxy.url) as client:
+        with client.stream(**request) as stream:
+            next(stream)
+            registry.promote(second)
+            for _ in stream:
+                pass
+        assert proxy.n_cut == 1
+    assert (stream.text, stream.result.model.fingerprint) == (whole["text"], whole["model"]["fingerprint"])
+    assert letters.generate(**request)["model"]["fingerprint"] != whole["model"]["fingerprint"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

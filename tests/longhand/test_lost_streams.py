@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,11 +120,11 @@ def test_a_stream_that_is_cut_again_and_again(letters: Service, expected: str, k
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stream_of_a_named_model_goes_on_with_its_checkpoint(letters: Service, root: Path, kind: str) -> None:
-    """Also when another one of that name was promoted before the stream was lost: each character is that of the first."""
+    """Also when another one of that name was promoted before the stream was lost: all characters are of the first."""
     folder = store_folder(root, kind)
     first, second = (random_checkpoint(n_hidden=48, alphabet=LETTERS, seed=seed).save(folder) for seed in (1, 2))
     registry.promote(first)
-    request = {"prompt": "ab", "seed": 3, "max_chars": CHARS, "model": kind}
+    request: dict[str, Any] = {"prompt": "ab", "seed": 3, "max_chars": CHARS, "model": kind}
     whole = letters.generate(**request)
     with CuttingProxy(letters.port, after(b"\n\n", 4)) as proxy, client_of(kind, proxy.url) as client:
         with client.stream(**request) as stream:

@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from model.checkpoints.names import DEFAULT, FINGERPRINT, NAME, is_model_name
+from model.checkpoints.names import DEFAULT, NAME, NAME_EXPECTED, NO_NAME, is_model_name
 from model.network.penalties import MAX_LOGIT_BIAS
 from model.network.sampling import DEFAULT_CHARS, MAX_SEED, SamplingParameter, SamplingParams
 from model.structured_outputs.specification import KINDS, MAX_CHOICES, MAX_JSON_BYTES, StructuredOutputs
@@ -38,14 +38,14 @@ ModelRef = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
 
 def _check_name(value: str) -> str:
     if not is_model_name(value):
-        raise unexpected(f"a name that matches the pattern {NAME}, and not 16 hex digits as an id has")
+        raise unexpected(NAME_EXPECTED)
     return value
 
 
 ModelName = Annotated[
     str,
     AfterValidator(_check_name),
-    Field(json_schema_extra={"pattern": f"^{NAME}$", "not": {"pattern": f"^{FINGERPRINT}$"}}),
+    Field(json_schema_extra={"pattern": f"^{NAME}$", "not": {"pattern": f"^{NO_NAME}$"}}),
 ]
 _MODEL = "the name of the model, or the id of a checkpoint, as in GET /models"
 OnUnknown = Literal["error", "skip"]

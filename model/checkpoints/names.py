@@ -12,9 +12,15 @@ from pathlib import Path
 DEFAULT = "default"
 """The name of the model that answers requests which name none."""
 NAME = "[a-z0-9][a-z0-9-]{0,62}"
-"""The pattern of a model's name. A fingerprint has this form too, and is no name."""
+"""The pattern of a model's name. What NO_NAME matches has this form too."""
 FINGERPRINT = "[0-9a-f]{16}"
 """The pattern of a checkpoint's id."""
+OPENAI_DEFAULT = "longhand"
+"""What the OpenAI protocol calls the default model; so no other one can have this name."""
+NO_NAME = f"({FINGERPRINT}|{OPENAI_DEFAULT})"
+"""The pattern of what has the form of a name, and is none."""
+NAME_EXPECTED = f"a name that matches the pattern {NAME}, and not 16 hex digits as an id has, or {OPENAI_DEFAULT}"
+"""For errors."""
 MODELS = "models"
 """The folder of all models but the default one, in the folder of checkpoints."""
 
@@ -26,7 +32,7 @@ def is_fingerprint(text: str) -> bool:
 
 def is_model_name(text: str) -> bool:
     """Whether a text can be a model's name; such a name cannot point outside the folder."""
-    return re.fullmatch(NAME, text) is not None and not is_fingerprint(text)
+    return re.fullmatch(NAME, text) is not None and re.fullmatch(NO_NAME, text) is None
 
 
 def store_folder(root: Path, name: str) -> Path:
@@ -40,5 +46,5 @@ def store_folder(root: Path, name: str) -> Path:
         ValueError: It can be no name.
     """
     if not is_model_name(name):
-        raise ValueError(f"model: got {name!r}, expected {NAME}, and no fingerprint")
+        raise ValueError(f"model: got {name!r}, expected {NAME_EXPECTED}")
     return root if name == DEFAULT else root / MODELS / name

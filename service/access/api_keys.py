@@ -18,7 +18,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from model.checkpoints.names import NAME, is_model_name
+from model.checkpoints.names import NAME_EXPECTED, is_model_name
 from service.settings import RATE, SettingsError
 
 _MAX_FILE_BYTES = 1 << 24
@@ -37,7 +37,7 @@ class ApiKey:
 
 def _check_name(name: str) -> str:
     if not is_model_name(name):
-        raise ValueError(f"expected the name of a model, which matches {NAME}")
+        raise ValueError(f"expected {NAME_EXPECTED}")
     return name
 
 

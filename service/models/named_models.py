@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.checkpoints import registry
-from model.checkpoints.names import DEFAULT, is_fingerprint
+from model.checkpoints.names import DEFAULT, is_fingerprint, is_model_name
 from model.config import ModelConfig
 from model.errors import CheckpointError
 from service.errors import ModelConflict, NoModel, Overloaded, UnknownModel
@@ -85,6 +85,8 @@ class NamedModels:
         """
         if is_fingerprint(model):
             return self._acquire(model, lambda: self._find(model, store))
+        if not is_model_name(model):
+            raise unknown_model(self._stores, model)
         try:
             promoted = self._promotion_of(model)
             lease = self._acquire(promoted.fingerprint, lambda: promoted.path)

@@ -9,14 +9,14 @@ from typing import Any
 
 from model.checkpoints import registry
 from model.checkpoints.file_format import read_info
-from model.checkpoints.names import DEFAULT, NAME, is_model_name
+from model.checkpoints.names import DEFAULT, NAME, OPENAI_DEFAULT, is_model_name
 from model.errors import CheckpointError
 from service.errors import NoModel, UnknownModel
 from service.models.loaded_model import LoadedModel, ModelLease
 from service.models.manager import ModelManager
 from service.models.model_stores import ModelStores
 
-SERVED = "longhand"
+SERVED = OPENAI_DEFAULT
 """The default model, whatever its checkpoint is."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from model.checkpoints.names import FINGERPRINT
+from model.checkpoints.names import FINGERPRINT, NO_NAME
 from model.checkpoints.names import NAME as MODEL_NAME
 from model.text.items.layout import DUPLICATES, ITEM_KINDS, LONG_ITEMS, MOST_ITEM_CHARS
 from service.jobs.queue import JOB_ID
@@ -92,7 +92,7 @@ class Operation:
     parameters: tuple[Parameter, ...] = ()
 
 
-_MODEL_NAME_SCHEMA = {"type": "string", "pattern": f"^{MODEL_NAME}$", "not": {"pattern": f"^{FINGERPRINT}$"}}
+_MODEL_NAME_SCHEMA = {"type": "string", "pattern": f"^{MODEL_NAME}$", "not": {"pattern": f"^{NO_NAME}$"}}
 PATH_PARAMETERS: dict[str, dict[str, Any]] = {
     "session_id": {"type": "string", "pattern": f"^{SESSION_ID}$"},
     "job_id": {"type": "string", "pattern": f"^{JOB_ID}$"},

@@ -6,7 +6,7 @@ import re
 
 from flask import request
 
-from model.checkpoints.names import DEFAULT, NAME, is_model_name
+from model.checkpoints.names import DEFAULT, NAME, NAME_EXPECTED, is_model_name
 from service.errors import BadRequest
 
 MAX_LISTED = 1000
@@ -40,7 +40,7 @@ def model_name_argument(field: str = "model", default: str = DEFAULT) -> str:
     if value is None:
         return default
     if not is_model_name(value):
-        raise BadRequest(field, value, f"a name that matches the pattern {NAME}, and not 16 hex digits as an id has")
+        raise BadRequest(field, value, NAME_EXPECTED)
     return value
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from flask import Flask
 from werkzeug.routing import BaseConverter
 
-from model.checkpoints.names import FINGERPRINT, is_fingerprint
+from model.checkpoints.names import FINGERPRINT, NO_NAME, OPENAI_DEFAULT
 from model.checkpoints.names import NAME as MODEL_NAME
 from service.errors import BadRequest
 from service.jobs.queue import JOB_ID
@@ -57,7 +57,7 @@ class ModelIdConverter(_CheckedConverter):
 
 
 class ModelNameConverter(_CheckedConverter):
-    """`<model_name:...>` in an address: a model's name, which is no fingerprint."""
+    """`<model_name:...>` in an address: a model's name, which is no fingerprint, nor the default model's other name."""
 
     field, pattern = "model_name", MODEL_NAME
 
@@ -67,8 +67,8 @@ class ModelNameConverter(_CheckedConverter):
         Raises:
             RoutingError: It is no name.
         """
-        if is_fingerprint(value):
-            expected = "a name; the id of a checkpoint is none"
+        if re.fullmatch(NO_NAME, value):
+            expected = f"a name; the id of a checkpoint, and {OPENAI_DEFAULT}, are none"
             raise RoutingError(BadRequest(self.field, value, expected))
         return super().to_python(value)
 

@@ -189,3 +189,21 @@ def test_a_report_that_is_not_there_or_cannot_be_read(client: httpx.Client, fold
     assert "unsafe" not in report.headers["Content-Security-Policy"].replace("style-src 'unsafe-inline'", "")
     assert client.delete(f"/models/{checkpoint.fingerprint}/file").status_code == 204
     assert not path.exists()
+
+
+def test_no_model_has_the_name_that_the_openai_protocol_gives_to_the_default_one(
+    client: httpx.Client, tmp_path: Path
+) -> None:
+    """A completion by `longhand` would be of the default model, and a text by `longhand` of the other."""
+    content = self_test.record(random_checkpoint(seed=8)).save(tmp_path).read_bytes()
+    for refused in (
+        client.put("/models/longhand", content=content, headers=BINARY),
+        client.put(f"/models/{'0' * 16}/file?model=longhand", content=content, headers=BINARY),
+        client.post("/models/rollback", json={"model": "longhand"}),
+        client.get("/models/longhand"),
+    ):
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_request")
+        assert "longhand" in refused.json()["error"]["expected"]
+    unknown = client.post("/generate", json={"max_chars": 1, "model": "longhand"})
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_model")
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]].count("longhand") == 1

@@ -36,9 +36,10 @@ _Identity = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class _Promoted:
-    """The promoted checkpoint of a name, while its promoted.json is the file that was read."""
+    """The promoted checkpoint of a name, while it and its promoted.json are the files that were read."""
 
     identity: _Identity  # of promoted.json
+    file: _Identity  # of the checkpoint
     path: Path
     fingerprint: str
 
@@ -100,6 +101,8 @@ class NamedModels:
             return answering
         with self._lock:
             self._answering[model] = promoted.fingerprint
+            if model in self._promoted:
+                self._promoted.move_to_end(model)
             self._used_at[model] = time.time()
         return lease
 
@@ -147,14 +150,14 @@ class NamedModels:
         identity = file_identity(folder / registry.PROMOTED)
         with self._lock:
             known = self._promoted.get(name)
-            if known is not None and identity == known.identity:
-                self._promoted.move_to_end(name)
-                return known
+        if known is not None and (identity, file_identity(known.path)) == (known.identity, known.file):
+            return known
         try:
             path = registry.promoted_path(folder)
             if path is None:
                 raise self._without_promotion(name)
-            promoted = _Promoted(identity, path, self._stores.info(path).fingerprint)
+            file = file_identity(path)
+            promoted = _Promoted(identity, file, path, self._stores.info(path).fingerprint)
         except CheckpointError as e:
             raise ModelConflict.of(e, folder) from e
         with self._lock:
@@ -217,6 +220,9 @@ class NamedModels:
             config = self._reserve(fingerprint, path)
             with self._load_capacity:
                 model = self._load(path)
+            if model.fingerprint != fingerprint:
+                model.retire(_ignore)
+                raise ModelConflict(f"{path.name} was replaced by another checkpoint while it was loaded; try again")
         except BaseException as e:
             with self._lock:
                 self._reserved.pop(fingerprint, None)

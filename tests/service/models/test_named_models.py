@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,41 @@ def test_a_model_larger_than_the_memory_says_so(folder: Folder) -> None:
     with pytest.raises(ModelConflict, match="MODELS_MEMORY_MB"):
         folder.named.acquire("large")
     assert folder.loaded() == folder.ids[:1]
+
+
+def test_a_checkpoint_that_was_replaced_under_its_name_is_another_model(folder: Folder) -> None:
+    """By its name the new one answers; both are evicted like others, so that every other model still has a place."""
+    old, new = (replace(checkpoint_of(seed), val_loss=9.5) for seed in (30, 31))
+    path = folder.save("names", old)
+    with folder.named.acquire("names") as lease:
+        assert lease.model.fingerprint == old.fingerprint
+    assert new.save(path.parent) == path
+    with folder.named.acquire("names") as lease, folder.named.acquire(new.fingerprint, "names") as same:
+        assert lease.model.fingerprint == new.fingerprint
+        assert same.model is lease.model
+    for id in folder.ids * 2:
+        with folder.named.acquire(id) as lease:
+            assert lease.model.fingerprint == id
+    assert not set(folder.loaded()) & {old.fingerprint, new.fingerprint}
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_loaded_is_refused(folder: Folder) -> None:
+    """Nobody gets another model than was named, and none of it stays in memory; the next request gets the new one."""
+    old, new = (replace(checkpoint_of(seed), val_loss=9.5) for seed in (30, 31))
+    path = folder.save("names", old)
+    load = folder.load
+
+    def replaced(path_to_load: Path) -> LoadedModel:
+        new.save(path.parent)
+        return load(path_to_load)
+
+    folder.named._load = replaced
+    with pytest.raises(ModelConflict, match="was replaced"):
+        folder.named.acquire("names")
+    assert folder.loaded() == []
+    assert not folder.models[0].engine._thread.is_alive()
+    with folder.named.acquire("names") as lease:
+        assert lease.model.fingerprint == new.fingerprint
 
 
 def test_a_name_is_its_promoted_checkpoint(folder: Folder) -> None:

@@ -119,14 +119,18 @@ class GenerationService:
         """
         with ExitStack() as on_error:
             name = self._model_name(request)
-            lease = on_error.enter_context(self._models.admit(request.model or name, name))
+            key = digest(*([key_id] if key_id else []), idempotency_key) if idempotency_key else ""
+            own_id = self._session_of(request, key)
+            turn = self._turn_of(own_id, key)
+            lease = on_error.enter_context(
+                self._models.admit(request.model or name, name) if turn is None else self._admit_again(turn)
+            )
             model = lease.model
             validated = validate(request, model, self._options.max_chars, self._options.max_prompt_chars)
             check_penalty_window(request, self._options.recent_text_chars)
             self._check_capacity(model, request.logprobs)
-            key = digest(*([key_id] if key_id else []), idempotency_key) if idempotency_key else ""
             request_digest = digest(request.model_dump_json())
-            session_id, leased = self._lease_session(request.session_id, key, request_digest)
+            session_id, leased = self._lease_session(request.session_id, own_id, key, request_digest)
             session_lease = self._session_lease(session_id, leased, on_error)
             plan = self._plan(model, validated, key, request_digest, session_id, leased, name, check_client)
             generation = self._start(plan, lease, session_lease)
@@ -316,13 +320,30 @@ class GenerationService:
             name = self._models.name_of(request.model)
         return name if request.model is None or is_fingerprint(request.model) else request.model
 
-    def _lease_session(self, session_id: str | None, key: str, request: str) -> tuple[str | None, LeasedSession | None]:
+    def _session_of(self, request: GenerateRequest, key: str) -> str:
+        """The id of the request's session, or of the one that it creates.
+
+        Raises:
+            StoreUnavailable: An Idempotency-Key says the id, and the store does not answer: it is unknown whether the
+                turn of this key has begun.
+        """
+        if request.session_id is not None:
+            return request.session_id
+        return _id_for_key(key, self._sessions.idempotency_salt(key)) if key else new_session_id()
+
+    def _turn_of(self, session_id: str, key: str) -> StoredTurn | None:
+        """The turn of a request that was sent before with the same Idempotency-Key, if it is the session's last one."""
+        turn = self._sessions.load(session_id)[1] if key else None
+        return turn if turn is not None and turn.record.key == key else None
+
+    def _lease_session(
+        self, session_id: str | None, new_id: str, key: str, request: str
+    ) -> tuple[str | None, LeasedSession | None]:
         """Lease the request's session or a new one; (None, None) if the store does not answer and none is needed."""
         lease_s = self._options.lease_s
         if session_id is not None:
             return session_id, self._acquire_when_free(session_id, key, request)
         try:
-            new_id = _id_for_key(key, self._sessions.idempotency_salt(key)) if key else new_session_id()
             leased = self._sessions.acquire(new_id, lease_s=lease_s, is_new=True, key=key, request=request)
             return new_id, leased
         except StoreUnavailable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from model.atomic_files import atomic_write
 from model.checkpoints import file_format, registry, self_test
 from model.checkpoints.file_format import Checkpoint
+from model.checkpoints.names import store_folder
 from model.stepper.choose import choose
 from model.stepper.generate import write
+from model.text.vocab import Vocabulary
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.servers import Event, RedisServer, Service, eventually, read_events
 
@@ -42,7 +46,7 @@ def folder(begun: tuple[Service, Path], tiny: Checkpoint) -> Path:
     """A folder of checkpoints that a test changes; it begins with the small model promoted, and served."""
     service, folder = begun
     for path in folder.iterdir():
-        if path.name != tiny.file_name:
+        if path.is_file() and path.name != tiny.file_name:
             path.unlink()
     registry.promote(folder / tiny.file_name)
     eventually(lambda: serving(service) == tiny.fingerprint and readyz(service)["refused_checkpoint"] is None)
@@ -121,6 +125,27 @@ def test_streams_finish_on_the_model_they_began_with(folder: Path, swapped: Serv
     assert readyz(swapped)["model_swaps"] == before + PROMOTIONS + 1
 
 
+@pytest.mark.parametrize("begins", [{}, {"model": "other"}, {"session_id": ""}], ids=["default", "named", "session"])
+def test_a_request_that_is_repeated_after_a_swap_gets_its_turn_again(
+    folder: Path, swapped: Service, begins: dict[str, str]
+) -> None:
+    """By the checkpoint that began it, although the one that is served now does not even have its characters."""
+    store = store_folder(folder, begins.get("model", "default"))
+    registry.promote(random_checkpoint(seed=20).save(store))
+    if "session_id" in begins:
+        begins = {"session_id": swapped.generate(prompt="hello", max_chars=5)["session_id"]}
+    body, headers = {"prompt": "hello", "max_chars": 60, **begins}, {"Idempotency-Key": str(uuid.uuid4())}
+    first = swapped.client.post("/generate", json=body, headers=headers).json()
+    successor = random_checkpoint(seed=30, alphabet=Vocabulary("\nabcd"))
+    registry.promote(successor.save(store))
+    other = {"prompt": "abc", "max_chars": 1, "model": begins.get("model", "default")}
+    eventually(lambda: swapped.generate(**other)["model"]["fingerprint"] == successor.fingerprint)
+    again = swapped.client.post("/generate", json=body, headers=headers)
+    assert again.status_code == 200, again.text
+    same = ("text", "model", "session_id", "position", "seed")
+    assert [again.json()[name] for name in same] == [first[name] for name in same]
+
+
 def broken(folder: Path, kind: str) -> tuple[Path, str]:
     """A checkpoint of this kind of broken, and what is to be said of it."""
     good = random_checkpoint(seed=3)
@@ -141,6 +166,14 @@ def broken(folder: Path, kind: str) -> tuple[Path, str]:
     return folder / "gone.safetensors", "no such file"
 
 
+def promote_by_hand(path: Path) -> None:
+    """As an operator may who writes promoted.json himself: also a file that does not exist."""
+    record = json.loads((path.parent / "promoted.json").read_text())
+    record |= {"checkpoint": path.name, "before": [record["checkpoint"], *record["before"]]}
+    with atomic_write(path.parent / "promoted.json") as file:
+        file.write(json.dumps({**record, "version": record["version"] + 1}).encode())
+
+
 @pytest.mark.parametrize("kind", ["truncated", "foreign", "nan", "other text", "gone"])
 def test_a_checkpoint_that_cannot_be_used_is_refused(
     folder: Path, swapped: Service, tiny: Checkpoint, kind: str
@@ -152,7 +185,7 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(
         refused = swapped.client.post(f"/models/{fingerprint}/promote", json={})
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_conflict")
         assert says in refused.json()["error"]["message"]
-    registry.promote(path)
+    promote_by_hand(path)
     eventually(lambda: readyz(swapped)["refused_checkpoint"] is not None)
     body = readyz(swapped)
     assert body["refused_checkpoint"]["name"] == path.name

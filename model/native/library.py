@@ -99,6 +99,12 @@ class BlockArrays(ctypes.Structure):
     ]
 
 
+class TextsArrays(ctypes.Structure):
+    """lh_texts in api.h: texts that are only read."""
+
+    _fields_ = [("texts", ctypes.c_int32), *[(name, POINTER) for name in ("ids", "starts", "logprobs")]]
+
+
 class LstmLayerArrays(ctypes.Structure):
     """lh_lstm_layer in api.h: the arrays of one LSTM layer over T characters."""
 
@@ -167,6 +173,9 @@ def load_library(path: Path) -> ctypes.CDLL:
     library.lh_bytes.argtypes, library.lh_bytes.restype = [POINTER], ctypes.c_int64
     library.lh_read.argtypes, library.lh_read.restype = [POINTER, ctypes.c_int32, POINTER], None
     library.lh_write.argtypes, library.lh_write.restype = [POINTER, ctypes.c_int32, POINTER], None
+    library.lh_score_open.argtypes, library.lh_score_open.restype = [POINTER, ctypes.POINTER(TextsArrays)], POINTER
+    library.lh_score_run.argtypes, library.lh_score_run.restype = [POINTER, ctypes.c_int32], ctypes.c_int64
+    library.lh_score_close.argtypes, library.lh_score_close.restype = [POINTER], None
     for layer in (library.lh_lstm_forward, library.lh_lstm_backward):
         layer.argtypes, layer.restype = [ctypes.POINTER(LstmLayerArrays)], ctypes.c_int
     library.lh_sample.argtypes = [ctypes.c_char_p, POINTER, ctypes.c_int32, POINTER, ctypes.c_double, POINTER]

@@ -6,7 +6,7 @@ What belongs here runs a trained network forward, bit for bit the same in any ba
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,4 +109,36 @@ class Stepper(Protocol):
 
     def write(self, slot: int, state: NDArray[np.floating] | None) -> None:
         """Replace a slot's state; None is the zero state, that of a text that has not begun."""
+        ...
+
+
+class TextScoring(Protocol):
+    """Texts that are being read. One thread at a time calls it, the one that calls the stepper."""
+
+    def run(self, steps: int) -> int:
+        """Read on for about so many steps of one text each; returns how many it were, 0 at the end."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class ScoresTexts(Protocol):
+    """What a stepper has if it can read many texts side by side without a slot for each."""
+
+    def begin_scoring(
+        self, ids: NDArray[np.int32], starts: NDArray[np.int64], logprobs: NDArray[np.float32]
+    ) -> TextScoring:
+        """Begin to read texts, each from the zero state. No slot changes.
+
+        The log-probabilities are those that a block reports in `score_ids`, bit for bit. Texts that lie side by side
+        and begin alike share the work.
+
+        Args:
+            ids: (N,) of all texts, one after the other. Of each, all but the last id are fed.
+            starts: (n + 1,) where each text begins, and N; a text has two ids at least.
+            logprobs: (N - n,) filled with the natural log-probability of each id but the first of its text.
+        """
         ...

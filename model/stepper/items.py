@@ -1,6 +1,6 @@
-"""Items of a list by a stepper: scored exactly, and generated in an order that only the seed decides.
+"""Items of a list by a stepper, generated in an order that only the seed decides.
 
-Both rely on the steppers' batch invariance: an item's log-probabilities are the same alone and beside any others.
+An item's log-probabilities are those that scoring.py gives it: steppers are batch-invariant.
 
 Generation runs LANES texts, each with a seed of its own and each a sequence of items. The j-th item of lane l is
 candidate j * LANES + l, and candidates are accepted or rejected in this order. So neither the number of slots nor the
@@ -19,12 +19,12 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from model.errors import ConfigError, UnknownCharacters
+from model.errors import ConfigError
 from model.network.penalties import LogitBias, Window, advance_window, new_window, prompt_codes, stack_windows
 from model.network.sampling import SamplingParams, as_batch, random_values
 from model.stepper import SAMPLE, Block, Stepper
 from model.stepper.generate import bias_by_id, one_row_block
-from model.text.items.record import ItemRecord, Statistic
+from model.text.items.record import ItemRecord
 from model.text.vocab import Vocabulary
 
 LANES = 64
@@ -34,136 +34,6 @@ _BLOCK_STEPS = 32
 _BUFFERED = 64  # candidates of a lane that wait for those of other lanes; then it pauses
 _GREEDY = SamplingParams(temperature=0)
 
-
-# ---- scoring
-
-
-@dataclass(frozen=True, slots=True)
-class ItemScore:
-    """How probable an item is.
-
-    Attributes:
-        text: The item.
-        logprobs: (n + 1,) natural, of each character and of the end. The first one that no item of the model can
-            have is the last, with -inf.
-        unknown: The characters that no item can have: those that the vocabulary lacks, and the end of an item.
-    """
-
-    text: str
-    logprobs: tuple[float, ...]
-    unknown: str = ""
-
-    @property
-    def logprob(self) -> float:
-        """The natural logarithm of the item's probability."""
-        return math.fsum(self.logprobs)
-
-    @property
-    def bits(self) -> float:
-        """The item's surprisal."""
-        return -self.logprob / math.log(2)
-
-    @property
-    def bits_per_character(self) -> float:
-        """The surprisal divided by the characters, the end counted."""
-        return self.bits / (len(self.text) + 1)
-
-    @property
-    def peak(self) -> tuple[int, float]:
-        """The position of the most surprising character and its bits; the end is at the position len(text)."""
-        position = int(np.argmin(self.logprobs))
-        return position, -self.logprobs[position] / math.log(2)
-
-    def statistic(self, name: Statistic) -> float:
-        """Return what the item may be ranked by."""
-        return self.peak[1] if name == "peak_bits" else float(getattr(self, name))
-
-    def as_dict(self, rank: float) -> dict[str, Any]:
-        """Return the score for JSON; what is infinite because of an unknown character is None.
-
-        Args:
-            rank: The percentage of the validation items that are less surprising; NaN where there are none.
-        """
-        position, peak = self.peak
-        is_known = not self.unknown
-        return {
-            "bits": self.bits if is_known else None,
-            "bits_per_character": self.bits_per_character if is_known else None,
-            "peak": {"position": position, "bits": peak if is_known else None},
-            "rank": None if math.isnan(rank) else rank,
-            "unknown": self.unknown,
-        }
-
-
-def score_items(stepper: Stepper, vocab: Vocabulary, items: Sequence[str]) -> list[ItemScore]:
-    """Score normalized items, each alone. The stepper's slots are overwritten."""
-    encoded = [encode_item(vocab, item) for item in items]
-    logprobs = score_ids(stepper, vocab.start, [ids for ids, _ in encoded])
-    return [item_score(item, own, unknown) for item, own, (_, unknown) in zip(items, logprobs, encoded, strict=True)]
-
-
-def item_score(item: str, logprobs: NDArray[np.float32], unknown: str) -> ItemScore:
-    """Return the score of an item.
-
-    Args:
-        item: The item.
-        logprobs: (n + 1,) of the ids that `encode_item` returned, and of the end.
-        unknown: What `encode_item` returned beside them.
-    """
-    known: list[float] = logprobs.tolist()
-    return ItemScore(item, tuple([*known[:-1], -math.inf] if unknown else known), unknown)
-
-
-def encode_item(vocab: Vocabulary, item: str) -> tuple[NDArray[np.int32], str]:
-    """Return the ids of an item up to the first character that no item can have, and all such characters."""
-    end = item.find(vocab.end)
-    unknown = [(end, vocab.end)] if end >= 0 else []
-    try:
-        ids = vocab.encode(item)
-    except UnknownCharacters as error:
-        unknown = sorted([*unknown, *error.unknown])
-    if not unknown:
-        return ids, ""
-    return vocab.encode(item[: unknown[0][0]]), "".join(character for _, character in unknown)
-
-
-def score_ids(stepper: Stepper, item_end: int, items: Sequence[NDArray[np.int32]]) -> list[NDArray[np.float32]]:
-    """Return the log-probabilities of items, of each its ids and its end, (n + 1,).
-
-    The states before it do not matter: the network resets them at the end of an item, which is fed first.
-
-    Args:
-        stepper: Of a network of a list. Its slots are overwritten.
-        item_end: The id that ends an item.
-        items: The ids of each, (n,).
-    """
-    logprobs = [np.empty(len(item) + 1, np.float32) for item in items]
-    order = sorted(range(len(items)), key=lambda i: len(items[i]))
-    for first in range(0, len(order), stepper.n_slots):
-        some = order[first : first + stepper.n_slots]
-        for t in range(0, len(logprobs[some[-1]]), _BLOCK_STEPS):
-            rows = [row for row, i in enumerate(some) if len(logprobs[i]) > t]
-            steps = np.array([min(_BLOCK_STEPS, len(logprobs[some[row]]) - t) for row in rows], np.int32)
-            shape = int(steps.max()), len(rows)
-            fed, scored = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-            for column, (row, n) in enumerate(zip(rows, steps.tolist(), strict=True)):
-                text = np.concatenate([[item_end], items[some[row]], [item_end]])
-                fed[:n, column], scored[:n, column] = text[t : t + n], text[t + 1 : t + n + 1]
-            block = Block(
-                slots=np.array(rows, np.int32),
-                steps=steps,
-                forced_ids=fed,
-                random_values=np.zeros(shape),
-                sampling=as_batch([_GREEDY] * len(rows)),
-                score_ids=scored,
-            )
-            result = stepper.run(block)
-            for column, (row, n) in enumerate(zip(rows, steps.tolist(), strict=True)):
-                logprobs[some[row]][t : t + n] = result.logprobs[:n, column]
-    return logprobs
-
-
-# ---- generation
 
 Rejection = Literal["too_long", "too_short", "duplicate", "seen"]
 

@@ -81,16 +81,20 @@ class Vocabulary:
         Raises:
             UnknownCharacters: The text has such characters, and they are not to be skipped.
         """
-        points = code_points(text)
-        ids = self._table[np.minimum(points, len(self._table) - 1)]
+        ids = self.lookup(text)
         unknown = ids < 0
         if unknown.any():
             if on_unknown == "error":
+                points = code_points(text)
                 _, first = np.unique(points[unknown], return_index=True)
                 positions = np.sort(np.flatnonzero(unknown)[first])
                 raise UnknownCharacters([(int(i), text[int(i)]) for i in positions])
             ids = ids[~unknown]
         return ids
+
+    def lookup(self, text: str) -> NDArray[np.int32]:
+        """Return the id of each character (T,), -1 for those that the vocabulary lacks."""
+        return self._table[np.minimum(code_points(text), len(self._table) - 1)]
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """Convert ids (T,) to text."""

@@ -18,9 +18,11 @@ from model.errors import StateError
 from model.network.state import HiddenState
 from model.stepper import BlockResult, Stepper, StepperError
 from model.stepper.generate import one_row_block
+from model.stepper.scoring import PackedTexts
 from model.text.vocab import Vocabulary
 from service.engine.observer import IterationStats, NullObserver, Observer
 from service.engine.scheduler import Scheduler
+from service.engine.scoring import BUSY_SHARE, ScoringJob, ScoringQueue
 from service.engine.sequence import Sequence, SequenceRequest, StateArray
 from service.engine.stream import Chunk, End, Failed, FinishReason, Item, Scored, StateCapture, Stream, StreamGroup
 from service.errors import Draining, QueueFull, ServiceError
@@ -63,6 +65,8 @@ class Engine:
         self._stepper = stepper
         self._zero = stepper.read(0)  # of the shape and the type that every state must have
         self._scheduler = Scheduler(stepper.n_slots, block_s)
+        self._scorings = ScoringQueue(stepper)
+        self._block_s = block_s
         self._observer = observer or NullObserver()
         self._stats = IterationStats()  # of the present iteration
         self._outbox: list[tuple[Stream, Item]] = []  # put on the streams just before the next block runs
@@ -138,6 +142,28 @@ class Engine:
             self._changed.notify()
         return sequence.stream
 
+    @property
+    def can_score(self) -> bool:
+        """Whether `score` can be called: whether the stepper reads texts without slots."""
+        return self._scorings.is_supported
+
+    def score(self, texts: PackedTexts) -> ScoringJob:
+        """Queue texts that are only read, which need no slots.
+
+        Raises:
+            QueueFull: As many lists of texts as there are slots and places in the queue wait already.
+            Draining: The engine is stopping.
+        """
+        job = ScoringJob(texts)
+        with self._changed:
+            if self._is_stopping:
+                raise Draining("this worker is shutting down")
+            if len(self._scorings) >= self.n_slots + self.max_waiting:
+                raise QueueFull(f"{len(self._scorings)} lists of texts wait to be scored")
+            self._scorings.add(job)
+            self._changed.notify()
+        return job
+
     def check_state(self, state: HiddenState) -> None:
         """Check that a state which this engine's fingerprint and numerics wrote can be continued here.
 
@@ -168,8 +194,8 @@ class Engine:
 
     @property
     def in_flight(self) -> int:
-        """The number of sequences that run or wait."""
-        return self._in_flight
+        """The number of sequences that run or wait, and of lists of texts to be scored."""
+        return self._in_flight + len(self._scorings)
 
     def _check(self, request: SequenceRequest) -> None:
         feed, state = request.feed, request.state
@@ -202,6 +228,7 @@ class Engine:
             self._stats.finish_reasons.append("failed")
             self._send(sequence, Failed(Draining("this worker is shutting down; resume the stream on another one")))
         self._flush_outbox()
+        self._scorings.close(Draining("this worker is shutting down; send the request to another one"))
         self._observer.on_iteration(self._stats)
         self._observer.on_stopped()
         del self._stepper  # its memory is free again, whoever still refers to this engine
@@ -210,6 +237,7 @@ class Engine:
         log.exception("the engine failed to run a block; the sequences in it end with an error")
         for slot in list(self._scheduler.running):
             self._release(slot, _failed(error))
+        self._scorings.end(_failed(error).error)
 
     def _end_without_device(self, error: StepperError) -> None:
         """Accept nothing more, and have the process ended."""
@@ -221,19 +249,23 @@ class Engine:
     def _wait_for_work(self) -> bool:
         """Move submitted sequences to the scheduler, waiting for one if there is nothing to do; False: stop."""
         with self._changed:
-            while not self._inbox and self._scheduler.is_idle and not self._is_stopping:
+            while not self._inbox and self._scheduler.is_idle and not self._scorings and not self._is_stopping:
                 self._changed.wait()
             self._scheduler.add(self._inbox)
             self._inbox.clear()
             return not self._is_stopping
 
     def _step(self) -> None:
-        """One iteration: end what is cancelled or late, admit, run a block, process its results."""
+        """One iteration: end what is cancelled or late, admit, run a block, process its results, score texts."""
         now = time.monotonic()
         self._end_cancelled_and_late(now)
         self._admit(now)
-        if not self._scheduler.running:
-            return
+        if self._scheduler.running:
+            self._run_block()
+        if self._scorings:
+            self._score_texts()
+
+    def _run_block(self) -> None:
         block = self._scheduler.next_block()
         self._flush_outbox()
         started = time.monotonic()
@@ -241,6 +273,13 @@ class Engine:
         self._stats.block_s = time.monotonic() - started
         self._scheduler.record(block, self._stats.block_s)
         self._process(block.slots, block.steps, result)
+
+    def _score_texts(self) -> None:
+        """Read texts that are only scored: for the time of a block, or a share of the time of the one that has run."""
+        self._flush_outbox()
+        block_s = self._stats.block_s
+        seconds = self._block_s if block_s is None else block_s * BUSY_SHARE / (1 - BUSY_SHARE)
+        self._stats.prompt_chars += self._scorings.run(seconds)
 
     def _end_cancelled_and_late(self, now: float) -> None:
         for sequence in self._scheduler.drop_waiting(now):

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-BUSY_SHARE = 0.25
-"""Of the time, how much all inspections of a process together may compute while texts are generated."""
+from service.engine.scoring import BUSY_SHARE
+
 MAX_PAUSE_S = 1.0
 
 

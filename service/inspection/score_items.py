@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from model.stepper.items import ItemScore, encode_item, item_score
+from model.stepper.scoring import EncodedItems, ItemScores
 from model.text.items.record import Statistic
 from service.errors import BadRequest
 from service.inspection.score_list import score_list
@@ -47,26 +47,28 @@ def score_items(
     assert record is not None
     items = [model.normalize(text) for text in texts]
     for i, item in enumerate(items):
-        _check_item(f"text.{i}", item, max_chars)
-        if on_unknown == "error":
-            _check_no_end(f"text.{i}", item, vocab.end)
-            model.encode(f"text.{i}", item, on_unknown)
-    encoded = [encode_item(vocab, item) for item in items]
-    end = np.array([vocab.start], np.int32)
-    logprobs = score_list(model, [np.concatenate([ids, end]) for ids, _ in encoded], check_client)
-    scores = [item_score(item, own, unknown) for item, own, (_, unknown) in zip(items, logprobs, encoded, strict=True)]
-    ranks = record.ranks(np.array([score.statistic(rank_by) for score in scores]), rank_by)
+        if not item or len(item) > max_chars:
+            _check_item(f"text.{i}", item, max_chars)
+    encoded = EncodedItems.of(vocab, items)
+    if encoded.unknown and on_unknown == "error":
+        first = min(encoded.unknown)
+        _check_no_end(f"text.{first}", items[first], vocab.end)
+        model.encode(f"text.{first}", items[first], on_unknown)
+    packed = encoded.pack(vocab)
+    scores = ItemScores.of(encoded, packed, score_list(model, packed, check_client))
+    ranks = record.ranks(scores.statistic(rank_by), rank_by)
     results = [
-        {"index": i, "characters": len(score.text) + 1, **score.as_dict(rank)}
-        for i, (score, rank) in enumerate(zip(scores, ranks.tolist(), strict=True))
+        {"index": i, "characters": characters, **score}
+        for i, (characters, score) in enumerate(zip(scores.characters.tolist(), scores.as_dicts(ranks), strict=True))
     ]
-    return {"results": results, **_whole([score for score in scores if not score.unknown])}
+    return {"results": results, **_whole(scores)}
 
 
-def _whole(scores: Sequence[ItemScore]) -> dict[str, Any]:
+def _whole(scores: ItemScores) -> dict[str, Any]:
     """The losses of all items together; None where there are none."""
-    characters = sum(len(score.logprobs) for score in scores)
-    nats = -math.fsum(score.logprob for score in scores)
+    is_known = np.isfinite(scores.logprob)
+    characters = int(scores.characters[is_known].sum())
+    nats = -math.fsum(scores.logprob[is_known].tolist())
     per_character = nats / characters if characters else None
     bits = per_character / math.log(2) if per_character is not None else None
     return {"bits_per_character": bits, "nats_per_character": per_character, "characters": characters}

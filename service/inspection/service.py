@@ -6,14 +6,17 @@ They run on the request's thread, beside the engine, and only a few at a time, s
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.evaluation import protocols
+from model.stepper.scoring import PackedTexts
 from model.text.items.record import DEFAULT_STATISTIC
 from service.errors import BadRequest, Overloaded
 from service.inspection.gates import check_inspectable, inspect_text
@@ -118,9 +121,18 @@ class InspectionService:
                 _encode(model, model.normalize(text), self._max_chars, request.on_unknown, f"text.{i}")
                 for i, text in enumerate(texts)
             ]
-            nats = [-logprobs.astype(np.float64) for logprobs in score_list(model, ids, check_client)]
-            results = [{"index": i, **_losses(float(values.sum()), len(values))} for i, values in enumerate(nats)]
-            whole = _losses(sum(float(values.sum()) for values in nats), sum(map(len, nats)))
+            lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+            order = np.array(sorted(range(len(texts)), key=texts.__getitem__), np.int64)
+            packed = PackedTexts.of(np.concatenate(ids), lengths, order, model.engine.vocab.start)
+            logprobs = score_list(model, packed, check_client)
+            begins = packed.scored_starts
+            nats = [-math.fsum(logprobs[start:end].tolist()) for start, end in pairwise(begins.tolist())]
+            by_index = packed.in_order_of_caller(np.array(nats)).tolist()
+            results = [
+                {"index": i, **_losses(nats, n)}
+                for i, (nats, n) in enumerate(zip(by_index, lengths.tolist(), strict=True))
+            ]
+            whole = _losses(math.fsum(by_index), packed.n_scored)
             return {"results": results, **whole, "model": model.as_dict()}
 
     def inspect(self, request: InspectRequest) -> dict[str, Any]:

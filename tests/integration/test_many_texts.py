@@ -183,11 +183,13 @@ def test_only_requests_are_counted_as_refused(endless: Service, path: str, body:
 
 
 def test_a_list_whose_client_has_left_is_not_scored(endless: Service) -> None:
-    """Its texts, which wait for a slot, give up their places."""
+    """It is read beside texts that are generated, for a share of the time; its reading ends early."""
+    rng = random.Random(4)
+    lines = ["".join(rng.choices(ALPHABET.characters, k=20_000)) for _ in range(40)]
     with ExitStack() as streams:
         for _ in range(8):
             begun(endless, streams, "/generate", max_chars=ENDLESS_CHARS)
-        with sent_score(endless, ["hello"] * 100):
+        with sent_score(endless, lines):
             eventually(lambda: in_flight(endless) > 8)
         eventually(lambda: in_flight(endless) == 8)
     eventually(lambda: in_flight(endless) == 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from model.config import WeightPrecision
 from model.errors import ConfigError, TextError
 from model.evaluation.item_losses import ItemLosses, item_losses
 from model.stepper.choose import choose
-from model.stepper.items import ItemScore, score_items
+from model.stepper.scoring import ItemScores, score_items
 from model.text.corpus import Corpus, Ids
 from model.text.decoding import TextDecoder, read_text
 from model.text.items.detection import detect
@@ -124,9 +125,8 @@ def _print_loss(args: argparse.Namespace, loaded: Checkpoint, layout: ItemLayout
     if args.precision:
         stepper, name = choose(loaded.network(), n_slots=_SLOTS, device="cpu", precision=args.precision)
         scores = score_items(stepper, loaded.vocab, loaded.vocab.decode(ids).split(loaded.vocab.end)[1:])
-        nats, peaks = (np.array([value(score) for score in scores]) for value in (_nats, _peak_nats))
-        characters = np.array([len(score.logprobs) for score in scores])
-        console.print_item_scores(f"{part}, {name}", ItemLosses(nats, characters, peaks))
+        losses = ItemLosses(-scores.logprob, scores.characters, scores.peak_bits * math.log(2))
+        console.print_item_scores(f"{part}, {name}", losses)
         return
     console.print_item_scores(part, item_losses(loaded.network(), ids, loaded.vocab.start))
 
@@ -140,14 +140,6 @@ def _in_other_ends(corpus: Corpus, loaded: Checkpoint, ids: Ids) -> str:
         problem = f"an item has {end!r}, which is the end of an item to this model"
         raise TextError(problem, field="corpus", expected="items without it")
     return text.replace(corpus.vocab.end, end)
-
-
-def _nats(score: ItemScore) -> float:
-    return -score.logprob
-
-
-def _peak_nats(score: ItemScore) -> float:
-    return -min(score.logprobs)
 
 
 def _list_layout(layout: ItemLayout, name: str) -> ItemLayout:
@@ -222,19 +214,22 @@ def _print_changes(listed: ItemList) -> None:
         print(f"note: {change}", file=sys.stderr)
 
 
-def _print_each(args: argparse.Namespace, record: ItemRecord, scores: Sequence[ItemScore]) -> None:
+def _print_each(args: argparse.Namespace, record: ItemRecord, scores: ItemScores) -> None:
     statistic = args.rank_by or DEFAULT_STATISTIC
-    ranks = record.ranks(np.array([score.statistic(statistic) for score in scores]), statistic)
+    ranks = record.ranks(scores.statistic(statistic), statistic)
+    chosen: Sequence[int] = range(len(scores))
+    if args.above is not None:
+        chosen = sorted({*np.flatnonzero(ranks > args.above).tolist(), *scores.unknown})
     lines = []
-    for score, rank in zip(scores, ranks.tolist(), strict=True):
-        if args.above is not None and not rank > args.above and not score.unknown:
-            continue
-        if args.json:
-            lines.append(json.dumps({"text": score.text, **score.as_dict(rank)}, ensure_ascii=False))
-        else:
+    if args.json:
+        dicts = scores.as_dicts(ranks)
+        lines = [json.dumps({"text": scores.texts[i], **dicts[i]}, ensure_ascii=False) for i in chosen]
+    else:
+        for i in chosen:
+            score = scores[i]
             position, peak = score.peak
             lines.append(
-                f"{rank:7.3f}  {score.bits:8.2f} bits  {score.bits_per_character:6.3f} each  {peak:6.2f} at "
+                f"{ranks[i]:7.3f}  {score.bits:8.2f} bits  {score.bits_per_character:6.3f} each  {peak:6.2f} at "
                 f"{position:<4} {score.text}"
             )
     if lines:

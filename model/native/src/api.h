@@ -70,6 +70,14 @@ enum {
     LH_CONSTRAINT
 };
 
+/* Texts that are only read: see scoring.c. */
+typedef struct {
+    int32_t texts;
+    const int32_t *ids;    /* of all texts, one after the other; the last id of a text is not fed */
+    const int64_t *starts; /* (texts + 1,) where each text's ids begin; a text has at least two */
+    float *logprobs;       /* out: natural, of every id but the first of each text, one after the other */
+} lh_texts;
+
 /* One lstm layer over T characters, for training. Everything is contiguous; hidden is a multiple of 16. */
 typedef struct {
     int32_t rows, steps, hidden, is_bf16;

@@ -31,6 +31,8 @@ static const lh_field fields[] = {
     FIELD(lh_block, automata) FIELD(lh_block, automaton_of) FIELD(lh_block, states) FIELD(lh_block, budgets)
     FIELD(lh_block, made_steps) FIELD(lh_block, mask_logprobs)
     FIELD(lh_block, ids) FIELD(lh_block, logprobs) FIELD(lh_block, bad_row) FIELD(lh_block, bad_step)
+    WHOLE(lh_texts)
+    FIELD(lh_texts, texts) FIELD(lh_texts, ids) FIELD(lh_texts, starts) FIELD(lh_texts, logprobs)
     WHOLE(lh_lstm_layer)
     FIELD(lh_lstm_layer, rows) FIELD(lh_lstm_layer, steps) FIELD(lh_lstm_layer, hidden)
     FIELD(lh_lstm_layer, is_bf16) FIELD(lh_lstm_layer, ids)

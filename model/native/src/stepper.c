@@ -22,9 +22,6 @@
 
 #include "stepper.h"
 
-#define BLOCK 16       /* outputs, see kernels/gemm.h */
-#define STEP_BYTES 64  /* of a block, for one step */
-
 /* ---- before and after ---- */
 
 static int invalid(lh_block *b, int code, int row, int step)
@@ -104,19 +101,20 @@ static float *state_of(lh_stepper *s, int slot)
 static void load_rows(lh_stepper *s)
 {
     int layers = s->model.layers, hidden = s->model.hidden;
+    rows_t *rows = &s->rows;
     for (int row = 0; row < s->block->rows; row++) {
         int slot = s->block->slots[s->order[row]];
         const float *state = state_of(s, slot);
         size_t at = (size_t)row * s->stride, bytes = (size_t)hidden * sizeof(float);
         for (int l = 0; l < layers; l++) {
             /* what is past H is multiplied by weights of zero, and must not be a NaN */
-            memset(s->h[l][0] + at, 0, (size_t)s->stride * sizeof(float));
-            memset(s->c[l] + at, 0, (size_t)s->stride * sizeof(float));
-            memcpy(s->h[l][0] + at, state + (size_t)l * hidden, bytes);
-            memcpy(s->c[l] + at, state + (size_t)(layers + l) * hidden, bytes);
+            memset(rows->h[l][0] + at, 0, (size_t)s->stride * sizeof(float));
+            memset(rows->c[l][0] + at, 0, (size_t)s->stride * sizeof(float));
+            memcpy(rows->h[l][0] + at, state + (size_t)l * hidden, bytes);
+            memcpy(rows->c[l][0] + at, state + (size_t)(layers + l) * hidden, bytes);
             if (!s->model.is_int8) continue;
-            uint8_t *activations = s->hq[l][0] + at * (size_t)s->kernels->activation_bytes;
-            s->kernels->quantize(s->h[l][0] + at, 0, s->stride, s->stride, activations);
+            uint8_t *activations = rows->hq[l][0] + at * (size_t)s->kernels->activation_bytes;
+            s->kernels->quantize(rows->h[l][0] + at, 0, s->stride, s->stride, activations);
         }
     }
 }
@@ -128,8 +126,8 @@ void store_row(lh_stepper *s, int row, int steps)
     float *state = state_of(s, s->block->slots[s->order[row]]);
     size_t at = (size_t)row * s->stride, bytes = (size_t)hidden * sizeof(float);
     for (int l = 0; l < layers; l++) {
-        memcpy(state + (size_t)l * hidden, s->h[l][steps & 1] + at, bytes);
-        memcpy(state + (size_t)(layers + l) * hidden, s->c[l] + at, bytes);
+        memcpy(state + (size_t)l * hidden, s->rows.h[l][steps & 1] + at, bytes);
+        memcpy(state + (size_t)(layers + l) * hidden, s->rows.c[l][0] + at, bytes);
     }
 }
 
@@ -144,29 +142,36 @@ static void store_rows(lh_stepper *s)
 }
 
 /* The threads for a run. A phase must be worth the barrier at its end (0.2 us), a run the waking of threads (30 us). */
-static int threads_for(const lh_stepper *s, const lh_block *b)
+int threads_for(const lh_stepper *s, double rows, double steps)
 {
     double products = 0.0; /* of a step */
     for (int i = 0; i <= s->model.layers; i++)
-        products += (double)s->layer[i].blocks * BLOCK * s->layer[i].inputs * s->model.hidden * b->rows;
-    double worth = products * b->steps < 4e6 ? 1.0 : products / 65536.0;
+        products += (double)s->layer[i].blocks * BLOCK * s->layer[i].inputs * s->model.hidden * rows;
+    double worth = products * steps < 4e6 ? 1.0 : products / 65536.0;
     return worth < 2.0 ? 1 : worth < s->model.threads ? (int)worth : s->model.threads;
 }
 
 /* ---- what Python calls ---- */
 
-typedef struct {
-    char *base;
-    size_t used;
-} arena_t;
-
-static void *allocate(arena_t *a, size_t bytes)
+void *allocate(arena_t *a, size_t bytes)
 {
     char *p = a->base ? a->base + a->used : NULL;
     size_t size = (bytes + 63) / 64 * 64 + ARENA_GAP;
     if (p) ASAN_POISON_MEMORY_REGION(p + bytes, size - bytes);
     a->used += size;
     return p;
+}
+
+void lay_out_rows(const lh_stepper *s, rows_t *rows, size_t n, int separate, arena_t *at)
+{
+    size_t floats = n * (size_t)s->stride;
+    size_t activations = s->model.is_int8 ? floats * (size_t)s->kernels->activation_bytes : 0;
+    for (int l = 0; l < s->model.layers; l++) {
+        for (int i = 0; i < 2; i++) rows->h[l][i] = allocate(at, floats * sizeof(float));
+        for (int i = 0; i < 2; i++) rows->hq[l][i] = allocate(at, activations);
+        rows->c[l][0] = allocate(at, floats * sizeof(float));
+        rows->c[l][1] = separate ? allocate(at, floats * sizeof(float)) : rows->c[l][0];
+    }
 }
 
 /* What the offset of the activations adds to each output, negated: a sum that begins with it has no offset. */
@@ -199,14 +204,8 @@ static size_t lay_out(lh_stepper *s, char *base)
         if (m->is_int8) sum_offsets(l, s->kernels->activation_offset, offset);
     }
     size_t state = slots * 2 * (size_t)m->layers * (size_t)m->hidden * sizeof(float);
-    size_t rows = slots * (size_t)s->stride;
     s->state = allocate(&at, state);
-    for (int l = 0; l < m->layers; l++) {
-        for (int i = 0; i < 2; i++) s->h[l][i] = allocate(&at, rows * sizeof(float));
-        size_t activations = m->is_int8 ? rows * (size_t)s->kernels->activation_bytes : 0;
-        for (int i = 0; i < 2; i++) s->hq[l][i] = allocate(&at, activations);
-        s->c[l] = allocate(&at, rows * sizeof(float));
-    }
+    lay_out_rows(s, &s->rows, slots, 0, &at);
     s->zero_h = allocate(&at, (size_t)s->stride * sizeof(float));
     s->zero_hq = allocate(&at, m->is_int8 ? (size_t)s->stride * (size_t)s->kernels->activation_bytes : 0);
     if (base) memset(s->zero_h, 0, (size_t)s->stride * sizeof(float));
@@ -294,7 +293,7 @@ EXPORT int lh_run(lh_stepper *s, lh_block *b)
     plan(s, b);
     if (b->automata) memcpy(b->made_steps, b->row_steps, (size_t)b->rows * sizeof(int32_t));
     load_rows(s);
-    pool_run(&s->pool, threads_for(s, b), s->kernels->run_steps, s);
+    pool_run(&s->pool, threads_for(s, b->rows, b->steps), s->kernels->run_steps, s);
     store_rows(s);
     float_mode_leave(mode);
     free(lists);

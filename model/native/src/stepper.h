@@ -7,6 +7,9 @@
 
 #define UNITS 16 /* hidden units of a panel: 4 gates * 16 = 64 outputs; 16 floats of h are a cache line */
 #define ROWS 96  /* the most rows of an item: their h stays in the L2 cache */
+#define BLOCK 16      /* outputs, see kernels/gemm.h */
+#define STEP_BYTES 64 /* of a block, for one step */
+#define HEAD_ROWS 12  /* the most rows of an item of the head */
 
 typedef struct {
     int blocks;        /* of 16 outputs; of a layer, 4 for each 16 units */
@@ -25,6 +28,12 @@ typedef struct {
     sampling_scratch_t sampling;
 } scratch_t;
 
+/* The memory of rows that are advanced together. Everything of a row is `stride` apart from the next one's. */
+typedef struct {
+    float *h[MAX_LAYERS][2], *c[MAX_LAYERS][2]; /* (rows, stride), at even and odd steps; c may be the same memory */
+    uint8_t *hq[MAX_LAYERS][2];                 /* int8: h as activations, see kernels/simd.h */
+} rows_t;
+
 typedef struct lh_stepper {
     pool_t pool;
     lh_model model;
@@ -35,12 +44,11 @@ typedef struct lh_stepper {
     void *arena;
     size_t arena_size;
     float *state; /* (slots, 2, L, H) */
-    float *h[MAX_LAYERS][2], *c[MAX_LAYERS]; /* (rows, stride); h at even and odd steps */
-    uint8_t *hq[MAX_LAYERS][2];              /* int8: h as activations, see kernels/simd.h */
-    float *zero_h;                           /* (stride,) */
-    uint8_t *zero_hq;                        /* int8: the same as activations */
-    float *logits;                           /* (rows, vstride) */
-    uint8_t *seen;                           /* (slots,) to find a slot that is there twice */
+    rows_t rows;      /* of a run */
+    float *zero_h;    /* (stride,) */
+    uint8_t *zero_hq; /* int8: the same as activations */
+    float *logits;    /* (rows, vstride) */
+    uint8_t *seen;    /* (slots,) to find a slot that is there twice */
     scratch_t *scratch[MAX_THREADS];
     /* of the present run */
     lh_block *block;
@@ -50,17 +58,54 @@ typedef struct lh_stepper {
     int32_t *draws;     /* rows, for one step after another */
 } lh_stepper;
 
+/* Texts that are read side by side, each from the zero state. Equal beginnings are read once: a row stands for all texts
+ * that have been equal so far. */
+typedef struct lh_scoring {
+    lh_stepper *stepper;
+    lh_texts texts;
+    rows_t rows;     /* as many as texts */
+    float *logits;   /* (threads, HEAD_ROWS, vstride) */
+    void *arena;
+    int32_t level;   /* how many ids the running texts have been fed */
+    int32_t running; /* texts that are not read to their end */
+    int32_t *active; /* (texts,) which those are, in their order */
+    int32_t *shared; /* (texts,) how many ids a text is fed that are also those of the text before it, from the first on */
+    int32_t *row;    /* (texts,) the row of a running text, after its last id */
+    /* of the present run */
+    int32_t levels;
+    int32_t *begins;  /* (levels + 1,) where the rows of each level begin */
+    int32_t *fed;     /* of each row: the id that it is fed */
+    int32_t *source;  /* of each row: the row of the level before that it continues */
+    int32_t *readers; /* of each row, and one more: where its texts begin */
+    int32_t *reader;  /* texts, for one row after another */
+} lh_scoring;
+
 /* What is compiled for one instruction set. */
 typedef struct lh_kernels {
     const char *name;
     int32_t activation_offset, activation_bytes; /* see kernels/simd.h */
     void (*quantize)(const float *h, int first, int n, int stride, uint8_t *row);
     void (*run_steps)(void *stepper, int thread);
+    void (*run_levels)(void *scoring, int thread);
     int32_t (*draw)(const float *logits, int n, const sampling_t *params, double random_value,
                     const sampling_scratch_t *scratch, float *logprob);
     int (*lstm_forward)(const lh_lstm_layer *layer);
     int (*lstm_backward)(const lh_lstm_layer *layer);
 } lh_kernels;
+
+typedef struct {
+    char *base;
+    size_t used;
+} arena_t;
+
+/* Returns the next piece of an arena; without a base it only counts the bytes. */
+void *allocate(arena_t *a, size_t bytes);
+
+/* Takes the memory of so many rows from an arena; with `separate` the cells before a step stay as they were. */
+void lay_out_rows(const lh_stepper *s, rows_t *rows, size_t n, int separate, arena_t *at);
+
+/* The threads for so many steps of so many rows. */
+int threads_for(const lh_stepper *s, double rows, double steps);
 
 /* Copies the state of a row back to the table, as it is after so many steps. Not analysed across functions: GCC 12
  * then takes it for one that writes nothing, and leaves its calls out. */

@@ -20,6 +20,7 @@ from model.native.library import (
     AutomatonArrays,
     BlockArrays,
     ModelArrays,
+    TextsArrays,
     Unsupported,
     choose_instruction_set,
     library_path,
@@ -29,6 +30,7 @@ from model.network.char_rnn import CharRNN
 from model.network.sampling import SAMPLING_DTYPE
 from model.stepper import Block, BlockResult, as_state
 from model.stepper.cpu.pack import PackedNetwork, pack
+from model.stepper.cpu.scoring import NativeScoring
 from model.structured_outputs.masks import ConstraintResult, Constraints
 
 __all__ = ["CpuStepper", "Unsupported"]
@@ -178,6 +180,31 @@ class CpuStepper:
         if code != _OK:
             raise ValueError("block: " + _INVALID[code].format(row=arrays.bad_row, step=arrays.bad_step))
         return result
+
+    def begin_scoring(
+        self, ids: NDArray[np.int32], starts: NDArray[np.int64], logprobs: NDArray[np.float32]
+    ) -> NativeScoring:
+        """Begin to read texts; see `ScoresTexts`.
+
+        Raises:
+            ValueError: An array has another layout, or values that are not possible.
+        """
+        n = len(starts) - 1
+        texts = TextsArrays(
+            n,
+            _address("ids", ids, np.int32, (len(ids),)),
+            _address("starts", starts, np.int64, (n + 1,)),
+            _address("logprobs", logprobs, np.float32, (len(ids) - n,)),
+        )
+        if n < 1 or (int(starts[0]), int(starts[-1])) != (0, len(ids)) or int(np.diff(starts).min()) < 2:
+            raise ValueError(f"starts: expected rising indices from 0 to {len(ids)}, at least 2 apart")
+        if int(ids.min()) < 0 or int(ids.max()) >= self.vocab_size:
+            raise ValueError(f"ids: expected 0 to {self.vocab_size - 1}")
+        with self._lock:
+            handle = self._library.lh_score_open(self._open(), ctypes.byref(texts))
+        if not handle:
+            raise MemoryError("no memory for the texts")
+        return NativeScoring(self._library, handle, self._lock, self._open, (ids, starts, logprobs))
 
     def read(self, slot: int) -> NDArray[np.float32]:
         """Copy a slot's state, (S, L, H)."""

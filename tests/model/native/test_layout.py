@@ -8,7 +8,7 @@ from itertools import takewhile
 import numpy as np
 import pytest
 
-from model.native.library import BlockArrays, LstmLayerArrays, ModelArrays, library_path, load_library
+from model.native.library import BlockArrays, LstmLayerArrays, ModelArrays, TextsArrays, library_path, load_library
 from model.network.sampling import SAMPLING_DTYPE, SamplingParams, as_batch
 
 pytestmark = pytest.mark.usefixtures("native_code")
@@ -16,6 +16,7 @@ Layout = dict[str, tuple[int, int]]  # "structure" or "structure.field" -> offse
 STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "lh_model": ModelArrays,
     "lh_block": BlockArrays,
+    "lh_texts": TextsArrays,
     "lh_lstm_layer": LstmLayerArrays,
 }
 

@@ -25,9 +25,9 @@ from model.stepper.items import (
     ItemCollector,
     ItemConstraints,
     generate_items,
-    score_items,
 )
 from model.stepper.reference import ReferenceStepper
+from model.stepper.scoring import score_items
 from model.text.items.layout import ItemLayout
 from model.text.items.record import ItemRecord
 from model.text.items.splitting import item_hashes
@@ -85,8 +85,8 @@ def test_the_probabilities_of_all_items_add_up_to_one() -> None:
 def test_an_item_has_the_same_probability_in_every_batch(precision: Any) -> None:
     """Bit for bit: alone, among hundreds of others, in another order, and with few slots."""
     texts = [item for n, item in enumerate(every_item(6)) if n % 5 == 0] + ["abc" * 40]
-    together = score_items(CpuStepper(network(), 64, precision), VOCAB, texts)
-    backwards = score_items(CpuStepper(network(), 7, precision), VOCAB, texts[::-1])[::-1]
+    together = list(score_items(CpuStepper(network(), 64, precision), VOCAB, texts))
+    backwards = list(score_items(CpuStepper(network(), 7, precision), VOCAB, texts[::-1]))[::-1]
     assert together == backwards
     one = CpuStepper(network(), 1, precision)
     assert [score_items(one, VOCAB, [text])[0] for text in texts[::9]] == together[::9]
@@ -95,7 +95,7 @@ def test_an_item_has_the_same_probability_in_every_batch(precision: Any) -> None
 def test_scores_are_those_of_the_definition() -> None:
     """Surprisal, its mean, and the most surprising character are those of the network's softmax."""
     made = network()
-    (score,) = score_items(ReferenceStepper(made, 4), VOCAB, ["abca"])
+    (score,) = scores = score_items(ReferenceStepper(made, 4), VOCAB, ["abca"])
     ids = torch.tensor([[VOCAB.start, *VOCAB.encode("abca").tolist()]])
     logits, _ = made(ids, made.zero_state(1))
     nats = -torch.log_softmax(logits[0].double(), dim=-1)[range(5), [*VOCAB.encode("abca").tolist(), VOCAB.start]]
@@ -104,8 +104,8 @@ def test_scores_are_those_of_the_definition() -> None:
     position, peak = score.peak
     assert position == int(nats.argmax())
     assert peak == pytest.approx(float(nats.max()) / math.log(2), abs=1e-4)
-    assert score.statistic("bits") == score.bits
-    assert score.statistic("peak_bits") == score.peak[1]
+    assert scores.statistic("bits").tolist() == [score.bits]
+    assert scores.statistic("peak_bits").tolist() == [score.peak[1]]
 
 
 def test_characters_that_the_vocabulary_lacks_are_infinitely_surprising() -> None:

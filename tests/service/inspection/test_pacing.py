@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from service.inspection.pacing import BUSY_SHARE, MAX_PAUSE_S, Pacer
+from service.engine.scoring import BUSY_SHARE
+from service.inspection.pacing import MAX_PAUSE_S, Pacer
 
 
 class Clock:

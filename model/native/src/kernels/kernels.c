@@ -1,6 +1,7 @@
 /* Everything that is compiled once for each instruction set. KERNELS is the set's name; model/native/library.py has the
  * sets and their compiler flags.
  */
+#include "levels.h"
 #include "lstm_layer.h"
 #include "steps.h"
 
@@ -10,5 +11,5 @@
 #define TEXT(set) TEXT_OF(set)
 
 const lh_kernels NAME(KERNELS) = {
-    TEXT(KERNELS), ACTIVATION_OFFSET, ACTIVATION_BYTES, quantize, run_steps, draw, lstm_forward, lstm_backward,
+    TEXT(KERNELS), ACTIVATION_OFFSET, ACTIVATION_BYTES, quantize, run_steps, run_levels, draw, lstm_forward, lstm_backward,
 };

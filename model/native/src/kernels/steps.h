@@ -8,11 +8,11 @@
 #include "sampling.h"
 
 /* The row of h (fp32), or of activations (int8), of one layer; `now` is 0 or 1, see stepper.h. */
-INLINE const void *h_of(const lh_stepper *s, int layer, int now, int row)
+INLINE const void *h_of(const lh_stepper *s, const rows_t *rows, int layer, int now, int row)
 {
     size_t at = (size_t)row * (size_t)s->stride;
-    if (s->model.is_int8) return s->hq[layer][now] + at * ACTIVATION_BYTES;
-    return s->h[layer][now] + at;
+    if (s->model.is_int8) return rows->hq[layer][now] + at * ACTIVATION_BYTES;
+    return rows->h[layer][now] + at;
 }
 
 /* z += rows * weights for some blocks of a panel, all segments. */
@@ -67,20 +67,36 @@ static int32_t id_fed(const lh_stepper *s, int k, int column)
     return k ? b->ids[(size_t)(k - 1) * b->rows + column] : b->forced_ids[column];
 }
 
-/* The row of h before a step: zeros where an item begins. */
-INLINE const void *h_before(const lh_stepper *s, int layer, int before, int row, int begins_item)
+/* Prepares a row for a panel's product: its sums, its inputs, and its cells. The row continues the row `source` of the
+ * step before, or the zero state where an item begins. Returns where its sums begin. */
+INLINE const float *begin_row(const lh_stepper *s, const rows_t *rows, scratch_t *t, int layer, int now, int panel, int r,
+                              int row, int source, int32_t fed, int begins_item)
 {
-    if (!begins_item) return h_of(s, layer, before, row);
-    return s->model.is_int8 ? (const void *)s->zero_hq : s->zero_h;
+    const layer_t *l = &s->layer[layer];
+    const size_t unit = (size_t)panel * UNITS, stride = (size_t)s->stride;
+    const float *initial = l->initial + ((layer ? 0 : (size_t)fed * (l->blocks / BLOCKS)) + panel) * PANEL;
+    begin(s->model.is_int8, (zrow *)t->z + r, PANEL, initial, l->offset + panel * PANEL);
+    if (layer) t->row[0][r] = h_of(s, rows, layer - 1, now, row);
+    const void **h = &t->row[layer ? 1 : 0][r];
+    float *c = rows->c[layer][now] + row * stride + unit;
+    const float *before = rows->c[layer][now ^ 1] + source * stride + unit;
+    if (begins_item) {
+        *h = s->model.is_int8 ? (const void *)s->zero_hq : s->zero_h;
+        memset(c, 0, UNITS * sizeof(float));
+    } else {
+        *h = h_of(s, rows, layer, now ^ 1, source);
+        if (c != before) memcpy(c, before, UNITS * sizeof(float));
+    }
+    return initial;
 }
 
 /* Turns a panel's sums into c and h, for `rows` rows; `at` is where the sixteen units of the first row are. */
-static void apply_gates(lh_stepper *s, int layer, int now, size_t at, int rows, const zrow *z, const float *scale,
-                        const float *const *initial)
+static void apply_gates(const lh_stepper *s, const rows_t *memory, int layer, int now, size_t at, int rows,
+                        const zrow *z, const float *scale, const float *const *initial)
 {
     const int is_int8 = s->model.is_int8;
     const size_t stride = (size_t)s->stride;
-    float *c = s->c[layer] + at, *h = s->h[layer][now] + at;
+    float *c = memory->c[layer][now] + at, *h = memory->h[layer][now] + at;
     for (int r = 0; r < rows; r++)
         for (int u = 0; u < UNITS; u += LANES)
             cell_update(finish(is_int8, z + r, u, scale, initial[r]),
@@ -92,61 +108,70 @@ static void apply_gates(lh_stepper *s, int layer, int now, size_t at, int rows, 
                      cell_output(finish(is_int8, z + r, 3 * UNITS + u, scale, initial[r]), c + r * stride + u));
     if (!is_int8) return;
     size_t row = at / stride * stride; /* where the first row begins */
-    uint8_t *hq = s->hq[layer][now] + row * ACTIVATION_BYTES;
+    uint8_t *hq = memory->hq[layer][now] + row * ACTIVATION_BYTES;
     for (int r = 0; r < rows; r++, hq += stride * ACTIVATION_BYTES)
         quantize(h + r * stride, (int)(at - row), UNITS, s->stride, hq);
 }
 
-static void layer_phase(lh_stepper *s, int layer, int k, int thread)
+/* The product of a panel and the gates, for `count` rows that begin_row has prepared. */
+static void finish_rows(const lh_stepper *s, const rows_t *rows, scratch_t *t, int layer, int now, int panel, int first,
+                        int count, const float *const *initial)
 {
     const layer_t *l = &s->layer[layer];
+    multiply(s, l, panel * BLOCKS, BLOCKS, count, t);
+    size_t at = (size_t)first * s->stride + (size_t)panel * UNITS;
+    apply_gates(s, rows, layer, now, at, count, (zrow *)t->z, l->scale + panel * PANEL, initial);
+}
+
+static void layer_phase(lh_stepper *s, int layer, int k, int thread)
+{
     scratch_t *t = s->scratch[thread];
-    zrow *z = (zrow *)t->z;
-    int rows = s->running[k], each = rows_per_item(rows), panels = l->blocks / BLOCKS;
-    int items = panels * ((rows + each - 1) / each), before = k & 1, now = before ^ 1, from = thread;
+    int rows = s->running[k], each = rows_per_item(rows), panels = s->layer[layer].blocks / BLOCKS;
+    int items = panels * ((rows + each - 1) / each), now = (k & 1) ^ 1, from = thread;
     for (int item; (item = pool_take(&s->pool, items, &from)) >= 0;) {
         int first = item / panels * each, count = rows - first < each ? rows - first : each;
         int panel = item % panels;
         const float *initial[ROWS];
         for (int r = 0; r < count; r++) {
-            const int32_t fed = id_fed(s, k, s->order[first + r]);
-            const int begins_item = fed == s->model.item_end;
-            size_t at = layer ? 0 : (size_t)fed * panels;
-            initial[r] = l->initial + (at + panel) * PANEL;
-            begin(s->model.is_int8, &z[r], PANEL, initial[r], l->offset + panel * PANEL);
-            if (layer) t->row[0][r] = h_of(s, layer - 1, now, first + r);
-            t->row[layer ? 1 : 0][r] = h_before(s, layer, before, first + r, begins_item);
-            if (begins_item)
-                memset(s->c[layer] + (size_t)(first + r) * s->stride + (size_t)panel * UNITS, 0, UNITS * sizeof(float));
+            int row = first + r;
+            const int32_t fed = id_fed(s, k, s->order[row]);
+            initial[r] = begin_row(s, &s->rows, t, layer, now, panel, r, row, row, fed, fed == s->model.item_end);
         }
-        multiply(s, l, panel * BLOCKS, BLOCKS, count, t);
-        size_t at = (size_t)first * s->stride + (size_t)panel * UNITS;
-        apply_gates(s, layer, now, at, count, z, l->scale + panel * PANEL, initial);
+        finish_rows(s, &s->rows, t, layer, now, panel, first, count, initial);
     }
 }
 
-static void head_phase(lh_stepper *s, int k, int thread)
+/* The logits of some rows and some blocks of the head, (count, vstride). */
+static void head_of(const lh_stepper *s, const rows_t *rows, scratch_t *t, int now, const int32_t *row, int count,
+                    int panel, float *const *logits)
 {
     const layer_t *l = &s->layer[s->model.layers];
-    scratch_t *t = s->scratch[thread];
     zrow *z = (zrow *)t->z;
-    int is_int8 = s->model.is_int8, top = s->model.layers - 1, now = (k & 1) ^ 1, from = thread;
-    int rows = s->drawn[k + 1] - s->drawn[k], each = rows < 12 ? rows : 12, panels = (l->blocks + BLOCKS - 1) / BLOCKS;
-    int items = panels * ((rows + each - 1) / each);
+    int is_int8 = s->model.is_int8, top = s->model.layers - 1;
+    int block = panel * BLOCKS, blocks = l->blocks - block < BLOCKS ? l->blocks - block : BLOCKS;
+    const float *initial = l->initial + block * BLOCK, *scale = l->scale + block * BLOCK;
+    for (int r = 0; r < count; r++) {
+        t->row[0][r] = h_of(s, rows, top, now, row[r]);
+        begin(is_int8, &z[r], blocks * BLOCK, initial, l->offset + block * BLOCK);
+    }
+    multiply(s, l, block, blocks, count, t);
+    for (int r = 0; r < count; r++)
+        for (int v = 0; v < blocks * BLOCK; v += LANES)
+            vf_store(logits[r] + block * BLOCK + v, finish(is_int8, &z[r], v, scale, initial));
+}
+
+INLINE int head_panels(const lh_stepper *s) { return (s->layer[s->model.layers].blocks + BLOCKS - 1) / BLOCKS; }
+
+static void head_phase(lh_stepper *s, int k, int thread)
+{
+    int rows = s->drawn[k + 1] - s->drawn[k], each = rows < HEAD_ROWS ? rows : HEAD_ROWS, panels = head_panels(s);
+    int items = panels * ((rows + each - 1) / each), from = thread;
     const int32_t *draws = s->draws + s->drawn[k];
     for (int item; (item = pool_take(&s->pool, items, &from)) >= 0;) {
         int first = item / panels * each, count = rows - first < each ? rows - first : each;
-        int block = item % panels * BLOCKS, blocks = l->blocks - block < BLOCKS ? l->blocks - block : BLOCKS;
-        const float *initial = l->initial + block * BLOCK, *scale = l->scale + block * BLOCK;
-        for (int r = 0; r < count; r++) {
-            t->row[0][r] = h_of(s, top, now, draws[first + r]);
-            begin(is_int8, &z[r], blocks * BLOCK, initial, l->offset + block * BLOCK);
-        }
-        multiply(s, l, block, blocks, count, t);
-        for (int r = 0; r < count; r++)
-            for (int v = 0; v < blocks * BLOCK; v += LANES)
-                vf_store(s->logits + (size_t)draws[first + r] * s->vstride + block * BLOCK + v,
-                         finish(is_int8, &z[r], v, scale, initial));
+        float *logits[HEAD_ROWS];
+        for (int r = 0; r < count; r++) logits[r] = s->logits + (size_t)draws[first + r] * s->vstride;
+        head_of(s, &s->rows, s->scratch[thread], (k & 1) ^ 1, draws + first, count, item % panels, logits);
     }
 }
 

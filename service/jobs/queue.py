@@ -25,7 +25,16 @@ from service.errors import (
     UnknownJob,
     UnreadableJob,
 )
-from service.jobs.record import JOBS_KEY, Job, JobEvent, JobRecord, JobState, JsonObject, StoredJob
+from service.jobs.record import (
+    JOBS_KEY,
+    Job,
+    JobEvent,
+    JobRecord,
+    JobState,
+    JsonObject,
+    StoredJob,
+    remove_old_records,
+)
 
 log = logging.getLogger(__name__)
 QUEUE = "longhand"
@@ -278,6 +287,7 @@ class JobQueue:
     def _enqueue(self, request: JsonObject) -> str:
         if self._queue.count >= self._max_queued:
             raise JobQueueFull(f"the job queue is full: {self._max_queued} jobs are waiting (MAX_QUEUED_JOBS)")
+        remove_old_records(self._client, self._is_live)
         job_id = secrets.token_hex(8)
         JobRecord(self._client, job_id).create(request)
         self._queue.enqueue_call(
@@ -291,6 +301,12 @@ class JobQueue:
             retry=rq.Retry(max=MAX_RETRIES, enqueue_at_front=True),
         )
         return job_id
+
+    def _is_live(self, job_id: str) -> bool:
+        """Whether RQ has a job that waits or runs."""
+        rq_job = self._fetch(job_id)
+        status = rq_job.get_status(refresh=False) if rq_job is not None else JobStatus.FAILED
+        return status is None or _STATES.get(status, JobState.QUEUED).is_live
 
     def _fetch(self, job_id: str) -> rq.job.Job | None:
         try:

@@ -1,6 +1,6 @@
 """The record of a job in Redis: its dataclasses, one hash of JSON values and one capped stream of events.
 
-    lh:jobs              job ids by submission time; records beyond the newest MAX_RECORDS are deleted
+    lh:jobs              job ids by submission time; records of ended jobs beyond the newest MAX_RECORDS are deleted
     lh:job:{id}          hash: request, created_at, attempt, started_at, progress, validations, samples, notes, advice,
                          result, ended_at, error, cancel, is_bootstrap
     lh:job:{id}:events   stream of (name, data); a client resumes after the id of the last event that it has
@@ -15,7 +15,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Self, TypeVar
@@ -207,17 +207,12 @@ class JobRecord:
         self._events_key = f"{self._key}:events"
 
     def create(self, request: JsonObject) -> None:
-        """Write a new record and delete the oldest ones beyond MAX_RECORDS."""
+        """Write a new record."""
         now = time.time()
         with self._client.pipeline(transaction=True) as pipe:
             pipe.hset(self._key, mapping={"created_at": now, "request": json.dumps(request), "attempt": 0})
             pipe.zadd(JOBS_KEY, {self.job_id: now})
-            pipe.zrange(JOBS_KEY, 0, -MAX_RECORDS - 1)
-            oldest: Any = pipe.execute()[-1]
-        for member in oldest:
-            key = record_key(member.decode(errors="replace"))
-            self._client.delete(key, f"{key}:events")
-            self._client.zrem(JOBS_KEY, member)
+            pipe.execute()
 
     def read(self) -> StoredJob | None:
         """Return the record, or None if it does not exist.
@@ -294,6 +289,21 @@ class JobRecord:
         """Store the result and clear the error of an earlier attempt."""
         self._client.hset(self._key, mapping={"result": json.dumps(result.as_dict()), "ended_at": time.time()})
         self._client.hdel(self._key, "error")
+
+
+def remove_old_records(client: redis.Redis, is_live: Callable[[str], bool]) -> None:
+    """Delete the oldest records, but for those of jobs that have not ended, to leave room for one of MAX_RECORDS.
+
+    Args:
+        client: The Redis.
+        is_live: Tells whether the job with this id waits or runs.
+    """
+    oldest: Any = client.zrange(JOBS_KEY, 0, -MAX_RECORDS)
+    for member in oldest:
+        job_id = member.decode(errors="replace")
+        if not is_live(job_id):
+            client.delete(record_key(job_id), f"{record_key(job_id)}:events")
+            client.zrem(JOBS_KEY, member)
 
 
 def record_key(job_id: str) -> str:

@@ -101,6 +101,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     tokenizer = Tokenizer(manager, s.max_prompt_chars)
     for folder in (s.checkpoint_dir, s.corpora_dir):
         remove_abandoned(folder)
+    model_stores.remove_deleted()
     drain = Drain(manager, s.drain_notice_s, s.drain_timeout_s)
     authenticator = Authenticator(
         s.admin_key,

@@ -18,6 +18,8 @@ from model.errors import CheckpointError, StorageError
 
 _MAX_CACHED = 20_000
 _N_CLOSE = 5
+_DELETED = ".deleted"
+"""The end of the name of a model's folder while it is removed."""
 
 
 class ModelStores:
@@ -94,15 +96,20 @@ class ModelStores:
         if name == DEFAULT:
             raise CheckpointError("is the model of requests that name none, and cannot be deleted", field=name)
         folder = self.folder(name)
-        deleted = folder.with_name(f".{name}.{secrets.token_hex(8)}.deleted")
+        deleted = folder.with_name(f".{name}.{secrets.token_hex(8)}{_DELETED}")
         try:
             folder.rename(deleted)  # at once, so that nobody sees a part of it
-            shutil.rmtree(deleted)
         except FileNotFoundError:
             return False
         except OSError as e:
             raise StorageError(f"cannot be deleted ({e.strerror})", field=name) from e
+        shutil.rmtree(deleted, ignore_errors=True)
         return True
+
+    def remove_deleted(self) -> None:
+        """Remove what is left of models whose deletion was not finished: its process was killed, or a file stayed."""
+        for folder in (self.root / MODELS).glob(f".*{_DELETED}"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def file_identity(path: Path) -> tuple[int, ...]:

@@ -213,6 +213,21 @@ def test_a_deleted_model_gives_its_memory_back(folder: Folder) -> None:
         folder.named.acquire("names")
 
 
+def test_a_deletion_that_was_not_finished_is_finished_at_the_next_start(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is gone at once, and its files take no space for ever."""
+    folder.save("names", checkpoint_of(50))
+    stores = ModelStores(folder.path)
+    with monkeypatch.context() as patch:
+        patch.setattr("service.models.model_stores.shutil.rmtree", lambda *_, **__: None)  # killed in between
+        assert stores.remove("names")
+    assert not stores.exists("names")
+    folder.save("others", checkpoint_of(51))
+    stores.remove_deleted()
+    assert [path.name for path in store_folder(folder.path, "names").parent.iterdir()] == ["others"]
+
+
 def test_a_request_waits_for_its_own_model_only(folder: Folder) -> None:
     """While one is loaded, others are used and loaded, and what the process does at its end goes on; it loads once."""
     slow, ready, new, *_ = folder.ids

@@ -36,12 +36,12 @@ def blueprint(stores: ModelStores, max_bytes: int) -> Blueprint:
 
     @routes.get("/<model_id:model_id>/file")
     def download(model_id: str) -> Response:
-        return _file(find(model_id), model_id)
+        return _file(find(model_id))
 
     @routes.get("/<model_name:model_name>/checkpoint")
     def download_promoted(model_name: str) -> Response:
         """The promoted checkpoint of a model."""
-        return _file(*_promoted(stores, model_name))
+        return _file(_promoted(stores, model_name))
 
     @routes.get("/<model_id:model_id>/page")
     def page(model_id: str) -> Response:
@@ -115,13 +115,14 @@ def _receive(folder: Path, model_id: str | None, max_bytes: int) -> tuple[Respon
     return jsonify(stored.as_dict()), 201 if is_new else 200
 
 
-def _promoted(stores: ModelStores, name: str) -> tuple[Path, str]:
-    """Return the promoted checkpoint of a model, and its fingerprint."""
+def _promoted(stores: ModelStores, name: str) -> Path:
+    """Return the promoted checkpoint of a model."""
     folder = stores.folder(name)
     try:
         path = registry.promoted_path(folder)
         if path is not None:
-            return path, stores.info(path).fingerprint
+            stores.info(path)  # that it can be used
+            return path
     except CheckpointError as e:
         raise ModelConflict.of(e, folder) from e
     if stores.exists(name):
@@ -129,8 +130,9 @@ def _promoted(stores: ModelStores, name: str) -> tuple[Path, str]:
     raise unknown_model(stores, name)
 
 
-def _file(path: Path, model_id: str) -> Response:
-    return send_file(path.resolve(), BINARY, as_attachment=True, download_name=path.name, etag=model_id)
+def _file(path: Path) -> Response:
+    """Send a file. Its ETag is of the file: a model may have several, of which a download must not be a mixture."""
+    return send_file(path.resolve(), BINARY, as_attachment=True, download_name=path.name)
 
 
 def _unknown(model_id: str) -> UnknownModel:

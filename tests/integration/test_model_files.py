@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -207,3 +208,19 @@ def test_no_model_has_the_name_that_the_openai_protocol_gives_to_the_default_one
     unknown = client.post("/generate", json={"max_chars": 1, "model": "longhand"})
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_model")
     assert [model["id"] for model in client.get("/v1/models").json()["data"]].count("longhand") == 1
+
+
+def test_a_download_that_goes_on_is_of_one_file(client: httpx.Client, folder: Path) -> None:
+    """A model may have two files, whose losses were measured on different parts: the rest of the other is no rest."""
+    sampled = random_checkpoint(seed=7)
+    path = sampled.save(folder)
+    address = f"/models/{sampled.fingerprint}/file"
+    first = client.get(address, headers={"Range": "bytes=0-99"})
+    assert first.status_code == 206
+    more = {"Range": "bytes=100-", "If-Range": first.headers["ETag"]}
+    rest = client.get(address, headers=more)
+    assert (rest.status_code, first.content + rest.content) == (206, path.read_bytes())
+    whole = replace(sampled, val_loss=2.25, corpus="another name").save(folder)
+    os.utime(whole, (2**31, 2**31))  # the newest is the one that is sent
+    assert client.get(address, headers=more).status_code == 200
+    assert client.get(address).content == whole.read_bytes()

@@ -90,6 +90,7 @@ class BlockArrays(ctypes.Structure):
         ("steps", ctypes.c_int32),
         ("window_size", ctypes.c_int32),
         ("n_automata", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
         *[(name, POINTER) for name in ("slots", "row_steps", "forced_ids", "random_values", "sampling", "score_ids")],
         *[(name, POINTER) for name in ("windows", "bias_starts", "bias_ids", "bias_values")],
         *[(name, POINTER) for name in ("automata", "automaton_of", "states", "budgets", "made_steps", "mask_logprobs")],
@@ -170,6 +171,8 @@ def load_library(path: Path) -> ctypes.CDLL:
     library.lh_open.argtypes, library.lh_open.restype = [ctypes.POINTER(ModelArrays)], POINTER
     library.lh_close.argtypes, library.lh_close.restype = [POINTER], None
     library.lh_run.argtypes, library.lh_run.restype = [POINTER, ctypes.POINTER(BlockArrays)], ctypes.c_int
+    library.lh_threads.argtypes = [POINTER, ctypes.c_int32, ctypes.c_int32]
+    library.lh_threads.restype = ctypes.c_int32
     library.lh_bytes.argtypes, library.lh_bytes.restype = [POINTER], ctypes.c_int64
     library.lh_read.argtypes, library.lh_read.restype = [POINTER, ctypes.c_int32, POINTER], None
     library.lh_write.argtypes, library.lh_write.restype = [POINTER, ctypes.c_int32, POINTER], None

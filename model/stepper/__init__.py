@@ -142,3 +142,16 @@ class ScoresTexts(Protocol):
             logprobs: (N - n,) filled with the natural log-probability of each id but the first of its text.
         """
         ...
+
+
+@runtime_checkable
+class CpuBound(Protocol):
+    """A stepper whose runs take this machine's cores, which steppers share."""
+
+    def cores_for(self, block: Block) -> int:
+        """Return how many cores a run of the block would use."""
+        ...
+
+    def run(self, block: Block, n_cores: int = 0) -> BlockResult:
+        """Run a block on at most so many cores; 0: any number. They change no bit of the result."""
+        ...

@@ -41,8 +41,12 @@ class ReferenceStepper(StateTable):
         tensors = [self._table, *self._layers.tensors()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
+    def cores_for(self, block: Block) -> int:
+        """One: torch decides how many threads a run uses."""
+        return 1
+
     @torch.inference_mode()
-    def run(self, block: Block) -> BlockResult:
+    def run(self, block: Block, n_cores: int = 0) -> BlockResult:
         """Advance the block's rows in place."""
         k_steps, n_rows = block.forced_ids.shape
         padded = -(-n_rows // TILE) * TILE

@@ -10,16 +10,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import StateError
 from model.network.state import HiddenState
-from model.stepper import BlockResult, Stepper, StepperError
+from model.stepper import Block, BlockResult, CpuBound, Stepper, StepperError
 from model.stepper.generate import one_row_block
 from model.stepper.scoring import PackedTexts
 from model.text.vocab import Vocabulary
+from service.engine.cores import CoreScheduler, Turn
 from service.engine.observer import IterationStats, NullObserver, Observer
 from service.engine.scheduler import Scheduler
 from service.engine.scoring import BUSY_SHARE, ScoringJob, ScoringQueue
@@ -41,6 +43,7 @@ class Engine:
         *,
         max_waiting: int,
         block_s: float = 0.020,
+        cores: CoreScheduler | None = None,
         observer: Observer | None = None,
         on_device_lost: Callable[[], None] = lambda: None,
     ) -> None:
@@ -52,6 +55,7 @@ class Engine:
             fingerprint: The fingerprint of its checkpoint, which every state carries.
             max_waiting: The capacity of the queue in front of the slots.
             block_s: The time that a block should take.
+            cores: Shared with the engines of other models; None: it shares none.
             observer: Receives the statistics of each iteration.
             on_device_lost: Called when the stepper can compute nothing more in this process; every sequence ends with
                 Draining.
@@ -67,6 +71,9 @@ class Engine:
         self._scheduler = Scheduler(stepper.n_slots, block_s)
         self._scorings = ScoringQueue(stepper)
         self._block_s = block_s
+        self._cpu_stepper = stepper if isinstance(stepper, CpuBound) else None
+        self._cores = cores.queue() if cores is not None and self._cpu_stepper is not None else None
+        self._n_cores = cores.n_cores if cores is not None else 0
         self._observer = observer or NullObserver()
         self._stats = IterationStats()  # of the present iteration
         self._outbox: list[tuple[Stream, Item]] = []  # put on the streams just before the next block runs
@@ -231,7 +238,7 @@ class Engine:
         self._scorings.close(Draining("this worker is shutting down; send the request to another one"))
         self._observer.on_iteration(self._stats)
         self._observer.on_stopped()
-        del self._stepper  # its memory is free again, whoever still refers to this engine
+        del self._stepper, self._cpu_stepper  # its memory is free again, whoever still refers to this engine
 
     def _fail_running(self, error: Exception) -> None:
         log.exception("the engine failed to run a block; the sequences in it end with an error")
@@ -251,27 +258,38 @@ class Engine:
         with self._changed:
             while not self._inbox and self._scheduler.is_idle and not self._scorings and not self._is_stopping:
                 self._changed.wait()
-            self._scheduler.add(self._inbox)
-            self._inbox.clear()
+            self._take_submitted()
             return not self._is_stopping
+
+    def _take_submitted(self) -> None:
+        """Move submitted sequences to the scheduler. The caller has the lock."""
+        self._scheduler.add(self._inbox)
+        self._inbox.clear()
 
     def _step(self) -> None:
         """One iteration: end what is cancelled or late, admit, run a block, process its results, score texts."""
-        now = time.monotonic()
-        self._end_cancelled_and_late(now)
-        self._admit(now)
-        if self._scheduler.running:
-            self._run_block()
+        self._run_block()
         if self._scorings:
             self._score_texts()
 
     def _run_block(self) -> None:
-        block = self._scheduler.next_block()
-        self._flush_outbox()
-        started = time.monotonic()
-        result = self._stepper.run(block)
-        self._stats.block_s = time.monotonic() - started
-        self._scheduler.record(block, self._stats.block_s)
+        asked_at = time.monotonic()
+        if self._scheduler.is_idle:
+            return
+        with self._turn() as turn:
+            now = time.monotonic()
+            with self._changed:
+                self._take_submitted()  # those that came while this engine waited for its turn
+            self._end_cancelled_and_late(now)
+            self._admit(now)
+            if not self._scheduler.running:
+                return
+            block = self._scheduler.next_block(1.0 if turn is None else turn.share)
+            self._flush_outbox()
+            started = time.monotonic()
+            result = self._run(block, turn)
+            self._stats.block_s = time.monotonic() - started
+        self._scheduler.record(block, self._stats.block_s, now - asked_at)
         self._process(block.slots, block.steps, result)
 
     def _score_texts(self) -> None:
@@ -279,7 +297,27 @@ class Engine:
         self._flush_outbox()
         block_s = self._stats.block_s
         seconds = self._block_s if block_s is None else block_s * BUSY_SHARE / (1 - BUSY_SHARE)
-        self._stats.prompt_chars += self._scorings.run(seconds)
+        with self._turn() as turn:
+            if turn is not None:
+                turn.weight = self._block_s
+                turn.extend(self._n_cores)
+            self._stats.prompt_chars += self._scorings.run(seconds)
+
+    def _turn(self) -> AbstractContextManager[Turn | None]:
+        """Wait for this engine's turn on the cores; None if it shares none."""
+        if self._cores is None:
+            return nullcontext()
+        turn = self._cores.try_turn()
+        if turn is None:
+            self._flush_outbox()
+            turn = self._cores.turn()
+        return turn
+
+    def _run(self, block: Block, turn: Turn | None) -> BlockResult:
+        if turn is None or self._cpu_stepper is None:
+            return self._stepper.run(block)
+        turn.weight = self._scheduler.block_s
+        return self._cpu_stepper.run(block, turn.extend(self._cpu_stepper.cores_for(block)))
 
     def _end_cancelled_and_late(self, now: float) -> None:
         for sequence in self._scheduler.drop_waiting(now):

@@ -22,6 +22,8 @@ MAX_STEPS = 256
 OUTPUT_COST_S = 0.0005
 """The least time that a block should take for each of its rows: sending a chunk costs a request's thread about a third
 of this (bench/serve)."""
+LEAST_SHARE = 1 / 4
+"""No block is planned for less of its usual time, neither for a first character nor because many models have work."""
 MAX_RETRY_AFTER_S = 60
 """A longer estimate is not worth giving: texts end early, and clients leave."""
 
@@ -98,10 +100,19 @@ class Scheduler:
             self.waiting = deque(s for s in self.waiting if id(s) not in gone)
         return dropped
 
-    def next_block(self) -> Block:
-        """The next block: every running sequence, for the block's steps or for what it has left."""
+    @property
+    def block_s(self) -> float:
+        """The time that a block of all running sequences should take: with many of them it is longer."""
+        return max(self._block_s, 2 * OUTPUT_COST_S * len(self.running))
+
+    def next_block(self, share: float = 1.0) -> Block:
+        """Return the next block: every running sequence, for the block's steps or for what it has left.
+
+        Args:
+            share: The part of its usual time that the block should take.
+        """
         rows = list(self.running.items())
-        limit = self._block_steps()
+        limit = self._block_steps(share)
         steps = np.array([s.steps_within(limit) for _, s in rows], dtype=np.int32)
         k = int(steps.max())
         forced_ids = np.full((k, len(rows)), SAMPLE, dtype=np.int32)
@@ -126,10 +137,16 @@ class Scheduler:
             constraints=Constraints.of([s.constraint(n) for (_, s), n in zip(rows, steps.tolist(), strict=True)]),
         )
 
-    def record(self, block: Block, seconds: float) -> None:
-        """Learn from a block how long a step takes; the next blocks are sized by it."""
+    def record(self, block: Block, seconds: float, waited_s: float = 0.0) -> None:
+        """Learn from a block how long a step takes; the next blocks are sized by it.
+
+        Args:
+            block: The block.
+            seconds: Its time.
+            waited_s: The time for which it waited for cores that other models used.
+        """
         self._step_s += 0.3 * (seconds / len(block.forced_ids) - self._step_s)
-        steps_per_s = float(block.steps.sum()) / seconds
+        steps_per_s = float(block.steps.sum()) / (seconds + waited_s)
         self._steps_per_s += 0.1 * (steps_per_s - self._steps_per_s) if self._steps_per_s else steps_per_s
 
     def estimate_wait_s(self, queued_steps: int) -> int:
@@ -138,19 +155,19 @@ class Scheduler:
             return 1
         return max(1, min(MAX_RETRY_AFTER_S, math.ceil(queued_steps / self._steps_per_s)))
 
-    def _block_steps(self) -> int:
-        """Steps that take about block_s; fewer if that brings some sequence's first character sooner.
+    def _block_steps(self, share: float) -> int:
+        """Steps that take this share of block_s; fewer if that brings some sequence's first character sooner.
 
         Sending a chunk costs a request's thread about the same with one character as with twenty. So with many rows a
         block is longer, and it is never cut below what sending its chunks costs.
         """
         output_s = OUTPUT_COST_S * len(self.running)
-        usual = self._steps_in(max(self._block_s, 2 * output_s))
+        usual = self._steps_in(max(self._block_s * max(share, LEAST_SHARE), 2 * output_s))
         new = [len(s.to_feed) for s in self.running.values() if not s.has_output and not s.request.is_part]
         to_first_char = min(new, default=usual)
         if to_first_char >= usual:
             return usual
-        return min(usual, max(to_first_char, self._steps_in(max(self._block_s / 4, output_s))))
+        return min(usual, max(to_first_char, self._steps_in(max(self._block_s * LEAST_SHARE, output_s))))
 
     def _steps_in(self, seconds: float) -> int:
         return max(1, min(MAX_STEPS, int(seconds / self._step_s)))

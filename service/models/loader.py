@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,9 @@ from model.checkpoints.file_format import Checkpoint
 from model.config import PrecisionChoice
 from model.stepper import Stepper
 from model.stepper.choose import choose, uses_cpu
-from model.stepper.cpu import CpuStepper
+from model.stepper.cpu import CpuStepper, available_cores
 from model.stepper.cpu.pack import PackedNetwork
+from service.engine.cores import CoreScheduler
 from service.engine.engine import Engine
 from service.engine.observer import Observer
 from service.models.automaton_cache import CompilationCache
@@ -47,6 +48,7 @@ class ModelLoader:
     make_observer: Callable[[int], Observer]  # from the number of slots
     automata: CompilationCache
     on_device_lost: Callable[[], None]  # a GPU will compute nothing more in this process
+    cores: CoreScheduler = field(default_factory=lambda: CoreScheduler(available_cores()))  # all models share them
 
     def __call__(self, path: Path) -> LoadedModel:
         """Load, test and warm up a checkpoint, and start its engine.
@@ -64,6 +66,7 @@ class ModelLoader:
                 loaded.fingerprint,
                 max_waiting=self.max_waiting,
                 block_s=self.block_s,
+                cores=self.cores,
                 observer=self.make_observer(stepper.n_slots),
                 on_device_lost=self.on_device_lost,
             )

@@ -24,7 +24,7 @@ static const lh_field fields[] = {
     FIELD(lh_automaton, distance) FIELD(lh_automaton, continuation)
     WHOLE(lh_block)
     FIELD(lh_block, rows) FIELD(lh_block, steps) FIELD(lh_block, window_size) FIELD(lh_block, n_automata)
-    FIELD(lh_block, slots)
+    FIELD(lh_block, threads) FIELD(lh_block, slots)
     FIELD(lh_block, row_steps)
     FIELD(lh_block, forced_ids) FIELD(lh_block, random_values) FIELD(lh_block, sampling) FIELD(lh_block, score_ids)
     FIELD(lh_block, windows) FIELD(lh_block, bias_starts) FIELD(lh_block, bias_ids) FIELD(lh_block, bias_values)

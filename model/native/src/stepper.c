@@ -293,12 +293,19 @@ EXPORT int lh_run(lh_stepper *s, lh_block *b)
     plan(s, b);
     if (b->automata) memcpy(b->made_steps, b->row_steps, (size_t)b->rows * sizeof(int32_t));
     load_rows(s);
-    pool_run(&s->pool, threads_for(s, b->rows, b->steps), s->kernels->run_steps, s);
+    int threads = threads_for(s, b->rows, b->steps);
+    pool_run(&s->pool, threads < b->threads ? threads : b->threads, s->kernels->run_steps, s);
     store_rows(s);
     float_mode_leave(mode);
     free(lists);
     s->block = NULL;
     return LH_OK;
+}
+
+/* How many threads a run of such a block uses, if it may use as many as it likes. */
+EXPORT int32_t lh_threads(const lh_stepper *s, int32_t rows, int32_t steps)
+{
+    return threads_for(s, rows, steps);
 }
 
 /* The bytes of memory that a stepper holds: weights, tables, states and scratch. */

@@ -111,6 +111,7 @@ class CpuStepper:
             model.initial[i] = packed.initial[i].ctypes.data
             model.scale[i] = packed.scale[i].ctypes.data if packed.scale else None
         self.n_slots = n_slots
+        self._threads = threads
         self.vocab_size = config.vocab_size
         self.state_shape = (2, config.n_layers, config.n_hidden)  # (S, L, H)
         self.name = "cpu-f32" if precision == "fp32" else "cpu-i8"
@@ -125,8 +126,18 @@ class CpuStepper:
         with self._lock:
             return 0 if self._handle is None else int(self._library.lh_bytes(self._handle))
 
-    def run(self, block: Block) -> BlockResult:
+    def cores_for(self, block: Block) -> int:
+        """Return how many cores a run of the block would use."""
+        steps, rows = block.forced_ids.shape
+        with self._lock:
+            return int(self._library.lh_threads(self._open(), rows, steps))
+
+    def run(self, block: Block, n_cores: int = 0) -> BlockResult:
         """Advance the block's rows in place.
+
+        Args:
+            block: The rows.
+            n_cores: The most that the run uses; 0: any number. It changes no bit of the result.
 
         Raises:
             ValueError: The block is invalid; no row has moved.
@@ -172,7 +183,7 @@ class CpuStepper:
             )
         n_automata = 0 if automata is None else len(automata)
         pointers = (*fields, window, *biases, *(masks or (None,) * 6), *results)
-        arrays = BlockArrays(rows, steps, window_size, n_automata, *pointers)
+        arrays = BlockArrays(rows, steps, window_size, n_automata, n_cores or self._threads, *pointers)
         with self._lock:
             code = self._library.lh_run(self._open(), ctypes.byref(arrays))
         if code == _MEMORY:

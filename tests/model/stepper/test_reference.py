@@ -32,7 +32,7 @@ def test_the_harness_notices_a_stepper_that_is_not_invariant(tiny: Checkpoint) -
     """The negative control: a row that depends on the size of its batch, by a millionth, is noticed."""
 
     class DependsOnBatchSize(ReferenceStepper):
-        def run(self, block: Block) -> BlockResult:
+        def run(self, block: Block, n_cores: int = 0) -> BlockResult:
             bias = self._layers.head_bias
             self._layers.head_bias = bias * (1 + 1e-6 * len(block.slots))
             try:

@@ -36,7 +36,7 @@ class Stepper(ReferenceStepper):
     is_broken = False
     is_closed = False
 
-    def run(self, block: Block) -> BlockResult:
+    def run(self, block: Block, n_cores: int = 0) -> BlockResult:
         if self.is_broken:
             raise RuntimeError("a bug in a kernel")
         return super().run(block)

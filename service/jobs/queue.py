@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import re
 import secrets
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
+from model.checkpoints.names import DEFAULT
 from service.errors import (
     KEY_REUSED,
     JobHasEnded,
@@ -33,6 +36,7 @@ from service.jobs.record import (
     JobState,
     JsonObject,
     StoredJob,
+    record_key,
     remove_old_records,
 )
 
@@ -300,6 +304,8 @@ class JobQueue:
             description=f"retrain {job_id}",
             retry=rq.Retry(max=MAX_RETRIES, enqueue_at_front=True),
         )
+        with _log_damage("RQ's list of queued or running jobs"):
+            self._move_forward(job_id)
         return job_id
 
     def _is_live(self, job_id: str) -> bool:
@@ -307,6 +313,35 @@ class JobQueue:
         rq_job = self._fetch(job_id)
         status = rq_job.get_status(refresh=False) if rq_job is not None else JobStatus.FAILED
         return status is None or _STATES.get(status, JobState.QUEUED).is_live
+
+    def _move_forward(self, job_id: str) -> None:
+        """Move a job that was added at the end before those of models that have more jobs in front of it.
+
+        So models take turns: the first job of each comes before the second one of any. A running job is one of them.
+        """
+
+        def move(pipe: Any) -> None:
+            queued = [id.decode(errors="replace") for id in pipe.lrange(self._queue.key, 0, -1)]
+            in_front = Counter(map(self._model_of, self._queue.started_job_registry.get_job_ids(cleanup=False)))
+            turns: dict[str, int] = {}
+            for id in queued:
+                model = self._model_of(id)
+                turns[id] = in_front[model]
+                in_front[model] += 1
+            pipe.multi()
+            later = next((id for id in queued if turns[id] > turns.get(job_id, 0)), None)
+            if job_id in turns and later is not None:
+                pipe.lrem(self._queue.key, 0, job_id)
+                pipe.linsert(self._queue.key, "BEFORE", later, job_id)
+
+        self._client.transaction(move, self._queue.key)
+
+    def _model_of(self, job_id: str) -> str:
+        """Return the name of the model that a job trains; where its record is damaged, the default one."""
+        stored: Any = self._client.hget(record_key(job_id), "request")
+        with contextlib.suppress(*RQ_DAMAGE):
+            return str(json.loads(stored).get("model", DEFAULT))
+        return DEFAULT
 
     def _fetch(self, job_id: str) -> rq.job.Job | None:
         try:

@@ -65,7 +65,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     stores = connect_stores(s)
     queue = JobQueue(connect(s.queue_url), s.max_queued_jobs) if s.queue_url else None
     all_corpora = Corpora(s.corpora_dir, s.max_corpus_bytes)
-    counters = Metrics()
+    counters = Metrics(s.metrics_models)
+    model_stores = ModelStores(s.checkpoint_dir)
     automata = CompilationCache(counters.count_automaton_lookup)
     block_s = s.block_ms / 1000
 
@@ -78,11 +79,10 @@ def create_app(settings: Settings | None = None) -> Flask:
         s.slots,
         s.max_waiting,
         block_s,
-        counters.engine_observer,
+        lambda n_slots, path: counters.engine_observer(n_slots, model_stores.name_of(path)),
         automata,
         end_worker,
     )
-    model_stores = ModelStores(s.checkpoint_dir)
     named = NamedModels(model_stores, load, s.models_memory_mb << 20)
     manager = ModelManager(lambda: _bootstrap_job(queue), named, access.allowed_models)
     watcher = CheckpointWatcher(manager, s.checkpoint_dir, load, stores.promotions.wait, counters)

@@ -169,6 +169,13 @@ class Settings(BaseSettings):
         description="memory of one process for the models that requests name, in MB, beside the default model; the one "
         "that was used least recently makes place",
     )
+    metrics_models: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="models whose names are labels in GET /metrics, in each process; all others are counted together. "
+        "Nobody needs a key for /metrics, so with 0 it names no model",
+    )
     keep_checkpoints: int = Field(
         10, ge=1, le=10_000, description="checkpoints kept per model besides the promoted one and its predecessor"
     )

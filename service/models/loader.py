@@ -45,7 +45,7 @@ class ModelLoader:
     slots: int
     max_waiting: int
     block_s: float
-    make_observer: Callable[[int], Observer]  # from the number of slots
+    make_observer: Callable[[int, Path], Observer]  # from the number of slots and the checkpoint's file
     automata: CompilationCache
     on_device_lost: Callable[[], None]  # a GPU will compute nothing more in this process
     cores: CoreScheduler = field(default_factory=lambda: CoreScheduler(available_cores()))  # all models share them
@@ -67,7 +67,7 @@ class ModelLoader:
                 max_waiting=self.max_waiting,
                 block_s=self.block_s,
                 cores=self.cores,
-                observer=self.make_observer(stepper.n_slots),
+                observer=self.make_observer(stepper.n_slots, path),
                 on_device_lost=self.on_device_lost,
             )
         except BaseException:

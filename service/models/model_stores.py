@@ -35,6 +35,10 @@ class ModelStores:
         """Return the store of a model, which need not exist."""
         return store_folder(self.root, name)
 
+    def name_of(self, path: Path) -> str:
+        """Return the name of the model that a checkpoint file is of."""
+        return DEFAULT if path.parent == self.root else path.parent.name
+
     def exists(self, name: str) -> bool:
         """Whether there is a model of this name; `default` always is one."""
         return is_model_name(name) and (name == DEFAULT or self.folder(name).is_dir())

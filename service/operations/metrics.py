@@ -6,7 +6,10 @@ given to the next one, so no counter decreases; only the gauges of the ended pro
 
 prometheus_client's own multiprocess mode writes a file per process and metric: I/O on the engine's thread.
 
-The only label is the finish reason: no metric identifies a session, a text or a client.
+The only labels are the finish reason and, where the operator has allowed so many, a model's name: no metric identifies
+a session, a text or a client. A model gets a label in a process with its tenth request there, while fewer than allowed
+have one, and keeps it; what it counted before, and what all others count, has the label `(other)`. So no counter
+decreases, and there are never more labels than the operator has allowed for each process.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import mmap
 import threading
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,11 +25,19 @@ from functools import lru_cache
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from model.checkpoints.names import DEFAULT
 from service.engine.observer import IterationStats
 
 BUCKETS_S = tuple(0.00015 * 2**i for i in range(20))
 """Upper bounds of the histogram buckets in seconds, from 0.15 ms (a character on a fast machine) to 79 s (a queue)."""
 FINISH_REASONS = ("length", "stop", "cancelled", "timeout", "failed")
+MAX_MODELS = 100
+"""The most models with a label of their own in a process."""
+OTHER = "(other)"
+"""The label of all other models; it cannot be a model's name."""
+_LABEL_REQUESTS = 10
+_MAX_UNLABELLED = 10_000  # models of which a process counts the requests until they have a label
+_NAME_BYTES = 64
 MAX_PROCESSES = 1024  # rows of the shared table, also for the processes that a reload replaces; unused rows are free
 
 
@@ -99,7 +111,12 @@ _SPECS = _layout(
     ),
     (CounterMetricFamily, "model_swaps_refused", "Promoted checkpoints that could not be loaded, in each process."),
 )
-_ROW_WIDTH = sum(spec.width for spec in _SPECS.values())
+_COMMON_WIDTH = sum(spec.width for spec in _SPECS.values())
+_MODEL_METRICS = (
+    ("model_requests", "Finished requests by model; METRICS_MODELS says how many models have a label of their own."),
+    ("model_generation_tokens", "Generated characters that were delivered, by model."),
+)
+_ROW_WIDTH = _COMMON_WIDTH + (1 + MAX_MODELS) * len(_MODEL_METRICS)  # the first of the models is all others
 _GAUGE_OFFSETS = [spec.offset for spec in _SPECS.values() if spec.family is GaugeMetricFamily]
 
 
@@ -113,6 +130,7 @@ class SharedCounters:
         """Map the memory of so many rows."""
         # cell 0: how many rows were ever allocated, which is how many are summed
         self._cells = memoryview(mmap.mmap(-1, (1 + rows * _ROW_WIDTH) * 8)).cast("d")
+        self._names = memoryview(mmap.mmap(-1, rows * MAX_MODELS * _NAME_BYTES))
         self._free_rows = list(range(rows - 1, -1, -1))
 
     def allocate_row(self) -> int:
@@ -135,6 +153,29 @@ class SharedCounters:
     def row(self, row: int) -> memoryview[float]:
         """Return the cells of a row."""
         return self._cells[1 + row * _ROW_WIDTH : 1 + (row + 1) * _ROW_WIDTH]
+
+    def model_names(self, row: int) -> list[str]:
+        """Return the models that have labels in a row, in the order of their cells."""
+        first = row * MAX_MODELS * _NAME_BYTES
+        data = bytes(self._names[first : first + MAX_MODELS * _NAME_BYTES])
+        names = (data[i : i + _NAME_BYTES].rstrip(b"\0").decode() for i in range(0, len(data), _NAME_BYTES))
+        return [name for name in names if name]
+
+    def add_model(self, row: int, index: int, name: str) -> None:
+        """Give a model the cells of this index in a row."""
+        first = (row * MAX_MODELS + index) * _NAME_BYTES
+        self._names[first : first + _NAME_BYTES] = name.encode().ljust(_NAME_BYTES, b"\0")
+
+    def model_totals(self) -> dict[str, list[float]]:
+        """Return the sums of all rows by model."""
+        totals: dict[str, list[float]] = {}
+        for r in range(int(self._cells[0])):
+            cells = self.row(r)[_COMMON_WIDTH:].tolist()
+            for i, name in enumerate([OTHER, *self.model_names(r)]):
+                total = totals.setdefault(name, [0.0] * len(_MODEL_METRICS))
+                for k in range(len(_MODEL_METRICS)):
+                    total[k] += cells[i * len(_MODEL_METRICS) + k]
+        return totals
 
     def totals(self) -> list[float]:
         """Return the sum of all rows, cell by cell."""
@@ -159,19 +200,27 @@ def use_row(counters: SharedCounters, row: int) -> None:
 class Metrics(Collector):
     """The metrics of this process, and the collector for all processes. Thread-safe."""
 
-    def __init__(self) -> None:
-        """Count in this process's row of the shared table or, outside gunicorn, in a table of its own."""
+    def __init__(self, n_models: int = 0) -> None:
+        """Count in this process's row of the shared table or, outside gunicorn, in a table of its own.
+
+        Args:
+            n_models: How many models may have a label of their own, at most MAX_MODELS.
+        """
         if _process_row:
-            self._counters, row = _process_row[0]
+            self._counters, self._row = _process_row[0]
         else:
             self._counters = SharedCounters()
-            row = self._counters.allocate_row()
-        self._cells = self._counters.row(row)
+            self._row = self._counters.allocate_row()
+        self._cells = self._counters.row(self._row)
         self._lock = threading.Lock()
+        self._n_models = n_models
+        # of the process that had the row before, too
+        self._labels = {name: i for i, name in enumerate(self._counters.model_names(self._row))}
+        self._unlabelled = Counter[str]()  # requests
 
-    def engine_observer(self, n_slots: int) -> EngineMetrics:
-        """Return the observer of a new engine with so many slots."""
-        return EngineMetrics(self, n_slots)
+    def engine_observer(self, n_slots: int, model: str = DEFAULT) -> EngineMetrics:
+        """Return the observer of a new engine with so many slots, of the model of this name."""
+        return EngineMetrics(self, n_slots, model)
 
     def add(self, name: str, n: float = 1) -> None:
         """Add to a counter or a gauge."""
@@ -194,12 +243,13 @@ class Metrics(Collector):
         """Count a promoted checkpoint that could not be loaded."""
         self.add("model_swaps_refused")
 
-    def count_iteration(self, stats: IterationStats, before: tuple[int, int]) -> None:
+    def count_iteration(self, stats: IterationStats, before: tuple[int, int], model: str = DEFAULT) -> None:
         """Count an iteration of an engine's loop.
 
         Args:
             stats: What the iteration did.
             before: How many requests were running and waiting after the iteration before it.
+            model: The engine's model.
         """
         cells = self._cells
         with self._lock:
@@ -211,6 +261,10 @@ class Metrics(Collector):
             cells[_SPECS["generation_tokens"].offset] += stats.generated_chars
             for reason in stats.finish_reasons:
                 cells[_SPECS["requests_finished"].offset + FINISH_REASONS.index(reason)] += 1
+            if stats.finish_reasons or stats.generated_chars:
+                first = _COMMON_WIDTH + len(_MODEL_METRICS) * self._label(model, len(stats.finish_reasons))
+                cells[first] += len(stats.finish_reasons)
+                cells[first + 1] += stats.generated_chars
             if stats.block_s is not None:
                 self._observe("block_seconds", stats.block_s, 1)
             for seconds in stats.queue_times_s:
@@ -219,6 +273,21 @@ class Metrics(Collector):
                 self._observe("time_to_first_token_seconds", seconds, 1)
             for (gap_s, characters), requests in stats.chunk_gaps.items():
                 self._observe("inter_token_latency_seconds", gap_s / characters, characters * requests)
+
+    def _label(self, model: str, n_requests: int) -> int:
+        """Return which of a row's cells are a model's, 0 for those of all others; the caller has the lock."""
+        index = self._labels.get(model)
+        if index is not None:
+            return 1 + index
+        if len(self._labels) < self._n_models:
+            self._unlabelled[model] += n_requests
+            if self._unlabelled[model] > _LABEL_REQUESTS:
+                index = self._labels[model] = len(self._labels)
+                self._counters.add_model(self._row, index, model)
+                return 1 + index
+            if len(self._unlabelled) > _MAX_UNLABELLED:
+                self._unlabelled.clear()
+        return 0
 
     def _observe(self, name: str, seconds: float, times: int) -> None:
         """Add a value to a histogram, so many times."""
@@ -244,21 +313,28 @@ class Metrics(Collector):
                 yield finished
             else:
                 yield spec.family(spec.name, spec.help, value=cells[0])  # type: ignore[call-arg]
+        by_model = self._counters.model_totals()
+        for k, (name, text) in enumerate(_MODEL_METRICS):
+            family = CounterMetricFamily(f"longhand_{name}", text, labels=["model"])
+            for model, counts in by_model.items():
+                family.add_metric([model], counts[k])
+            yield family
 
 
 class EngineMetrics:
     """An Observer that counts the steps of one engine."""
 
-    def __init__(self, metrics: Metrics, n_slots: int) -> None:
+    def __init__(self, metrics: Metrics, n_slots: int, model: str = DEFAULT) -> None:
         """Add the engine's slots to the metrics."""
         self._metrics = metrics
+        self._model = model
         self._n_slots = n_slots
         self._before = (0, 0)
         metrics.add("slots", n_slots)
 
     def on_iteration(self, stats: IterationStats) -> None:
         """Count an iteration of the engine's loop."""
-        self._metrics.count_iteration(stats, self._before)
+        self._metrics.count_iteration(stats, self._before, self._model)
         self._before = (stats.running, stats.waiting)
 
     def on_stopped(self) -> None:

@@ -43,7 +43,7 @@ class Loads:
     def load(self, path: Path, precision: str = "fp32") -> str:
         """Load a checkpoint, and return what it writes."""
         loader = ModelLoader(
-            "cpu", precision, 4, 4, 0.02, lambda _: NullObserver(), CompilationCache(), no_device_is_lost  # type: ignore[arg-type]
+            "cpu", precision, 4, 4, 0.02, lambda *_: NullObserver(), CompilationCache(), no_device_is_lost  # type: ignore[arg-type]
         )  # fmt: skip
         model = loader(path)
         self.models.append(model)

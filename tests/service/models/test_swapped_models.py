@@ -47,7 +47,7 @@ def test_texts_of_many_models_are_those_of_each_alone(tmp_path: Path) -> None:
         registry.promote(checkpoint.save(store_folder(tmp_path, f"m{i}")))
     loads = []
 
-    def on_load(n_slots: int) -> NullObserver:
+    def on_load(n_slots: int, path: Path) -> NullObserver:
         loads.append(n_slots)
         return NullObserver()
 
@@ -83,7 +83,7 @@ def test_every_place_taken_is_said(tmp_path: Path) -> None:
     """A request for one more model than there is memory for is refused, and none of those that run is touched."""
     for i in range(3):
         registry.promote(random_checkpoint(n_layers=1, n_hidden=16, seed=i).save(store_folder(tmp_path, f"m{i}")))
-    load = ModelLoader("cpu", "fp32", 4, 8, 0.002, lambda _: NullObserver(), CompilationCache(), no_device_is_lost)
+    load = ModelLoader("cpu", "fp32", 4, 8, 0.002, lambda *_: NullObserver(), CompilationCache(), no_device_is_lost)
     model = load(next(tmp_path.rglob("*.safetensors")))
     named = NamedModels(ModelStores(tmp_path), load, 2 * model.n_bytes)
     model.retire(lambda _: None)

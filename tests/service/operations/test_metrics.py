@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -13,7 +14,7 @@ from model.stepper.reference import ReferenceStepper
 from service.engine.engine import Engine
 from service.engine.observer import IterationStats
 from service.operations import metrics
-from service.operations.metrics import BUCKETS_S, Metrics, SharedCounters
+from service.operations.metrics import BUCKETS_S, MAX_MODELS, OTHER, Metrics, SharedCounters
 from tests.scrape import scraped
 from tests.service.engine.requests import read, request
 
@@ -107,3 +108,43 @@ def test_an_engine_counts_what_it_does(tiny: Checkpoint, counters: SharedCounter
     assert found["longhand_block_seconds_count"] > 0
     gauges = ("requests_running", "requests_waiting", "slots", "slots_in_use")
     assert [found[f"longhand_{name}"] for name in gauges] == [0, 0, 0, 0]
+
+
+def by_model(collector: Metrics, name: str = "model_requests") -> dict[str, float]:
+    """The values of a metric by the label of the model."""
+    found = exposed(collector)
+    return {
+        sample.split('"')[1]: value for sample, value in found.items() if sample.startswith(f"longhand_{name}_total{{")
+    }
+
+
+@pytest.mark.parametrize("n_labels", [0, 1, 20, MAX_MODELS])
+def test_the_models_that_are_used_most_have_labels(counters: SharedCounters, n_labels: int) -> None:
+    """1,000 names by Zipf's law: no more labels than allowed, no counter ever decreases, and the sum is exact."""
+    collector = Metrics(n_labels)
+    observers = {f"m{i}": collector.engine_observer(1, f"m{i}") for i in range(1000)}
+    names = random.Random(3).choices(list(observers), [1 / (1 + i) for i in range(1000)], k=5000)
+    before: dict[str, float] = {}
+    for i, name in enumerate(names):
+        observers[name].on_iteration(IterationStats(finish_reasons=["length"], generated_chars=7))
+        if i % 250 == 0 or i + 1 == len(names):
+            after = by_model(collector)
+            assert all(after[label] >= value for label, value in before.items())
+            assert len(after.keys() - {OTHER}) <= n_labels
+            assert sum(after.values()) == i + 1
+            before = after
+    assert by_model(collector, "model_generation_tokens") == {label: 7 * n for label, n in before.items()}
+    most_used = {name for name, _ in Counter(names).most_common(min(n_labels, 3))}
+    assert most_used <= before.keys()
+
+
+def test_the_next_process_in_a_row_goes_on_with_its_labels(counters: SharedCounters) -> None:
+    """Labels are summed over processes, and stay when one has ended."""
+    rows = [counters.allocate_row() for _ in range(2)]
+    for row in (rows[0], rows[1], rows[0]):
+        metrics.use_row(counters, row)
+        collector = Metrics(2)
+        observer = collector.engine_observer(1, "a" * 63)
+        for _ in range(20):
+            observer.on_iteration(IterationStats(finish_reasons=["stop"]))
+    assert by_model(collector) == {OTHER: 20, "a" * 63: 40}

@@ -119,12 +119,12 @@ class CpuStepper:
         self._handle = self._library.lh_open(ctypes.byref(model))
         if not self._handle:
             raise MemoryError(f"no memory for the native stepper, or no instruction set {self.instruction_set!r}")
+        self._n_bytes = int(self._library.lh_bytes(self._handle))
 
     @property
     def n_bytes(self) -> int:
-        """The memory that it holds: weights, tables, states and scratch; 0 once it is closed."""
-        with self._lock:
-            return 0 if self._handle is None else int(self._library.lh_bytes(self._handle))
+        """The memory that it holds: weights, tables, states and scratch; 0 once it is closed. It waits for no run."""
+        return 0 if self._handle is None else self._n_bytes
 
     def cores_for(self, block: Block) -> int:
         """Return how many cores a run of the block would use."""

@@ -76,7 +76,7 @@ def huge_vocabulary() -> bytes:
     """A model with all characters that a configuration allows, and weights for as many as it has."""
     return with_metadata(
         config=json.dumps({**asdict(MODEL.config), "vocab_size": 65536}),
-        vocab=json.dumps("".join(chr(0x10000 + i) for i in range(65535))),
+        vocab=json.dumps("".join(chr(0x10000 + i) for i in range(65536))),
     )
 
 
@@ -147,8 +147,8 @@ UPLOADS: dict[str, tuple[Callable[[], bytes], str]] = {
     "a run without its loss": (lambda: with_metadata(run=json.dumps({"step": 1})), "its metadata cannot be used"),
     "a loss that is NaN": (lambda: with_run(val_loss=float("nan")), "NaN is not a finite number"),
     "a loss that is text": (lambda: with_run(val_loss="low"), "its metadata cannot be used"),
-    "a self-test that others would pass": (lambda: with_run(self_test="x" * 32), "self-test"),
-    "a self-test of unknown characters": (lambda: with_run(self_test="ä" * 32), "self-test"),
+    "a self-test of another model": (lambda: with_run(self_test="x" * 32), "which its trainer recorded"),
+    "a self-test of unknown characters": (lambda: with_run(self_test="ä" * 32), "which its trainer recorded"),
     "a list without a list": (lambda: with_run(items={"n": 1}), "its metadata cannot be used"),
     "too large": (lambda: bytes(MAX_BYTES + 1), str(MAX_BYTES)),
 }

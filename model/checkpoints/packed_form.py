@@ -25,6 +25,9 @@ from model.native.library import Unsupported, choose_instruction_set, library_pa
 from model.stepper.cpu.pack import Packed, PackedNetwork
 
 FORMAT = "longhand-packed-1"
+VerifiedForms = dict[Path, tuple[int | str, ...]]
+"""What identifies the packed forms whose hash a process has computed."""
+_MAX_VERIFIED = 20_000
 SUFFIX = ".packed"
 """The end of the file's name, after the checkpoint's and the precision."""
 
@@ -34,7 +37,9 @@ def packed_path(checkpoint_path: Path, precision: WeightPrecision) -> Path:
     return checkpoint_path.with_name(f"{checkpoint_path.stem}.{precision}{SUFFIX}")
 
 
-def read(path: Path, checkpoint: Checkpoint, fingerprint: str, precision: WeightPrecision) -> PackedNetwork | None:
+def read(
+    path: Path, checkpoint: Checkpoint, fingerprint: str, precision: WeightPrecision, verified: VerifiedForms
+) -> PackedNetwork | None:
     """Return the packed form of a checkpoint, or None if there is none that can be used.
 
     Args:
@@ -42,11 +47,15 @@ def read(path: Path, checkpoint: Checkpoint, fingerprint: str, precision: Weight
         checkpoint: What it holds; the weights are not used.
         fingerprint: The one that the file says it has.
         precision: Of the weights.
+        verified: The forms whose hash was right before; it is not computed again while the file is the same.
     """
+    packed = packed_path(path, precision)
     try:
-        with open_safetensors(packed_path(path, precision), FORMAT, "packed form") as (file, metadata):
+        with open_safetensors(packed, FORMAT, "packed form") as (file, metadata):
             arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118 - not a mapping
-            if metadata["made_of"] != _made_of(path, fingerprint, precision) or metadata["sha256"] != _digest(arrays):
+            if metadata["made_of"] != _made_of(path, fingerprint, precision):
+                return None
+            if not _is_verified(packed, arrays, metadata["sha256"], verified):
                 return None
         return PackedNetwork(checkpoint.config, _item_end(checkpoint), precision, Packed.from_arrays(arrays))
     except (CheckpointError, Unsupported, KeyError, ValueError):
@@ -81,6 +90,20 @@ def remove_orphans(folder: Path) -> None:
         stem = path.name.removesuffix(SUFFIX).rpartition(".")[0]
         if not (folder / f"{stem}.safetensors").exists():
             path.unlink(missing_ok=True)
+
+
+def _is_verified(path: Path, arrays: dict[str, NDArray[np.generic]], sha256: str, verified: VerifiedForms) -> bool:
+    """Whether the arrays of a packed form have their hash."""
+    status = os.stat(path)
+    identity = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, sha256)
+    if verified.get(path) == identity:
+        return True
+    if _digest(arrays) != sha256:
+        return False
+    if len(verified) >= _MAX_VERIFIED:
+        verified.clear()
+    verified[path] = identity
+    return True
 
 
 def _item_end(checkpoint: Checkpoint) -> int | None:

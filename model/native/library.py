@@ -141,8 +141,9 @@ def instruction_sets() -> dict[str, tuple[str, ...]]:
     return INSTRUCTION_SETS[machine]
 
 
+@lru_cache(maxsize=1)
 def library_path() -> Path:
-    """The path of the library of the present source, whether it is built or not.
+    """The path of the library of the source as a process finds it first, whether it is built or not.
 
     Raises:
         Unsupported: There is no native code for this machine's CPU.

@@ -173,9 +173,9 @@ class LoadedModel:
             stepper, self._stepper = self._stepper, None
             free_stepper(stepper)
             self.network.free()
-            log.info("freed the replaced model %s", self.name)
+            log.debug("freed the model %s", self.name)
         except Exception:
-            log.exception("the replaced model %s could not be freed", self.name)
+            log.exception("the model %s could not be freed", self.name)
         finally:
             on_freed(self)
 

@@ -34,6 +34,7 @@ class _Loaded:
     fingerprint: str
     stepper: Stepper
     reason: str  # why this stepper runs it
+    was_packed: bool = False  # many models come and go by their packed forms: that is no news
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class ModelLoader:
     automata: CompilationCache
     on_device_lost: Callable[[], None]  # a GPU will compute nothing more in this process
     cores: CoreScheduler = field(default_factory=lambda: CoreScheduler(available_cores()))  # all models share them
+    verified_forms: packed_form.VerifiedForms = field(default_factory=dict)
 
     def __call__(self, path: Path) -> LoadedModel:
         """Load, test and warm up a checkpoint, and start its engine.
@@ -58,7 +60,7 @@ class ModelLoader:
         """
         loaded = self._load_packed(path) or self._load_whole(path)
         checkpoint, stepper = loaded.checkpoint, loaded.stepper
-        log.info("stepper: %s", loaded.reason)
+        log.log(logging.DEBUG if loaded.was_packed else logging.INFO, "stepper: %s", loaded.reason)
         try:
             engine = Engine(
                 stepper,
@@ -93,10 +95,10 @@ class ModelLoader:
             return None
         checkpoint, fingerprint = file_format.load_without_weights(path)
         precision = checkpoint.weight_precision(self.precision)
-        packed = packed_form.read(path, checkpoint, fingerprint, precision)
+        packed = packed_form.read(path, checkpoint, fingerprint, precision, self.verified_forms)
         if packed is None:
             return None
-        return _Loaded(checkpoint, fingerprint, CpuStepper(packed, self.slots, precision), f"native, {precision}")
+        return _Loaded(checkpoint, fingerprint, CpuStepper(packed, self.slots, precision), f"native, {precision}", True)
 
     def _load_whole(self, path: Path) -> _Loaded:
         """Load and test a checkpoint, and keep its packed form for the next load."""

@@ -10,4 +10,4 @@ from pathlib import Path
 
 from model.native import library
 
-library.library_path = lambda: Path(os.environ["NATIVE_LIBRARY"])
+library.library_path = lambda: Path(os.environ["NATIVE_LIBRARY"])  # type: ignore[assignment]

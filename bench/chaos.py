@@ -2,11 +2,13 @@
 
     python -m bench.chaos                      # 200 streams at a time, 100 kills, 10^6 characters
     python -m bench.chaos --kills 5 --characters 30000 --streams 20
+    python -m bench.chaos --models 20 --kills 20 --characters 100000 --streams 40
     python -m bench.chaos --negative-control   # saves are off by one: it must find differences
 
 Workers are whole services on one Redis, behind a proxy that takes any of them for each connection and drops some. Each
 client reads a stream, and when it breaks asks again: by Idempotency-Key before it knows its session, by Last-Event-ID
-after. At the end every text is compared with the one that a stepper makes alone.
+after. At the end every text is compared with the one that a stepper makes alone. With --models, each session is of one
+of so many models, which it names in its first request only, and each worker has memory for three quarters of them.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import httpx
 from httpx_sse import EventSource
 
 from model.checkpoints import registry
+from model.checkpoints.names import store_folder
 from model.network.penalties import prompt_codes
 from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
@@ -53,6 +56,7 @@ class ClientSession:
     """A session's text as its client saw it, and the turns that it requested."""
 
     seed: int
+    model: int = 0
     turns: list[dict[str, Any]] = field(default_factory=list)
     text: str = ""
     finished: bool = False
@@ -99,8 +103,9 @@ async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 class Client:
     """Gets whole texts through whatever happens."""
 
-    def __init__(self, url: str, counts: Counter[str]) -> None:
-        """Take the address to call and the counter of what happens."""
+    def __init__(self, url: str, counts: Counter[str], names_models: bool) -> None:
+        """Take the address to call, the counter of what happens, and whether requests name models."""
+        self._names_models = names_models
         self._http = httpx.AsyncClient(base_url=url, timeout=15, limits=httpx.Limits(max_keepalive_connections=0))
         self._counts = counts
 
@@ -118,6 +123,8 @@ class Client:
             session.text += prompt
             if session_id:
                 payload["session_id"] = session_id
+            elif self._names_models:
+                payload["model"] = f"m{session.model}"
             session_id, position = await self._turn(session, payload, position + len(prompt))
         session.finished = True
         record = await self._insist("GET", f"/sessions/{session_id}")
@@ -219,20 +226,22 @@ async def _is_writing(service: Service) -> bool:
 async def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run the streams beside the kills, and return the counts."""
     rng, counts = random.Random(args.seed), Counter[str]()
-    model = random_checkpoint(n_layers=2, n_hidden=32)
+    models = [random_checkpoint(n_layers=2, n_hidden=32, seed=i) for i in range(max(1, args.models))]
     store = Path(tempfile.mkdtemp(prefix="chaos-"))
-    registry.promote(model.save(store))
+    registry.promote(models[0].save(store))
+    for i, model in enumerate(models if args.models else []):
+        registry.promote(model.save(store_folder(store, f"m{i}")))
     redis = RedisServer()
     redis.start()
     settings = {"CHECKPOINT_DIR": str(store), "REDIS_URL": redis.url, "LEASE_S": "1", "SNAPSHOT_INTERVAL_S": "0.2"}
-    settings |= {"SLOTS": "100", "MAX_WAITING": "200"}
+    settings |= {"SLOTS": "100", "MAX_WAITING": "200", "MODELS_MEMORY_MB": str(max(4, 2 * args.models * 3 // 4 + 1))}
     if args.negative_control:
         settings["PYTHONPATH"] = str(_off_by_one(store))
     services = [Service(**settings) for _ in range(args.workers)]
     for service in services:
         service.start()
     proxy = Proxy([s.port for s in services], rng)
-    client = Client(await proxy.start(), counts)
+    client = Client(await proxy.start(), counts, args.models > 0)
     sessions: list[ClientSession] = []
     requested, done = 0, asyncio.Event()
 
@@ -241,7 +250,7 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         while requested < args.characters or counts["kills"] < args.kills:  # there is something to kill until the end
             lengths = [rng.randrange(1000, 4000) for _ in range(TURNS)]
             requested += sum(lengths)
-            session = ClientSession(seed=rng.getrandbits(40))
+            session = ClientSession(rng.getrandbits(40), rng.randrange(len(models)))
             sessions.append(session)
             await client.run(session, lengths, random.Random(session.seed))
 
@@ -255,13 +264,14 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         service.kill()
     redis.remove()
     counts["connections dropped by the proxy"] = proxy.dropped
-    return compare(sessions, counts, model.network(), seconds)
+    return compare(sessions, counts, [model.network() for model in models], seconds)
 
 
-def compare(sessions: list[ClientSession], counts: Counter[str], network: Any, seconds: float) -> dict[str, Any]:
-    """Compare every text with the one that a stepper writes by itself, and count what happened."""
-    (stepper, _), changed = choose(network, 1), 0
+def compare(sessions: list[ClientSession], counts: Counter[str], networks: list[Any], seconds: float) -> dict[str, Any]:
+    """Compare every text with the one that a stepper of its model writes by itself, and count what happened."""
+    steppers, changed = [choose(network, 1)[0] for network in networks], 0
     for session in sessions:
+        stepper = steppers[session.model]
         text, codes = "", list[int]()  # and what of the text was generated, for the penalties
         for turn in session.turns:
             prompt = text + turn["prompt"]
@@ -307,6 +317,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--characters", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--models", type=int, default=0, help="models with names; 0: the default one alone")
     parser.add_argument("--negative-control", action="store_true")
     args = parser.parse_args()
     result = asyncio.run(run(args))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import json
 import os
 import random
@@ -28,8 +29,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import httpx
 
 from bench.load import Call, Client, Load, quantiles
 from model.checkpoints import registry
@@ -210,7 +209,7 @@ class Health:
         """Begin."""
         self.seconds: list[float] = []
         self.failures = 0
-        self._url = f"http://127.0.0.1:{port}/healthz"
+        self._port = port
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -218,10 +217,14 @@ class Health:
     def _run(self) -> None:
         while not self._ends.wait(0.1):
             began = time.monotonic()
+            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=80)
             try:
-                self.failures += httpx.get(self._url, timeout=80, trust_env=False).status_code != 200
-            except httpx.HTTPError:
+                connection.request("GET", "/healthz")
+                self.failures += connection.getresponse().status != 200
+            except (OSError, http.client.HTTPException):
                 self.failures += 1
+            finally:
+                connection.close()
             self.seconds.append(time.monotonic() - began)
 
     def end(self) -> dict[str, Any]:

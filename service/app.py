@@ -6,7 +6,6 @@ import atexit
 from typing import Any
 
 from flask import Flask
-from flask.json.provider import DefaultJSONProvider
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from model.atomic_files import remove_abandoned
@@ -48,6 +47,7 @@ from service.routes import (
     page,
     sessions,
 )
+from service.routes.json_provider import JsonProvider
 from service.routes.root_path import RootPath
 from service.settings import Settings, loopback_only, read_settings
 from service.store.connect import connect
@@ -115,7 +115,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     scored_characters = RateLimiter(s.chars_limit, stores.redis)
 
     app = Flask(__name__, static_folder=None)
-    app.json = _JsonProvider(app)
+    app.json = JsonProvider(app)
     app.config["MAX_CONTENT_LENGTH"] = s.max_body_bytes
     app.wsgi_app = RootPath(app.wsgi_app, s.root_path)  # type: ignore[method-assign]
     if s.trusted_proxies:  # without it, every client has the proxy's address
@@ -160,10 +160,3 @@ def _bootstrap_job(queue: JobQueue | None) -> dict[str, Any]:
     except StoreUnavailable:
         return {}
     return {"job": f"/jobs/{job_id}"} if job_id is not None else {}
-
-
-class _JsonProvider(DefaultJSONProvider):
-    """JSON with text as it is, not escaped, and with fields in the order in which they were written."""
-
-    ensure_ascii = False
-    sort_keys = False

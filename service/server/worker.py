@@ -19,6 +19,7 @@ import json
 import logging
 import selectors
 import socket
+import sys
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +59,9 @@ PROBE_THREADS = 2  # for health checks and metrics
 CLOSE_THREADS = 8  # for responses whose client is gone
 TICK_S = 0.25
 REFUSAL_S = 0.02  # for the request of a connection that is refused; it is in the buffer but for the slowest clients
+GIL_INTERVAL_S = 0.001
+"""How long a thread may keep Python's lock while others wait for it; Python's default is five times as long. A request
+takes the lock several times, behind each thread that is busy: under attack that is the time of an answer."""
 _PROBES = (b"/healthz", b"/readyz", b"/metrics")
 
 
@@ -80,6 +84,7 @@ class BufferedThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
 
     def init_process(self) -> None:
         """Make the pools, then load the application and run."""
+        sys.setswitchinterval(GIL_INTERVAL_S)
         self._probes = ThreadPoolExecutor(PROBE_THREADS, thread_name_prefix="probe")
         self._closers = ThreadPoolExecutor(CLOSE_THREADS, thread_name_prefix="close")
         self._bodies = ThreadPoolExecutor(BODY_THREADS, thread_name_prefix="body")

@@ -11,6 +11,8 @@ Without alternatives there is only `logprob`.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +29,9 @@ from service.inspection.scorer import Scorer, own_logprobs
 from service.models.on_demand_network import OnDemandNetwork
 
 _DIGITS = 5
+_CAPACITY = threading.BoundedSemaphore(max(1, (os.cpu_count() or 1) // 2))
+"""How many texts have alternatives computed at a time, in all. The plain network is read by torch on the requests'
+threads: dozens of them at once would hold up everything else that the process does."""
 
 
 class TokenLogprobs:
@@ -79,9 +84,10 @@ class TokenLogprobs:
             return [{"logprob": round(logprob, _DIGITS)} for logprob in logprobs]
         assert self._scorer is not None, "begin_at comes before the first text"
         ids = self._vocab.encode(text)
-        logits = self._scorer.read(ids)
-        adjusted = self._masked(logits, self._adjusted(logits, ids), ids)
-        computed = token_logprobs(logits, ids, self._vocab, self._sampling, self._top, adjusted)
+        with _CAPACITY:
+            logits = self._scorer.read(ids)
+            adjusted = self._masked(logits, self._adjusted(logits, ids), ids)
+            computed = token_logprobs(logits, ids, self._vocab, self._sampling, self._top, adjusted)
         return [{**item, "logprob": round(own, _DIGITS)} for item, own in zip(computed, logprobs, strict=True)]
 
     def _masked(self, logits: Tensor, adjusted: Tensor | None, ids: NDArray[np.int32]) -> Tensor | None:

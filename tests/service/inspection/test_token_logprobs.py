@@ -18,7 +18,7 @@ from tests.conftest import ALPHABET, random_checkpoint
 
 
 def test_few_texts_are_computed_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 16 threads that compute, at most half as many as there are cores are in torch, and none gets another result."""
+    """Of 16 threads, at most half as many as there are cores are in torch at a time, and none gets another result."""
     network: Any = SimpleNamespace(get=random_checkpoint().network)
     texts = ["hello", "to be or not to be", "it is"] * 6
     alone = [computed(network, text) for text in texts]

@@ -15,22 +15,18 @@ export function format(view, parameters) {
 }
 
 /** Change parameters without an entry in the browser's history; null or "" removes one. */
-export function update(changes) {
-  change(changes, (fragment) => history.replaceState(null, "", fragment));
-}
+export const update = (changes) => change(changes, "replaceState");
 
 /** The same with an entry, so that Back leads to what was there. */
-export function push(changes) {
-  change(changes, (fragment) => history.pushState(null, "", fragment));
-}
+export const push = (changes) => change(changes, "pushState");
 
-function change(changes, write) {
+function change(changes, method) {
   const { view, parameters } = read();
   for (const [name, value] of Object.entries(changes)) {
     if (value === null || value === "") parameters.delete(name);
     else parameters.set(name, value);
   }
-  write(format(view, parameters));
+  history[method](null, "", format(view, parameters));
   updateLinks();
 }
 

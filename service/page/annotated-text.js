@@ -12,8 +12,10 @@ export class AnnotatedText {
   #queued = [];
   #frame = 0;
 
-  constructor(view) {
+  /** `modelName` returns the name of the model that knows the log-probabilities. */
+  constructor(view, modelName) {
     this.view = view;
+    this.modelName = modelName;
     this.clear();
   }
 
@@ -25,7 +27,6 @@ export class AnnotatedText {
     this.view.clear();
   }
 
-  /** The session's position after the last character. */
   get position() {
     return this.start + this.characters.length;
   }
@@ -57,10 +58,7 @@ export class AnnotatedText {
     this.view.truncate(length);
   }
 
-  /**
-   * The log-probabilities at a character. Where they are not known, the text around it is scored by the service, and
-   * `rescored` says how: "exact", or "partial" when the beginning of the session's text is not here.
-   */
+  /** The log-probabilities at a character, if need be scored from the text around it: see `rescored`. */
   async logprobsAt(index) {
     if (!this.logprobs[index]?.top) {
       const turn = scoring.then(() => this.#scoreAround(index));
@@ -74,8 +72,10 @@ export class AnnotatedText {
     if (!this.logprobs[index]?.top && index < this.characters.length) {
       const from = Math.max(0, Math.min(index - SCORE_WINDOW / 2, this.characters.length - SCORE_WINDOW));
       const window = this.characters.slice(from, from + SCORE_WINDOW);
+      // "partial": the beginning of the session's text is not here
       const rescored = this.start + from === 0 ? "exact" : "partial";
-      const body = { text: window.join(""), logprobs: TOP_LOGPROBS, on_unknown: "skip" };
+      const model = this.modelName();
+      const body = { text: window.join(""), logprobs: TOP_LOGPROBS, on_unknown: "skip", model };
       const scored = await requestJson("POST", "/score", { body });
       scored.logprobs.forEach((entry, i) => {
         const at = from + i;

@@ -9,7 +9,6 @@ let promptForKey = async () => null; // set by keys.js: (kind, message) => the k
 /** Whether operators need no key. */
 export const isOpen = () => !keys.admin;
 
-/** Set the function that asks the user for a key. */
 export function onKeyNeeded(prompt) {
   promptForKey = prompt;
 }
@@ -29,12 +28,13 @@ export class ServiceError extends Error {
 /**
  * Send a request and return the response when its status is 2xx.
  *
- * A 401 asks the user for a key and sends the request again, unless `mayPrompt` is false.
+ * A 401 asks the user for a key and sends the request again, unless `mayPrompt` is false. The event "key" says that one
+ * was accepted.
  */
 export async function request(method, path, { body, headers = {}, signal, mayPrompt = true } = {}) {
   const kind = ADMIN_PATHS.test(path) ? "admin" : "api";
   const isJson = body !== undefined && !(body instanceof Blob);
-  for (;;) {
+  for (let isNewKey = false; ; isNewKey = true) {
     const allHeaders = { ...headers };
     if (keys[kind]) allHeaders.Authorization = `Bearer ${keys[kind]}`;
     if (isJson) allHeaders["Content-Type"] = "application/json";
@@ -45,9 +45,10 @@ export async function request(method, path, { body, headers = {}, signal, mayPro
       body: payload,
       signal,
     });
+    if (isNewKey && response.status !== 401) dispatchEvent(new Event("key"));
     if (response.ok) return response;
     const error = await errorFrom(response);
-    const needsKey = error.status === 401 || (error.status === 403 && keys[kind]);
+    const needsKey = error.status === 401 || (error.status === 403 && keys[kind] && error.code !== "model_not_allowed");
     const key = needsKey && mayPrompt ? await promptForKey(kind, keys[kind] ? error.message : "") : null;
     if (key === null) throw error;
     keys[kind] = key;
@@ -60,15 +61,20 @@ export async function requestJson(method, path, options) {
   return response.status === 204 ? null : response.json();
 }
 
-async function errorFrom(response) {
-  const retryAfter = Number(response.headers.get("Retry-After")) || 0;
-  let error = {};
+/** Run an action; an error response is given to `onError`, whose result is then returned. */
+export async function attempt(action, onError) {
   try {
-    error = (await response.json()).error ?? {};
-  } catch {
-    // The body is a proxy's error page or was cut off: only the status is known.
+    return await action();
+  } catch (error) {
+    if (!(error instanceof ServiceError)) throw error;
+    return onError(error);
   }
-  return new ServiceError(response.status, error, retryAfter);
+}
+
+async function errorFrom(response) {
+  // A body that is a proxy's error page or was cut off says nothing: then only the status is known.
+  const { error = {} } = await response.json().catch(() => ({}));
+  return new ServiceError(response.status, error, Number(response.headers.get("Retry-After")) || 0);
 }
 
 /** A random Idempotency-Key. Not crypto.randomUUID: browsers offer that only on HTTPS and localhost. */

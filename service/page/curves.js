@@ -1,6 +1,6 @@
 // Loss curves of training runs, by time or step, in nats or bits per character.
 
-import { bits, formatCount, formatDuration, h, svg } from "./dom.js";
+import { bits, formatCount, formatDuration, h, hint, svg } from "./dom.js";
 
 const [HEIGHT, LEFT, BOTTOM, TOP, RIGHT] = [300, 56, 36, 10, 12];
 const SERIES = { train: "train_loss", val: "val_loss" }; // class in style.css -> field
@@ -12,13 +12,12 @@ function colorOf(id) {
   return colors.get(id);
 }
 
-/** Draw the curves of runs into an element. */
 export function drawCurves(element, runs, by, unit, isLog) {
   const width = Math.max(280, element.clientWidth || 832); // no scaling, so that text keeps its size
   const convert = unit === "bits" ? bits : (x) => x;
   const drawn = runs.filter((run) => run.validations.length);
   if (!drawn.length) {
-    element.replaceChildren(h("p", { class: "hint" }, "The curve starts with the first validation."));
+    element.replaceChildren(hint("The curve starts with the first validation."));
     return;
   }
   const all = drawn.flatMap((run) => run.validations);

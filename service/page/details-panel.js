@@ -1,12 +1,11 @@
 // The panel beside a text: the selected character and its distribution.
 
 import { describeDistribution, showDistribution } from "./distribution.js";
-import { h, symbol } from "./dom.js";
+import { h, hint, symbol } from "./dom.js";
 
 const NOTES = {
   exact: "Scored again from the text at temperature 1, so “sampled from” and “model” are the same.",
-  partial:
-    "Scored again from the part of the text that is shown, at temperature 1; the text before it is not known here.",
+  partial: "Scored again at temperature 1 from the text that is shown; what was before it is not known here.",
 };
 
 /** A function that shows the details of the character at an index; `liveRegion` gets a sentence. */
@@ -24,7 +23,7 @@ export function detailsPanel(text, panel, liveRegion) {
         liveRegion.textContent = describeDistribution(character, entry);
       } else {
         const message = `${symbol(character)}: this character is not in the model's vocabulary.`;
-        panel.replaceChildren(h("p", { class: "hint" }, message));
+        panel.replaceChildren(hint(message));
       }
     } catch (error) {
       if (requested === index) panel.replaceChildren(h("p", { class: "error" }, error.message));

@@ -1,8 +1,7 @@
 // What a character was sampled from: the most probable characters and the remaining probability.
 
-import { bits, h, percent, symbol, wordFor } from "./dom.js";
+import { bits, h, hint, percent, symbol, wordFor } from "./dom.js";
 
-/** Show the distribution at one character in an element. */
 export function showDistribution(element, character, entry, note = "") {
   const inTop = entry.top.some(([c]) => c === character);
   const largest = entry.top[0]?.[2] || 1;
@@ -12,17 +11,11 @@ export function showDistribution(element, character, entry, note = "") {
   const modelRest = 1 - sum(entry.top.map(([, logprob]) => Math.exp(logprob))) - (inTop ? 0 : Math.exp(entry.logprob));
   rows.push(row(null, Math.max(0, sampledRest), largest, Math.max(0, modelRest), false));
   const surprise = ` ${bits(-entry.logprob).toFixed(2)} bits of surprise`;
-  const header = h(
-    "tr",
-    {},
-    h("th", { scope: "col" }, "next"),
-    h("th", { scope: "col", colspan: "2" }, "sampled from"),
-    h("th", { scope: "col" }, "model"),
-  );
+  const header = h("tr", {}, h("th", {}, "next"), h("th", { colspan: "2" }, "sampled from"), h("th", {}, "model"));
   element.replaceChildren(
     h("p", { class: "sampled" }, h("b", { class: "character" }, symbol(character)), surprise),
     h("table", {}, h("caption", {}, "Distribution of this character"), h("thead", {}, header), h("tbody", {}, ...rows)),
-    note && h("p", { class: "hint" }, note),
+    note && hint(note),
   );
 }
 

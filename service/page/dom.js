@@ -13,6 +13,11 @@ export function h(tag, properties = {}, ...children) {
   return element;
 }
 
+export const button = (label, onclick, properties = {}) =>
+  h("button", { type: "button", onclick, ...properties }, label);
+
+export const hint = (text) => h("p", { class: "hint" }, text);
+
 export function svg(tag, attributes = {}, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -20,7 +25,6 @@ export function svg(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** The first element that matches a selector. */
 export const $ = (selector, within = document) => within.querySelector(selector);
 
 /** The elements with a data-part attribute, by its value. */
@@ -39,6 +43,8 @@ export function cloneTemplate(template, name) {
   return root;
 }
 
+export const onClick = (selector, handler) => $(selector).addEventListener("click", handler);
+
 export function onSubmit(form, handler) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
@@ -51,17 +57,6 @@ export function setStatus(element, message, isError = false) {
   element.classList.toggle("error", isError);
 }
 
-/** Copy a text; false where the browser does not allow it. */
-export async function copyText(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    return false;
-  }
-}
-
-/** Have the browser save a text or a blob as a file. */
 export function saveAs(name, text) {
   const url = URL.createObjectURL(new Blob([text]));
   h("a", { href: url, download: name }).click();
@@ -69,16 +64,10 @@ export function saveAs(name, text) {
 }
 
 /** A visible symbol for a character; white space has one, too. */
-export function symbol(character) {
-  const symbols = { " ": "␣", "\n": "↵", "\t": "⇥" };
-  return symbols[character] ?? character;
-}
+export const symbol = (character) => ({ " ": "␣", "\n": "↵", "\t": "⇥" })[character] ?? character;
 
 /** A word for a character, for screen readers. */
-export function wordFor(character) {
-  const words = { " ": "space", "\n": "new line", "\t": "tab" };
-  return words[character] ?? character;
-}
+export const wordFor = (character) => ({ " ": "space", "\n": "new line", "\t": "tab" })[character] ?? character;
 
 /** Resolve after a time, or at once when the signal is aborted. */
 export const sleep = (ms, signal) =>

@@ -51,7 +51,10 @@ export function showFieldError(form, error) {
 /** Show a message at a field, if the form has it. */
 function mark(form, name, message) {
   const field = form.elements.namedItem(name.split(".")[0]);
-  if (!field || !("setAttribute" in field)) return;
+  if (field && "setAttribute" in field) markField(field, message);
+}
+
+export function markField(field, message) {
   let note = $(`#${field.id}-error`);
   if (!note) {
     note = document.createElement("p");
@@ -66,10 +69,12 @@ function mark(form, name, message) {
 }
 
 export function clearFieldErrors(form) {
-  for (const note of form.querySelectorAll(".field .error")) note.remove();
-  for (const field of form.querySelectorAll("[aria-invalid]")) {
-    field.removeAttribute("aria-invalid");
-    if (field.dataset.help) field.setAttribute("aria-describedby", field.dataset.help);
-    else field.removeAttribute("aria-describedby");
-  }
+  for (const field of form.querySelectorAll("[aria-invalid]")) unmarkField(field);
+}
+
+export function unmarkField(field) {
+  $(`#${field.id}-error`)?.remove();
+  field.removeAttribute("aria-invalid");
+  if (field.dataset.help) field.setAttribute("aria-describedby", field.dataset.help);
+  else field.removeAttribute("aria-describedby");
 }

@@ -1,28 +1,27 @@
 // The view Write: a text, beside it a fork of it, and the recent texts of this visit.
 
 import * as address from "./address.js";
-import { requestJson, ServiceError } from "./api.js";
-import { $, h } from "./dom.js";
+import { attempt, requestJson } from "./api.js";
+import { $, button, h } from "./dom.js";
 import { Pane } from "./pane.js";
 import * as recent from "./recent.js";
-import { formatTime } from "./served.js";
+import { formatTime, isId } from "./served.js";
 
 let main;
 let fork;
 const panes = () => $("#panes");
 
 export function setUp() {
-  main = new Pane("main", "s", { onFork: openFork, onClose: () => {} });
+  main = new Pane("main", "s", { onFork: openFork, onClose: () => {}, onCompare: openComparison });
   main.parts.close.hidden = true;
   panes().append(main.root);
   $("#recent").addEventListener("toggle", drawRecent);
 }
 
-/** The main pane, whose text and session other views use. */
+/** The main pane, whose text, session and model other views use. */
 export const mainPane = () => main;
 
-/** Show which model writes, in every pane. */
-export function showModel() {
+export function showModels() {
   main.showModel();
   fork?.showModel();
 }
@@ -38,56 +37,66 @@ export function onShow() {
 }
 
 function addForkPane() {
+  fork?.root.remove();
   fork = new Pane("fork", "f", { onFork: openFork, onClose: closeFork });
-  fork.parts.fork.hidden = true;
+  for (const name of ["fork", "compare"]) fork.parts[name].hidden = true;
   panes().append(fork.root);
   panes().classList.add("two");
-  fork.showModel();
   return fork;
 }
 
 /** Open a text beside a pane's, from its selected character or its end. */
-async function openFork(pane) {
+function openFork(pane) {
   const position = pane.text.start + pane.kept;
-  try {
+  const open = async () => {
     let [session, seed] = [null, pane.seed];
-    if (pane.session && position >= pane.rewindFrom && !pane.chooser.chosen) {
+    if (pane.session && position >= pane.rewindFrom && !isId(pane.chooser.name)) {
       const body = position ? { position } : {};
       ({ session_id: session, seed } = await requestJson("POST", `/sessions/${pane.session}/fork`, { body }));
     }
-    fork?.root.remove();
     addForkPane().copyFrom(pane, session, seed);
-    for (const field of pane.parts.form.elements) {
-      const isSetting = field.name && field.name !== "prompt" && field.type !== "checkbox";
-      if (isSetting) fork.parts.form.elements[field.name].value = field.value;
-    }
+    fork.copySettings(pane);
     pane.text.view.setCut(null);
-    pane.showModel();
-    fork.showModel();
+    fork.chooser.name = pane.chooser.name;
+    await Promise.all([pane.showModel(), fork.showModel()]);
     fork.root.scrollIntoView({ block: "nearest" });
     fork.parts.generate.focus();
-  } catch (error) {
-    if (!(error instanceof ServiceError)) throw error;
-    pane.setStatus(error.message, true);
-  }
+  };
+  return attempt(open, (error) => pane.setStatus(error.message, true));
 }
 
-export function writeWith(model) {
+/** Open a pane for another model: once it is chosen, both write. */
+function openComparison() {
+  addForkPane();
+  fork.copySettings(main);
+  fork.setStatus("Choose a model above. Then both write, from the same beginning and with the same seed.");
+  fork.chooser.parts.model.focus();
+  fork.showModel();
+  fork.onModel = async () => {
+    const prompt = main.fields.prompt.value || (main.lastTurn?.prompt ?? "");
+    const seed = main.fields.seed.value || String(crypto.getRandomValues(new Uint16Array(1))[0]);
+    const write = (pane) => {
+      pane.stop();
+      pane.fields.seed.value = seed;
+      return pane.writeExample(prompt);
+    };
+    await Promise.all([main, fork].map(write));
+  };
+}
+
+export async function writeWith(name) {
   location.hash = address.format("generate", address.read().parameters);
-  main.chooser.use(model);
+  await main.chooser.choose(name);
   main.reset();
 }
 
-/** Have the served model and another one write side by side, from the same beginning and seed. */
-export async function compareWith(model) {
+/** Have two models write side by side. */
+export async function compareWith(first, second) {
   location.hash = address.format("generate", address.read().parameters);
-  main.chooser.use(null);
+  await main.chooser.choose(first);
   main.reset();
-  fork?.root.remove();
-  addForkPane().chooser.use(model);
-  const seed = String(crypto.getRandomValues(new Uint16Array(1))[0]);
-  for (const pane of [main, fork]) pane.parts.form.elements.seed.value = seed;
-  await Promise.all([main.generate(), fork.generate()]);
+  openComparison();
+  await fork.chooser.choose(second);
 }
 
 function closeFork() {
@@ -105,8 +114,12 @@ function drawRecent() {
       address.push({ s: session });
       onShow();
     };
-    const button = h("button", { type: "button", class: "link", onclick }, title);
-    return h("li", {}, button, h("span", { class: "hint" }, ` ${formatTime(at / 1000)}`));
+    return h(
+      "li",
+      {},
+      button(title, onclick, { class: "link" }),
+      h("span", { class: "hint" }, ` ${formatTime(at / 1000)}`),
+    );
   });
   const empty = h("li", { class: "hint" }, "No texts yet.");
   $("#recent-list").replaceChildren(...(rows.length ? rows : [empty]));

@@ -2,14 +2,12 @@
 
 import { h } from "./dom.js";
 
-/** The theme's colors for -1, 0 and 1. */
 function colorScale() {
   const style = getComputedStyle(document.documentElement);
   const read = (name) => style.getPropertyValue(name).trim().split(/\s+/).map(Number);
   return { low: read("--low"), zero: read("--zero"), high: read("--high") };
 }
 
-/** A value from -1 to 1 -> [r, g, b]. */
 function colorOf(value, { low, zero, high }) {
   const end = value < 0 ? low : high;
   const share = Math.min(1, Math.abs(value)) ** 0.8; // most activations are small: make them visible

@@ -1,12 +1,11 @@
 // The view Look inside: the gates of one unit, one character at a time, while the network reads a text.
 
-import { requestJson, ServiceError } from "./api.js";
-import { $, formatCount, h, onSubmit, setStatus, symbol, wordFor } from "./dom.js";
+import { attempt, requestJson } from "./api.js";
+import { $, button, formatCount, h, hint, onClick, onSubmit, setStatus, symbol, wordFor } from "./dom.js";
 import { clearFieldErrors, parseNumber, readFields, showFieldError } from "./fields.js";
 import { mainPane } from "./generate.js";
 import { coloredText, drawHeatmap } from "./heatmap.js";
-import { servedModel } from "./served.js";
-import { describeSkipped, offerToSkip, unknownCharacters } from "./unknown.js";
+import { describeSkipped, showTextError } from "./unknown.js";
 
 const QUANTITIES = {
   f: ["forget gate f", "1 keeps all of the old memory, 0 forgets it."],
@@ -17,8 +16,8 @@ const QUANTITIES = {
   h: ["short-term memory h", "What the unit tells the next layer, and itself at the next character: from -1 to 1."],
 };
 const OTHER_CELLS = {
-  gru: "This model is a GRU: it has one memory, h, and the gates r (reset), z (update) and n (candidate); h = (1 - z) × n + z × old h. It has no c to forget or to use, so there is nothing to walk through here.",
-  rnn: "This model is a plain RNN: it has one memory, h, and no gates. At each character all of h is overwritten: h = tanh(W x + U old h + b). It has nothing to forget, learn or use, so there is nothing to walk through here.",
+  gru: "This model is a GRU: it has one memory, h, and the gates r (reset), z (update) and n (candidate); h = (1 - z) × n + z × old h. It has no c to forget or to use.",
+  rnn: "This model is a plain RNN: it has one memory, h, and no gates. At each character all of h is overwritten: h = tanh(W x + U old h + b). It has nothing to forget, learn or use.",
 };
 const COPIED_CHARS = 600;
 const DIGITS = 3;
@@ -29,6 +28,7 @@ let isChosen = false; // whether the user has chosen the unit
 let at = 0; // index of the character
 let timer = 0;
 let requests = 0;
+let model = ""; // the name of the one whose gates are shown
 
 export function setUp() {
   const form = $("#inspect");
@@ -40,7 +40,7 @@ export function setUp() {
     if (target.name === "layer") unit = null;
     if (["map", "layer"].includes(target.name)) inspect("skip");
   });
-  $("#inspect-copy").addEventListener("click", () => {
+  onClick("#inspect-copy", () => {
     form.elements.text.value = Array.from(mainPane().text.toString()).slice(-COPIED_CHARS).join("");
     inspect("skip");
   });
@@ -51,15 +51,18 @@ export function setUp() {
     chooseUnit(sortedUnits()[Math.max(0, Math.min(result.n_hidden - 1, row))]);
   });
   $("#unit").addEventListener("change", (event) => chooseUnit(parseNumber(event.target.value)));
-  $("#walk-back").addEventListener("click", () => step(-1));
-  $("#walk-on").addEventListener("click", () => step(1));
-  $("#walk-play").addEventListener("click", () => play(!timer));
+  onClick("#walk-back", () => step(-1));
+  onClick("#walk-on", () => step(1));
+  onClick("#walk-play", () => play(!timer));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => result && draw());
 }
 
-/** Look at the example once, so that the view is not empty. */
+/** Look at the text once with each model that is chosen, so that the view is not empty. */
 export function onShow() {
-  if (!result && $("#notice").hidden) inspect("skip");
+  if (model === mainPane().chooser.name || !$("#notice").hidden) return;
+  unit = null;
+  $("#inspect").elements.layer.value = "0";
+  inspect("skip");
 }
 
 export function onHide() {
@@ -77,12 +80,14 @@ function chooseUnit(number, layer = null) {
 async function inspect(onUnknown = "error") {
   const form = $("#inspect");
   const status = $("#inspect-status");
-  const cell = servedModel()?.network.cell;
+  const { chooser } = mainPane();
+  const cell = chooser.model?.network.cell;
+  model = chooser.name;
   requests += 1;
   const request = requests; // an answer that comes after a newer request is ignored
   clearFieldErrors(form);
   if (OTHER_CELLS[cell]) {
-    setStatus(status, OTHER_CELLS[cell]);
+    setStatus(status, `${OTHER_CELLS[cell]} So there is nothing to walk through here.`);
     $("#inspect-result").hidden = true;
     return;
   }
@@ -91,9 +96,9 @@ async function inspect(onUnknown = "error") {
     return;
   }
   setStatus(status, "Computing…");
-  try {
+  const show = async () => {
     const { layer = 0, units: _, ...fields } = readFields(form);
-    const body = { ...fields, layer: Number(layer), on_unknown: onUnknown };
+    const body = { ...fields, layer: Number(layer), on_unknown: onUnknown, model };
     if (unit === null) {
       const { unit_correlations: found } = await requestJson("POST", "/inspect", { body: { ...body, map: undefined } });
       if (request !== requests) return;
@@ -104,14 +109,10 @@ async function inspect(onUnknown = "error") {
     result = { ...answer, text: Array.from(answer.text), sent: Array.from(body.text).length };
     at = Math.min(at, result.characters - 1);
     draw();
-  } catch (error) {
-    if (!(error instanceof ServiceError)) throw error;
-    if (request !== requests) return;
-    const unknown = error.field === "text" ? unknownCharacters(error) : null;
-    setStatus(status, "");
-    if (unknown) offerToSkip(form.elements.text, unknown, () => inspect("skip"));
-    else if (!showFieldError(form, error)) setStatus(status, error.message, true);
-  }
+  };
+  await attempt(show, (error) => {
+    if (request === requests) showTextError(form, status, error, () => inspect("skip"));
+  });
 }
 
 /** The units of a layer that correlate with the text's features, the strongest first. */
@@ -166,7 +167,7 @@ function drawText() {
     if (by) step(by);
     if (by) event.preventDefault();
   });
-  $("#strips").replaceChildren(h("p", { class: "hint" }, `Color: ${label}.`), box);
+  $("#strips").replaceChildren(hint(`Color: ${label}.`), box);
 }
 
 function goTo(index) {
@@ -227,8 +228,8 @@ function ranking(feature, { description, units: best }) {
   const rows = best.slice(0, 3).map(({ layer, unit: number, r }) => {
     const label = `layer ${layer + 1}, unit ${number}`;
     const onclick = () => chooseUnit(number, layer);
-    return h("li", {}, h("button", { type: "button", class: "link", onclick }, label), ` r = ${r.toFixed(2)}`);
+    return h("li", {}, button(label, onclick, { class: "link" }), ` r = ${r.toFixed(2)}`);
   });
-  const list = rows.length ? h("ol", {}, ...rows) : h("p", { class: "hint" }, "It does not vary in this text.");
+  const list = rows.length ? h("ol", {}, ...rows) : hint("It does not vary in this text.");
   return h("section", { "data-feature": feature }, h("h3", {}, description), list);
 }

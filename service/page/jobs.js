@@ -9,14 +9,9 @@ const ADVICE_MS = 3000; // advice is no event: it is fetched after a validation,
 
 export const isLive = (job) => job.state === "queued" || job.state === "running";
 
-/** A job with its validations, samples, notes and advice. */
 export const fetchJob = (id) => requestJson("GET", `/jobs/${id}`);
 
-/**
- * Follow a job until it ends and call onChange(job) for every change.
- *
- * A lost connection is resumed after the last event. Where no event stream is free, the job is polled.
- */
+/** Follow a job and call onChange(job) for every change. Where no event stream is free, the job is polled. */
 export async function followJob(id, signal, onChange) {
   let lastEventId = null;
   let adviceDue = 0;
@@ -52,7 +47,6 @@ export async function followJob(id, signal, onChange) {
   if (!signal.aborted) onChange(await fetchJob(id));
 }
 
-/** The job after one of its events. */
 function applyEvent(job, { name, data }) {
   if (name === "done") return data;
   if (name === "error") throw new ServiceError(0, data.error);

@@ -7,7 +7,7 @@ import * as generate from "./generate.js";
 import * as inspect from "./inspect.js";
 import * as keys from "./keys.js";
 import * as score from "./score.js";
-import * as served from "./served.js";
+import { DEFAULT, offerNames } from "./served.js";
 import * as status from "./status.js";
 import * as train from "./train.js";
 
@@ -25,7 +25,17 @@ function showView() {
     if (current !== null) scrollTo({ top: 0, behavior: "instant" });
     current = view;
   }
+  // One line says and chooses the model of all views.
+  ($(`#view-${view} .of-model`) ?? generate.mainPane().root).prepend(generate.mainPane().chooser.root);
   VIEWS[view].onShow?.();
+}
+
+/** Show the models, and use one that this key may use. */
+async function showModels() {
+  const names = await offerNames();
+  const { chooser } = generate.mainPane();
+  if (names.length && chooser.name === DEFAULT && !names.includes(DEFAULT)) await chooser.choose(names[0]);
+  generate.showModels();
 }
 
 /** Poll until a model is loaded, and show a notice until then. */
@@ -35,8 +45,7 @@ async function waitForModel() {
     const ready = await requestJson("GET", "/readyz", { mayPrompt: false });
     if (ready.model) {
       notice.hidden = true;
-      await served.refresh();
-      generate.showModel();
+      await showModels();
       return;
     }
     const link = h("a", { href: address.format("train", address.read().parameters) }, "follow the training");
@@ -55,5 +64,8 @@ async function waitForModel() {
 keys.setUp();
 for (const view of Object.values(VIEWS)) view.setUp?.();
 addEventListener("hashchange", showView);
+addEventListener("key", showModels);
+addEventListener("focusin", ({ target }) => target.list && offerNames());
+generate.mainPane().onModel = () => VIEWS[current].onShow?.();
 showView();
 waitForModel();

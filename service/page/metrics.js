@@ -4,7 +4,7 @@ import { request } from "./api.js";
 
 let isAvailable = true; // false after a 404, so that a service without metrics is asked only once
 
-/** Map of name -> [{labels, value}], or null where there are no metrics. */
+/** Map of name -> [{value, bound}], or null where there are no metrics; buckets have a bound. */
 export async function readMetrics() {
   if (!isAvailable) return null;
   try {
@@ -18,12 +18,11 @@ export async function readMetrics() {
 function parseMetrics(text) {
   const metrics = new Map();
   for (const line of text.split("\n")) {
-    const match = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)/.exec(line);
+    const match = /^([a-zA-Z_:][\w:]*)(\{.*\})?\s+(\S+)/.exec(line);
     if (!match) continue;
-    const [, name, labelText = "", value] = match;
-    const pairs = [...labelText.matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map(([, key, label]) => [key, label]);
+    const [, name, labels = "", value] = match;
     if (!metrics.has(name)) metrics.set(name, []);
-    metrics.get(name).push({ labels: Object.fromEntries(pairs), value: Number(value) });
+    metrics.get(name).push({ bound: /\ble="([^"]*)"/.exec(labels)?.[1], value: Number(value) });
   }
   return metrics;
 }
@@ -36,8 +35,8 @@ export function total(metrics, name) {
 /** A quantile of a histogram, interpolated in its bucket; null without observations. */
 export function quantile(metrics, name, q) {
   const counts = new Map();
-  for (const { labels, value } of metrics?.get(`${name}_bucket`) ?? []) {
-    const bound = labels.le === "+Inf" ? Infinity : Number(labels.le);
+  for (const { bound: le, value } of metrics?.get(`${name}_bucket`) ?? []) {
+    const bound = le === "+Inf" ? Infinity : Number(le);
     counts.set(bound, (counts.get(bound) ?? 0) + value);
   }
   const buckets = [...counts].sort(([a], [b]) => a - b);

@@ -2,15 +2,15 @@
 
 import * as address from "./address.js";
 import { AnnotatedText } from "./annotated-text.js";
-import { requestJson, SERVICE, ServiceError } from "./api.js";
+import { attempt, requestJson, SERVICE, ServiceError } from "./api.js";
 import { detailsPanel } from "./details-panel.js";
-import { cloneTemplate, copyText, formatCount, onSubmit, partsOf, saveAs, setStatus } from "./dom.js";
+import { cloneTemplate, formatCount, onSubmit, partsOf, saveAs, setStatus } from "./dom.js";
 import { clearFieldErrors, readFields, showFieldError } from "./fields.js";
 import { writeItems } from "./items.js";
 import { addKnobs } from "./knobs.js";
 import { ModelChooser } from "./model-chooser.js";
 import * as recent from "./recent.js";
-import * as served from "./served.js";
+import { DEFAULT, isId } from "./served.js";
 import { drawScale, TextView } from "./text-view.js";
 import { streamTurn } from "./turn.js";
 import { describeSkipped, offerToSkip, unknownCharacters } from "./unknown.js";
@@ -24,7 +24,7 @@ const FINISH_REASONS = {
 };
 
 export class Pane {
-  constructor(name, key, { onFork, onClose }) {
+  constructor(name, key, { onFork, onClose, onCompare }) {
     this.root = cloneTemplate("#pane", name);
     this.key = key;
     this.parts = partsOf(this.root);
@@ -32,13 +32,15 @@ export class Pane {
     drawScale(this.root);
     const { form, letters, panel, voice } = this.parts;
     const view = new TextView(letters, { onSelect: (i) => this.showDetails(i), onActivate: (i) => this.toggleCut(i) });
-    this.text = new AnnotatedText(view);
+    this.text = new AnnotatedText(view, () => this.chooser.name);
     this.showDetails = detailsPanel(this.text, panel, voice);
-    this.chooser = new ModelChooser(this.parts, {
-      onChoose: (model) => this.#changeModel(model),
+    this.chooser = new ModelChooser(name, {
+      onChoose: () => this.#changeModel(),
       onExample: (prompt) => this.writeExample(prompt),
-      onError: (message) => this.setStatus(message, true),
+      examples: name === "main" ? this.parts.examples : null,
     });
+    this.root.prepend(this.chooser.root);
+    this.onModel = () => {}; // called when another model was chosen
     this.session = null;
     this.seed = null;
     this.writtenBy = null; // id of the model of the last turn
@@ -48,20 +50,25 @@ export class Pane {
     onSubmit(form, () => this.generate());
     form.addEventListener("change", () => this.#saveParameters());
     this.root.addEventListener("keydown", (event) => this.#onKey(event));
-    this.parts.stop.addEventListener("click", () => this.running?.abort());
-    this.parts.again.addEventListener("click", () => this.tryAgain());
-    this.parts.reset.addEventListener("click", () => this.reset());
-    this.parts.fork.addEventListener("click", () => onFork(this));
-    this.parts.close.addEventListener("click", () => onClose());
-    this.parts.copy.addEventListener("click", () => this.#copy(this.#shownText(), "Copied the text."));
-    this.parts.link.addEventListener("click", () => this.#copy(location.href, "Copied the address of this text."));
-    this.parts.save.addEventListener("click", () => saveAs("text.txt", this.#shownText()));
-    this.parts.curl.addEventListener("click", () => this.#copyAsCurl());
-    this.parts.colored.addEventListener("change", (event) => {
-      letters.classList.toggle("colored", event.target.checked);
-    });
+    const actions = {
+      stop: () => this.running?.abort(),
+      again: () => this.tryAgain(),
+      compare: onCompare,
+      reset: () => this.reset(),
+      close: onClose,
+      copy: () => this.#copy(this.#shownText(), "Copied the text."),
+      save: () => saveAs("text.txt", this.#shownText()),
+      link: () => this.#copy(location.href, "Copied the address of this text."),
+      curl: () => this.#copyAsCurl(),
+      fork: () => onFork(this),
+    };
+    for (const [part, action] of Object.entries(actions)) this.parts[part].addEventListener("click", action);
     this.#restoreParameters();
     this.#updateControls();
+  }
+
+  get fields() {
+    return this.parts.form.elements;
   }
 
   get kept() {
@@ -77,9 +84,8 @@ export class Pane {
     setStatus(this.parts.status, message, isError);
   }
 
-  /** Show which model writes. */
-  showModel() {
-    this.chooser.show();
+  async showModel() {
+    await this.chooser.refresh();
     this.#updateControls();
   }
 
@@ -94,7 +100,8 @@ export class Pane {
 
   body() {
     const { items, novel, ...fields } = readFields(this.parts.form);
-    if (this.chooser.chosen) fields.model = this.chooser.chosen.id;
+    // A session remembers its model, so that it has to be told of the default one, too.
+    if (this.chooser.name !== DEFAULT || this.session !== null) fields.model = this.chooser.name;
     if (this.writesItems) {
       const { max_chars: _, stop: __, ...others } = fields; // an item is as long as those of the list
       return { ...others, items, novel };
@@ -111,11 +118,10 @@ export class Pane {
     return { ...fields, prompt, seed: fields.seed ?? this.seed ?? undefined };
   }
 
-  /** Write what an example begins with, as a new text. */
   async writeExample(prompt) {
     if (this.running) return;
     if (this.session !== null || this.text.characters.length) this.#leave();
-    this.parts.form.elements.prompt.value = prompt;
+    this.fields.prompt.value = prompt;
     await this.generate();
   }
 
@@ -124,16 +130,16 @@ export class Pane {
     const { lastTurn } = this;
     if (this.running || !lastTurn) return;
     if (this.writesItems) {
-      this.parts.form.elements.prompt.value = lastTurn.prompt;
+      this.fields.prompt.value = lastTurn.prompt;
       await this.generate();
       return;
     }
     this.text.flush();
     const kept = Math.max(0, lastTurn.position - this.text.start);
-    const seed = this.parts.form.elements.seed.value.trim() ? undefined : this.#nextSeed();
+    const seed = this.fields.seed.value.trim() ? undefined : this.#nextSeed();
     if (kept === 0 && this.text.start === 0) this.#leave(false);
     else this.text.view.setCut(kept);
-    const { prompt } = this.parts.form.elements;
+    const { prompt } = this.fields;
     const typed = prompt.value;
     prompt.value = lastTurn.prompt;
     await this.generate({ seed });
@@ -150,9 +156,9 @@ export class Pane {
       return;
     }
     this.parts.items.hidden = true;
-    const typed = this.parts.form.elements.prompt.value;
+    const typed = this.fields.prompt.value;
     const keepsSession = Boolean(body.session_id);
-    const error = await this.#run(body, (start) => {
+    await this.#run(body, (start) => {
       this.text.truncate(this.kept);
       const prefix = keepsSession ? 0 : this.text.characters.length;
       if (!keepsSession && this.text.start) this.text.start = 0;
@@ -160,11 +166,9 @@ export class Pane {
       this.rewindFrom = keepsSession ? this.text.position : 0;
       this.lastTurn = { prompt: typed, position: this.text.position };
       this.text.append(typed, [], "prompt");
-      this.parts.form.elements.prompt.value = "";
+      this.fields.prompt.value = "";
       if (start.position > this.text.position && !prefix) this.text.start += start.position - this.text.position;
     });
-    const unknown = error ? unknownCharacters(error) : null;
-    if (unknown && error.field === "prompt") this.#offerToSkip(unknown, override);
   }
 
   /** Show a session from elsewhere or before a reload; resume its turn if one is running. */
@@ -174,7 +178,7 @@ export class Pane {
     this.session = id;
     this.lastTurn = null;
     this.parts.items.hidden = true;
-    try {
+    const show = async () => {
       const session = await requestJson("GET", `/sessions/${id}`);
       this.seed = session.seed;
       this.writtenBy = session.model;
@@ -183,7 +187,9 @@ export class Pane {
       const hasEnded = ["length", "stop"].includes(lastTurn?.status);
       const isShort = lastTurn && session.position - lastTurn.start_position < MAX_REPLAY_CHARS;
       const canReplay = hasEnded ? isShort : ["running", "interrupted"].includes(lastTurn?.status);
-      if (!served.servedModel()) await served.refresh();
+      if (!isId(this.chooser.name)) this.chooser.name = session.model_name;
+      this.#saveModel();
+      await this.chooser.refresh();
       const model = this.chooser.model?.id;
       const isOfThisModel = !model || session.model === model;
       if (canReplay && isOfThisModel) {
@@ -196,12 +202,12 @@ export class Pane {
         const position = `Position ${formatCount(session.position)}, seed ${session.seed}.`;
         this.setStatus(`${position} You can continue it.${other}`);
       }
-    } catch (error) {
-      if (!(error instanceof ServiceError)) throw error;
+    };
+    await attempt(show, (error) => {
       this.session = null;
       address.update({ [this.key]: null });
       this.setStatus(error.message, true);
-    }
+    });
     this.#updateControls();
   }
 
@@ -215,7 +221,6 @@ export class Pane {
     this.seed = seed;
     this.writtenBy = session ? other.writtenBy : null;
     this.rewindFrom = this.text.position;
-    this.chooser.choose(other.chooser.chosen?.id ?? null);
     if (session) address.update({ [this.key]: session });
     const position = formatCount(this.text.position);
     this.setStatus(`Forked at position ${position}. Change a setting or the model, and continue.`);
@@ -234,7 +239,7 @@ export class Pane {
     this.setStatus(
       "The next text starts a new session. The one before is in “Recent texts”, and behind the browser’s Back.",
     );
-    this.parts.form.elements.prompt.focus();
+    this.fields.prompt.focus();
   }
 
   #leave(isNewEntry = true) {
@@ -254,18 +259,14 @@ export class Pane {
 
   /** Run a turn and show its events. Returns the error that ended it, which has been shown. */
   async #run(body, onStart, resume = null) {
-    const running = new AbortController();
-    this.running = running;
+    const running = this.#begin(resume ? "Loading the session…" : "Sending the request…");
     const startedAt = performance.now();
     const skipped = this.skipped ?? 0;
     this.skipped = 0;
     let generated = 0;
     let hasStarted = false;
-    this.#updateControls();
-    this.setStatus(resume ? "Loading the session…" : "Sending the request…");
-    const model = this.chooser.chosen?.id;
     try {
-      for await (const { name, data } of streamTurn(body, running.signal, resume, model)) {
+      for await (const { name, data } of streamTurn(body, running.signal, resume)) {
         if (this.running !== running) return;
         if (name === "start") {
           if (!hasStarted) {
@@ -287,74 +288,87 @@ export class Pane {
           this.setStatus([describeEnd(data, pace), describeSkipped(skipped)].filter(Boolean).join(" "));
         } else this.setStatus(describeDelay(name, data), name === "disconnected");
       }
-      if (running.signal.aborted) {
+      if (running.signal.aborted && this.running === running) {
         this.setStatus(`Stopped at position ${formatCount(this.text.position)}. You can continue from there.`);
       }
     } catch (error) {
-      if (!(error instanceof ServiceError)) throw error;
-      if (unknownCharacters(error) && error.field === "prompt") this.setStatus("");
-      else if (showFieldError(this.parts.form, error)) this.setStatus("");
-      else this.setStatus(error.message, true);
+      this.#showError(error);
       return error;
     } finally {
-      if (this.running === running) this.running = null;
       this.text.flush();
       recent.remember(this.session, this.text.toString());
-      this.#updateControls();
+      this.#end(running);
     }
   }
 
-  /** Write items of a list, each in a row of its own. */
-  async #writeItems(body) {
-    const running = new AbortController();
-    this.running = running;
-    this.lastTurn = { prompt: body.prompt ?? "", position: 0 };
+  #begin(status) {
+    this.running = new AbortController();
     this.#updateControls();
-    this.setStatus("Sending the request…");
+    this.setStatus(status);
+    return this.running;
+  }
+
+  #end(running) {
+    if (this.running === running) this.running = null;
+    this.#updateControls();
+  }
+
+  /** Show an error of the service; characters that the model does not know can be skipped. */
+  #showError(error) {
+    if (!(error instanceof ServiceError)) throw error;
+    const unknown = error.field === "prompt" ? unknownCharacters(error) : null;
+    this.setStatus("");
+    if (unknown) this.#offerToSkip(unknown);
+    else if (!showFieldError(this.parts.form, error)) this.setStatus(error.message, true);
+  }
+
+  async #writeItems(body) {
+    const running = this.#begin("Sending the request…");
+    this.lastTurn = { prompt: body.prompt ?? "", position: 0 };
     this.parts.items.hidden = false;
     try {
       const onStart = () => this.#bringIntoView();
       const status = await writeItems(this.parts.items, body, running.signal, onStart);
       if (this.running === running) this.setStatus(running.signal.aborted ? "Stopped." : status);
     } catch (error) {
-      if (!(error instanceof ServiceError)) throw error;
-      const unknown = error.field === "prompt" ? unknownCharacters(error) : null;
-      this.setStatus("");
-      if (unknown) this.#offerToSkip(unknown, {});
-      else if (!showFieldError(this.parts.form, error)) this.setStatus(error.message, true);
+      this.#showError(error);
     } finally {
-      if (this.running === running) this.running = null;
-      this.#updateControls();
+      this.#end(running);
     }
   }
 
-  #offerToSkip(characters, override) {
-    const { prompt } = this.parts.form.elements;
+  #offerToSkip(characters) {
+    const { prompt } = this.fields;
     offerToSkip(prompt, characters, () => {
       const before = Array.from(prompt.value);
       const after = before.filter((character) => !characters.includes(character));
       prompt.value = after.join("");
       this.skipped = (this.skipped ?? 0) + before.length - after.length;
-      this.generate(override);
+      this.generate();
     });
   }
 
   async #noteModel({ model, reencoded }) {
     this.parts.note.textContent = reencoded
-      ? "Another model is served now. It has read the end of this text to continue it."
+      ? "Another model wrote the text before. This one has read the end of it to continue it."
       : "";
-    const isNew = !this.chooser.chosen && model && model.fingerprint !== served.servedModel()?.id;
-    if (isNew && (await served.refresh())) this.showModel();
+    if (!isId(this.chooser.name) && model.fingerprint !== this.chooser.model?.id) await this.showModel();
   }
 
-  #changeModel(model) {
-    address.update({ [`${this.key}.model`]: model?.id ?? null });
+  #changeModel() {
+    this.#saveModel();
     this.setStatus(
       this.text.characters.length
         ? "The next characters are this model’s: it reads the text first. “Try again” has it write the last part anew."
         : "",
     );
     this.#updateControls();
+    this.onModel();
+  }
+
+  #saveModel() {
+    const { name } = this.chooser;
+    address.update({ [`${this.key}.model`]: name === DEFAULT ? null : name });
   }
 
   #bringIntoView() {
@@ -393,7 +407,6 @@ export class Pane {
     }
   }
 
-  /** Enable and label the controls for the current state. */
   #updateControls() {
     const { start, view, characters } = this.text;
     const hasText = this.session !== null || characters.length > 0;
@@ -413,7 +426,7 @@ export class Pane {
     parts["prompt-label"].textContent = writesItems ? "How each one begins" : promptLabel;
     parts.earlier.hidden = !start;
     parts.earlier.textContent = `${formatCount(start)} earlier characters are not stored by the service.`;
-    parts.settings.textContent = describeSettings(parts.form.elements, writesItems);
+    parts.settings.textContent = describeSettings(this.fields, writesItems);
   }
 
   #shownText() {
@@ -431,15 +444,27 @@ export class Pane {
 
   /** Copy a text. Browsers have no clipboard for pages over plain HTTP, except from localhost. */
   async #copy(text, done) {
-    const isCopied = await copyText(text);
-    this.setStatus(isCopied ? done : "The browser does not allow copying: select it and copy it by hand.");
+    try {
+      await navigator.clipboard.writeText(text);
+      this.setStatus(done);
+    } catch {
+      this.setStatus("The browser does not allow copying: select it and copy it by hand.");
+    }
+  }
+
+  get #settings() {
+    const fields = [...this.fields];
+    return fields.filter((field) => field.name && field.name !== "prompt" && field.type !== "checkbox");
+  }
+
+  copySettings(other) {
+    for (const field of this.#settings) field.value = other.fields[field.name].value;
   }
 
   /** Keep parameters that are not the defaults in the address, for a reload. */
   #saveParameters() {
     const changes = {};
-    for (const field of this.parts.form.elements) {
-      if (!field.name || field.name === "prompt" || field.type === "checkbox") continue;
+    for (const field of this.#settings) {
       changes[`${this.key}.${field.name}`] = field.value === field.defaultValue ? null : field.value;
     }
     address.update(changes);
@@ -448,11 +473,11 @@ export class Pane {
 
   #restoreParameters() {
     const { parameters } = address.read();
-    for (const field of this.parts.form.elements) {
-      const value = field.name && parameters.get(`${this.key}.${field.name}`);
+    for (const field of this.#settings) {
+      const value = parameters.get(`${this.key}.${field.name}`);
       if (value) field.value = value;
     }
-    this.chooser.choose(parameters.get(`${this.key}.model`));
+    this.chooser.name = parameters.get(`${this.key}.model`) ?? DEFAULT;
   }
 }
 

@@ -14,7 +14,6 @@ export function list() {
   }
 }
 
-/** Remember a session by the beginning of its text. */
 export function remember(session, text) {
   const title = text.trim().replace(/\s+/g, " ").slice(0, TITLE_CHARS);
   if (!session || !title) return;

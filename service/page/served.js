@@ -1,30 +1,35 @@
-// Which models there are, how they are called, and examples of what one writes.
+// Which models there are, how they are described, and examples of what one writes.
 
-import { requestJson } from "./api.js";
-import { bits } from "./dom.js";
+import { attempt, requestJson } from "./api.js";
+import { $, bits, formatCount, h } from "./dom.js";
+
+export const DEFAULT = "default"; // the model that writes where a request names none
 
 const EXAMPLE_CHARS = 28;
 const EXAMPLES = 4;
-let served = null; // as in GET /model
 const examples = new Map(); // id -> promise of a list of prompts
 
-/** The served model as it was when `refresh` was called last; null before. */
-export const servedModel = () => served;
-
-/** Ask which model is served. Null where that cannot be known: no model yet, or a key is needed. */
-export async function refresh() {
-  try {
-    served = await requestJson("GET", "/model", { mayPrompt: false });
-  } catch {
-    served = null;
-  }
-  return served;
+/** Offer the names of the models that this key may use in every field for them. Returns them; none without a key. */
+export async function offerNames() {
+  const { data } = await attempt(
+    () => requestJson("GET", "/v1/models", { mayPrompt: false }),
+    () => ({ data: [] }),
+  );
+  const names = data.map(({ id }) => (id === "longhand" ? DEFAULT : id)).filter((name) => !isId(name));
+  $("#model-names").replaceChildren(...names.map((name) => h("option", { value: name })));
+  return names;
 }
+
+/** Whether this is the id of a checkpoint, which no name looks like. */
+export const isId = (name) => /^[0-9a-f]{16}$/.test(name);
 
 export function describeModel(model) {
   const loss = `${bits(model.val_loss).toFixed(2)} bits per character`;
   return [corpusOf(model), model.preset, loss, formatTime(model.created)].filter(Boolean).join(" · ");
 }
+
+export const describeNetwork = ({ cell, n_layers: layers, n_hidden: hidden, n_parameters: parameters }) =>
+  `${cell} ${layers} × ${hidden}, ${formatCount(parameters)} parameters`;
 
 /** The name of the text that a model was trained on; older checkpoints do not know it. */
 export const corpusOf = (model) => model.corpus || model.name.replace(".safetensors", "");
@@ -48,15 +53,11 @@ export function examplesOf(model) {
   return examples.get(model.id);
 }
 
-async function write({ id, is_list: isList }) {
-  const chosen = id === served?.id ? {} : { model: id };
-  const options = { mayPrompt: false };
-  if (isList) {
-    const { items } = await requestJson("POST", "/generate", { ...options, body: { ...chosen, items: 4, seed: 1 } });
-    return distinct(items.map(({ text }) => Array.from(text).slice(0, 3).join("").trimEnd()));
-  }
-  const body = { ...chosen, n: EXAMPLES + 2, max_chars: 120, temperature: 0.7, seed: 1 };
-  const { results } = await requestJson("POST", "/generate", { ...options, body });
+async function write({ id: model, is_list: isList }) {
+  const settings = isList ? { items: EXAMPLES } : { n: EXAMPLES + 2, max_chars: 120, temperature: 0.7 };
+  const body = { model, seed: 1, ...settings };
+  const { items, results } = await requestJson("POST", "/generate", { body, mayPrompt: false });
+  if (items) return distinct(items.map(({ text }) => Array.from(text).slice(0, 3).join("").trimEnd()));
   return distinct(results.map(({ text }) => beginning(text)));
 }
 

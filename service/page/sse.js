@@ -1,10 +1,6 @@
 // Server-sent events over fetch: EventSource can neither POST nor send a key.
 
-/**
- * The events of a response's body: {name, id, data}.
- *
- * Ends when the body ends.
- */
+/** The events of a response's body, {name, id, data}, until it ends. */
 export async function* readEvents(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";

@@ -1,15 +1,16 @@
 // The view Status: what the service is doing, from /readyz and /metrics.
 
 import { requestJson } from "./api.js";
-import { $, formatCount, formatDuration, h, svg } from "./dom.js";
+import { $, formatCount, formatDuration, h, hint, svg } from "./dom.js";
+import { mainPane } from "./generate.js";
 import { quantile, readMetrics, total } from "./metrics.js";
-import { describeModel, refresh } from "./served.js";
+import { describeNetwork } from "./served.js";
 
 const POLL_MS = 2000;
 const HISTORY_S = 300;
 const history = []; // {time, pace}: characters per second at each poll, of the last minutes
 let isPolling = false;
-let model = null; // as in GET /model
+let served = ""; // the fingerprint of the default model
 let previous = null; // {time, characters} of the last poll, for the throughput
 
 /** The first visit starts the history, which goes on in the other views. */
@@ -36,8 +37,12 @@ async function poll() {
   const running = sum("slots_in_use") ?? Math.min(inFlight, slots);
   const waiting = sum("requests_waiting") ?? Math.max(0, inFlight - slots);
   const generated = sum("generation_tokens_total");
-  if (ready.model && ready.model.fingerprint !== model?.id) model = await refresh();
-  const name = model ? describeModel(model) : (ready.model?.name ?? "none yet");
+  const { chooser } = mainPane();
+  if (ready.model && ready.model.fingerprint !== served) {
+    served = ready.model.fingerprint;
+    await chooser.refresh();
+  }
+  const { model, name } = chooser;
   const pace = throughput(generated);
   const isIdle = !running && !waiting && !pace;
   const refused = ready.refused_checkpoint;
@@ -45,9 +50,9 @@ async function poll() {
   drawHistory();
   box.replaceChildren(
     tile(
-      "model",
-      name,
-      ready.model ? `fingerprint ${ready.model.fingerprint}` : "the first one is being trained",
+      `model ${name}`,
+      model ? describeNetwork(model.network) : "–",
+      model ? `fingerprint ${model.id}` : "not known: it is being trained, or needs a key",
       "wide",
     ),
     tile("slots in use", `${formatCount(running)} of ${formatCount(slots)} texts`, "that are being written now"),
@@ -68,7 +73,6 @@ async function poll() {
   );
 }
 
-/** Characters per second since the last poll. */
 function throughput(characters) {
   if (characters === null) return "–";
   const now = { time: performance.now(), characters };
@@ -81,7 +85,6 @@ function throughput(characters) {
 
 const formatPace = (pace) => (pace === null ? "–" : `${formatCount(Math.round(pace))} characters/s`);
 
-/** The throughput of the last minutes as a line. */
 function drawHistory() {
   const box = $("#history");
   if (history.length < 2) return;
@@ -94,10 +97,7 @@ function drawHistory() {
   const span = formatDuration(to - from);
   const label = `Throughput of the last ${span}: at most ${formatPace(most)}, now ${formatPace(history.at(-1).pace)}`;
   const line = svg("polyline", { class: "curve run0", points: points.map((p) => p.map(Math.round).join()).join(" ") });
-  box.replaceChildren(
-    h("p", { class: "hint" }, `${label}.`),
-    svg("svg", { width, height, role: "img", "aria-label": label }, line),
-  );
+  box.replaceChildren(hint(`${label}.`), svg("svg", { width, height, role: "img", "aria-label": label }, line));
 }
 
 function formatLatency(seconds) {
@@ -107,5 +107,5 @@ function formatLatency(seconds) {
   return ms < 1000 ? `${ms.toFixed(0)} ms` : `${seconds.toFixed(1)} s`;
 }
 
-const tile = (name, value, hint, kind = "") =>
-  h("div", { class: `tile ${kind}` }, h("dt", {}, name), h("dd", {}, value), h("dd", { class: "hint" }, hint));
+const tile = (name, value, about, kind = "") =>
+  h("div", { class: `tile ${kind}` }, h("dt", {}, name), h("dd", {}, value), h("dd", { class: "hint" }, about));

@@ -65,7 +65,6 @@ export class TextView {
     if (isAtEnd) box.scrollTop = box.scrollHeight;
   }
 
-  /** Color a character whose log-probability is now known. */
   setLogprobs(index, entry) {
     const span = this.spans[index];
     span.className = `${surpriseClass(entry)} ${span.className.replace(/\bs\d\b/, "")}`;

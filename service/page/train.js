@@ -1,12 +1,12 @@
 // The view Learn: training jobs with curves, samples and advice; start, cancel, compare them.
 
-import { requestJson, ServiceError } from "./api.js";
+import { attempt, requestJson, ServiceError } from "./api.js";
 import { drawCurves } from "./curves.js";
-import { $, formatCount, formatDuration, formatLoss, h } from "./dom.js";
+import { $, button, formatCount, formatDuration, formatLoss, h, onClick } from "./dom.js";
 import * as generate from "./generate.js";
 import * as jobs from "./jobs.js";
 import * as models from "./models.js";
-import { formatTime } from "./served.js";
+import { DEFAULT, formatTime } from "./served.js";
 import * as trainingForm from "./training-form.js";
 
 /** What the rules of advice stand for: a label and the settings of another training. */
@@ -34,20 +34,18 @@ export function setUp() {
   models.setUp();
   for (const name of ["by", "unit", "scale"]) $(`#curve-${name}`).addEventListener("change", drawChosenCurves);
   addEventListener("resize", () => isShown && drawChosenCurves());
-  $("#train-retry").addEventListener("click", onShow);
+  onClick("#train-retry", onShow);
 }
 
 export async function onShow() {
   isShown = true;
-  try {
+  await attempt(async () => {
     await refreshJobs();
     $("#train-locked").hidden = true;
     await Promise.all([models.refresh(), trainingForm.refreshCorpora()]);
     const job = jobList.find(({ job_id }) => job_id === chosen) ?? jobList.find(jobs.isLive) ?? jobList[0];
     if (job) chooseJob(job.job_id);
-  } catch (error) {
-    showLocked(error);
-  }
+  }, showLocked);
 }
 
 export function onHide() {
@@ -98,14 +96,11 @@ async function compare(id, isOn) {
   drawChosenCurves();
 }
 
-async function cancel(id) {
-  try {
+const cancel = (id) =>
+  attempt(async () => {
     await requestJson("DELETE", `/jobs/${id}`);
     await refreshJobs();
-  } catch (error) {
-    showLocked(error);
-  }
-}
+  }, showLocked);
 
 function drawJobs() {
   const empty = h("tr", {}, h("td", { colspan: 7 }, "No trainings yet."));
@@ -117,9 +112,9 @@ function jobRow(job) {
   const name = nameOf(job);
   const best = job.result?.checkpoint?.val_loss ?? job.progress?.best_val_loss;
   const cancelLabel = cancelling ? "Cancelling" : "Cancel";
-  const cancelButton = h("button", { type: "button", onclick: () => cancel(id), disabled: cancelling }, cancelLabel);
-  cancelButton.setAttribute("aria-label", `Cancel ${name}`);
-  const link = h("button", { type: "button", class: "link", onclick: () => chooseJob(id) }, name);
+  const about = { disabled: cancelling, "aria-label": `Cancel ${name}` };
+  const cancelButton = button(cancelLabel, () => cancel(id), about);
+  const link = button(name, () => chooseJob(id), { class: "link" });
   if (id === chosen) link.setAttribute("aria-current", "true");
   const onchange = (event) => compare(id, event.target.checked);
   const box = h("input", { type: "checkbox", "aria-label": `Compare ${name}`, checked: compared.has(id), onchange });
@@ -163,35 +158,30 @@ function drawJob(job) {
 }
 
 /** What can be done with the model of a job that has ended. */
-function drawActions({ result }) {
-  const made = result?.checkpoint;
-  const model = made && { ...made, is_list: made.items !== null };
-  const button = (label, onclick) => h("button", { type: "button", onclick }, label);
-  const buttons = model
-    ? [
-        button("Write with it", () => generate.writeWith(model)),
-        button("Compare with the one that serves", () => generate.compareWith(model)),
-        button("What it learned", () => models.openReport(model).catch(showLocked)),
-      ]
-    : [];
-  $("#job-actions").replaceChildren(...buttons);
+function drawActions({ request, result }) {
+  const model = result?.checkpoint;
+  $("#job-actions").replaceChildren();
+  if (!model) return;
+  const name = request.model ?? DEFAULT;
+  const disabled = result.decision?.promoted;
+  $("#job-actions").append(
+    button("Write with it", () => generate.writeWith(disabled ? name : model.id)),
+    button("Compare with the one that serves", () => generate.compareWith(name, model.id), { disabled }),
+    button("What it learned", () => models.openReport(model).catch(showLocked)),
+  );
 }
 
 /** A button that starts the training again as an advice says. */
 function remedyButton(job, rule) {
   if (jobs.isLive(job) || !REMEDIES[rule]) return null;
   const [label, settings] = REMEDIES[rule](job);
-  const onclick = async () => {
-    try {
-      const body = { ...job.request, ...settings };
-      const { job_id: id } = await requestJson("POST", "/retrain", { body });
-      await refreshJobs();
-      chooseJob(id);
-    } catch (error) {
-      showLocked(error);
-    }
+  const again = async () => {
+    const body = { ...job.request, ...settings };
+    const { job_id: id } = await requestJson("POST", "/retrain", { body });
+    await refreshJobs();
+    chooseJob(id);
   };
-  return h("button", { type: "button", onclick }, `Train again with ${label}`);
+  return button(`Train again with ${label}`, () => attempt(again, showLocked));
 }
 
 function longer({ request, progress }) {
@@ -225,5 +215,7 @@ function drawChosenCurves() {
   drawCurves($("#curve"), runs, $("#curve-by").value, $("#curve-unit").value, $("#curve-scale").value === "log");
 }
 
-const nameOf = ({ job_id: id, request }) =>
-  `${[request.corpus].flat().join(" + ")}, ${request.preset} (${id.slice(0, 4)})`;
+function nameOf({ job_id: id, request }) {
+  const model = (request.model ?? DEFAULT) === DEFAULT ? "" : ` for ${request.model}`;
+  return `${[request.corpus].flat().join(" + ")}, ${request.preset}${model} (${id.slice(0, 4)})`;
+}

@@ -1,7 +1,7 @@
 // The form for a new training: a text is previewed, stored as a corpus, then a training job on it is queued.
 
-import { request, requestJson, ServiceError } from "./api.js";
-import { $, formatCount, h, onSubmit, setStatus } from "./dom.js";
+import { attempt, request, requestJson } from "./api.js";
+import { $, formatCount, h, hint, onSubmit, setStatus } from "./dom.js";
 import { clearFieldErrors, readFields, showFieldError } from "./fields.js";
 
 const MAX_NAME_CHARS = 64;
@@ -14,56 +14,52 @@ const PRESETS = {
   standard: ["20", "Two large layers."],
   best: ["15", "The lowest loss."],
 };
+const form = $("#retrain");
+const { elements } = form;
 let files = [];
 let previews = 0;
 let timer = 0;
 
 export function setUp(onQueued) {
-  const form = $("#retrain");
   const drop = $("#drop");
   const input = $("#retrain-file");
   for (const name of ["dragenter", "dragover"]) {
-    drop.addEventListener(name, (event) => {
-      event.preventDefault();
-      drop.classList.add("over");
-    });
+    drop.addEventListener(name, () => drop.classList.add("over"));
   }
   for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
   drop.addEventListener("drop", (event) => {
-    event.preventDefault();
     if (event.dataTransfer.files.length) chooseFiles(event.dataTransfer.files);
   });
   // A file that is dropped beside the field must not replace the page.
-  for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());
+  for (const name of ["dragenter", "dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());
   input.addEventListener("change", () => input.files.length && chooseFiles(input.files));
   $("#retrain-paste").addEventListener("input", ({ target }) => {
     chooseFiles(target.value ? [new File([target.value], "pasted.txt")] : []);
   });
-  onSubmit(form, () => train(form, onQueued));
-  form.elements.corpus.addEventListener("change", () => toggleName(form));
-  for (const name of ["items", "column"]) form.elements[name].addEventListener("change", () => preview(form));
+  onSubmit(form, () => train(onQueued));
+  elements.corpus.addEventListener("change", () => toggleName());
+  for (const name of ["items", "column"]) elements[name].addEventListener("change", () => preview());
   const explain = () => {
-    const [minutes, help] = PRESETS[form.elements.preset.value];
+    const [minutes, help] = PRESETS[elements.preset.value];
     $("#preset-help").textContent = help;
-    form.elements.minutes.value = minutes;
+    elements.minutes.value = minutes;
   };
-  form.elements.preset.addEventListener("change", explain);
+  elements.preset.addEventListener("change", explain);
   explain();
 }
 
 function chooseFiles(chosen) {
-  const form = $("#retrain");
   files = [...chosen];
   $("#drop-hint").textContent = files.map(({ name, size }) => `${name}, ${formatCount(size)} bytes`).join("; ");
-  form.elements.name.value = files.length ? corpusNames(files)[0] : "";
-  form.elements.corpus.value = "";
-  toggleName(form);
+  elements.name.value = files.length ? corpusNames(files)[0] : "";
+  elements.corpus.value = "";
+  toggleName();
   clearTimeout(timer);
-  timer = setTimeout(() => preview(form), PREVIEW_MS);
+  timer = setTimeout(() => preview(), PREVIEW_MS);
 }
 
 /** Say what the first file is before it is stored: its size, and whether it is a list. */
-async function preview(form) {
+async function preview() {
   const box = $("#preview");
   clearFieldErrors(form);
   previews += 1;
@@ -74,8 +70,8 @@ async function preview(form) {
   const isWhole = file.size <= PREVIEWED_BYTES;
   const bytes = new Uint8Array(await file.slice(0, PREVIEWED_BYTES).arrayBuffer());
   const end = isWhole ? bytes.length : bytes.lastIndexOf(10) + 1 || bytes.length;
-  const path = `/preview?name=${corpusNames([file])[0]}${layoutQuery(form).replace("?", "&")}`;
-  try {
+  const path = `/preview?name=${corpusNames([file])[0]}${layoutQuery().replace("?", "&")}`;
+  const show = async () => {
     const info = await requestJson("POST", path, { body: new Blob([bytes.slice(0, end)]) });
     if (current !== previews) return;
     const lines = new TextDecoder().decode(bytes.slice(0, end)).split(/\r\n?|\n/);
@@ -85,15 +81,15 @@ async function preview(form) {
     const part = isWhole ? "" : "The beginning of it: ";
     box.replaceChildren(
       h("p", {}, h("b", {}, `${part}${formatCount(n)} lines, ${size}. ${kind}`)),
-      ...info.notes.map((note) => h("p", { class: "hint" }, note)),
+      ...info.notes.map((note) => hint(note)),
       h("pre", {}, lines.slice(0, SHOWN_LINES).join("\n")),
     );
-  } catch (error) {
-    if (!(error instanceof ServiceError)) throw error;
+  };
+  await attempt(show, (error) => {
     if (current !== previews) return;
     box.hidden = true;
-    showError(form, error);
-  }
+    showError(error);
+  });
 }
 
 /** A valid corpus name made from a file's name. */
@@ -116,13 +112,12 @@ function corpusNames(files) {
 }
 
 /** A new file needs a name; several have their own, and so has a stored corpus. */
-function toggleName(form) {
-  form.elements.name.closest(".field").hidden = form.elements.corpus.value !== "" || files.length > 1;
+function toggleName() {
+  elements.name.closest(".field").hidden = elements.corpus.value !== "" || files.length > 1;
 }
 
 export async function refreshCorpora() {
-  const form = $("#retrain");
-  const select = form.elements.corpus;
+  const select = elements.corpus;
   const previous = select.value;
   const { corpora } = await requestJson("GET", "/corpora");
   const options = corpora.map(({ name, characters }) =>
@@ -131,10 +126,10 @@ export async function refreshCorpora() {
   select.replaceChildren(h("option", { value: "" }, "the text above"), ...options);
   if (files.length && previous === "") select.value = "";
   else select.value = corpora.some(({ name }) => name === previous) ? previous : DEFAULT_CORPUS;
-  toggleName(form);
+  toggleName();
 }
 
-function showError(form, error) {
+function showError(error) {
   const field = error.field === "body" ? "file" : error.field; // the body of PUT /corpora is the file
   const details = error.details ?? {};
   if (!showFieldError(form, { field, message: error.message, details })) {
@@ -142,46 +137,46 @@ function showError(form, error) {
   }
 }
 
-async function train(form, onQueued) {
+async function train(onQueued) {
   const status = $("#retrain-status");
   clearFieldErrors(form);
   setStatus(status, "");
   const { name = "text", corpus, paste: _, ...settings } = readFields(form);
   if (corpus === undefined && !files.length) {
-    showError(form, { field: "file", message: "Choose a file, drop one here, or paste a text." });
+    showError({ field: "file", message: "Choose a file, drop one here, or paste a text." });
     return;
   }
   const stored = [];
-  try {
-    const names = corpus === undefined ? await upload(form, name, status, stored) : [corpus];
+  const queue = async () => {
+    const names = corpus === undefined ? await upload(name, status, stored) : [corpus];
     const body = { ...settings, corpus: names.length > 1 ? names : names[0] };
     const job = await requestJson("POST", "/retrain", { body });
     setStatus(status, job.position ? `Queued behind ${job.position} other trainings.` : "Queued; it starts now.");
     await refreshCorpora();
-    form.elements.corpus.value = names.length > 1 ? "" : names[0];
-    toggleName(form);
+    elements.corpus.value = names.length > 1 ? "" : names[0];
+    toggleName();
     onQueued(job.job_id);
-  } catch (error) {
-    if (!(error instanceof ServiceError)) throw error;
+  };
+  await attempt(queue, async (error) => {
     setStatus(status, "");
-    showError(form, error);
+    showError(error);
     // A text that cannot be trained on is not kept.
     for (const each of stored) await requestJson("DELETE", `/corpora/${each}`).catch(() => {});
-  }
+  });
 }
 
-function layoutQuery(form) {
-  const { items, column } = form.elements;
+function layoutQuery() {
+  const { items, column } = elements;
   if (items.value === "auto") return "";
   return `?${new URLSearchParams({ items: items.value, ...(column.value ? { column: column.value } : {}) })}`;
 }
 
 /** Upload the chosen files, one alone under this name. Return the names; new ones are appended to `stored`. */
-async function upload(form, name, status, stored) {
+async function upload(name, status, stored) {
   const names = files.length > 1 ? corpusNames(files) : [name];
   for (const [i, each] of names.entries()) {
     setStatus(status, names.length > 1 ? `Uploading text ${i + 1} of ${names.length}…` : "Uploading the text…");
-    const path = `/corpora/${encodeURIComponent(each)}${layoutQuery(form)}`;
+    const path = `/corpora/${encodeURIComponent(each)}${layoutQuery()}`;
     const response = await request("PUT", path, { body: files[i] });
     if (response.status === 201) stored.push(each);
   }

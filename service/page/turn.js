@@ -2,6 +2,7 @@
 
 import { newIdempotencyKey, request, requestJson, ServiceError } from "./api.js";
 import { sleep } from "./dom.js";
+import { DEFAULT } from "./served.js";
 import { readEvents } from "./sse.js";
 
 export const TOP_LOGPROBS = 10;
@@ -15,7 +16,7 @@ const RETRY_CODES = ["no_model", "queue_full", "overloaded", "store_unavailable"
  * From the service: start, text {text, logprobs, position} and done. From this function: waiting (the service has no model
  * or no free slot yet; the request is repeated), disconnected and reconnected. Returns when `signal` is aborted.
  */
-export async function* streamTurn(body, signal, resume = null, model = null) {
+export async function* streamTurn(body, signal, resume = null) {
   let key = newIdempotencyKey(); // a repetition with the same key is the same turn
   let session = resume?.session ?? null;
   let after = resume?.after ?? null;
@@ -24,8 +25,9 @@ export async function* streamTurn(body, signal, resume = null, model = null) {
   for (let tries = 0; !signal.aborted; tries++) {
     let waitMs = tries > 1 ? Math.min(MAX_WAIT_MS, 125 * 2 ** tries) : 250;
     try {
-      if (!hasStarted && !(await hasModel(signal))) throw new ServiceError(503, { code: "no_model" }, 1);
-      const response = await (hasStarted ? resumeTurn(session, after, model, signal) : startTurn(body, key, signal));
+      const isDefault = (body.model ?? DEFAULT) === DEFAULT;
+      if (!hasStarted && isDefault && !(await hasModel(signal))) throw new ServiceError(503, { code: "no_model" }, 1);
+      const response = await (hasStarted ? resumeTurn(session, after, signal) : startTurn(body, key, signal));
       if (!isConnected) yield { name: "reconnected", data: { after } };
       isConnected = true;
       tries = 0;
@@ -82,8 +84,7 @@ function startTurn(body, key, signal) {
   return request("POST", "/generate", { body: { ...body, stream: true, logprobs: TOP_LOGPROBS }, headers, signal });
 }
 
-function resumeTurn(session, after, model, signal) {
+function resumeTurn(session, after, signal) {
   const headers = after === null ? {} : { "Last-Event-ID": String(after) };
-  const query = `logprobs=${TOP_LOGPROBS}${model ? `&model=${model}` : ""}`;
-  return request("GET", `/sessions/${session}/stream?${query}`, { headers, signal });
+  return request("GET", `/sessions/${session}/stream?logprobs=${TOP_LOGPROBS}`, { headers, signal });
 }

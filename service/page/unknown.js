@@ -1,6 +1,7 @@
 // Characters that a model has never seen: what is said of them, and how they are skipped.
 
-import { h, symbol } from "./dom.js";
+import { button, h, setStatus, symbol } from "./dom.js";
+import { showFieldError } from "./fields.js";
 
 const LISTED = 8;
 
@@ -11,20 +12,24 @@ export function unknownCharacters(error) {
   return isAboutThem ? [...new Set(value.map(({ character }) => character))] : null;
 }
 
-export function describeUnknown(characters) {
-  const listed = characters.slice(0, LISTED).map(symbol).join(", ");
-  const more = characters.length > LISTED ? ` and ${characters.length - LISTED} others` : "";
-  return `This model has never seen ${listed}${more}.`;
-}
-
 /** Show unknown characters at a field, with a button that skips them: onSkip() sends the request again. */
 export function offerToSkip(field, characters, onSkip) {
-  const note = h("p", { class: "error", id: `${field.id}-error` }, `${describeUnknown(characters)} `);
-  note.append(h("button", { type: "button", onclick: onSkip }, "Skip them"));
+  const listed = characters.slice(0, LISTED).map(symbol).join(", ");
+  const more = characters.length > LISTED ? ` and ${characters.length - LISTED} others` : "";
+  const text = `This model has never seen ${listed}${more}. `;
+  const note = h("p", { class: "error", id: `${field.id}-error` }, text, button("Skip them", onSkip));
   field.closest(".field").append(note);
   field.setAttribute("aria-invalid", "true");
   field.setAttribute("aria-describedby", note.id);
   note.lastChild.focus();
+}
+
+/** Show an error about a form's field `text`, or else about the whole request. */
+export function showTextError(form, status, error, onSkip) {
+  const unknown = error.field === "text" ? unknownCharacters(error) : null;
+  setStatus(status, "");
+  if (unknown) offerToSkip(form.elements.text, unknown, onSkip);
+  else if (!showFieldError(form, error)) setStatus(status, error.message, true);
 }
 
 export function describeSkipped(n) {

@@ -12,10 +12,13 @@ import pytest
 
 from model.checkpoints import registry
 from model.checkpoints.file_format import Checkpoint
-from tests.conftest import ALPHABET
+from model.checkpoints.names import store_folder
+from tests.conftest import ALPHABET, random_checkpoint
 from tests.e2e.page import browser as chromium
 from tests.servers import RedisServer, Service, Worker
 
+OTHER = "verses"
+"""The name of the other model of `page_service`."""
 SHOTS = Path(os.environ.get("SCREENSHOTS", "data/screenshots"))
 
 
@@ -131,6 +134,9 @@ def page_service(
     if not given:
         checkpoints.mkdir()
         registry.promote(tiny.save(checkpoints))
+    other = store_folder(checkpoints, OTHER)
+    other.mkdir(parents=True, exist_ok=True)
+    registry.promote(random_checkpoint(seed=3).save(other))
     settings = {
         "CHECKPOINT_DIR": str(checkpoints),
         "REDIS_URL": redis_server.url,
@@ -146,4 +152,4 @@ def page_service(
         worker.stop()
 
 
-__all__ = ["ALPHABET", "Visit"]
+__all__ = ["ALPHABET", "OTHER", "Visit"]

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.page.conftest import SHOTS, Visit
+from tests.e2e.page.conftest import OTHER, SHOTS, Visit
 from tests.servers import Service, eventually
 
 Visiting = Callable[..., Visit]
@@ -33,7 +33,7 @@ def generate(v: Visit) -> None:
     v.generate(prompt=PROMPT, max_chars=500, seed=11, temperature=0.7)
     v.pane().locator("[data-part=more]").evaluate("e => { e.open = false }")
     v.wait_until_done()
-    v.page.check("[data-part=colored]")
+    v.page.check(".pane .color")
     v.character(60).hover()
     v.page.wait_for_selector("[data-part=panel] .is-sampled")
 
@@ -95,12 +95,24 @@ def status(v: Visit) -> None:
     v.page.wait_for_function("() => /[0-9] characters\\/s/.test(document.querySelector('#tiles').textContent)")
 
 
+def compare(v: Visit) -> None:
+    """Two models beside each other, from one beginning."""
+    v.open("generate")
+    v.page.fill("#main-prompt", PROMPT)
+    v.pane().get_by_role("button", name="Compare").click()
+    v.page.fill("#fork-model", OTHER)
+    v.page.keyboard.press("Enter")
+    v.pane("fork").get_by_text(f"({OTHER})").wait_for()
+    for pane in ("main", "fork"):
+        v.wait_until_done(pane)
+
+
 def key(v: Visit) -> None:
     v.open("train")
     v.page.evaluate("() => document.querySelector('#key').showModal()")
 
 
-VIEWS = {f.__name__: f for f in (generate, fork, invalid, score, inspect, train, status, key)}
+VIEWS = {f.__name__: f for f in (generate, fork, invalid, score, inspect, train, status, compare, key)}
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -161,7 +173,7 @@ def test_numbers_have_units(visit: Visiting, page_service: Service) -> None:
     assert "bits of surprise" in v.pane().locator("[data-part=panel]").inner_text()
     assert "characters/s" in v.status()
     train(v)
-    assert v.page.get_by_role("columnheader", name="Validation loss, per character", exact=True).count() == 1
+    assert v.page.get_by_role("columnheader", name="Validation loss, per character", exact=True).count() == 2
     assert " nats = " in v.page.locator("#models").inner_text()
     status(v)
     assert " ms" in v.page.locator("#tiles").inner_text()
@@ -204,7 +216,7 @@ def test_a_long_text_streams_and_scrolls_smoothly(visit: Visiting, page_service:
     best = {"stream": 0, "scroll": 0}
     for _ in range(3):
         v = visit(page_service).open()
-        v.page.check("[data-part=colored]")
+        v.page.check(".pane .color")
         v.generate(prompt=PROMPT, max_chars=10_000, seed=3)
         streamed = v.page.evaluate(FRAMES, 3000)
         v.wait_until_done(timeout_s=180)

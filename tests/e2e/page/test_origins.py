@@ -44,6 +44,9 @@ def test_every_view_works_below_a_path(visit: Visiting, below: Below) -> None:
     v = visit(below).open()
     v.generate(max_chars=40, prompt="hello")
     assert len(v.wait_until_done()) == 45
+    v.page.fill("#main-model", "default")
+    v.page.keyboard.press("Enter")
+    v.pane().get_by_text("(default)").wait_for()
     v.open("score")
     v.page.fill("#score-text", "so it is")
     v.page.locator("#score button.primary").click()

@@ -9,7 +9,7 @@ PROCESSES ?= 2
 ORDER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser many-models launcher-kills client-kills evicting soak fuzz fresh fuzz-api test-clients stack check check-page docs lock clean
+.PHONY: help serve test test-browser many-models launcher-kills client-kills beside evicting soak fuzz fresh fuzz-api test-clients stack check check-page docs lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -32,6 +32,9 @@ launcher-kills: .venv/.ready-test .venv/.kernel ## kill -9 of the launcher 20 ti
 
 client-kills: .venv/.ready-test .venv/.kernel ## 100 streams of the client through 20 kill -9 of workers: exact texts
 	CLIENT_STREAMS=100 CLIENT_KILLS=20 $(BIN)/python -m pytest -q -s tests/longhand/test_lost_streams.py -k kills
+
+beside: .venv/.ready-test .venv/.kernel ## two trainings at once, and one beside a busy service, for MINUTES (1) each: shares, and that they end in time
+	BESIDE_MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),1) $(BIN)/python -m pytest -q -s -n0 tests/model/training/test_beside_another.py
 
 many-models: .venv/.ready-test .venv/.kernel ## texts of 50 models that are loaded and evicted at random: each as its model writes it alone
 	MODELS=50 MODEL_TEXTS=20 $(BIN)/python -m pytest -q tests/service/models/test_swapped_models.py

@@ -49,6 +49,7 @@ class RunState:
     elapsed_before_s: float = 0.0  # in the run that was resumed
     started_at: float = field(default_factory=time.monotonic)
     speed_since: tuple[int, float] = (0, 0.0)  # the step and elapsed time from which the speed is measured
+    final_s: float = 0.0  # the time that measuring the best checkpoint at the end will take
     reported_at: float = 0.0  # monotonic
     resume_state_written_s: float = 0.0  # elapsed time
 

@@ -21,7 +21,7 @@ from model.checkpoints.file_format import Checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.errors import TrainingError
 from model.evaluation.validation_loss import ValidationLoss, validation_loss
-from model.evaluation.validation_sample import sample_size
+from model.evaluation.validation_sample import MAX_CHARACTERS, sample_size
 from model.stepper.generate import write
 from model.stepper.reference import ReferenceStepper
 from model.text.corpus import Corpus
@@ -191,6 +191,7 @@ class _Trainer:
     def _loop(self) -> None:
         s, c = self.state, self.config
         while not (s.budget.total_steps and s.step >= s.budget.total_steps):
+            s.budget.apply_decisions(s.step)
             elapsed = self._elapsed_on_main()
             is_calibrated = elapsed > CALIBRATION * c.minutes * 60 and s.step >= s.speed_since[0] + 3
             if not s.budget.total_steps and is_calibrated:
@@ -228,10 +229,23 @@ class _Trainer:
         if s.step <= since_step:
             return
         step_s = max(1e-6, (elapsed_s - since_s) / (s.step - since_step))
-        if s.budget.decide(s.step, elapsed_s, step_s):
+        if s.budget.decide(s.step, elapsed_s, step_s, s.final_s):
             s.speed_since = (s.step, elapsed_s)
             if self.run_folder is not None and self.distributed.is_main:
                 self.run_folder.write_budget(s.budget.decisions)
+
+    def _is_late(self) -> bool:
+        """Whether the run would end late at its speed since the last decision: a machine can slow down at any time.
+
+        Between validations, several processes do not tell each other the time.
+        """
+        s = self.state
+        since_step, since_s = s.speed_since
+        if self.distributed.world_size > 1 or s.step <= since_step:
+            return False
+        elapsed = s.elapsed_s
+        step_s = (elapsed - since_s) / (s.step - since_step)
+        return s.budget.is_late(s.step, elapsed, elapsed - since_s, step_s, s.final_s)
 
     def _validate_and_save(self) -> bool:
         """Validate, save a new best checkpoint, update the budget and write the resume state.
@@ -245,7 +259,8 @@ class _Trainer:
         self._check_finite()
         progress, superseded = self._validate() if self.distributed.is_main else (None, None)
         s.validations_since_best = self.distributed.broadcast(s.validations_since_best)[0]
-        (milliseconds,) = self.distributed.broadcast(round(s.elapsed_s * 1000))
+        milliseconds, final_ms = self.distributed.broadcast(round(s.elapsed_s * 1000), round(s.final_s * 1000))
+        s.final_s = final_ms / 1000
         self._update_budget(milliseconds / 1000)
         self.checkpointer.write_resume_state(superseded)
         delete_superseded(superseded)
@@ -272,8 +287,12 @@ class _Trainer:
         s, c = self.state, self.config
         trained = s.budget.total_steps * c.batch_size * c.seq_length
         characters = sample_size(trained, c.validations)
+        began = s.elapsed_s
         with s.learner.all_cores():
             val_loss = validation_loss(s.learner.average, self.corpus, characters)
+        whole = min(MAX_CHARACTERS, len(self.corpus.val) - 1)
+        is_whole = val_loss.characters >= whole
+        s.final_s = 0.0 if is_whole else (s.elapsed_s - began) * whole / val_loss.characters
         s.validations_since_best += 1
         superseded = None
         if val_loss.per_character < s.best_val_loss:
@@ -298,6 +317,8 @@ class _Trainer:
         self._check_finite()
         s = self.state
         progress = self._log(None, None)
+        if self._is_late():
+            self._update_budget(progress.elapsed_s)
         if s.budget.total_steps and self.checkpointer.is_resume_state_due and self.distributed.world_size == 1:
             self.checkpointer.write_resume_state()
         self.on_progress(progress)

@@ -1,9 +1,10 @@
 """The budget of a run, and the learning rate over it: a schedule that ends when the budget does.
 
 A budget in steps or epochs is a number of steps. One in minutes is converted to steps after CALIBRATION of it, by the
-speed so far, and corrected at each validation: only the remaining steps are stretched or shortened, so the learning
-rate never jumps. Each such decision is recorded. A resumed run applies the recorded decisions before it measures its
-own speed, so it takes exactly the steps of the run that was not interrupted.
+speed so far, and corrected at each validation, and between them where the machine has become so slow that the run would
+end late: only the remaining steps are stretched or shortened, so the learning rate never jumps. Each such decision is
+recorded. A resumed run applies the recorded decisions before it measures its own speed, so it takes exactly the steps
+of the run that was not interrupted.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from model.config import TrainConfig
 CALIBRATION = 0.05
 """The part of a budget in minutes after which it is converted to steps."""
 
+_LATE = 0.03  # of the budget in minutes: a run that seems to end later than this is corrected
+_FINAL = 0.1  # of the budget in minutes: what is kept at most for the measurement after the last step
+_MEASURED = 0.01  # of the budget in minutes: the time over which a speed is measured before a run is called late
 _SMALLEST_FRACTION = 1e-9  # above the rounding error of a fraction, far below the fraction of one step
 
 
@@ -74,15 +78,34 @@ class Budget:
             return 1.0
         return min(1.0, d.fraction + (1 - d.fraction) * (step - d.step) / max(1, d.total_steps - d.step))
 
-    def decide(self, step: int, elapsed_s: float, step_s: float) -> bool:
-        """Convert what is left of a budget in minutes to steps of `step_s` seconds.
+    def is_late(self, step: int, elapsed_s: float, since_s: float, step_s: float, final_s: float = 0.0) -> bool:
+        """Whether a budget in minutes would be exceeded at the speed since the last decision.
+
+        Args:
+            step: Steps so far.
+            elapsed_s: Seconds of the run so far.
+            since_s: The time over which the speed was measured.
+            step_s: Seconds of a step in that time.
+            final_s: Seconds that the measurement after the last step will take.
+        """
+        if not self.is_in_minutes or not self._n_applied:
+            return False
+        budget_s = self.config.minutes * 60
+        end_s = elapsed_s + (self.total_steps - step) * step_s + min(final_s, _FINAL * budget_s)
+        return since_s >= _MEASURED * budget_s and end_s > (1 + _LATE) * budget_s
+
+    def decide(self, step: int, elapsed_s: float, step_s: float, final_s: float = 0.0) -> bool:
+        """Convert what is left of a budget in minutes to steps of `step_s` seconds, before `final_s` for measuring.
 
         Returns:
             Whether a decision was added.
         """
         if not self.is_in_minutes or self.apply_decisions(step) or (self._n_applied and step >= self.total_steps):
             return False
-        remaining_s = self.config.minutes * 60 - elapsed_s
+        if self._n_applied < len(self.decisions):  # a resumed run: what follows is decided
+            return False
+        budget_s = self.config.minutes * 60
+        remaining_s = budget_s - elapsed_s - min(final_s, _FINAL * budget_s)
         total_steps = step + max(1, round(remaining_s / step_s))
         self.decisions.append(BudgetDecision(step, self.fraction_spent(step, elapsed_s), total_steps))
         return self.apply_decisions(step)

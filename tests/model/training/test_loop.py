@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +18,9 @@ from model.config import ModelConfig, TrainConfig
 from model.errors import TrainingError
 from model.evaluation.protocols import loss
 from model.text.corpus import Corpus
+from model.training.learner import Learner
 from model.training.loop import fit
-from model.training.run_folder import Progress
+from model.training.run_folder import Progress, RunFolder
 from tests.model.texts import words
 
 CONFIG = TrainConfig(steps=150, batch_size=8, seq_length=32, lr=1e-2, validations=5, seed=3)
@@ -82,6 +85,34 @@ def test_a_budget_in_minutes_ends(tmp_path: Path, corpus: Corpus) -> None:
     assert sum(p.val_loss is not None for p in reports) == 5
     assert reports[-1].step == reports[-1].total_steps
     assert load(path).step > 0
+
+
+def test_a_machine_that_slows_down_does_not_make_a_run_late(
+    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the middle of the budget on each step takes fifteen times as long.
+
+    The next validation is the last one: without a correction before it, the run would take several times its minutes.
+    """
+    minutes = 0.08
+    learn, began = Learner.step, time.monotonic()
+
+    def step(learner: Learner, *args: Any) -> torch.Tensor:
+        step_began = time.monotonic()
+        result = learn(learner, *args)
+        if step_began - began > minutes * 60 / 2:
+            time.sleep(14 * (time.monotonic() - step_began))
+        return result
+
+    monkeypatch.setattr(Learner, "step", step)
+    config = replace(CONFIG, steps=0, minutes=minutes, validations=1)
+    path = fit(corpus, model(corpus), config, tmp_path / "checkpoints", run=tmp_path / "run")
+    elapsed = time.monotonic() - began
+    decisions = RunFolder(tmp_path / "run").read_budget()
+    print(f"{elapsed:.1f} s of {minutes * 60:.1f} s, {[d.total_steps for d in decisions]} steps")
+    assert len(decisions) > 1
+    assert load(path).step == decisions[-1].total_steps
+    assert elapsed <= 1.5 * minutes * 60
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:

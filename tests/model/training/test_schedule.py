@@ -74,6 +74,53 @@ def test_decisions_are_repeated_not_made_again() -> None:
     assert again.decisions == first.decisions == [BudgetDecision(30, 0.05, 600), first.decisions[1]]
 
 
+def test_the_last_measurement_takes_a_tenth_of_the_budget_at_most() -> None:
+    """A large validation part leaves a short run its steps."""
+    for final_s, steps in ((0.0, 570), (3.0, 540), (300.0, 510)):
+        budget = Budget(MINUTES, 10**6)
+        assert budget.decide(30, 3.0, 0.1, final_s)
+        assert budget.total_steps == 30 + steps
+
+
+@given(
+    speeds=st.lists(st.tuples(st.floats(0.0, 60.0), st.floats(0.002, 0.2)), max_size=4),
+    n=st.integers(1, 20),
+    final_s=st.floats(0.0, 5.0),
+)
+def test_a_machine_that_slows_down_between_validations_ends_in_time(
+    speeds: list[tuple[float, float]], n: int, final_s: float
+) -> None:
+    """Whenever and however often the time of a step changes, up to a hundredfold: at most a tenth late."""
+    budget = Budget(replace(MINUTES, validations=n), 10**6)
+    changes = sorted(speeds)
+    step, elapsed, step_s, since = 0, 0.0, 0.01, (0, 0.0)
+    while not budget.total_steps or step < budget.total_steps:
+        while changes and elapsed >= changes[0][0]:
+            step_s = changes.pop(0)[1]
+        step, elapsed = step + 1, elapsed + step_s
+        measured_s = elapsed - since[1]
+        mean_s = measured_s / (step - since[0])
+        is_due = budget.is_validation_due(step) if budget.total_steps else elapsed > 3.0
+        is_due = is_due or budget.is_late(step, elapsed, measured_s, mean_s, final_s)
+        if is_due and budget.decide(step, elapsed, mean_s, final_s):
+            since = (step, elapsed)
+    assert elapsed + final_s <= 1.1 * 60
+
+
+def test_a_resumed_run_decides_nothing_before_what_was_decided() -> None:
+    """Where the next decision of the killed run lies ahead, a slower machine adds none before it."""
+    first = Budget(MINUTES, 10**6)
+    first.decide(30, 3.0, 0.1)
+    first.decide(330, 33.0, 0.2)
+    again = Budget(MINUTES, 10**6, list(first.decisions))
+    again.apply_decisions(30)
+    assert again.is_late(100, 40.0, 10.0, 0.5)
+    assert not again.decide(100, 40.0, 0.5)
+    again.apply_decisions(330)
+    assert again.decisions == first.decisions
+    assert again.total_steps == first.total_steps
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_the_rate_ends_at_zero(schedule: str) -> None:
     """It rises to lr in the warm-up, and falls from there to nothing."""

@@ -83,7 +83,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         automata,
         end_worker,
     )
-    named = NamedModels(model_stores, load, s.models_memory_mb << 20)
+    named = NamedModels(model_stores, load, s.models_memory_mb << 20, counters)
     manager = ModelManager(lambda: _bootstrap_job(queue), named, access.allowed_models)
     watcher = CheckpointWatcher(manager, s.checkpoint_dir, load, stores.promotions.wait, counters)
     options = GenerationOptions(

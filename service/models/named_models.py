@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from model.checkpoints import registry
 from model.checkpoints.names import DEFAULT, is_fingerprint, is_model_name
@@ -44,19 +45,47 @@ class _Promoted:
     fingerprint: str
 
 
+class LoadObserver(Protocol):
+    """Counts what is loaded and evicted. service.operations.metrics implements it, one level above."""
+
+    def count_model_load(self, seconds: float) -> None:
+        """Count a model that is in memory from now on, and took so long to load."""
+
+    def count_model_eviction(self) -> None:
+        """Count a model that is not in memory any more."""
+
+
+class NullLoadObserver:
+    """A LoadObserver that ignores everything."""
+
+    def count_model_load(self, seconds: float) -> None:
+        """Do nothing."""
+
+    def count_model_eviction(self) -> None:
+        """Do nothing."""
+
+
 class NamedModels:
     """Loads models by name or fingerprint. Thread-safe: a request waits for the load of its own model only."""
 
-    def __init__(self, stores: ModelStores, load: Callable[[Path], LoadedModel], max_bytes: int) -> None:
+    def __init__(
+        self,
+        stores: ModelStores,
+        load: Callable[[Path], LoadedModel],
+        max_bytes: int,
+        observer: LoadObserver | None = None,
+    ) -> None:
         """Load nothing yet.
 
         Args:
             stores: Where the models lie.
             load: Makes a model of a checkpoint.
             max_bytes: The most memory of all models here: weights, tables, slots, networks of /score.
+            observer: Counts loads and evictions.
         """
         self._stores = stores
         self._load = load
+        self._observer = observer or NullLoadObserver()
         self._max_bytes = max_bytes
         self._load_capacity = threading.BoundedSemaphore(max(_CONCURRENT_LOADS, os.cpu_count() or 1))
         self._lock = threading.Lock()  # of all attributes below; nothing is read, loaded or freed while it is held
@@ -219,7 +248,9 @@ class NamedModels:
         try:
             config = self._reserve(fingerprint, path)
             with self._load_capacity:
+                started = time.monotonic()
                 model = self._load(path)
+                seconds = time.monotonic() - started
             if model.fingerprint != fingerprint:
                 model.retire(_ignore)
                 raise ModelConflict(f"{path.name} was replaced by another checkpoint while it was loaded; try again")
@@ -236,6 +267,7 @@ class NamedModels:
             del self._reserved[fingerprint]
             self._sizes[config] = model.n_bytes
             self._loaded[fingerprint] = model
+            self._observer.count_model_load(seconds)
             lease = model.acquire()
             return lease, self._evict(0)
 
@@ -291,6 +323,7 @@ class NamedModels:
     def _retire(self, model: LoadedModel) -> LoadedModel:
         """Take a model without a lease out of the table. The caller has the lock, and frees the model afterwards."""
         del self._loaded[model.fingerprint]
+        self._observer.count_model_eviction()
         model.mark_retired(_ignore)
         return model
 

@@ -109,6 +109,9 @@ _SPECS = _layout(
         "structured_outputs_cache_misses",
         "Requests whose structured_outputs had to be compiled, those refused included.",
     ),
+    (GaugeMetricFamily, "models_loaded", "Models in memory that requests name, beside the default ones."),
+    (HistogramMetricFamily, "model_load_seconds", "Time that the load of a model took that a request named."),
+    (CounterMetricFamily, "model_evictions", "Models that a request had named and that were removed from memory."),
     (CounterMetricFamily, "model_swaps_refused", "Promoted checkpoints that could not be loaded, in each process."),
 )
 _COMMON_WIDTH = sum(spec.width for spec in _SPECS.values())
@@ -234,6 +237,18 @@ class Metrics(Collector):
     def count_model_swap(self) -> None:
         """Count a model that is served from now on."""
         self.add("model_swaps")
+
+    def count_model_load(self, seconds: float) -> None:
+        """Count a model that a request named and that is in memory from now on."""
+        with self._lock:
+            self._cells[_SPECS["models_loaded"].offset] += 1
+            self._observe("model_load_seconds", seconds, 1)
+
+    def count_model_eviction(self) -> None:
+        """Count a model that is not in memory any more."""
+        with self._lock:
+            self._cells[_SPECS["models_loaded"].offset] -= 1
+            self._cells[_SPECS["model_evictions"].offset] += 1
 
     def count_automaton_lookup(self, was_cached: bool) -> None:
         """Count a request whose structured outputs were compiled, or found in the cache."""

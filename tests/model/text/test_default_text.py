@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from cachetools import TTLCache
 
 from model.errors import TextError
 from model.text import default_text as module
@@ -18,6 +19,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
     """Return two empty folders in place of the environment's and the data folder's."""
     folders = tmp_path / "environment", tmp_path / "data"
     monkeypatch.setattr(module, "_folders", lambda: folders)
+    monkeypatch.setattr(module, "_failures", TTLCache(1, 300))
     return folders
 
 
@@ -49,6 +51,29 @@ def test_a_text_that_cannot_be_had_is_one_line(folders: tuple[Path, Path]) -> No
         default_text()
     assert "\n" not in str(caught.value)
     assert not any(folder.exists() for folder in folders)
+
+
+def test_a_download_that_failed_is_not_tried_at_once_again(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second request gets the same error without waiting for the network; after a while it is tried again."""
+    attempts = []
+
+    def fail(folder: Path) -> Path:
+        attempts.append(folder)
+        raise TextError("the default text is not on this machine: no network")
+
+    monkeypatch.setattr(module, "_fetch_archive", fail)
+    errors = []
+    for _ in range(2):
+        with pytest.raises(TextError) as caught:
+            default_text()
+        errors.append(str(caught.value))
+    assert (len(attempts), errors[0]) == (1, errors[1])
+    module._failures.clear()  # five minutes later
+    with pytest.raises(TextError):
+        default_text()
+    assert len(attempts) == 2
 
 
 @pytest.mark.parametrize("content", ["damaged", "empty", "other texts"])

@@ -66,7 +66,7 @@ def parser() -> ArgumentParser:
 
 
 def _bootstrap(settings: Settings, minutes: float) -> int:
-    from service.jobs.bootstrap import ensure_bootstrap  # loads torch, which the worker must not
+    from service.jobs.first_model import ensure_bootstrap  # loads torch, which the worker must not
 
     try:
         queue = JobQueue(connect(settings.require_queue()), settings.max_queued_jobs)

@@ -124,7 +124,7 @@ def _serve(
     # When the launcher was killed, Redis ends at the same moment: there is nothing that the trainer could still write.
     trainer = Child("trainer", [*_PYTHON, "service.jobs"], quick_signal=SIGKILL)
     server = Child("server", [*_PYTHON, "service.server"], quick_signal=SIGQUIT)
-    bootstrap = Child("bootstrap", [*_PYTHON, "service.launcher.first_model", "--minutes", str(minutes), *files])
+    bootstrap = Child("bootstrap", [*_PYTHON, "service.launcher.training_progress", "--minutes", str(minutes), *files])
     started: list[Child] = []
     try:
         for child in (server, trainer, bootstrap):

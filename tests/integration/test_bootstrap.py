@@ -10,7 +10,7 @@ import pytest
 
 from service.errors import JobQueueFull
 from service.jobs.queue import MAX_RETRIES, JobQueue, RetrainJob
-from service.launcher import first_model
+from service.launcher import training_progress
 from service.settings import read_settings
 from service.store.connect import connect
 from tests.integration.launched import Launched
@@ -118,11 +118,11 @@ def test_a_start_gives_the_bootstrap_job_its_attempts_back(
     monkeypatch.setenv("LONGHAND_HOME", str(tmp_path))
     settings = read_settings()
     queue = JobQueue(client, 8)
-    job_id = first_model.queue_training(settings, queue, [tmp_path / "words.txt"], 1.0)
+    job_id = training_progress.queue_training(settings, queue, [tmp_path / "words.txt"], 1.0)
     assert job_id is not None
     key = RetrainJob.key_for(job_id)
     client.hset(key, "retries_left", 0)
-    assert first_model.queue_training(settings, queue, [tmp_path / "words.txt"], 1.0) == job_id
+    assert training_progress.queue_training(settings, queue, [tmp_path / "words.txt"], 1.0) == job_id
     assert int(client.hget(key, "retries_left") or 0) == MAX_RETRIES
     client.delete(key)
     queue.restore_retries(job_id)

@@ -1,4 +1,4 @@
-"""python -m service.launcher.first_model: have a first model trained where it is needed, and show how that goes.
+"""python -m service.launcher.training_progress: have a first model trained where it is needed, and show how that goes.
 
 A process of its own: it loads torch to read checkpoints, which the launcher has no use for.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from model.errors import ModelError
 from service.errors import ServiceError
-from service.jobs.bootstrap import DEFAULT_MINUTES, ensure_bootstrap
+from service.jobs.first_model import DEFAULT_MINUTES, ensure_bootstrap
 from service.jobs.queue import JobQueue
 from service.launcher.terminal import say
 from service.operations.address import service_url
@@ -23,7 +23,7 @@ from service.store.corpora import Corpora
 
 def main() -> int:
     """Queue the training, print its progress until it ends, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m service.launcher.first_model", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m service.launcher.training_progress", description=__doc__)
     parser.add_argument("corpus", type=Path, nargs="*", help="text files to train on; none: the default text")
     parser.add_argument("--minutes", type=float, default=DEFAULT_MINUTES, help="how long to train")
     args = parser.parse_args()

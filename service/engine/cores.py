@@ -1,7 +1,7 @@
 """Which model's block runs next, and on how many cores. The engines of all loaded models share one CoreScheduler.
 
-Each engine has a thread, which asks for a turn before each block. A turn has at least one core; the more cores are
-free, the more threads the block may use. Turns are given by start-time fair queueing (Goyal, Vin and Cheng 1996): each
+Each engine has a thread, which asks for a turn before each block. A turn has at least one core, and up to the engine's
+share of them if they are free. Turns are given by start-time fair queueing (Goyal, Vin and Cheng 1996): each
 engine has a virtual time, which a turn advances by its seconds of cores, divided by the engine's weight, and the engine
 that waits with the lowest virtual time is next. So engines get cores in the ratio of their weights, however long a
 block of one of them takes, and one that was idle gains two blocks by it at most.
@@ -35,7 +35,7 @@ class CoreScheduler:
         self._free = n_cores
         self._virtual_time = 0.0  # the start of the turn that was given last
         self._waiting: list[Turn] = []
-        self._n_running = 0
+        self._active: set[CoreQueue] = set()  # engines that have work, also while they hand out text
 
     @property
     def n_waiting(self) -> int:
@@ -55,24 +55,29 @@ class CoreScheduler:
 
     def _begin(self, turn: Turn) -> None:
         with self._lock:
+            self._active.add(turn.queue)
             self._waiting.append(turn)
             self._give_next()
         turn.given.wait()
 
     def _extend(self, turn: Turn, n_cores: int) -> None:
-        """Give a turn that has one core more of those that are free and that nobody waits for."""
+        """Give a turn that has one core more of those that are free, up to the share of its weight."""
         with self._lock:
-            more = max(0, min(n_cores - turn.n_cores, self._free - len(self._waiting)))
+            share = int(self.n_cores * turn.queue.weight / sum(queue.weight for queue in self._active))
+            more = max(0, min(min(n_cores, share) - turn.n_cores, self._free - len(self._waiting)))
             self._free -= more
             turn.n_cores += more
 
-    def _end(self, turn: Turn, weight: float) -> None:
+    def _end(self, turn: Turn) -> None:
         with self._lock:
             cost = (self._clock() - turn.began_at) * turn.n_cores
-            turn.queue.finish = turn.start + cost / weight
+            turn.queue.finish = turn.start + cost / turn.queue.weight
             self._free += turn.n_cores
-            self._n_running -= 1
             self._give_next()
+
+    def _rest(self, queue: CoreQueue) -> None:
+        with self._lock:
+            self._active.discard(queue)
 
     def _give_next(self) -> None:
         """Give turns while a core is free. The caller has the lock."""
@@ -86,9 +91,9 @@ class CoreScheduler:
         """Give a turn one core. The caller has the lock."""
         turn.n_cores = 1
         self._free -= 1
-        self._n_running += 1
+        self._active.add(turn.queue)
         self._virtual_time = max(self._virtual_time, turn.start)
-        turn.n_contenders = self._n_running + len(self._waiting)
+        turn.n_contenders = len(self._active)
         turn.began_at = self._clock()
 
 
@@ -99,6 +104,7 @@ class CoreQueue:
         """Join at the present virtual time; see CoreScheduler.queue."""
         self._cores = cores
         self.finish = 0.0  # the virtual time at which the last turn ended
+        self.weight = 1.0  # the engine's share of the cores, compared with those of others
 
     def try_turn(self) -> Turn | None:
         """Begin a turn if a core is free and nobody waits for it."""
@@ -111,6 +117,10 @@ class CoreQueue:
         self._cores._begin(turn)
         return turn
 
+    def rest(self) -> None:
+        """Leave the cores to the others until the next turn: the engine has no work."""
+        self._cores._rest(self)
+
     def _turn(self) -> Turn:
         return Turn(self._cores, self, max(self._cores._virtual_time - CREDIT, self.finish))
 
@@ -120,8 +130,7 @@ class Turn:
 
     Attributes:
         n_cores: How many cores it has.
-        n_contenders: How many engines had or wanted a turn when it began, this one included.
-        weight: The engine's share of the cores, compared with those of others.
+        n_contenders: How many engines had work when it began, this one included.
     """
 
     def __init__(self, cores: CoreScheduler, queue: CoreQueue, start: float) -> None:
@@ -133,15 +142,20 @@ class Turn:
         self.began_at = 0.0
         self.n_cores = 0
         self.n_contenders = 1
-        self.weight = 1.0
 
     @property
     def share(self) -> float:
         """The part of its usual time that a block should take, so that others wait less: 1 while cores suffice."""
         return min(1.0, self._cores.n_cores / self.n_contenders)
 
-    def extend(self, n_cores: int) -> int:
-        """Take more cores of those that are free, up to so many in all, and return how many the turn has."""
+    def extend(self, n_cores: int, weight: float = 1.0) -> int:
+        """Take more of the cores, and return how many the turn has.
+
+        Args:
+            n_cores: How many it can use. It gets those that are free, and of all no more than its share.
+            weight: Of the engine, from now on.
+        """
+        self.queue.weight = weight
         self._cores._extend(self, n_cores)
         return self.n_cores
 
@@ -153,4 +167,4 @@ class Turn:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Give the cores back."""
-        self._cores._end(self, self.weight)
+        self._cores._end(self)

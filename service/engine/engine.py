@@ -43,6 +43,7 @@ class Engine:
         *,
         max_waiting: int,
         block_s: float = 0.020,
+        step_s: float | None = None,
         cores: CoreScheduler | None = None,
         observer: Observer | None = None,
         on_device_lost: Callable[[], None] = lambda: None,
@@ -55,6 +56,8 @@ class Engine:
             fingerprint: The fingerprint of its checkpoint, which every state carries.
             max_waiting: The capacity of the queue in front of the slots.
             block_s: The time that a block should take.
+            step_s: The time of a step, until blocks have been measured: what it was for a stepper like this; None: a
+                guess.
             cores: Shared with the engines of other models; None: it shares none.
             observer: Receives the statistics of each iteration.
             on_device_lost: Called when the stepper can compute nothing more in this process; every sequence ends with
@@ -68,7 +71,7 @@ class Engine:
         self.max_waiting = max_waiting
         self._stepper = stepper
         self._zero = stepper.read(0)  # of the shape and the type that every state must have
-        self._scheduler = Scheduler(stepper.n_slots, block_s)
+        self._scheduler = Scheduler(stepper.n_slots, block_s, step_s)
         self._scorings = ScoringQueue(stepper)
         self._block_s = block_s
         self._cpu_stepper = stepper if isinstance(stepper, CpuBound) else None
@@ -200,6 +203,11 @@ class Engine:
             )
 
     @property
+    def step_s(self) -> float:
+        """The time of a step, as the last blocks took it."""
+        return self._scheduler.step_s
+
+    @property
     def in_flight(self) -> int:
         """The number of sequences that run or wait, and of lists of texts to be scored."""
         return self._in_flight + len(self._scorings)
@@ -238,6 +246,8 @@ class Engine:
         self._scorings.close(Draining("this worker is shutting down; send the request to another one"))
         self._observer.on_iteration(self._stats)
         self._observer.on_stopped()
+        if self._cores is not None:
+            self._cores.rest()
         del self._stepper, self._cpu_stepper  # its memory is free again, whoever still refers to this engine
 
     def _fail_running(self, error: Exception) -> None:
@@ -257,6 +267,8 @@ class Engine:
         """Move submitted sequences to the scheduler, waiting for one if there is nothing to do; False: stop."""
         with self._changed:
             while not self._inbox and self._scheduler.is_idle and not self._scorings and not self._is_stopping:
+                if self._cores is not None:
+                    self._cores.rest()
                 self._changed.wait()
             self._take_submitted()
             return not self._is_stopping
@@ -299,8 +311,7 @@ class Engine:
         seconds = self._block_s if block_s is None else block_s * BUSY_SHARE / (1 - BUSY_SHARE)
         with self._turn() as turn:
             if turn is not None:
-                turn.weight = self._block_s
-                turn.extend(self._n_cores)
+                turn.extend(self._n_cores, self._block_s)
             self._stats.prompt_chars += self._scorings.run(seconds)
 
     def _turn(self) -> AbstractContextManager[Turn | None]:
@@ -316,8 +327,8 @@ class Engine:
     def _run(self, block: Block, turn: Turn | None) -> BlockResult:
         if turn is None or self._cpu_stepper is None:
             return self._stepper.run(block)
-        turn.weight = self._scheduler.block_s
-        return self._cpu_stepper.run(block, turn.extend(self._cpu_stepper.cores_for(block)))
+        n_cores = turn.extend(self._cpu_stepper.cores_for(block), self._scheduler.block_s)
+        return self._cpu_stepper.run(block, n_cores)
 
     def _end_cancelled_and_late(self, now: float) -> None:
         for sequence in self._scheduler.drop_waiting(now):

@@ -43,7 +43,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self._free_slots = list(range(n_slots - 1, -1, -1))
         self._block_s = block_s
-        self._step_s = block_s / 16 if step_s is None else step_s
+        self.step_s = block_s / 16 if step_s is None else step_s  # the time of a step, as the last blocks took it
         self._steps_per_s = 0.0  # recent, all sequences together; 0 until a block has been measured
 
     @property
@@ -145,7 +145,7 @@ class Scheduler:
             seconds: Its time.
             waited_s: The time for which it waited for cores that other models used.
         """
-        self._step_s += 0.3 * (seconds / len(block.forced_ids) - self._step_s)
+        self.step_s += 0.3 * (seconds / len(block.forced_ids) - self.step_s)
         steps_per_s = float(block.steps.sum()) / (seconds + waited_s)
         self._steps_per_s += 0.1 * (steps_per_s - self._steps_per_s) if self._steps_per_s else steps_per_s
 
@@ -170,4 +170,4 @@ class Scheduler:
         return min(usual, max(to_first_char, self._steps_in(max(self._block_s * LEAST_SHARE, output_s))))
 
     def _steps_in(self, seconds: float) -> int:
-        return max(1, min(MAX_STEPS, int(seconds / self._step_s)))
+        return max(1, min(MAX_STEPS, int(seconds / self.step_s)))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from model.checkpoints import file_format, packed_form, self_test
 from model.checkpoints.file_format import Checkpoint
-from model.config import PrecisionChoice
+from model.config import ModelConfig, PrecisionChoice
 from model.stepper import Stepper
 from model.stepper.choose import choose, uses_cpu
 from model.stepper.cpu import CpuStepper, available_cores
@@ -23,6 +23,7 @@ from service.models.loaded_model import LoadedModel, free_stepper
 from service.models.on_demand_network import OnDemandNetwork
 
 log = logging.getLogger(__name__)
+_MAX_RECENT = 1000
 _DESCRIBED = ("corpus", "preset", "val_loss", "val_protocol", "created", "network")
 
 
@@ -51,6 +52,7 @@ class ModelLoader:
     on_device_lost: Callable[[], None]  # a GPU will compute nothing more in this process
     cores: CoreScheduler = field(default_factory=lambda: CoreScheduler(available_cores()))  # all models share them
     verified_forms: packed_form.VerifiedForms = field(default_factory=dict)
+    recent: dict[tuple[ModelConfig, str], Engine] = field(default_factory=dict)  # by shape and arithmetic
 
     def __call__(self, path: Path) -> LoadedModel:
         """Load, test and warm up a checkpoint, and start its engine.
@@ -61,6 +63,8 @@ class ModelLoader:
         loaded = self._load_packed(path) or self._load_whole(path)
         checkpoint, stepper = loaded.checkpoint, loaded.stepper
         log.log(logging.DEBUG if loaded.was_packed else logging.INFO, "stepper: %s", loaded.reason)
+        kind = (checkpoint.config, stepper.numerics)
+        like = self.recent.get(kind)  # its steps take as long, so the first blocks have the right length
         try:
             engine = Engine(
                 stepper,
@@ -68,6 +72,7 @@ class ModelLoader:
                 loaded.fingerprint,
                 max_waiting=self.max_waiting,
                 block_s=self.block_s,
+                step_s=like.step_s if like is not None else None,
                 cores=self.cores,
                 observer=self.make_observer(stepper.n_slots, path),
                 on_device_lost=self.on_device_lost,
@@ -75,6 +80,9 @@ class ModelLoader:
         except BaseException:
             free_stepper(stepper)
             raise
+        if len(self.recent) >= _MAX_RECENT:
+            self.recent.clear()
+        self.recent[kind] = engine
         engine.start()
         network = OnDemandNetwork(path, loaded.fingerprint)
         return LoadedModel(

@@ -36,7 +36,7 @@ def shares(costs: list[float], weights: list[float], n_turns: int) -> list[float
         queue = cores.queue()
         while len(order) < n_turns:
             with queue.turn() as turn:
-                turn.weight = weights[i]
+                turn.extend(1, weights[i])
                 while cores.n_waiting < len(costs) - 1 and len(order) < n_turns:
                     time.sleep(0)  # the others come again
                 now += costs[i]
@@ -72,19 +72,35 @@ def test_an_engine_that_was_idle_gains_nothing() -> None:
     assert idle.finish > busy.finish - 4
 
 
+def test_cores_that_are_free_are_shared_by_weight() -> None:
+    """An engine gets all cores while it is alone, its share while others have work, and all again when they rest."""
+    cores = CoreScheduler(8)
+    crowd, single = cores.queue(), cores.queue()
+    with crowd.turn() as turn:
+        assert turn.extend(8, 3.0) == 8
+    with single.turn() as turn:
+        assert turn.extend(8, 1.0) == 2
+        with crowd.turn() as other:
+            assert (other.extend(4, 3.0), other.extend(8, 3.0)) == (4, 6)
+    single.rest()
+    with crowd.turn() as turn:
+        assert turn.extend(8, 3.0) == 8
+
+
 def test_a_turn_that_fails_gives_its_cores_back() -> None:
     """Also those by which it was extended."""
     cores = CoreScheduler(4)
+    queue = cores.queue()
 
     def fail() -> None:
-        with cores.queue().turn() as turn:
+        with queue.turn() as turn:
             assert (turn.extend(3), turn.extend(9)) == (3, 4)
             assert cores.queue().try_turn() is None
             raise RuntimeError("a block failed")
 
     with pytest.raises(RuntimeError, match="a block failed"):
         fail()
-    with cores.queue().turn() as turn:
+    with queue.turn() as turn:
         assert turn.extend(9) == 4
 
 

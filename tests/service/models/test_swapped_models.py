@@ -17,6 +17,7 @@ from model.checkpoints import registry
 from model.checkpoints.names import store_folder
 from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
+from model.stepper.cpu import CpuStepper
 from model.stepper.generate import write
 from service.engine.observer import NullObserver
 from service.engine.sequence import SequenceRequest
@@ -93,5 +94,24 @@ def test_every_place_taken_is_said(tmp_path: Path) -> None:
     assert [lease.model for lease in leases] == named.loaded()
     for lease in leases:
         lease.release()
+    for model in named.loaded():
+        model.retire(lambda _: None)
+
+
+@pytest.mark.usefixtures("native_code")
+def test_a_load_waits_for_no_block(tmp_path: Path) -> None:
+    """A model is loaded, and another one evicted for it, while a third one runs a block that does not end."""
+    for i in range(3):
+        registry.promote(random_checkpoint(n_layers=1, n_hidden=16, seed=i).save(store_folder(tmp_path, f"m{i}")))
+    load = ModelLoader("cpu", "fp32", 4, 8, 0.002, lambda *_: NullObserver(), CompilationCache(), no_device_is_lost)
+    model = load(next(tmp_path.rglob("*.safetensors")))
+    named = NamedModels(ModelStores(tmp_path), load, 2 * model.n_bytes)
+    model.retire(lambda _: None)
+    with named.acquire("m0") as running, ThreadPoolExecutor(1) as thread:
+        stepper = running.model._stepper
+        assert isinstance(stepper, CpuStepper)
+        with stepper._lock:  # as a block holds it
+            for name in ("m1", "m2"):
+                thread.submit(named.acquire, name).result(timeout=30).release()
     for model in named.loaded():
         model.retire(lambda _: None)

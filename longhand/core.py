@@ -279,7 +279,7 @@ class Core:
         try:
             await self.send(Call("DELETE", path))
         except NotFound as error:
-            if error.attempts == 1:
+            if not error.may_be_done:
                 raise
 
     async def _listing(self, path: str, name: str) -> list[object]:

@@ -37,6 +37,8 @@ class LonghandError(Exception):
 
     attempts: int = 1
     """How often the request was sent, or for a stream, how often in a row without any new text."""
+    may_be_done: bool = False
+    """Whether the server may have done the request at an earlier attempt, whose answer was lost."""
 
 
 class ConnectionFailed(LonghandError):

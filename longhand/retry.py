@@ -53,6 +53,7 @@ class Attempts:
         self._policy = policy
         self._failures = 0
         self._failing_since = 0.0
+        self._may_be_done = False
 
     def succeeded(self) -> None:
         """Forget the failures."""
@@ -73,6 +74,8 @@ class Attempts:
             self._failing_since = now
         self._failures += 1
         error.attempts = self._failures
+        error.may_be_done = self._may_be_done
+        self._may_be_done |= not _is_refusal(error)
         if not _is_retryable(error, is_repeatable=is_repeatable):
             raise error
         requested = error.retry_after_s if isinstance(error, APIError) else None
@@ -91,10 +94,17 @@ def _is_retryable(error: LonghandError, *, is_repeatable: bool) -> bool:
         return is_repeatable or not error.was_sent
     if not isinstance(error, APIError):
         return False
-    if error.retry_after_s is not None and error.status in _REFUSED:
+    if _is_refusal(error):
         return True
     is_of_gateway = error.status in _GATEWAY_FAILED and (error.retry_after_s is not None or not error.code)
     return is_of_gateway and is_repeatable
+
+
+def _is_refusal(error: LonghandError) -> bool:
+    """Whether the server has not done the request, and may do it later."""
+    if isinstance(error, ConnectionFailed):
+        return not error.was_sent
+    return isinstance(error, APIError) and error.retry_after_s is not None and error.status in _REFUSED
 
 
 def _backoff(failures: int) -> float:

@@ -173,7 +173,7 @@ def test_what_was_deleted_by_a_request_whose_answer_was_lost_is_deleted() -> Non
 
 
 @pytest.mark.parametrize("first", [httpx.ConnectError("refused"), httpx.Response(503, headers={"Retry-After": "0"})])
-def test_what_was_not_there_is_not_found_after_a_refusal(first: httpx.Response | Exception) -> None:
+def test_what_was_not_there_is_not_found_after_a_refusal(first: httpx.Response | httpx.TransportError) -> None:
     """The first attempt was not done, so nothing was deleted by it."""
     missing = httpx.Response(404, json={"error": {"code": "unknown_session", "message": "no"}})
     with client_of(first, missing) as client, pytest.raises(longhand.NotFound) as raised:

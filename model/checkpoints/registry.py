@@ -33,12 +33,15 @@ _FIRST_VERSIONS = 2**40
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\.safetensors")  # no name can point outside the folder
 
 
-def promote(path: Path, expected_version: int | None = None) -> None:
+def promote(path: Path, expected_version: int | None = None) -> int:
     """Make a checkpoint the one that is served from its folder.
 
     Args:
         path: The checkpoint.
         expected_version: What `promotion_version` returned when the caller decided; None: whatever is promoted now.
+
+    Returns:
+        The version of promoted.json, as `promotion_version` returns it now.
 
     Raises:
         PromotionConflict: promoted.json was changed since then.
@@ -51,7 +54,9 @@ def promote(path: Path, expected_version: int | None = None) -> None:
         if not path.is_file():
             raise CheckpointError("has been removed, so it cannot be promoted", field=f"checkpoint {path}")
         others = [name for name in names if name != path.name and not _is_same_model(path.parent / name, path)]
-        _write_history(path.parent, [path.name, *others], _version_after(version))
+        promoted_version = _version_after(version)
+        _write_history(path.parent, [path.name, *others], promoted_version)
+        return promoted_version
 
 
 def roll_back(folder: Path, expected_version: int | None = None) -> Path:

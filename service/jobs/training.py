@@ -131,7 +131,7 @@ class Training:
             decision = Decision(False, "the job was cancelled; its best checkpoint can be promoted by hand")
         else:
             decision = promotion_policy.decide(self.request.promote, registered, corpus, self.environment.device)
-        if decision.promoted and not self._promote(registered, version):
+        if decision.promoted and self._promote(registered, version) is None:
             decision = Decision(False, _PROMOTION_CONFLICT)
         self._remove_unused_files(registered)
         return JobResult(cancelled, info.as_dict(), decision)
@@ -260,10 +260,11 @@ class Training:
         if self._promoted_loss(file_format.read_info(path).run["corpus_sha256"]) <= val_loss:
             return  # promoted by an earlier attempt of this job
         registered = registry.register(path, checkpoint_dir)
-        if not self._promote(registered, self._version):
+        version = self._promote(registered, self._version)
+        if version is None:
             self.log.note(_PROMOTION_CONFLICT)
             return
-        self._version += 1
+        self._version = version
         self.log.emit("promoted", {"name": registered.name})
         self._interim = [p for p in self._interim if p != registered] + [registered]
         for old in self._interim[:-_INTERIM_CHECKPOINTS]:
@@ -291,13 +292,12 @@ class Training:
             self.log.note(_SUPERSEDED)
         return not self.is_bootstrap
 
-    def _promote(self, path: Path, version: int) -> bool:
-        """Promote a checkpoint; False if another process has changed promoted.json since it had this version."""
+    def _promote(self, path: Path, version: int) -> int | None:
+        """Promote a checkpoint. Return the version of promoted.json then; None if another process has changed it."""
         try:
-            change_promotion(self.promotions, version, partial(registry.promote, path), self.request.model)
+            return change_promotion(self.promotions, version, partial(registry.promote, path), self.request.model)
         except PromotionConflict:
-            return False
-        return True
+            return None
 
     def _promoted_loss(self, corpus_sha256: str) -> float:
         """Return the validation loss of the promoted checkpoint; infinity if none of this text can be used."""

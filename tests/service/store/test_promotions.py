@@ -143,6 +143,23 @@ class Operator(Log):
         self.notes.append(text)
 
 
+class Promoted(Log):
+    """Counts what was promoted, and the validations that were better than those before."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.n_best = 0
+        self.notes: list[str] = []
+
+    def emit(self, name: str, data: dict[str, Any]) -> None:
+        if name == "promoted":
+            self.names.append(data["name"])
+        self.n_best += name == "validation" and data["is_best"]
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
 def training(
     folder: Path, client: Any, log: Log, promote: Any, settings: dict[str, Any], *, is_bootstrap: bool
 ) -> Training:
@@ -154,6 +171,19 @@ def training(
     request = JobRequest("words", "quick", promote, False, {**small, **settings})
     environment = JobEnvironment(folder / "checkpoints", folder / "run", corpora, "cpu", 10)
     return Training(request, environment, log, is_bootstrap, lambda: False, RedisPromotions(client))
+
+
+def test_a_bootstrap_job_alone_promotes_whatever_is_better(client: Any, tmp_path: Path) -> None:
+    """Each validation that is better than those before, from the first one on: its own promotions supersede nobody."""
+    (tmp_path / "checkpoints").mkdir()
+    log = Promoted()
+    settings = {"steps": 60, "n_hidden": 16, "validations": 6}
+    result = training(tmp_path, client, log, "if_better", settings, is_bootstrap=True).run()
+    assert log.n_best >= 3
+    assert len(log.names) == log.n_best
+    assert not [note for note in log.notes if "promotes nothing more" in note]
+    assert result.decision is not None
+    assert result.decision.reason == "there was no model of this text before this job"
 
 
 def test_a_bootstrap_job_leaves_what_somebody_else_promoted(client: Any, tmp_path: Path) -> None:

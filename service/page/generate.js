@@ -57,7 +57,6 @@ function openFork(pane) {
     addForkPane().copyFrom(pane, session, seed);
     fork.copySettings(pane);
     pane.text.view.setCut(null);
-    fork.chooser.name = pane.chooser.name;
     await Promise.all([pane.showModel(), fork.showModel()]);
     fork.root.scrollIntoView({ block: "nearest" });
     fork.parts.generate.focus();

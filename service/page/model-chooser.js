@@ -30,7 +30,7 @@ export class ModelChooser {
     this.#draw();
   }
 
-  /** Ask what the model is now: another checkpoint may have been promoted. False if there is no such model. */
+  /** Ask what the model is now. False if there is no such model. */
   async refresh() {
     const { name } = this;
     unmarkField(this.parts.model);
@@ -40,7 +40,7 @@ export class ModelChooser {
       if (name === this.name) this.model = model;
     } catch (error) {
       if (!(error instanceof ServiceError)) throw error;
-      if (![401, 503].includes(error.status)) markField(this.parts.model, error.message);
+      if (name === this.name && ![401, 503].includes(error.status)) markField(this.parts.model, error.message);
       return error.status === 401;
     }
     this.#draw();

@@ -85,6 +85,7 @@ export class Pane {
   }
 
   async showModel() {
+    this.#saveModel();
     await this.chooser.refresh();
     this.#updateControls();
   }
@@ -458,6 +459,7 @@ export class Pane {
   }
 
   copySettings(other) {
+    this.chooser.name = other.chooser.name;
     for (const field of this.#settings) field.value = other.fields[field.name].value;
   }
 

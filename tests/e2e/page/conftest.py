@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,9 +130,11 @@ def page_service(
 ) -> Iterator[Service]:
     """A service with folders of its own. PAGE_CHECKPOINTS names a folder with a trained model for screenshots."""
     folder = tmp_path_factory.mktemp("page")
+    checkpoints = folder / "checkpoints"
     given = os.environ.get("PAGE_CHECKPOINTS")
-    checkpoints = Path(given) if given else folder / "checkpoints"
-    if not given:
+    if given:
+        shutil.copytree(given, checkpoints)
+    else:
         checkpoints.mkdir()
         registry.promote(tiny.save(checkpoints))
     other = store_folder(checkpoints, OTHER)

@@ -171,6 +171,13 @@ def test_a_key_that_is_bound_to_some_models(
         v.page.locator("#main-model-error", has_text=says).wait_for()
         assert v.page.locator("#key[open]").count() == 0
         shown(v, "names")
+        v.pane().get_by_role("button", name="Compare").press("Enter")
+        v.pane("fork").get_by_text("(names)").wait_for()  # a second text begins with what this key may use
+        assert v.pane("fork").locator(".error").count() == 0
+        choose(v, "verses", "fork")
+        v.pane("fork").get_by_text("(verses)").wait_for()
+        assert len(v.wait_until_done("fork")) == 45
+        v.wait_until_done()
         v.page.goto("about:blank")
 
 

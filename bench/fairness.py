@@ -3,9 +3,9 @@
     python -m bench.fairness [--model 2x512] [--seconds 8] [--waves 16]
 
 The gaps between a stream's events are taken without the prompt, then with it, from its sending to its first character
-or the end. The rate of one stream is taken in turns without and beside two clients that have texts of 48,000 characters
-scored without a pause. Leavers come in waves of 64 that hang up at once; how long until the last slot is free is taken
-for each wave. The last line is JSON.
+or the end. The rate of one stream is taken in turns without and beside two clients that have lists of 2,000 lines, and
+texts of 48,000 characters, scored without a pause. Leavers come in waves of 64 that hang up at once; how long until the
+last slot is free is taken for each wave. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def prompt(service: Service, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def scores(service: Service, turns: int = 5) -> dict[str, Any]:
-    """Measure the characters a second of a stream, in turns without and beside two clients that score long texts."""
+def scores(service: Service, text: str | list[str], name: str, turns: int = 5) -> dict[str, Any]:
+    """Measure the characters a second of a stream, in turns without and beside two clients that have `text` scored."""
     over, beside = threading.Event(), threading.Event()
     n_chars = 0
 
@@ -86,7 +86,7 @@ def scores(service: Service, turns: int = 5) -> dict[str, Any]:
         with httpx.Client(base_url=service.url, timeout=600) as client:
             while not over.is_set():
                 if beside.wait(0.1):
-                    client.post("/score", json={"text": "hello there " * 4000}).raise_for_status()
+                    client.post("/score", json={"text": text}).raise_for_status()
 
     rates: dict[bool, list[float]] = {False: [], True: []}
     with ThreadPoolExecutor() as pool:
@@ -104,8 +104,16 @@ def scores(service: Service, turns: int = 5) -> dict[str, Any]:
     settled(service)
     without, with_scores = (round(statistics.median(rates[key])) for key in (False, True))
     ratio = round(with_scores / without, 2)
-    print(f"  a stream: {without} characters/s, beside two clients' scores {with_scores}: {ratio}")
-    return {"stream_chars_per_s": without, "beside_scores": with_scores, "beside_scores_ratio": ratio}
+    print(
+        f"  a stream: {without} characters/s, beside two clients' scores of {name} {with_scores}: {ratio}", flush=True
+    )
+    return {"stream_chars_per_s": without, f"beside_{name}": with_scores, f"beside_{name}_ratio": ratio}
+
+
+def some_lines(n: int = 2000) -> list[str]:
+    """Return lines that begin differently."""
+    rng = random.Random(2)
+    return ["".join(rng.choices(ALPHABET.characters, k=60)) for _ in range(n)]
 
 
 def leavers(service: Service, args: argparse.Namespace) -> dict[str, Any]:
@@ -143,6 +151,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--prompt", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--scores-only", action="store_true")
     parser.add_argument("--waves", type=int, default=16)
     args = parser.parse_args()
     layers, hidden = (int(n) for n in args.model.split("x"))
@@ -158,7 +167,12 @@ def main() -> None:
         }
         try:
             with Service(**environment, SLOTS=str(args.slots), MAX_WAITING="64", DEVICE="cpu") as service:
-                result = {"model": args.model, **prompt(service, args), **scores(service), **leavers(service, args)}
+                result: dict[str, Any] = {"model": args.model}
+                if not args.scores_only:
+                    result |= prompt(service, args)
+                result |= scores(service, some_lines(), "lists") | scores(service, "hello there " * 4000, "texts")
+                if not args.scores_only:
+                    result |= leavers(service, args)
         finally:
             redis.remove()
     print(json.dumps(result))

@@ -3,6 +3,7 @@
     python -m bench.items names names.txt                       # makemore's split: 1,000 test names, ends counted
     python -m bench.items names names.txt --makemore makemore.py # and its transformer in the same run
     python -m bench.items serve names.txt                        # 10,000 unique novel items over HTTP
+    python -m bench.items molecules FOLDER                       # those of MOSES, needs rdkit: see bench/molecules.py
 
 `names` trains on the list as it is and on the list sorted, each for --minutes, and prints the loss of the test names in
 nats per character: the same list, the same split and the same count of characters as makemore's script.
@@ -27,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench import molecules
 from bench.serve import Bare
 from model.checkpoints import registry
 from model.checkpoints.file_format import Checkpoint, load
@@ -67,12 +69,13 @@ def main() -> None:
     serve.add_argument("--slots", type=int, default=64)
     serve.add_argument("--rounds", type=int, default=3)
     serve.add_argument("--bare-s", type=float, default=3.0, help="seconds that the engine alone is measured")
+    molecules.add_arguments(benchmarks.add_parser("molecules", help="see bench/molecules.py"))
     names.add_argument("--makemore", type=Path, help="makemore.py, to be run in the same run")
     names.add_argument("--makemore-steps", type=int, default=7500)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        run = compare_names if args.benchmark == "names" else compare_rates
-        run(args, Path(folder))
+        runs = {"names": compare_names, "serve": compare_rates, "molecules": molecules.run}
+        runs[args.benchmark](args, Path(folder))
 
 
 def makemore_split(text: str) -> tuple[list[str], list[str]]:

@@ -14,9 +14,15 @@ from typing import Any
 from model.config import TrainConfig
 from model.errors import ConfigError, TextTooShort
 from model.text.corpus import MIN_EVALUATION_CHARS, CorpusSizes, TextSizes
+from model.text.items.splitting import SplittableItems
 
 _MAX_VAL_FRACTION = 0.5
 MAX_VOCABULARY = 65536  # an id has 16 bits
+
+_WHOLE_SHARE = 0.95
+"""Of the items of a list, those that a window holds: how an item ends may depend on how it began."""
+_LONGEST_WINDOW = 128
+"""Longer windows for longer items would make too few steps of a short run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +49,8 @@ def fit_to_text(
     """Adapt the settings that nobody set to the sizes of a text.
 
     In this order, and only as far as needed: `max_vocab` grows to the alphabet, `val_fraction` grows until the
-    validation part has two characters, `batch_size` shrinks until all rows of a batch fit into the training part, and
-    then `seq_length`.
+    validation part has two characters, `seq_length` grows to the items of a list, `batch_size` shrinks until all
+    rows of a batch fit into the training part, and then `seq_length`.
 
     Args:
         config: The settings.
@@ -82,6 +88,11 @@ def fit_to_text(
         _check(config, "test_fraction", ["test_fraction"], f"at least {fraction:g} or 0, for this text")
 
     n_train = sizes.n_characters - sum(sizes.evaluation_sizes(config))
+    if isinstance(sizes, SplittableItems) and "seq_length" not in explicit:
+        length = min(sizes.length_of(_WHOLE_SHARE), _LONGEST_WINDOW, n_train // config.batch_size - 1)
+        if length > config.seq_length:
+            change("seq_length", length, "the end of an item may depend on its beginning, and most items are as long")
+
     multiple = n_processes * max(1, config.workers)  # of rows: each process and each of its threads takes as many
     if config.batch_size * (config.seq_length + 1) <= n_train:
         return FittedConfig(config, tuple(notes))

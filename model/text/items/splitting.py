@@ -88,6 +88,11 @@ class SplittableItems:
             statistics,
         )
 
+    def length_of(self, share: float) -> int:
+        """Return the length, the end counted, that at least such a share of the items do not exceed."""
+        lengths = np.fromiter(map(len, self.items), np.int64, len(self.items))
+        return int(np.quantile(lengths, share, method="inverted_cdf")) + 1
+
     @property
     def n_characters(self) -> int:
         """Characters of all items, their ends counted."""

@@ -14,6 +14,9 @@ from model.config import PRESETS, TrainConfig
 from model.errors import ConfigError, TextTooShort
 from model.text.corpus import TextSizes, check_lengths
 from model.text.fitting import FittedConfig, fit_to_text
+from model.text.items.layout import ItemLayout
+from model.text.items.reading import items_of
+from model.text.items.splitting import SplittableItems
 
 
 def preset(name: str) -> TrainConfig:
@@ -108,6 +111,24 @@ def test_threads_that_were_set_share_the_batch() -> None:
     """The rows stay a multiple of `workers`."""
     fitted = fit_to_text(TrainConfig(workers=4, seq_length=24), TextSizes([300]), 10, explicit=["workers"])
     assert fitted.config.batch_size == 8
+
+
+def sizes_of(items: list[str]) -> SplittableItems:
+    return SplittableItems.of(items_of("\n".join(items), ItemLayout("lines"), "the list", "none"))
+
+
+def test_a_window_holds_the_items_of_a_list() -> None:
+    """95% of them, ends counted, unless that is very long, would make the batch smaller, or somebody set it."""
+    items = [f"{i:040d}" for i in range(950)] + [f"{i:0400d}" for i in range(50)]
+    fitted = fit_to_text(preset("quick"), sizes_of(items), 10)
+    assert fitted.config == replace(preset("quick"), seq_length=41)
+    assert "the end of an item may depend on its beginning" in fitted.notes[0]
+    assert fit_to_text(preset("quick"), sizes_of(items), 10, explicit=["seq_length"]).config.seq_length == 24
+    assert fit_to_text(preset("quick"), sizes_of([f"{i:0400d}" for i in range(500)]), 10).config.seq_length == 128
+    assert fit_to_text(preset("quick"), sizes_of([f"{i:07d}" for i in range(500)]), 10).notes == ()
+    few = fit_to_text(preset("quick"), sizes_of([f"{i:060d}" for i in range(12)]), 10).config
+    assert few.batch_size == preset("quick").batch_size
+    assert 24 < few.seq_length < 61
 
 
 def test_a_text_that_is_no_text() -> None:

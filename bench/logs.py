@@ -185,7 +185,7 @@ def main() -> None:
             with Service(**settings, SLOTS=str(args.slots), MAX_BODY_BYTES=str(1 << 24)) as service:
                 scores, rate = scored(service, some, args.batch, args.clients)
             found[f"{precision}_lines_per_s"] = round(rate)
-            characters = rate * np.mean([len(line) + 1 for line in some])
+            characters = rate * sum(len(line) + 1 for line in some) / len(some)
             share = characters / limit(precision, args.n_hidden, len(corpus.vocab))
             print(
                 f"{precision}: {rate:,.0f} lines, {characters:,.0f} characters/s, {share:.0%} of the limit", flush=True
@@ -200,8 +200,8 @@ def main() -> None:
                     places = [place for place, its in damaged.items() if its == kind]
                     of_kind = ~is_anomaly
                     of_kind[places] = True
-                    share = found_share(scores[DEFAULT_STATISTIC][of_kind], is_anomaly[of_kind])
-                    print(f"{kind}: {share:.1%} of {len(places)} at {FALSE_ALARMS:.1%} false alarms", flush=True)
+                    part = found_share(scores[DEFAULT_STATISTIC][of_kind], is_anomaly[of_kind])
+                    print(f"{kind}: {part:.1%} of {len(places)} at {FALSE_ALARMS:.1%} false alarms", flush=True)
     print(json.dumps(found))
 
 

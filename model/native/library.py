@@ -188,6 +188,7 @@ def load_library(path: Path) -> ctypes.CDLL:
     return library
 
 
+@lru_cache(maxsize=8)
 def available_instruction_sets(library: ctypes.CDLL) -> list[str]:
     """The instruction sets of a library that this CPU has, the best first. "plain" is always there."""
     names: list[str] = []

@@ -71,6 +71,8 @@ class LoadedModel:
         self._lock = threading.Lock()
         self._n_leases = 0
         self._on_freed: Callable[[LoadedModel], None] | None = None  # set when the model is replaced
+        self.on_unused: Callable[[], None] = _ignore
+        """Called when the last lease is released."""
 
     @property
     def fingerprint(self) -> str:
@@ -160,8 +162,10 @@ class LoadedModel:
     def _release(self) -> None:
         with self._lock:
             self._n_leases -= 1
-            is_unused = self._n_leases == 0 and self._on_freed is not None
+            is_unused, is_retired = self._n_leases == 0, self._on_freed is not None
         if is_unused:
+            self.on_unused()
+        if is_unused and is_retired:
             self.free()
 
     def free(self) -> None:
@@ -214,6 +218,10 @@ class ModelLease:
             with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
                 # On a thread of its own: this one may hold a lock, or be the engine's, which freeing waits for.
                 threading.Thread(target=release, name="release-model").start()
+
+
+def _ignore() -> None:
+    """Nobody waits for the model to be unused."""
 
 
 def free_stepper(stepper: Stepper | None) -> None:

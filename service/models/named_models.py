@@ -32,6 +32,9 @@ MAX_NAMED = 10_000
 _CONCURRENT_LOADS = 4
 _MAX_FAILURES = 64
 _RETRY_AFTER_S = 5
+_WAIT_S = 1.0
+"""How long a load waits for memory that models in use take: most are in use for less than a block."""
+_MAX_WAITING = 32  # loads; others are refused at once, and hold no thread
 _Identity = tuple[int, ...]
 
 
@@ -97,6 +100,8 @@ class NamedModels:
         self._promoted: OrderedDict[str, _Promoted] = OrderedDict()
         self._answering: dict[str, str] = {}  # the fingerprint that answered last, by name
         self._used_at: dict[str, float] = {}  # by name
+        self._unused = threading.Condition(self._lock)  # a model is not in use any more
+        self._n_waiting = 0
 
     def acquire(self, model: str, store: str = DEFAULT) -> ModelLease:
         """Return a lease of a model; a request that needs one that is not in memory loads it.
@@ -143,6 +148,11 @@ class NamedModels:
         """Return all models that are in memory."""
         with self._lock:
             return list(self._loaded.values())
+
+    @property
+    def n_waiting(self) -> int:
+        """The number of loads that wait for memory."""
+        return self._n_waiting
 
     @property
     def n_bytes(self) -> int:
@@ -267,6 +277,7 @@ class NamedModels:
             del self._reserved[fingerprint]
             self._sizes[config] = model.n_bytes
             self._loaded[fingerprint] = model
+            model.on_unused = self._notify_unused
             self._observer.count_model_load(seconds)
             lease = model.acquire()
             return lease, self._evict(0)
@@ -280,7 +291,7 @@ class NamedModels:
         Raises:
             CheckpointError: Its file cannot be used.
             ModelConflict: It is larger than all the memory.
-            Overloaded: Too much of it is in use.
+            Overloaded: Too much of it is in use, and stays so.
         """
         info = self._stores.info(path)
         with self._lock:
@@ -289,15 +300,37 @@ class NamedModels:
                 raise ModelConflict(
                     f"the model takes {n_bytes >> 20} MB, and MODELS_MEMORY_MB allows {self._max_bytes >> 20}"
                 )
+        deadline = time.monotonic() + _WAIT_S
+        while not self._make_place(fingerprint, n_bytes, deadline):
+            if time.monotonic() >= deadline:
+                problem = f"the memory for models ({self._max_bytes >> 20} MB) is taken by those in use"
+                raise Overloaded(f"{problem}; retry in a moment", retry_after_s=_RETRY_AFTER_S)
+        return info.config
+
+    def _make_place(self, fingerprint: str, n_bytes: int, deadline: float) -> bool:
+        """Evict what has to make place and reserve it; if what is in use does not leave it, wait for a model.
+
+        Raises:
+            Overloaded: As many loads wait as may.
+        """
+        with self._lock:
             evicted = self._evict(n_bytes)
             has_place = self._used_bytes() + n_bytes <= self._max_bytes
             if has_place:
                 self._reserved[fingerprint] = n_bytes
+            elif not evicted:
+                if self._n_waiting >= _MAX_WAITING:
+                    raise Overloaded(f"{_MAX_WAITING} loads wait for memory", retry_after_s=_RETRY_AFTER_S)
+                self._n_waiting += 1
+                self._unused.wait(deadline - time.monotonic())
+                self._n_waiting -= 1
         _free(evicted)
-        if not has_place:
-            problem = f"the memory for models ({self._max_bytes >> 20} MB) is taken by those in use; retry in a moment"
-            raise Overloaded(problem, retry_after_s=_RETRY_AFTER_S)
-        return info.config
+        return has_place
+
+    def _notify_unused(self) -> None:
+        """Wake up a load that waits for memory: a model is not in use any more."""
+        with self._lock:
+            self._unused.notify_all()
 
     def _used_bytes(self) -> int:
         """The memory of what is loaded and being loaded. The caller has the lock."""

@@ -28,6 +28,7 @@ from service.models.loader import ModelLoader
 from service.models.model_stores import ModelStores
 from service.models.named_models import NamedModels
 from tests.conftest import random_checkpoint
+from tests.servers import eventually
 
 N_MODELS = int(os.environ.get("MODELS", "8"))
 N_TEXTS = N_MODELS * int(os.environ.get("MODEL_TEXTS", "6"))
@@ -81,7 +82,7 @@ def test_texts_of_many_models_are_those_of_each_alone(tmp_path: Path) -> None:
 
 
 def test_every_place_taken_is_said(tmp_path: Path) -> None:
-    """A request for one more model than there is memory for is refused, and none of those that run is touched."""
+    """One more model than there is memory for waits for one that is in use, then is refused; those that run stay."""
     for i in range(3):
         registry.promote(random_checkpoint(n_layers=1, n_hidden=16, seed=i).save(store_folder(tmp_path, f"m{i}")))
     load = ModelLoader("cpu", "fp32", 4, 8, 0.002, lambda *_: NullObserver(), CompilationCache(), no_device_is_lost)
@@ -91,6 +92,12 @@ def test_every_place_taken_is_said(tmp_path: Path) -> None:
     leases = [named.acquire("m0"), named.acquire("m1")]
     with pytest.raises(Overloaded):
         named.acquire("m2")
+    assert [lease.model for lease in leases] == named.loaded()
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(named.acquire, "m2")
+        eventually(lambda: named.n_waiting == 1 or waiting.done())
+        leases.pop(0).release()
+        leases.append(waiting.result(timeout=30))
     assert [lease.model for lease in leases] == named.loaded()
     for lease in leases:
         lease.release()

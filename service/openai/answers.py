@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,4 +115,5 @@ def finish_reason(part: Part) -> str | None:
 
 
 def _mean_logprob(choice: _Choice) -> float:
-    return choice.sum_logprobs / choice.n_generated if choice.n_generated else 0.0
+    """The mean of its characters; a text of none, which a stop string ended at once, is worse than any."""
+    return choice.sum_logprobs / choice.n_generated if choice.n_generated else -math.inf

@@ -156,6 +156,15 @@ def test_best_of_answers_with_the_most_probable(client: openai.OpenAI) -> None:
     assert answer.usage.completion_tokens == 120
 
 
+def test_a_text_that_ended_at_once_is_not_the_best(client: openai.OpenAI) -> None:
+    """Of texts of which some begin with the stop string, one of the others is chosen."""
+    texts = [choice.text for choice in client.completions.create(**SAMPLED, max_tokens=20, n=8).choices]
+    stop = texts[0][0]
+    assert not all(text.startswith(stop) for text in texts)
+    answer = client.completions.create(**SAMPLED, max_tokens=20, n=1, best_of=8, stop=stop)
+    assert answer.choices[0].text
+
+
 def test_stop(client: openai.OpenAI, service: Service) -> None:
     """A string or a list; one that the model cannot write is no error, because agents send such strings always."""
     text = own_text(service, 60)

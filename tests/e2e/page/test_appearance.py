@@ -149,6 +149,7 @@ def test_the_report_is_opened_from_learn(visit: Visiting, page_service: Service,
     with v.page.context.expect_page() as opened:
         v.page.get_by_role("button", name="What it learned").click()
     report = Visit(opened.value, v.host, v.problems).watch()
+    report.page.wait_for_url("**/report")  # a tab that is still being opened cannot be reloaded
     report.page.reload()  # now it is watched from its beginning
     report.page.get_by_role("heading", name="Memorization").wait_for()
     report.page.screenshot(path=SHOTS / f"report-{device}.png", full_page=True)

@@ -34,7 +34,7 @@ typedef struct {
 /* model.stepper.Block and BlockResult. */
 typedef struct {
     int32_t rows, steps, window_size, n_automata;
-    int32_t threads;                  /* the most that the run may use; they change no bit of the result */
+    int32_t threads;                  /* the most that the run may use, 0: any number; they change no bit of the result */
     const int32_t *slots, *row_steps; /* (B,) */
     const int32_t *forced_ids;        /* (K, B) */
     const double *random_values;      /* (K, B) */

@@ -294,7 +294,8 @@ EXPORT int lh_run(lh_stepper *s, lh_block *b)
     if (b->automata) memcpy(b->made_steps, b->row_steps, (size_t)b->rows * sizeof(int32_t));
     load_rows(s);
     int threads = threads_for(s, b->rows, b->steps);
-    pool_run(&s->pool, threads < b->threads ? threads : b->threads, s->kernels->run_steps, s);
+    if (b->threads > 0 && b->threads < threads) threads = b->threads;
+    pool_run(&s->pool, threads, s->kernels->run_steps, s);
     store_rows(s);
     float_mode_leave(mode);
     free(lists);

@@ -111,7 +111,6 @@ class CpuStepper:
             model.initial[i] = packed.initial[i].ctypes.data
             model.scale[i] = packed.scale[i].ctypes.data if packed.scale else None
         self.n_slots = n_slots
-        self._threads = threads
         self.vocab_size = config.vocab_size
         self.state_shape = (2, config.n_layers, config.n_hidden)  # (S, L, H)
         self.name = "cpu-f32" if precision == "fp32" else "cpu-i8"
@@ -183,7 +182,7 @@ class CpuStepper:
             )
         n_automata = 0 if automata is None else len(automata)
         pointers = (*fields, window, *biases, *(masks or (None,) * 6), *results)
-        arrays = BlockArrays(rows, steps, window_size, n_automata, n_cores or self._threads, *pointers)
+        arrays = BlockArrays(rows, steps, window_size, n_automata, n_cores, *pointers)
         with self._lock:
             code = self._library.lh_run(self._open(), ctypes.byref(arrays))
         if code == _MEMORY:

@@ -50,7 +50,7 @@ def blueprint(models: ModelManager, sessions: SessionStore, watcher: CheckpointW
             stepper=model.engine.stepper_name,
             stepper_reason=model.stepper_reason,
             slots=model.engine.n_slots,
-            in_flight=model.engine.in_flight,
+            in_flight=models.in_flight,
             **state,
         )
 

@@ -241,6 +241,7 @@ def test_a_model_is_deleted_with_its_checkpoints(service: Service, named: Named)
     with client.stream("POST", "/generate", json=body) as response:
         events = read_events(response)
         text = next(event for event in events if event.name == "message").data["text"]
+        assert client.get("/readyz").json()["in_flight"] == 1
         assert client.delete("/models/names").status_code == 204
         text += "".join(event.data["text"] for event in events if event.name == "message")
     assert text == text_of(named.old, 20_000)

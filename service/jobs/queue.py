@@ -43,7 +43,7 @@ from service.jobs.record import (
 log = logging.getLogger(__name__)
 QUEUE = "longhand"
 JOB_ID = "[0-9a-f]{16}"
-RQ_DAMAGE = (ValueError, TypeError, AttributeError, LookupError, AssertionError)
+RQ_DAMAGE = (ValueError, TypeError, AttributeError, LookupError, AssertionError, RecursionError)
 """What RQ raises where an entry of its own is damaged."""
 MAX_RETRIES = 3
 RETRAIN = "service.jobs.tasks.retrain"

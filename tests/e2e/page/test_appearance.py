@@ -60,7 +60,7 @@ def score(v: Visit) -> None:
     text = "hello and now the rest of it" if PROMPT == "hello" else SHAKESPEARE
     v.page.fill("#score-text", text)
     v.page.get_by_role("button", name="Score").click()
-    v.page.wait_for_function("t => document.querySelector('#score-letters').textContent === t", arg=text)
+    v.page.wait_for_function("t => document.querySelector('#score-letters')?.textContent === t", arg=text)
     v.page.locator("#score-letters .line > span").nth(7).hover()
     v.page.wait_for_selector("#score-panel .is-sampled")
 
@@ -92,7 +92,7 @@ def train(v: Visit) -> None:
 def status(v: Visit) -> None:
     """After a second poll, which gives the throughput."""
     v.open("status")
-    v.page.wait_for_function("() => /[0-9] characters\\/s/.test(document.querySelector('#tiles').textContent)")
+    v.page.wait_for_function("() => /[0-9] characters\\/s/.test(document.querySelector('#tiles')?.textContent)")
 
 
 def compare(v: Visit) -> None:

@@ -107,7 +107,7 @@ def test_shortcuts(visit: Visiting, service: Service) -> None:
     v.page.fill("#main-max_chars", "100000")
     v.page.focus("#main-prompt")
     v.page.keyboard.press("Control+Enter")
-    v.page.wait_for_function("() => document.querySelector('.letters').textContent.length > 200")
+    v.page.wait_for_function("() => document.querySelector('.letters')?.textContent.length > 200")
     v.page.keyboard.press("Escape")
     assert len(v.wait_until_done()) < 100_000
     assert "Stopped" in v.status()
@@ -122,7 +122,7 @@ def test_new_and_back_lose_nothing(visit: Visiting, service: Service) -> None:
     assert v.text() == ""
     v.generate(prompt="so it", max_chars=40)
     second = v.wait_until_done()
-    shown = "t => document.querySelector('.letters').textContent === t"
+    shown = "t => document.querySelector('.letters')?.textContent === t"
     v.page.go_back()
     v.page.wait_for_function(shown, arg=first)
     v.page.locator("#recent summary").click()

@@ -71,11 +71,11 @@ def test_another_browser_resumes_the_session(visit: Visiting, service: Service, 
     """The session shown in another browser in mid-text has every character; the first browser reports the takeover."""
     v = visit(service).open()
     v.generate(**REQUEST, max_chars=19_000)
-    v.page.wait_for_function("() => document.querySelector('.letters').textContent.length > 300")
+    v.page.wait_for_function("() => document.querySelector('.letters')?.textContent.length > 300")
     other = visit(service)
     other.page.goto(v.page.url)
     # Wait until the second page streams. A text that has ended by then is shown whole if it has < 20,000 characters.
-    other.page.wait_for_function("() => document.querySelector('.letters').textContent.length > 300")
+    other.page.wait_for_function("() => document.querySelector('.letters')?.textContent.length > 300")
     whole = "hello" + expected_text(tiny, "hello", 19_000)
     assert other.wait_until_done() == whole
     here = v.wait_until_done()
@@ -91,7 +91,7 @@ def test_a_lost_connection_is_resumed(
     v = visit(dying).open()
     v.allowed += ["ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_CONNECTION_RESET", "net::ERR_"]
     v.generate(**REQUEST, max_chars=20_000)
-    v.page.wait_for_function("() => document.querySelector('.letters').textContent.length > 1500")
+    v.page.wait_for_function("() => document.querySelector('.letters')?.textContent.length > 1500")
     dying.kill()
     dying.client.close()
     v.page.wait_for_function(f"() => /connection was lost at position/.test({STATUS}.textContent)")
@@ -111,7 +111,7 @@ def test_stop_keeps_the_visible_text(visit: Visiting, service: Service, tiny: Ch
     """After a stop in mid-text, the text continues with the next character."""
     v = visit(service).open()
     v.generate(**REQUEST, max_chars=50_000)
-    v.page.wait_for_function("() => document.querySelector('.letters').textContent.length > 200")
+    v.page.wait_for_function("() => document.querySelector('.letters')?.textContent.length > 200")
     v.pane().get_by_role("button", name="Stop").click()
     text = v.wait_until_done()
     assert "Stopped at position" in v.status()
@@ -133,7 +133,7 @@ def test_the_keyboard_is_enough(visit: Visiting, service: Service, tiny: Checkpo
     for key in ("Home", "ArrowRight", "ArrowRight", "ArrowLeft"):
         v.page.keyboard.press(key)
     live_region = v.pane().locator("[data-part=voice]")
-    v.page.wait_for_function("() => /bits of surprise/.test(document.querySelector('[data-part=voice]').textContent)")
+    v.page.wait_for_function("() => /bits of surprise/.test(document.querySelector('[data-part=voice]')?.textContent)")
     spoken = {" ": "space", "\n": "new line"}.get(text[1], text[1])
     assert live_region.inner_text().startswith(f"{spoken}, ")
     v.page.keyboard.press("Enter")
@@ -169,7 +169,7 @@ def test_a_character_of_the_prompt_is_scored(visit: Visiting, service: Service) 
     text = v.wait_until_done()
     scored = service.client.post("/score", json={"text": text, "logprobs": 10}).json()["logprobs"]
     v.character(2).hover()
-    v.page.wait_for_function("() => /Scored again/.test(document.querySelector('[data-part=panel]').textContent)")
+    v.page.wait_for_function("() => /Scored again/.test(document.querySelector('[data-part=panel]')?.textContent)")
     assert [(c, p) for c, p, _ in table(v, text[2])[:10]] == [(c, p) for c, _, p in scored[2]["top"]]
 
 

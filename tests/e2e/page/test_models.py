@@ -63,7 +63,7 @@ def test_a_model_is_chosen_by_its_name(visit: Visiting, named: Service, device: 
     expected = "hello" + named.generate(prompt="hello", max_chars=50, seed=7, model="verses")["text"]
     assert v.wait_until_done() == expected
     v.page.reload()
-    v.page.wait_for_function("t => document.querySelector('.letters').textContent === t", arg=expected)
+    v.page.wait_for_function("t => document.querySelector('.letters')?.textContent === t", arg=expected)
     shown(v, "verses")
     other = visit(named, **device).open(v.page.url.partition("#")[2].replace("&s.model=verses", ""))
     shown(other, "verses")  # by the session alone
@@ -200,7 +200,7 @@ def test_a_training_into_a_name(visit: Visiting, page_service: Service, tmp_path
     v.page.get_by_role("button", name="Train", exact=True).click()
     v.page.locator("#job-title", has_text="for sonnets").wait_for()
     v.page.wait_for_function(
-        "() => /^finished/.test(document.querySelector('#job-state').textContent)", timeout=180_000
+        "() => /^finished/.test(document.querySelector('#job-state')?.textContent)", timeout=180_000
     )
     trained = client.get("/models/sonnets").json()["id"]
     assert trained

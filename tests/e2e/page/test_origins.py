@@ -50,15 +50,15 @@ def test_every_view_works_below_a_path(visit: Visiting, below: Below) -> None:
     v.open("score")
     v.page.fill("#score-text", "so it is")
     v.page.locator("#score button.primary").click()
-    v.page.wait_for_function("() => document.querySelector('#score-letters').textContent === 'so it is'")
+    v.page.wait_for_function("() => document.querySelector('#score-letters')?.textContent === 'so it is'")
     v.open("inspect")
     v.page.fill("#inspect-text", "so it is")
     v.page.locator("#inspect button.primary").click()
     v.page.wait_for_selector("#view-inspect canvas, #view-inspect svg", state="attached")
     v.open("train")
-    v.page.wait_for_function("() => /served/.test(document.querySelector('#models').textContent)")
+    v.page.wait_for_function("() => /served/.test(document.querySelector('#models')?.textContent)")
     v.open("status")
-    v.page.wait_for_function("() => /since the service started/.test(document.querySelector('#tiles').textContent)")
+    v.page.wait_for_function("() => /since the service started/.test(document.querySelector('#tiles')?.textContent)")
 
 
 class _Blank(http.server.BaseHTTPRequestHandler):

@@ -33,7 +33,7 @@ def test_a_visit_during_the_bootstrap_job(visit: Visiting, tmp_path: Path) -> No
     launched = Launched(tmp_path, "--corpus", str(corpus), "--minutes", "0.5")
     eventually(lambda: launched.ready() is not None, within_s=60)
     v = visit(Host(str(launched.client.base_url).rstrip("/"))).open()
-    v.page.wait_for_function("() => /being trained/.test(document.querySelector('#notice').textContent)")
+    v.page.wait_for_function("() => /being trained/.test(document.querySelector('#notice')?.textContent)")
     v.generate(max_chars=300)
     assert len(v.wait_until_done(timeout_s=120)) == 300
     v.page.get_by_role("link", name="Learn", exact=True).click()
@@ -45,9 +45,9 @@ def test_a_visit_during_the_bootstrap_job(visit: Visiting, tmp_path: Path) -> No
     assert " bits per character" in v.page.locator("#curve svg").get_attribute("aria-label")
     v.page.wait_for_selector("#samples pre", timeout=60_000)
     v.page.wait_for_function(
-        "() => /^finished/.test(document.querySelector('#job-state').textContent)", timeout=120_000
+        "() => /^finished/.test(document.querySelector('#job-state')?.textContent)", timeout=120_000
     )
-    v.page.wait_for_function("() => /served/.test(document.querySelector('#models').textContent)")
+    v.page.wait_for_function("() => /served/.test(document.querySelector('#models')?.textContent)")
     assert v.page.locator("#notice").is_hidden()
     v.page.goto("about:blank")
     launched.stop(signal.SIGTERM)
@@ -69,7 +69,7 @@ def test_the_walk_shows_the_gates(visit: Visiting, service: Service, tiny: Check
     for number, layer in enumerate(layers):
         v.page.select_option("#inspect-layer", str(number))
         v.page.wait_for_function(
-            f"() => /layer {number + 1} of 2/.test(document.querySelector('#inspect-status').textContent)"
+            f"() => /layer {number + 1} of 2/.test(document.querySelector('#inspect-status')?.textContent)"
         )
         best = service.client.post("/inspect", json={"text": text, "layer": number}).json()["unit_correlations"]
         here = [u for feature in best.values() for u in feature["units"] if u["layer"] == number]
@@ -120,7 +120,7 @@ def test_the_walk_goes_back_forward_and_plays(visit: Visiting, service: Service)
     v.page.keyboard.press("ArrowRight")
     assert at.inner_text() == "Character 1 of 8: s"
     v.page.get_by_role("button", name="Play").click()
-    v.page.wait_for_function("() => /Character 3 of 8/.test(document.querySelector('#walk-at').textContent)")
+    v.page.wait_for_function("() => /Character 3 of 8/.test(document.querySelector('#walk-at')?.textContent)")
     v.page.get_by_role("button", name="Pause").click()
     assert "memory" in v.page.locator("#walk-voice").inner_text()
 
@@ -147,7 +147,7 @@ def test_score_shows_the_losses_of_a_text(visit: Visiting, service: Service) -> 
     v = visit(service).open("score")
     v.page.fill("#score-text", text)
     v.page.get_by_role("button", name="Score").click()
-    v.page.wait_for_function(f"() => document.querySelector('#score-letters').textContent === {json.dumps(text)}")
+    v.page.wait_for_function(f"() => document.querySelector('#score-letters')?.textContent === {json.dumps(text)}")
     assert (
         v.page.locator("#score-status")
         .inner_text()
@@ -171,11 +171,11 @@ def test_score_continues_the_session_in_generate(visit: Visiting, service: Servi
     written = v.wait_until_done()
     v.page.get_by_role("link", name="Score").click()
     v.page.get_by_role("button", name="Copy the text from Write").click()
-    v.page.wait_for_function(f"() => document.querySelector('#score-letters').textContent === {json.dumps(written)}")
+    v.page.wait_for_function(f"() => document.querySelector('#score-letters')?.textContent === {json.dumps(written)}")
     v.page.check("[name=after]")
     v.page.fill("#score-text", "and more")
     v.page.get_by_role("button", name="Score").click()
-    v.page.wait_for_function("() => /position 35 /.test(document.querySelector('#score-status').textContent)")
+    v.page.wait_for_function("() => /position 35 /.test(document.querySelector('#score-status')?.textContent)")
     session = v.page.evaluate("() => new URLSearchParams(location.hash.split('?')[1]).get('s')")
     scored = service.client.post("/score", json={"text": "and more", "session_id": session}).json()
     assert v.page.locator("#score-status").inner_text().startswith(f"{scored['bits_per_character']:.3f} bits")
@@ -234,12 +234,12 @@ def test_a_wrong_key_is_reported_and_a_right_one_accepted(visit: Visiting, train
     v.page.fill("#key-field", "not-the-operators-key")
     v.page.keyboard.press("Enter")
     v.page.wait_for_function(
-        "() => document.querySelector('#key-error').textContent === 'the key in the Authorization header is not valid'"
+        "() => document.querySelector('#key-error')?.textContent === 'the key in the Authorization header is not valid'"
     )
     assert v.page.get_attribute("#key-field", "aria-invalid") is not None
     v.page.get_by_role("button", name="Cancel", exact=True).click()
     v.page.wait_for_function(
-        "() => /is not valid|a key is required/.test(document.querySelector('#train-locked-reason').textContent)"
+        "() => /is not valid|a key is required/.test(document.querySelector('#train-locked-reason')?.textContent)"
     )
     v.page.get_by_role("button", name="Try again").click()
     unlock(v)
@@ -261,12 +261,12 @@ def test_a_dropped_list_is_stored_as_one(visit: Visiting, training_service: Serv
     v.page.select_option("#retrain-items", "paragraphs")
     v.page.get_by_role("button", name="Train", exact=True).click()
     v.page.wait_for_function(
-        "() => /at least 10 different/.test(document.querySelector('#retrain-file-error').textContent)"
+        "() => /at least 10 different/.test(document.querySelector('#retrain-file-error')?.textContent)"
     )
     drop(v, ("Paragraphs.txt", "\n\n".join(f"paragraph {n}\nof two lines" for n in range(200)).encode()))
     v.page.fill("#retrain-minutes", "0.05")
     v.page.get_by_role("button", name="Train", exact=True).click()
-    v.page.wait_for_function("() => /^paragraphs, quick/.test(document.querySelector('#job-title').textContent)")
+    v.page.wait_for_function("() => /^paragraphs, quick/.test(document.querySelector('#job-title')?.textContent)")
     headers = {"Authorization": f"Bearer {ADMIN}"}
     stored = training_service.client.get("/corpora/paragraphs", headers=headers).json()
     assert (stored["layout"], stored["layout_source"]) == ({"items": "paragraphs"}, "declared")
@@ -288,9 +288,9 @@ def test_a_dropped_file_is_trained_on(visit: Visiting, training_service: Service
     v.page.fill("#retrain-minutes", "0.1")
     v.page.select_option("#retrain-promote", "always")
     v.page.get_by_role("button", name="Train", exact=True).click()
-    v.page.wait_for_function("() => /^my-words, quick/.test(document.querySelector('#job-title').textContent)")
+    v.page.wait_for_function("() => /^my-words, quick/.test(document.querySelector('#job-title')?.textContent)")
     v.page.wait_for_function(
-        "() => /^finished.*Promoted/.test(document.querySelector('#job-state').textContent)", timeout=120_000
+        "() => /^finished.*Promoted/.test(document.querySelector('#job-state')?.textContent)", timeout=120_000
     )
     jobs = training_service.client.get("/jobs", headers={"Authorization": f"Bearer {ADMIN}"}).json()["jobs"]
     (first,) = (job for job in jobs if job["request"]["corpus"] == "my-words")
@@ -303,22 +303,24 @@ def test_a_dropped_file_is_trained_on(visit: Visiting, training_service: Service
     assert f"{made['val_loss']:.3f} nats" in v.page.locator(f"[data-job='{first['job_id']}']").inner_text()
 
     v.page.get_by_role("button", name=re.compile("^Roll back to val3.0")).click()
-    v.page.wait_for_function("() => /^Promoted val3.0/.test(document.querySelector('#models-status').textContent)")
+    v.page.wait_for_function("() => /^Promoted val3.0/.test(document.querySelector('#models-status')?.textContent)")
     row.get_by_role("button", name="Promote").click()
     v.page.wait_for_function(
-        "() => document.querySelector('#models-status').textContent.startsWith('Promoted my-words · quick')"
+        "() => document.querySelector('#models-status')?.textContent.startsWith('Promoted my-words · quick')"
     )
 
     v.page.select_option("#retrain-corpus", "my-words")
     v.page.fill("#retrain-minutes", "5")
     v.page.get_by_role("button", name="Train", exact=True).click()
     old = first["job_id"][:4]
-    v.page.wait_for_function("old => !document.querySelector('#job-title').textContent.includes(old)", arg=old)
+    v.page.wait_for_function(
+        "old => document.querySelector('#job-title')?.textContent.includes(old) === false", arg=old
+    )
     v.page.get_by_role("checkbox", name=re.compile(f"Compare my-words, quick .{old}")).check()
     v.page.wait_for_selector("#curve polyline.val.run1", state="attached", timeout=120_000)  # its first validation
     v.page.get_by_role("button", name=re.compile("^Cancel my-words")).first.click()
     v.page.wait_for_function(
-        "() => /^cancelled/.test(document.querySelector('#job-state').textContent)", timeout=60_000
+        "() => /^cancelled/.test(document.querySelector('#job-state')?.textContent)", timeout=60_000
     )
 
     drop(
@@ -329,9 +331,11 @@ def test_a_dropped_file_is_trained_on(visit: Visiting, training_service: Service
     assert v.page.locator("#retrain-name").is_hidden()
     v.page.fill("#retrain-minutes", "0.05")
     v.page.get_by_role("button", name="Train", exact=True).click()
-    v.page.wait_for_function("() => /^notes \\+ notes-2, quick/.test(document.querySelector('#job-title').textContent)")
     v.page.wait_for_function(
-        "() => /^finished/.test(document.querySelector('#job-state').textContent)", timeout=120_000
+        "() => /^notes \\+ notes-2, quick/.test(document.querySelector('#job-title')?.textContent)"
+    )
+    v.page.wait_for_function(
+        "() => /^finished/.test(document.querySelector('#job-state')?.textContent)", timeout=120_000
     )
     assert "max_vocab is 4,510 instead of 4,096" in v.page.inner_text("#notes")
 
@@ -356,7 +360,7 @@ def test_the_first_items_of_a_dropped_list(visit: Visiting, training_service: Se
     v.page.fill("#retrain-minutes", "0.2")
     v.page.select_option("#retrain-promote", "never")
     v.page.get_by_role("button", name="Train", exact=True).click()
-    v.page.wait_for_function("() => /names, quick/.test(document.querySelector('#job-title').textContent)")
+    v.page.wait_for_function("() => /names, quick/.test(document.querySelector('#job-title')?.textContent)")
     v.page.wait_for_selector("#samples pre", timeout=120_000)
     print(f"{device}: the first items {time.monotonic() - began:.1f} s after the drop")
     assert len(v.page.inner_text("#samples pre").split()) > 3
@@ -419,7 +423,7 @@ def test_invalid_fields_of_the_other_views(visit: Visiting, service: Service, tr
     assert text_of(v, "#score-text-error").startswith("This model has never seen É.")
     v.page.get_by_role("button", name="Skip them").click()
     v.page.wait_for_function(
-        "() => /1 character that the model/.test(document.querySelector('#score-status').textContent)"
+        "() => /1 character that the model/.test(document.querySelector('#score-status')?.textContent)"
     )
     v.page.fill("#score-text", "")
     v.page.get_by_role("button", name="Score").click()
@@ -483,7 +487,7 @@ def test_a_key_is_requested_to_generate(visit: Visiting, store: Path, redis_serv
         v.page.wait_for_selector("#key[open]")
         v.page.fill("#key-field", "a-readers-key-001")
         v.page.get_by_role("button", name="Use this key").click()
-        v.page.wait_for_function("() => document.querySelector('.letters').textContent.length === 25")
+        v.page.wait_for_function("() => document.querySelector('.letters')?.textContent.length === 25")
         v.page.goto("about:blank")
 
 
@@ -493,10 +497,10 @@ def test_status_shows_the_state_of_the_service(visit: Visiting, service: Service
     service.generate(max_chars=500)
     ready: dict[str, Any] = service.client.get("/readyz").json()
     v.page.wait_for_function(
-        "() => /characters *since the service started/.test(document.querySelector('#tiles').textContent)"
+        "() => /characters *since the service started/.test(document.querySelector('#tiles')?.textContent)"
     )
     tiles = v.page.locator("#tiles")
     assert ready["model"]["fingerprint"] in tiles.inner_text()
     assert f"of {ready['slots']} texts" in tiles.inner_text()
-    v.page.wait_for_function("() => /[0-9] characters\\/s/.test(document.querySelector('#tiles').textContent)")
-    v.page.wait_for_function("() => /[0-9] ms/.test(document.querySelector('#tiles').textContent)")
+    v.page.wait_for_function("() => /[0-9] characters\\/s/.test(document.querySelector('#tiles')?.textContent)")
+    v.page.wait_for_function("() => /[0-9] ms/.test(document.querySelector('#tiles')?.textContent)")

@@ -97,8 +97,8 @@ class Visit:
 
     def wait_until_done(self, pane: str = "main", timeout_s: float = 60) -> str:
         """Wait for the end of the turn and return the text that is shown."""
-        stop = f"document.querySelector('#{pane}-prompt').closest('.pane').querySelector('[data-part=stop]')"
-        self.page.wait_for_function(f"() => {stop}.disabled", timeout=timeout_s * 1000)
+        stop = f"document.querySelector('#{pane}-prompt')?.closest('.pane')?.querySelector('[data-part=stop]')"
+        self.page.wait_for_function(f"() => {stop}?.disabled", timeout=timeout_s * 1000)
         self.page.evaluate("() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")
         return self.text(pane)
 

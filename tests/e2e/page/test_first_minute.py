@@ -59,8 +59,8 @@ def test_a_text_in_one_click(visit: Visiting, service: Service, device: dict[str
     assert text.startswith(example)
     assert len(text) >= 200
     v.page.wait_for_function(  # the page scrolls smoothly
-        "() => { const box = document.querySelector('.letters').getBoundingClientRect();"
-        " return box.top >= 0 && box.top < 0.7 * innerHeight }"
+        "() => { const box = document.querySelector('.letters')?.getBoundingClientRect();"
+        " return box?.top >= 0 && box.top < 0.7 * innerHeight }"
     )
 
 

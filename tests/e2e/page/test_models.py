@@ -136,7 +136,8 @@ def test_two_models_write_from_one_beginning(visit: Visiting, named: Service, de
     for other in ("verses", "names"):
         choose(v, other, "fork")
         v.pane("fork").get_by_text(f"({other})").wait_for()
-        v.page.wait_for_function("() => document.querySelector('#fork-prompt').closest('.pane').querySelector('.line')")
+        pane = "document.querySelector('#fork-prompt')?.closest('.pane')"
+        v.page.wait_for_function(f"() => {pane}?.querySelector('.line')")
         texts = [v.wait_until_done(pane) for pane in ("main", "fork")]
         seed = int(v.page.input_value("#main-seed"))
         assert v.page.input_value("#fork-seed") == str(seed)

@@ -94,7 +94,7 @@ def test_the_walk_shows_the_gates(visit: Visiting, service: Service, tiny: Check
     chosen = re.fullmatch(r"layer (\d), unit (\d+)", first.inner_text())
     assert chosen is not None
     first.click()
-    v.page.wait_for_function(f"() => document.querySelector('#unit').value === '{chosen[2]}'")
+    v.page.wait_for_function(f"() => document.querySelector('#unit')?.value === '{chosen[2]}'")
     assert v.page.input_value("#inspect-layer") == str(int(chosen[1]) - 1)
     assert v.page.locator("[data-feature=inside_quotes]").inner_text().endswith("It does not vary in this text.")
 

@@ -12,8 +12,8 @@ Without alternatives there is only `logprob`.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,10 @@ from service.inspection.scorer import Scorer, own_logprobs
 from service.models.on_demand_network import OnDemandNetwork
 
 _DIGITS = 5
-_CAPACITY = threading.BoundedSemaphore(max(1, (os.cpu_count() or 1) // 2))
-"""How many texts have alternatives computed at a time, in all. The plain network is read by torch on the requests'
-threads: dozens of them at once would hold up everything else that the process does."""
+_EXECUTOR = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2), thread_name_prefix="alternatives")
+"""The threads that compute the alternatives of all texts; they start with the first one. The plain network is read by
+torch: on dozens of requests' threads at once it would hold up everything else that the process does, and torch keeps
+threads and memory for each thread that has called it."""
 
 
 class TokenLogprobs:
@@ -84,11 +85,14 @@ class TokenLogprobs:
             return [{"logprob": round(logprob, _DIGITS)} for logprob in logprobs]
         assert self._scorer is not None, "begin_at comes before the first text"
         ids = self._vocab.encode(text)
-        with _CAPACITY:
-            logits = self._scorer.read(ids)
-            adjusted = self._masked(logits, self._adjusted(logits, ids), ids)
-            computed = token_logprobs(logits, ids, self._vocab, self._sampling, self._top, adjusted)
+        computed = _EXECUTOR.submit(self._alternatives, self._scorer, ids).result()
         return [{**item, "logprob": round(own, _DIGITS)} for item, own in zip(computed, logprobs, strict=True)]
+
+    def _alternatives(self, scorer: Scorer, ids: NDArray[np.int32]) -> list[dict[str, Any]]:
+        logits = scorer.read(ids)
+        with torch.inference_mode():
+            adjusted = self._masked(logits, self._adjusted(logits, ids), ids)
+        return token_logprobs(logits, ids, self._vocab, self._sampling, self._top, adjusted)
 
     def _masked(self, logits: Tensor, adjusted: Tensor | None, ids: NDArray[np.int32]) -> Tensor | None:
         """The logits (T, V) to sample from, minus infinity for the ids that the constraint does not allow."""

@@ -39,7 +39,7 @@ QUEUED = 4
 
 
 class Texts:
-    """Streams of random models, which begin until they are told to stop."""
+    """Streams of random models, one after the other until `done` is set."""
 
     def __init__(self, service: Service, names: list[str], n_chars: int) -> None:
         """Begin with no text."""

@@ -22,6 +22,8 @@ def blueprint(inspection: InspectionService, characters: RateLimiter) -> Bluepri
         texts = [body.text] if isinstance(body.text, str) else body.text
         characters.hit(_client_id(), sum(map(len, texts)))
         answer = inspection.score(body, ClientConnection(is_stream=False).check)
+        if isinstance(body.text, str):
+            return jsonify(answer)
         return Response(to_json(answer), mimetype="application/json")  # thousands of results: json.dumps takes longer
 
     @routes.post("/inspect")

@@ -83,7 +83,7 @@ def test_while_a_text_is_generated_reading_takes_its_share(engine: Engine, monke
 
 
 class Stepped:
-    """A stepper whose reading is stepped by hand, and fails if it is told to."""
+    """A stepper whose reading is stepped by hand, and can be made to fail."""
 
     def __init__(self) -> None:
         self.read: list[int] = []  # the number of texts of whoever was read

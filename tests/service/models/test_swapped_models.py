@@ -40,6 +40,17 @@ def no_device_is_lost() -> None:
     """There is no GPU."""
 
 
+def with_memory_for_two(root: Path) -> NamedModels:
+    """Three models of one shape, m0 to m2."""
+    for i in range(3):
+        registry.promote(random_checkpoint(n_layers=1, n_hidden=16, seed=i).save(store_folder(root, f"m{i}")))
+    load = ModelLoader("cpu", "fp32", 4, 8, 0.002, lambda *_: NullObserver(), CompilationCache(), no_device_is_lost)
+    model = load(next(root.rglob("*.safetensors")))
+    named = NamedModels(ModelStores(root), load, 2 * model.n_bytes)
+    model.retire(lambda _: None)
+    return named
+
+
 @pytest.mark.usefixtures("native_code")
 def test_texts_of_many_models_are_those_of_each_alone(tmp_path: Path) -> None:
     """Memory is for five of them, four texts run at a time, and each model comes and goes several times."""
@@ -83,12 +94,7 @@ def test_texts_of_many_models_are_those_of_each_alone(tmp_path: Path) -> None:
 
 def test_every_place_taken_is_said(tmp_path: Path) -> None:
     """One more model than there is memory for waits for one that is in use, then is refused; those that run stay."""
-    for i in range(3):
-        registry.promote(random_checkpoint(n_layers=1, n_hidden=16, seed=i).save(store_folder(tmp_path, f"m{i}")))
-    load = ModelLoader("cpu", "fp32", 4, 8, 0.002, lambda *_: NullObserver(), CompilationCache(), no_device_is_lost)
-    model = load(next(tmp_path.rglob("*.safetensors")))
-    named = NamedModels(ModelStores(tmp_path), load, 2 * model.n_bytes)
-    model.retire(lambda _: None)
+    named = with_memory_for_two(tmp_path)
     leases = [named.acquire("m0"), named.acquire("m1")]
     with pytest.raises(Overloaded):
         named.acquire("m2")
@@ -108,12 +114,7 @@ def test_every_place_taken_is_said(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("native_code")
 def test_a_load_waits_for_no_block(tmp_path: Path) -> None:
     """A model is loaded, and another one evicted for it, while a third one runs a block that does not end."""
-    for i in range(3):
-        registry.promote(random_checkpoint(n_layers=1, n_hidden=16, seed=i).save(store_folder(tmp_path, f"m{i}")))
-    load = ModelLoader("cpu", "fp32", 4, 8, 0.002, lambda *_: NullObserver(), CompilationCache(), no_device_is_lost)
-    model = load(next(tmp_path.rglob("*.safetensors")))
-    named = NamedModels(ModelStores(tmp_path), load, 2 * model.n_bytes)
-    model.retire(lambda _: None)
+    named = with_memory_for_two(tmp_path)
     with named.acquire("m0") as running, ThreadPoolExecutor(1) as thread:
         stepper = running.model._stepper
         assert isinstance(stepper, CpuStepper)

@@ -24,8 +24,10 @@ KERNELS = FOLDER / "src" / "kernels" / "kernels.c"
 _ARITHMETIC = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno")
 _LINKAGE = ("-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
 _AVX512_VNNI = ("-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx512vnni")
+_AVX512_BF16 = (*_AVX512_VNNI, "-mavx512bf16")
 _X86 = {
-    "avx512_bf16": (*_AVX512_VNNI, "-mavx512bf16"),
+    "avx512_amx": (*_AVX512_BF16, "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
+    "avx512_bf16": _AVX512_BF16,
     "avx512_vnni": _AVX512_VNNI,
     "avx2_vnni": ("-mavx2", "-mfma", "-mavxvnni"),
     "avx2": ("-mavx2", "-mfma"),

@@ -2,6 +2,10 @@
 #include <string.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -25,13 +29,31 @@ static int cpu_has(unsigned ecx1, unsigned ebx7, unsigned ecx7, unsigned eax71, 
     return 1;
 }
 
+/* Whether the system saves these registers: bits of XCR0. */
+static int has_registers(unsigned needed) { return cpu_has(0, 0, 0, 0, needed); }
+
 #define YMM 6u
 #define ZMM 0xe6u
 #define AVX2_FMA bit_FMA | bit_AVX, bit_AVX2
+#define TILE_REGISTERS 0x60000u
+#define AMX (1u << 22 | 1u << 24 | 1u << 25) /* bf16, tiles, int8 */
 #define AVX512 (bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL)
 static int has_avx2(void) { return cpu_has(AVX2_FMA, 0, 0, YMM); }
 static int has_avx2_vnni(void) { return cpu_has(AVX2_FMA, 0, 1u << 4, YMM); }
 static int has_avx512_bf16(void) { return cpu_has(AVX2_FMA | AVX512, 1u << 11, 1u << 5, ZMM); }
+/* The system must also let this process use the registers of tiles: 8 KB a thread, so Linux waits until it is asked. */
+static int has_avx512_amx(void)
+{
+#if defined(__linux__)
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, TILES = 18 };
+    unsigned a, b, c, edx7 = 0;
+    if (!has_avx512_bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &edx7)) return 0;
+    if ((edx7 & AMX) != AMX || !has_registers(TILE_REGISTERS)) return 0;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILES) == 0;
+#else
+    return 0;
+#endif
+}
 static int has_avx512_vnni(void) { return cpu_has(AVX2_FMA | AVX512, 1u << 11, 0, ZMM); }
 #elif defined(__aarch64__)
 static int has_neon(void) { return 1; }

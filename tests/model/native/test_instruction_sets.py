@@ -27,7 +27,7 @@ from model.stepper import SAMPLE, Block
 from model.stepper.cpu import CpuStepper, Unsupported
 
 pytestmark = pytest.mark.usefixtures("native_code")
-ROWS, STEPS, VOCAB = 40, 6, 70
+ROWS, STEPS, VOCAB = 50, 6, 70
 SAMPLINGS = [SamplingParams(), SamplingParams(0.7, 20, 0.9, 0.01), SamplingParams(0), SamplingParams(1.3)]
 
 
@@ -65,14 +65,14 @@ def bits(stepper: CpuStepper, rows: int) -> list[bytes]:
 @pytest.mark.parametrize("shape", [(512, 2), (64, 1), (21, 3)])
 @pytest.mark.parametrize("precision", WEIGHT_PRECISIONS)
 def test_every_instruction_set_gives_the_same_bits(precision: WeightPrecision, shape: tuple[int, int]) -> None:
-    """Of every set that this CPU has, for 1 to 40 rows and 1 and 2 threads: ids, log-probabilities and states."""
+    """Of every set that this CPU has, for 1 to 50 rows and 1 and 2 threads: ids, log-probabilities and states."""
     net = network(*shape)
     sets = available_instruction_sets(load_library(library_path()))
     expected = bits(CpuStepper(net, ROWS, precision, threads=1, instruction_set=sets[-1]), ROWS)
     for instruction_set in sets[:-1]:
         for threads in (1, 2):
             stepper = CpuStepper(net, ROWS, precision, threads, instruction_set=instruction_set)
-            for rows in (1, 2, 3, 4, 5, 6, 7, 8, 11, 13, ROWS):
+            for rows in (1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 16, 17, 32, 33, ROWS):
                 assert bits(stepper, rows) == expected[:rows], (instruction_set, threads, rows)
 
 

@@ -200,6 +200,12 @@ static void wide_rows(const void *const *a, int rows, int steps, const char *w, 
 }
 #endif
 
+#if defined(HAS_TILES)
+#include "tiles.h"
+#else
+INLINE void tiles_release(void) {}
+#endif
+
 /* Rows times a segment (x or h) of `blocks` blocks of a panel, added to z. `wide`: the rows as int16, if HAS_WIDE. */
 INLINE void multiply_segment(int is_int8, const void *const *a, const void *const *wide, int rows, int steps,
                              const char *w, size_t block, int blocks, zrow *z)
@@ -207,6 +213,12 @@ INLINE void multiply_segment(int is_int8, const void *const *a, const void *cons
     const int most = is_int8 ? TILE_ROWS_I8 : TILE_ROWS_F32;
     int b = 0;
     (void)wide;
+#if defined(HAS_TILES)
+    if (is_int8 && rows >= TILE_MIN_ROWS) {
+        multiply_tiles(a, rows, steps, w, block, blocks, z);
+        return;
+    }
+#endif
 #if defined(HAS_WIDE)
     if (is_int8 && rows >= WIDE_ROWS) {
         for (; b < blocks; b++) wide_rows(wide, rows, steps, w + b * block, sums_of(z, b));

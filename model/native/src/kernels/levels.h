@@ -72,6 +72,7 @@ static void run_levels(void *scoring, int thread)
         level_head_phase(g, level, thread);
         pool_barrier(&g->stepper->pool);
     }
+    tiles_release();
 }
 
 #endif

@@ -67,6 +67,9 @@ INLINE vb vb_four(const uint8_t *p) { return _mm512_set1_epi32(four_bytes(p)); }
 /* c[j] += w[2j+1] a[2j+1], then c[j] += w[2j] a[2j] */
 #define vf_dot2_in(c, w, a) __asm__ volatile("vdpbf16ps %1, %2, %0" : "+v"(c) : "v"(w), "v"(a))
 #endif
+#if defined(__AMX_INT8__) && defined(__AMX_BF16__)
+#define HAS_TILES
+#endif
 /* The first and the second bfloat16 of each pair, as floats. */
 INLINE vf vb_firsts(vb a) { return _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)); }
 INLINE vf vb_seconds(vb a) { return _mm512_castsi512_ps(_mm512_and_si512(a, _mm512_set1_epi32((int)0xffff0000))); }

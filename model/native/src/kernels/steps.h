@@ -290,6 +290,7 @@ static void run_steps(void *stepper, int thread)
         draw_phase(s, k, thread);
         pool_barrier(&s->pool);
     }
+    tiles_release();
 }
 
 #endif

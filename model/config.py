@@ -15,10 +15,15 @@ from model.errors import ConfigError
 Cell = Literal["lstm", "gru", "rnn"]
 Schedule = Literal["cosine", "linear", "constant"]
 TrainPrecision = Literal["fp32", "bf16", "fp16"]
+Bf16Order = Literal["pairs", "tiles"]
 WeightPrecision = Literal["fp32", "int8"]
 PrecisionChoice = Literal["auto", "fp32", "int8"]
 Device = Literal["auto", "cpu", "cuda"]
 EvaluationProtocol = Literal["windowed", "stateful", "dynamic", "items"]
+
+BF16_ORDERS: tuple[Bf16Order, ...] = get_args(Bf16Order)
+"""The orders in which the native LSTM layer adds up products of bfloat16: that of the instruction vdpbf16ps, and that
+of AMX's tiles. Each gives the same bits on every CPU, and is fast where the CPU has the instruction."""
 
 WEIGHT_PRECISIONS: tuple[WeightPrecision, ...] = get_args(WeightPrecision)
 """Precisions of the weights in the native CPU stepper."""
@@ -155,7 +160,7 @@ class TrainConfig:
     precision: TrainPrecision = field(
         default="fp32",
         metadata=_choice(
-            "of matrix products, the weights stay fp32; bf16 is for GPUs and for CPUs with AVX512_BF16, fp16 for GPUs",
+            "of matrix products, the weights stay fp32; bf16: GPUs, and CPUs with AMX or AVX512_BF16; fp16: GPUs",
             TrainPrecision,
         ),
     )

@@ -112,7 +112,7 @@ class LstmLayerArrays(ctypes.Structure):
     """lh_lstm_layer in api.h: the arrays of one LSTM layer over T characters."""
 
     _fields_ = [
-        *[(name, ctypes.c_int32) for name in ("rows", "steps", "hidden", "is_bf16")],
+        *[(name, ctypes.c_int32) for name in ("rows", "steps", "hidden", "products")],
         *[(name, POINTER) for name in ("ids", "inputs", "weights", "h0", "c0", "starts", "h", "c", "gates")],
         *[(name, POINTER) for name in ("d_h", "d_gates", "d_inputs")],
         ("instruction_set", ctypes.c_char_p),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.config import BF16_ORDERS, Bf16Order
 from model.native.library import (
     LANES,
     LstmLayerArrays,
@@ -24,6 +25,8 @@ from model.native.library import (
     load_library,
 )
 from model.network.char_rnn import CharRNN
+
+_PRODUCTS = (None, *BF16_ORDERS)  # as LH_FP32, ... in api.h
 
 
 def supports_native_lstm(network: CharRNN) -> bool:
@@ -38,6 +41,15 @@ def supports_native_lstm(network: CharRNN) -> bool:
     return True
 
 
+def fastest_bf16_order() -> Bf16Order:
+    """Return the order that this CPU computes fastest.
+
+    Raises:
+        Unsupported: There is no native layer here.
+    """
+    return "tiles" if _library()[1] == b"avx512_amx" else "pairs"
+
+
 def native_lstm(
     inputs: Tensor,
     w_hh: Tensor,
@@ -45,7 +57,7 @@ def native_lstm(
     c0: Tensor,
     ids: Tensor | None = None,
     starts: Tensor | None = None,
-    bf16: bool = False,
+    bf16: Bf16Order | None = None,
 ) -> tuple[Tensor, ...]:
     """Run a window through one LSTM layer. All tensors are float32 on a CPU, ids are int64.
 
@@ -58,7 +70,7 @@ def native_lstm(
         c0: The cell state before the window (B, H).
         ids: (B, T) the rows of `inputs` to read.
         starts: (B, T) bool, where a row begins again from the zero state before the step; no gradient passes there.
-        bf16: Whether the factors of the recurrent products are rounded to bfloat16; the sums are float32.
+        bf16: Round the factors of the recurrent products to bfloat16 and add up in float32, in this order. None: no.
 
     Returns:
         h (B, T, H), and c (B, T, H) without a gradient.
@@ -96,7 +108,7 @@ class _NativeLstm(torch.autograd.Function):
         c0: Tensor,
         ids: Tensor | None,
         starts: Tensor | None,
-        bf16: bool,
+        bf16: Bf16Order | None,
     ) -> tuple[Tensor, Tensor]:
         hidden = w_hh.shape[1]
         shape = inputs.shape[:2] if ids is None else ids.shape
@@ -132,10 +144,10 @@ class _NativeLstm(torch.autograd.Function):
         return d_gates if d_inputs is None else d_inputs, d_w_hh, None, None, None, None, None
 
 
-def _call(function: str, shape: torch.Size, bf16: bool, tensors: dict[str, Tensor | None]) -> None:
+def _call(function: str, shape: torch.Size, bf16: Bf16Order | None, tensors: dict[str, Tensor | None]) -> None:
     """Call a function of the library with the shape (B, T, H) and the addresses of the tensors."""
     pointers = {name: None if t is None else t.data_ptr() for name, t in tensors.items()}
     library, instruction_set = _library()
-    arrays = LstmLayerArrays(*shape, bf16, **pointers, instruction_set=instruction_set)
+    arrays = LstmLayerArrays(*shape, _PRODUCTS.index(bf16), **pointers, instruction_set=instruction_set)
     if getattr(library, function)(ctypes.byref(arrays)):
         raise MemoryError("the native LSTM layer could not allocate memory")

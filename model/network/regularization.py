@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.config import TrainConfig
+from model.config import Bf16Order, TrainConfig
 from model.network.char_rnn import CharRNN, State
 from model.network.native_layer import native_lstm
 
@@ -30,6 +30,7 @@ def regularized_forward(
     generator: torch.Generator,
     native: bool = False,
     starts: Tensor | None = None,
+    bf16: Bf16Order | None = None,
 ) -> tuple[Tensor, State]:
     """Run a window of characters under the regularization of a training run.
 
@@ -45,6 +46,7 @@ def regularized_forward(
         generator: The source of all random numbers.
         native: Whether to compute each layer with `native_lstm`; see `supports_native_lstm`.
         starts: (B, T) bool, where a row begins a new text: its state is the zero state before that character.
+        bf16: Round the factors of the native layers' products to bfloat16, and add up in this order.
 
     Returns:
         The logits (B, T, V) of the character after each, and the state after the window.
@@ -65,7 +67,6 @@ def regularized_forward(
             weights[1] = weights[1] * dropout_mask(tuple(weights[1].shape), config.weight_drop, generator)
         layer_state = [s[layer : layer + 1] for s in state]  # S of (1, B, H)
         if native:
-            bf16 = config.precision == "bf16"
             x, new_state = _native_layer(x, layer_state, weights, ids if by_id and layer == 0 else None, starts, bf16)
         elif starts is not None:
             x, new_state = _torch_layer_with_starts(network.config.cell, x, layer_state, weights, starts)
@@ -125,7 +126,12 @@ def _torch_layer_with_starts(
 
 
 def _native_layer(
-    x: Tensor, state: list[Tensor], weights: list[Tensor], ids: Tensor | None, starts: Tensor | None, bf16: bool
+    x: Tensor,
+    state: list[Tensor],
+    weights: list[Tensor],
+    ids: Tensor | None,
+    starts: Tensor | None,
+    bf16: Bf16Order | None,
 ) -> tuple[Tensor, State]:
     """Run a window through one lstm layer by the native code; with `ids` (B, T), x (V, E) has one row per id.
 

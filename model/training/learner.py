@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.config import ModelConfig, TrainConfig
+from model.config import Bf16Order, ModelConfig, TrainConfig
 from model.errors import ConfigError
 from model.network.char_rnn import CharRNN, State, detach
-from model.network.native_layer import supports_native_lstm
+from model.network.native_layer import fastest_bf16_order, supports_native_lstm
 from model.network.regularization import regularized_forward
 from model.text.corpus import Streams
 from model.text.items.streams import ItemStreams
@@ -59,6 +59,7 @@ class Learner:
         average: A network with the moving average of the weights, which is validated and saved.
         optimizer: AdamW.
         native: Whether LSTM layers are computed by the native code.
+        bf16_order: How its products of bfloat16 are added up; None: it has none.
         step_count: Steps so far.
     """
 
@@ -70,6 +71,7 @@ class Learner:
         distributed: Distributed,
         n_workers: int,
         native: bool | None = None,
+        bf16_order: Bf16Order | None = None,
     ) -> None:
         """Initialize the weights from the configuration's seed.
 
@@ -80,6 +82,7 @@ class Learner:
             distributed: This process's place in a torchrun job.
             n_workers: Threads that share this process's rows, see `choose_workers`.
             native: Whether to compute LSTM layers by the native code where it is available; None: yes.
+            bf16_order: How the native code adds up products of bfloat16; None: as it is fastest here.
         """
         torch.manual_seed(config.seed)
         self.network = CharRNN(model).to(device).train()
@@ -87,6 +90,9 @@ class Learner:
         self.average.load_state_dict(self.network.state_dict())
         self._config, self._distributed, self._device = config, distributed, device
         self.native = native is not False and config.precision != "fp16" and supports_native_lstm(self.network)
+        self.bf16_order: Bf16Order | None = None
+        if self.native and config.precision == "bf16":
+            self.bf16_order = bf16_order or fastest_bf16_order()
         self._parameters = list(self.network.parameters())
         self.optimizer = _optimizer(self.network, config)
         rows = config.batch_size // (distributed.world_size * n_workers)  # of a shard
@@ -187,7 +193,14 @@ class Learner:
         precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get("" if self.native else self._config.precision)
         with torch.autocast(torch.device(self._device).type, dtype=precision, enabled=precision is not None):
             logits, state = regularized_forward(
-                self.network, x, self._states[i], self._config, self._generators[i], self.native, starts
+                self.network,
+                x,
+                self._states[i],
+                self._config,
+                self._generators[i],
+                self.native,
+                starts,
+                self.bf16_order,
             )
         nats = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten())
         # Small fp16 gradients would underflow; a constant factor is enough, because the gradient's norm is clipped.

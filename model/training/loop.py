@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from model.checkpoints.file_format import Checkpoint
-from model.config import ModelConfig, TrainConfig
+from model.config import Bf16Order, ModelConfig, TrainConfig
 from model.errors import TrainingError
 from model.evaluation.validation_loss import ValidationLoss, validation_loss
 from model.evaluation.validation_sample import MAX_CHARACTERS, sample_size
@@ -124,11 +124,11 @@ class _Trainer:
         self.run_folder, self.resume = run_folder, resume and run_folder is not None
         if device.startswith("cuda:"):
             torch.cuda.set_device(device)  # streams and graphs are those of the current GPU
-        n_workers, native = self._numerics()
+        n_workers, native, bf16_order = self._numerics()
         # A graph has fixed shapes; the items of a window have not.
         has_graph = device.startswith("cuda") and distributed.world_size == 1 and corpus.items is None
         kind = CudaGraphLearner if has_graph else Learner
-        learner = kind(model, config, device, distributed, n_workers, native)
+        learner = kind(model, config, device, distributed, n_workers, native, bf16_order)
         learner.average.item_end = corpus.item_end
         self.state = RunState(learner, Budget(config, len(corpus.train)), torch.tensor(math.nan, device=device))
         self.checkpointer = Checkpointer(self.state, corpus, config, folder, run_folder, distributed, origin)
@@ -140,19 +140,21 @@ class _Trainer:
             "device": device.split(":", maxsplit=1)[0],
             "n_shards": n_workers * distributed.world_size,
             "native": learner.native if native is None else native,
+            "bf16_order": bf16_order or learner.bf16_order,
         }
 
-    def _numerics(self) -> tuple[int, bool | None]:
-        """Return the worker threads of each process, and whether layers are native.
+    def _numerics(self) -> tuple[int, bool | None, Bf16Order | None]:
+        """Return the worker threads of each process, whether layers are native, and the order of their bf16 sums.
 
         A new run uses what fits this machine. A resumed run keeps what it was started with, because another number of
         shards or another implementation adds up in another order.
         """
         if not self.resume:
-            return choose_workers(self.config, self.device, self.distributed.world_size), None
+            return choose_workers(self.config, self.device, self.distributed.world_size), None, None
         assert self.run_folder is not None
         saved = self.run_folder.settings()
-        return max(1, int(saved.get("n_shards", 1)) // self.distributed.world_size), bool(saved["native"])
+        n_workers = max(1, int(saved.get("n_shards", 1)) // self.distributed.world_size)
+        return n_workers, bool(saved["native"]), saved["bf16_order"]
 
     def start(self, warm_start: Checkpoint | None, metadata: dict[str, Any]) -> None:
         """Write the settings of a new run, or restore the state of the run that is resumed."""

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from model.atomic_files import atomic_write
 from model.checkpoints.file_format import open_safetensors
+from model.config import BF16_ORDERS
 from model.errors import CheckpointError, ConfigError, StorageError
 from model.evaluation.validation_sample import Validation
 from model.training.schedule import BudgetDecision
@@ -120,7 +121,7 @@ class RunFolder:
             f.write(json.dumps({"format": _FORMAT, **settings}, indent=1).encode())
 
     def settings(self) -> dict[str, Any]:
-        """Read the settings: model, train, corpus_sha256, device, n_shards, native and metadata.
+        """Read the settings: model, train, corpus_sha256, device, n_shards, native, bf16_order and metadata.
 
         Raises:
             CheckpointError: The folder has no run, or one of another format.
@@ -129,10 +130,14 @@ class RunFolder:
             settings = _renamed("run.json", json.loads((self.path / "run.json").read_bytes()))
             if (file_format := settings.pop("format")) != _FORMAT:
                 raise ValueError(f"format is {file_format!r}, expected {_FORMAT!r}")
+            if (order := settings.get("bf16_order")) not in (None, *BF16_ORDERS):
+                raise ValueError(f"bf16_order is {order!r}, expected {' or '.join(map(repr, BF16_ORDERS))}")
         except (OSError, ValueError, KeyError, AttributeError, RecursionError) as e:
             raise CheckpointError(f"not a run's folder ({e})", field=f"run {self.path}", expected="a run.json") from e
         settings["metadata"] = _renamed("metadata", settings.get("metadata") or {})
         settings.setdefault("native", False)  # a run from before there was a native layer
+        has_pairs = settings["native"] and (settings.get("train") or {}).get("precision") == "bf16"
+        settings.setdefault("bf16_order", "pairs" if has_pairs else None)  # before there were tiles
         return settings
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:

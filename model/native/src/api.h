@@ -79,9 +79,13 @@ typedef struct {
     float *logprobs;       /* out: natural, of every id but the first of each text, one after the other */
 } lh_texts;
 
+/* How a layer multiplies in training: in float32; with factors rounded to bfloat16 and sums in the order of vdpbf16ps
+ * (gemm.h), or in that of AMX's tiles (bf16_tiles.h). */
+enum { LH_FP32, LH_BF16_PAIRS, LH_BF16_TILES };
+
 /* One lstm layer over T characters, for training. Everything is contiguous; hidden is a multiple of 16. */
 typedef struct {
-    int32_t rows, steps, hidden, is_bf16;
+    int32_t rows, steps, hidden, products; /* LH_FP32, ... */
     const int64_t *ids;   /* (rows, steps), or NULL: then `inputs` is (rows, steps, 4 hidden) */
     const float *inputs;  /* (V, 4 hidden), by id: what the input adds to i, f, g, o, with all biases */
     const float *weights; /* (4 hidden, hidden), recurrent */

@@ -35,7 +35,7 @@ static const lh_field fields[] = {
     FIELD(lh_texts, texts) FIELD(lh_texts, ids) FIELD(lh_texts, starts) FIELD(lh_texts, logprobs)
     WHOLE(lh_lstm_layer)
     FIELD(lh_lstm_layer, rows) FIELD(lh_lstm_layer, steps) FIELD(lh_lstm_layer, hidden)
-    FIELD(lh_lstm_layer, is_bf16) FIELD(lh_lstm_layer, ids)
+    FIELD(lh_lstm_layer, products) FIELD(lh_lstm_layer, ids)
     FIELD(lh_lstm_layer, inputs) FIELD(lh_lstm_layer, weights) FIELD(lh_lstm_layer, h0) FIELD(lh_lstm_layer, c0)
     FIELD(lh_lstm_layer, starts)
     FIELD(lh_lstm_layer, h) FIELD(lh_lstm_layer, c) FIELD(lh_lstm_layer, gates) FIELD(lh_lstm_layer, d_h)

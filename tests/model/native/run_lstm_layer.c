@@ -2,7 +2,7 @@
  *
  *     run_lstm_layer INSTRUCTION_SET FILE    writes h, c, the gates and both gradients to standard output
  *
- * FILE: int32 rows, steps, hidden, is_bf16, vocab, then ids (int64), inputs, weights, h0, c0, starts (uint8), d_h.
+ * FILE: int32 rows, steps, hidden, products, vocab, then ids (int64), inputs, weights, h0, c0, starts (uint8), d_h.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,7 +30,7 @@ int main(int count, char **arguments)
     FILE *file = count == 3 ? fopen(arguments[2], "rb") : NULL;
     if (!file) return 2;
     const int32_t *head = read_bytes(file, 5 * sizeof *head);
-    lh_lstm_layer layer = {.rows = head[0], .steps = head[1], .hidden = head[2], .is_bf16 = head[3]};
+    lh_lstm_layer layer = {.rows = head[0], .steps = head[1], .hidden = head[2], .products = head[3]};
     const size_t states = (size_t)head[0] * (size_t)head[2], places = (size_t)head[0] * (size_t)head[1];
     const size_t hidden = (size_t)head[2], vocab = (size_t)head[4];
     layer.instruction_set = arguments[1];

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import WEIGHT_PRECISIONS, ModelConfig, WeightPrecision
+from model.config import BF16_ORDERS, WEIGHT_PRECISIONS, Bf16Order, ModelConfig, WeightPrecision
 from model.native import build as build_module
 from model.native.build import compile_to
 from model.native.library import INSTRUCTION_SETS, flags
@@ -95,10 +95,10 @@ def test_arm_gives_the_bits_of_this_cpu(
 
 
 @pytest.mark.parametrize("instruction_set", ["neon_dotprod", "neon"])
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("bf16", [None, *BF16_ORDERS])
 @pytest.mark.parametrize("rows", [1, 3, 8, 50])
 def test_a_training_step_on_arm_gives_the_bits_of_this_cpu(
-    emulated: Emulated, rows: int, bf16: bool, instruction_set: str, tmp_path: Path
+    emulated: Emulated, rows: int, bf16: Bf16Order | None, instruction_set: str, tmp_path: Path
 ) -> None:
     """Outputs and gradients of a window of the LSTM layer, with rows that begin again inside it."""
     torch.manual_seed(9)
@@ -107,7 +107,7 @@ def test_a_training_step_on_arm_gives_the_bits_of_this_cpu(
     inputs, weights = torch.randn(vocab, 4 * hidden), torch.randn(4 * hidden, hidden) / hidden**0.5
     h0, c0, d_h = torch.randn(rows, hidden), torch.randn(rows, hidden), torch.randn(rows, steps, hidden)
     saved = {"ids": ids, "inputs": inputs, "weights": weights, "h0": h0, "c0": c0, "starts": starts}
-    head = np.array([rows, steps, hidden, bf16, vocab], np.int32).tobytes()
+    head = np.array([rows, steps, hidden, native_layer._PRODUCTS.index(bf16), vocab], np.int32).tobytes()
     arrays = b"".join(tensor.numpy().tobytes() for tensor in (*saved.values(), d_h))
     (tmp_path / "layer").write_bytes(head + arrays)
     command = [*emulated["run_lstm_layer"], instruction_set, str(tmp_path / "layer")]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import WEIGHT_PRECISIONS, ModelConfig, WeightPrecision
+from model.config import BF16_ORDERS, WEIGHT_PRECISIONS, Bf16Order, ModelConfig, WeightPrecision
 from model.errors import ConfigError
 from model.native.build import compile_to, compilers
 from model.native.library import (
@@ -76,12 +76,13 @@ def test_every_instruction_set_gives_the_same_bits(precision: WeightPrecision, s
                 assert bits(stepper, rows) == expected[:rows], (instruction_set, threads, rows)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("shape", [(1, 2, 16), (3, 5, 40), (8, 4, 320), (50, 3, 72)])
+@pytest.mark.parametrize("bf16", [None, *BF16_ORDERS])
+# rows: of one tile, of two and three, none of which is full; units: a part of a tile, blocks that are no whole panel
+@pytest.mark.parametrize("shape", [(1, 2, 16), (3, 5, 40), (8, 4, 320), (17, 3, 80), (32, 2, 64), (50, 3, 72)])
 def test_every_instruction_set_gives_the_same_bits_in_training(
-    shape: tuple[int, int, int], bf16: bool, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int, int], bf16: Bf16Order | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Outputs and gradients of a window of the LSTM layer; vdpbf16ps and two fma, where the CPU has both.
+    """Outputs and gradients of a window of the LSTM layer; vdpbf16ps, tiles and fma, where the CPU has them.
 
     Values go down to denormals, which bfloat16's products take as zero.
     """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.config import ModelConfig, TrainConfig
+from model.config import BF16_ORDERS, Bf16Order, ModelConfig, TrainConfig
 from model.network.char_rnn import CharRNN
 from model.network.native_layer import native_lstm, supports_native_lstm
 from model.network.regularization import regularized_forward
@@ -49,7 +49,10 @@ def test_a_window_is_that_of_nn_lstm(rows: int, steps: int, hidden: int, by_id: 
 
 @pytest.mark.parametrize(("rows", "steps", "hidden"), [(1, 1, 16), (2, 5, 13), (3, 4, 16), (8, 6, 40), (50, 3, 72)])
 @pytest.mark.parametrize("by_id", [False, True])
-def test_bf16_rounds_the_factors_of_the_recurrent_product_only(rows: int, steps: int, hidden: int, by_id: bool) -> None:
+@pytest.mark.parametrize("order", BF16_ORDERS)
+def test_bf16_rounds_the_factors_of_the_recurrent_product_only(
+    rows: int, steps: int, hidden: int, by_id: bool, order: Bf16Order
+) -> None:
     """The outputs and gradients are those of float64 with h, the gates' derivatives and W rounded to bfloat16."""
     torch.manual_seed(rows)
     vocab = 7
@@ -60,16 +63,16 @@ def test_bf16_rounds_the_factors_of_the_recurrent_product_only(rows: int, steps:
     starts = torch.rand(rows, steps) < 0.2
     towards = torch.randn(rows, steps, hidden)
     given = [(table if by_id else table[ids]).requires_grad_(), w_hh.requires_grad_()]
-    h, c = native_lstm(given[0], w_hh, h0, c0, ids if by_id else None, starts, bf16=True)
+    h, c = native_lstm(given[0], w_hh, h0, c0, ids if by_id else None, starts, order)
     d_inputs, d_w_hh = torch.autograd.grad((h * towards).sum(), given)
 
     expected_h, expected_c, d_gates, products = bf16_reference(table[ids], w_hh, h0, c0, starts, towards)
-    assert far(h, expected_h) < 1e-5
-    assert far(c, expected_c) < 1e-5
+    assert far(h, expected_h) < 5e-5  # a value between two bfloat16 may be rounded to the other one
+    assert far(c, expected_c) < 5e-5
     if by_id:
         summed = torch.zeros(vocab, 4 * hidden, dtype=torch.float64)
         d_gates = summed.index_add_(0, ids.flatten(), d_gates.flatten(0, 1))
-    assert far(d_inputs, d_gates) < 1e-5
+    assert far(d_inputs, d_gates) < 5e-5
     assert far(d_w_hh, products) < 2**-8  # rounded once, at its end
     exact_h = native_lstm(given[0], w_hh, h0, c0, ids if by_id else None, starts)[0]
     assert far(exact_h, expected_h) > 1e-4

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from model.checkpoints.file_format import load
-from model.config import ModelConfig, TrainConfig
+from model.config import BF16_ORDERS, Bf16Order, ModelConfig, TrainConfig
 from model.errors import ConfigError
+from model.native.library import available_instruction_sets, library_path, load_library
+from model.network import native_layer
 from model.network.char_rnn import CharRNN
 from model.network.regularization import dropout_mask, regularized_forward
 from model.text.corpus import Corpus, Streams
@@ -128,6 +131,31 @@ def test_bf16_on_a_cpu_learns_as_fp32_does_and_continues_to_the_bit() -> None:
         second.step(streams, 5e-3)
     resumed = second.state_tensors()
     assert all(torch.equal(resumed[name], tensor) for name, tensor in states[-1].items())
+
+
+@pytest.mark.usefixtures("native_code")
+@pytest.mark.parametrize("order", BF16_ORDERS)
+def test_a_bf16_run_has_the_same_bits_by_any_instruction_set(order: Bf16Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be resumed where the instruction is missing with which it began; the two orders differ."""
+    corpus = Corpus.from_text(words(4000), CONFIG)
+    model = ModelConfig(len(corpus.vocab), n_hidden=80, n_embed=8)
+    config = replace(CONFIG, batch_size=4, seq_length=16, precision="bf16")
+    library = load_library(library_path())
+
+    def weights(instruction_set: str, order: Bf16Order) -> list[Tensor]:
+        monkeypatch.setattr(native_layer, "_library", lambda: (library, instruction_set.encode()))
+        learner = Learner(model, config, "cpu", Distributed(), 1, bf16_order=order)
+        assert learner.bf16_order == order
+        for _ in range(5):
+            learner.step(Streams(corpus.train, 4, 16), 5e-3)
+        return [p.detach() for p in learner.network.parameters()]
+
+    sets = available_instruction_sets(library)
+    expected = weights("plain", order)
+    for instruction_set in sets:
+        assert all(map(torch.equal, weights(instruction_set, order), expected)), instruction_set
+    other: Bf16Order = "pairs" if order == "tiles" else "tiles"
+    assert not all(map(torch.equal, weights("plain", other), expected))
 
 
 def test_workers_fit_the_cores_and_the_batch(two_threads: None) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from model.checkpoints.file_format import load
 from model.config import ModelConfig, TrainConfig
 from model.errors import CheckpointError, ConfigError, StorageError
+from model.network.native_layer import fastest_bf16_order
 from model.text.corpus import Corpus, Streams
 from model.training.learner import Learner
 from model.training.loop import fit
@@ -278,6 +279,45 @@ def test_the_resume_state_holds_no_code(whole: tuple[Path, Path]) -> None:
     tensors, values = resume_state
     assert tensors["generator.0"].dtype == torch.uint8
     assert json.loads(json.dumps(values)) == values
+
+
+@pytest.mark.usefixtures("native_code")
+@pytest.mark.parametrize("saved", ['"bf16_order": "tiles"', '"bf16_order": "pairs"', '"nothing": 0'])
+def test_a_resumed_run_keeps_the_order_of_its_bf16_sums(tmp_path: Path, saved: str) -> None:
+    """Whatever is fastest here; a run from before there was a choice has that of vdpbf16ps."""
+    corpus = Corpus.from_text(words(4000), TrainConfig())
+    model = ModelConfig(len(corpus.vocab), n_hidden=16, n_embed=8)
+    config = TrainConfig(steps=20, batch_size=4, seq_length=8, validations=2, precision="bf16")
+    fit(corpus, model, config, tmp_path / "models", run=tmp_path / "run")
+    fastest = fastest_bf16_order()
+    assert RunFolder(tmp_path / "run").settings()["bf16_order"] == fastest
+    path = tmp_path / "run" / "run.json"
+    path.write_text(path.read_text().replace(f'"bf16_order": "{fastest}"', saved))
+    seen = []
+    original = Learner.step
+
+    def step(self: Learner, streams: Streams, lr: float) -> Tensor:
+        seen.append(self.bf16_order)
+        return original(self, streams, lr)
+
+    (tmp_path / "run" / "resume.safetensors").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "step", step)
+        fit(corpus, model, config, tmp_path / "models", run=tmp_path / "run", resume=True)
+    assert set(seen) == {"tiles" if "tiles" in saved else "pairs"}
+
+
+@pytest.mark.usefixtures("native_code")
+def test_a_run_with_an_unknown_order_is_refused(tmp_path: Path) -> None:
+    """The error names the value and what was expected."""
+    corpus = Corpus.from_text(words(400), TrainConfig())
+    model = ModelConfig(len(corpus.vocab), n_hidden=16, n_embed=8)
+    config = TrainConfig(steps=2, batch_size=4, seq_length=8, validations=1, precision="bf16")
+    fit(corpus, model, config, tmp_path / "models", run=tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    path.write_text(path.read_text().replace(f'"bf16_order": "{fastest_bf16_order()}"', '"bf16_order": "fours"'))
+    with pytest.raises(CheckpointError, match=r"bf16_order is 'fours', expected 'pairs' or 'tiles'"):
+        fit(corpus, model, config, tmp_path / "models", run=tmp_path / "run", resume=True)
 
 
 @pytest.mark.usefixtures("native_code")

@@ -5,7 +5,7 @@
  * whole recurrent matrix. It uses the tiles of gemm.h, with the matrix laid out for them once per call, and applies the
  * gates right after a panel's product. It runs on one thread: callers divide the rows among threads.
  *
- * With is_bf16 the factors of that product (h or the gates' derivatives, and the matrix) are rounded to bfloat16. Its
+ * In bf16 the factors of that product (h or the gates' derivatives, and the matrix) are rounded to bfloat16. Its
  * sums and everything else are float32.
  */
 #ifndef LONGHAND_LSTM_LAYER_H
@@ -15,6 +15,7 @@
 
 #include "../api.h"
 #include "gates.h"
+#include "bf16_tiles.h"
 #include "gemm.h"
 
 #define LSTM_UNITS LANES /* hidden units of a panel: their four gates are two or four blocks */
@@ -29,7 +30,7 @@ typedef struct {
     float *carried;             /* (LSTM_ROWS, hidden + 16): backwards, dL/dh of the step after; written by 16 */
     float *cell;                /* (LSTM_ROWS, hidden): backwards, dL/dc */
     float *zero;                /* (hidden): the state of a text that has not begun */
-    uint16_t *column;           /* (hidden) for packing */
+    float *columns;             /* (16, stride) for packing: 16 outputs */
     zrow z[LSTM_ROWS];
     void *memory;
 } lstm_scratch_t;
@@ -47,7 +48,8 @@ static float *take(char **at, size_t floats)
 static int lstm_scratch_open(lstm_scratch_t *s, int hidden)
 {
     size_t wide = stride_of(4 * hidden), matrix = (size_t)4 * hidden * (size_t)((hidden + 15) / 16 * 16);
-    size_t floats = matrix + 2 * LSTM_ROWS * wide + (2 * LSTM_ROWS + 2) * (size_t)(hidden + 16) + 256;
+    size_t floats = matrix + 2 * LSTM_ROWS * wide + (2 * LSTM_ROWS + 1) * (size_t)(hidden + 16) + 256;
+    floats += BLOCK * stride_of(hidden);
     if (posix_memalign(&s->memory, 64, floats * sizeof(float))) return 0;
     char *at = s->memory;
     s->packed = take(&at, matrix);
@@ -56,7 +58,7 @@ static int lstm_scratch_open(lstm_scratch_t *s, int hidden)
     s->carried = take(&at, LSTM_ROWS * (size_t)(hidden + 16));
     s->cell = take(&at, LSTM_ROWS * (size_t)hidden);
     s->zero = take(&at, (size_t)hidden);
-    s->column = (uint16_t *)take(&at, (size_t)hidden);
+    s->columns = take(&at, BLOCK * stride_of(hidden));
     memset(s->zero, 0, (size_t)hidden * sizeof(float));
     return 1;
 }
@@ -67,20 +69,40 @@ static int starts_at(const lh_lstm_layer *w, int row, int t)
     return w->starts && w->starts[(size_t)row * w->steps + t];
 }
 
-/* Pointers to `rows` compact rows, never fewer than a tile takes. */
-static int row_pointers(const float **a, const float *rows, size_t stride, int count)
+/* The steps of a product with `k` factors: 4 bytes of a row each. Tiles are filled up with zeros. */
+static int product_steps(const lh_lstm_layer *w, int k)
+{
+    if (w->products == LH_FP32) return k;
+    return w->products == LH_BF16_PAIRS ? k / 2 : (k / 2 + TILE_PAIRS - 1) / TILE_PAIRS * TILE_PAIRS;
+}
+
+/* The rows that a product of `count` rows computes: those that fill a tile up have any content. */
+static int product_rows(const lh_lstm_layer *w, int count)
+{
+    if (w->products == LH_BF16_TILES) return bf16_tiles_begin(count);
+    return count < MIN_ROWS ? MIN_ROWS : count;
+}
+
+/* Sets to zero what rows have beyond their own values, and the rows that are not there. */
+static void clear_rows(lstm_scratch_t *s, size_t stride, int rows)
+{
+    for (int i = 0; i < 2; i++) memset(s->rows[i], 0, (size_t)rows * stride * sizeof(float));
+}
+
+/* Pointers to compact rows. */
+static void row_pointers(const float **a, const float *rows, size_t stride, int count)
 {
     for (int r = 0; r < count; r++) a[r] = rows + (size_t)r * stride;
-    for (; count < MIN_ROWS; count++) a[count] = a[0];
-    return count;
 }
 
 /* A row's product with the blocks of a panel: `steps` of 4 bytes each. */
-INLINE void lstm_multiply(const lh_lstm_layer *w, const float *const *a, int rows, int k, const char *panel, size_t block,
-                     int blocks, zrow *z)
+INLINE void lstm_multiply(const lh_lstm_layer *w, const float *const *a, int rows, int steps, const char *panel,
+                          size_t block, int blocks, zrow *z)
 {
-    if (w->is_bf16) multiply_bf16((const void *const *)a, rows, k / 2, panel, block, blocks, z);
-    else multiply_segment(0, (const void *const *)a, NULL, rows, k, panel, block, blocks, z);
+    const void *const *from = (const void *const *)a;
+    if (w->products == LH_FP32) multiply_segment(0, from, NULL, rows, steps, panel, block, blocks, z);
+    else if (w->products == LH_BF16_PAIRS) multiply_bf16(from, rows, steps, panel, block, blocks, z);
+    else multiply_bf16_tiles(from, rows, steps, panel, block, blocks, z);
 }
 
 /* ---- forwards: panels of LSTM_UNITS units, [block][k][16 outputs], the gates one after the other; bf16: a block is
@@ -88,36 +110,42 @@ INLINE void lstm_multiply(const lh_lstm_layer *w, const float *const *a, int row
 
 static void pack_forward(const lh_lstm_layer *w, lstm_scratch_t *s)
 {
-    const int hidden = w->hidden, per_k = w->is_bf16 ? 2 : 1;
-    const size_t block = (size_t)hidden * BLOCK / per_k;
-    float *to = s->packed;
-    for (int unit = 0; unit < hidden; unit += LSTM_UNITS, to += LSTM_BLOCKS * block)
-        for (int output = 0; output < 4 * LSTM_UNITS; output++) {
-            const int gate = output / LSTM_UNITS, j = output % LSTM_UNITS;
-            const float *from = w->weights + (size_t)(gate * hidden + unit + j) * (size_t)hidden;
-            float *column = to + output / BLOCK * block + output % BLOCK;
-            if (w->is_bf16) {
-                round_to_bf16(s->column, from, hidden);
-                for (int k = 0; k < hidden / 2; k++) memcpy(column + (size_t)k * BLOCK, s->column + 2 * k, 4);
-            } else
-                for (int k = 0; k < hidden; k++) column[(size_t)k * BLOCK] = from[k];
+    const int hidden = w->hidden, is_bf16 = w->products != LH_FP32, steps = product_steps(w, hidden);
+    const size_t stride = stride_of(hidden);
+    char *to = (char *)s->packed;
+    memset(s->columns, 0, BLOCK * stride * sizeof(float));
+    for (int unit = 0; unit < hidden; unit += LSTM_UNITS)
+        for (int block = 0; block < LSTM_BLOCKS; block++) {
+            for (int output = 0; output < BLOCK; output++) {
+                const int gate = (block * BLOCK + output) / LSTM_UNITS, j = (block * BLOCK + output) % LSTM_UNITS;
+                const float *row = w->weights + (size_t)(gate * hidden + unit + j) * (size_t)hidden;
+                if (is_bf16) round_to_bf16((uint16_t *)(s->columns + (size_t)output * stride), row, hidden);
+                else memcpy(s->columns + (size_t)output * stride, row, (size_t)hidden * sizeof(float));
+            }
+            int k = 0;
+            for (; k + 16 <= steps; k += 16, to += 16 * STEP_BYTES) transpose_16(to, s->columns + k, stride * sizeof(float));
+            for (; k < steps; k++, to += STEP_BYTES)
+                for (int output = 0; output < BLOCK; output++)
+                    memcpy(to + 4 * output, s->columns + (size_t)output * stride + k, 4);
         }
 }
 
 static void forward_rows(const lh_lstm_layer *w, lstm_scratch_t *s, int first, int count)
 {
     const int hidden = w->hidden, steps = w->steps;
-    const size_t H = (size_t)hidden, stride = stride_of(hidden), block = H * STEP_BYTES / (w->is_bf16 ? 2 : 1);
-    for (int r = 0; r < count; r++) memcpy(s->rows[0] + r * stride, w->h0 + (first + r) * H, H * sizeof(float));
+    const size_t H = (size_t)hidden, stride = stride_of(hidden), block = (size_t)product_steps(w, hidden) * STEP_BYTES;
+    const int is_bf16 = w->products != LH_FP32, rows = product_rows(w, count), k = product_steps(w, hidden);
+    clear_rows(s, stride, rows);
+    for (int r = 0; r < count && !is_bf16; r++) memcpy(s->rows[0] + r * stride, w->h0 + (first + r) * H, H * sizeof(float));
     for (int t = 0; t < steps; t++) {
         const float *a[LSTM_ROWS], *from[LSTM_ROWS];
-        float *old = s->rows[w->is_bf16 ? 0 : t & 1], *now = s->rows[~t & 1];
-        const int rows = row_pointers(a, old, stride, count);
+        float *old = s->rows[is_bf16 ? 0 : t & 1], *now = s->rows[~t & 1];
+        row_pointers(a, old, stride, rows);
         for (int r = 0; r < count; r++) {
             size_t at = (size_t)(first + r) * steps + t;
             const float *h = t ? w->h + (at - 1) * H : w->h0 + (first + r) * H;
             if (starts_at(w, first + r, t)) memset(old + r * stride, 0, H * sizeof(float));
-            else if (w->is_bf16) round_to_bf16((uint16_t *)(old + r * stride), h, hidden);
+            else if (is_bf16) round_to_bf16((uint16_t *)(old + r * stride), h, hidden);
             from[r] = w->inputs + (w->ids ? (size_t)w->ids[at] : at) * 4 * H;
         }
         const char *panel = (const char *)s->packed;
@@ -125,7 +153,7 @@ static void forward_rows(const lh_lstm_layer *w, lstm_scratch_t *s, int first, i
             for (int r = 0; r < count; r++)
                 for (int g = 0; g < 4; g++) vf_store(s->z[r].f + g * LANES, vf_load(from[r] + g * H + u));
             for (int r = count; r < rows; r++) s->z[r] = s->z[0];
-            lstm_multiply(w, a, rows, hidden, panel, block, LSTM_BLOCKS, s->z);
+            lstm_multiply(w, a, rows, k, panel, block, LSTM_BLOCKS, s->z);
             for (int r = 0; r < count; r++) {
                 size_t at = (size_t)(first + r) * steps + t;
                 const float *z = s->z[r].f, *before = t ? w->c + (at - 1) * H : w->c0 + (first + r) * H;
@@ -138,7 +166,7 @@ static void forward_rows(const lh_lstm_layer *w, lstm_scratch_t *s, int first, i
                 vf_store(gates, i), vf_store(gates + H, f), vf_store(gates + 2 * H, g), vf_store(gates + 3 * H, o);
                 vf_store(w->c + at * H + u, c);
                 vf_store(w->h + at * H + u, h);
-                if (!w->is_bf16) vf_store(now + r * stride + u, h);
+                if (!is_bf16) vf_store(now + r * stride + u, h);
             }
         }
     }
@@ -148,13 +176,13 @@ static void forward_rows(const lh_lstm_layer *w, lstm_scratch_t *s, int first, i
 
 static void pack_backward(const lh_lstm_layer *w, lstm_scratch_t *s)
 {
-    const int hidden = w->hidden, per_k = w->is_bf16 ? 2 : 1;
+    const int hidden = w->hidden, is_bf16 = w->products != LH_FP32, per_k = is_bf16 ? 2 : 1;
     float *to = s->packed;
     for (int u = 0; u < hidden; u += BLOCK)
         for (int k = 0; k < 4 * hidden; k += per_k, to += BLOCK) {
             const float *from = w->weights + (size_t)k * hidden + u;
             uint32_t pairs[BLOCK];
-            if (w->is_bf16) {
+            if (is_bf16) {
                 for (int j = 0; j < BLOCK; j++) pairs[j] = bf16_of(from[j]) | bf16_of(from[hidden + j]) << 16;
                 memcpy(to, pairs, sizeof pairs);
             } else
@@ -202,24 +230,26 @@ static void backward_rows(const lh_lstm_layer *w, lstm_scratch_t *s, int first, 
 {
     const int hidden = w->hidden;
     const size_t H = (size_t)hidden, stride = stride_of(4 * hidden), carried = H + 16;
+    const int is_bf16 = w->products != LH_FP32, rows = product_rows(w, count), k = product_steps(w, 4 * hidden);
+    const size_t block = (size_t)k * STEP_BYTES;
+    clear_rows(s, stride, rows);
     memset(s->carried, 0, LSTM_ROWS * carried * sizeof(float));
     memset(s->cell, 0, LSTM_ROWS * H * sizeof(float));
-    const size_t block = 4 * H * STEP_BYTES / (w->is_bf16 ? 2 : 1);
     for (int t = w->steps - 1; t >= 0; t--) {
         const float *a[LSTM_ROWS];
         const char *panel = (const char *)s->packed;
         for (int r = 0; r < count; r++) {
             float *row = s->rows[0] + r * stride;
-            gates_backward(w, s->zero, first + r, t, s->carried + r * carried, s->cell + r * H, w->is_bf16 ? NULL : row);
+            gates_backward(w, s->zero, first + r, t, s->carried + r * carried, s->cell + r * H, is_bf16 ? NULL : row);
             const float *d_gates = w->d_gates + ((size_t)(first + r) * w->steps + t) * 4 * H;
-            if (w->is_bf16) round_to_bf16((uint16_t *)row, d_gates, 4 * hidden);
+            if (is_bf16) round_to_bf16((uint16_t *)row, d_gates, 4 * hidden);
         }
         if (!t) break; /* backpropagation is truncated here */
-        const int rows = row_pointers(a, s->rows[0], stride, count);
+        row_pointers(a, s->rows[0], stride, rows);
         for (int u = 0, width; u < hidden; u += width, panel += width / BLOCK * block) {
             width = hidden - u < PANEL ? hidden - u : PANEL;
             memset(s->z, 0, (size_t)rows * sizeof(zrow));
-            lstm_multiply(w, a, rows, 4 * hidden, panel, block, width / BLOCK, s->z);
+            lstm_multiply(w, a, rows, k, panel, block, width / BLOCK, s->z);
             for (int r = 0; r < count; r++) {
                 float *to = s->carried + r * carried + u;
                 if (starts_at(w, first + r, t)) memset(to, 0, (size_t)width * sizeof(float));
@@ -236,11 +266,12 @@ static int lstm_run(const lh_lstm_layer *w, void (*pack)(const lh_lstm_layer *, 
 {
     lstm_scratch_t s;
     if (!lstm_scratch_open(&s, w->hidden)) return 1;
-    const uint64_t mode = w->is_bf16 ? float_mode_flush() : 0;
+    const uint64_t mode = w->products != LH_FP32 ? float_mode_flush() : 0;
     pack(w, &s);
     for (int first = 0; first < w->rows; first += LSTM_ROWS)
         go(w, &s, first, w->rows - first < LSTM_ROWS ? w->rows - first : LSTM_ROWS);
-    if (w->is_bf16) float_mode_leave(mode);
+    if (w->products == LH_BF16_TILES) bf16_tiles_end();
+    if (w->products != LH_FP32) float_mode_leave(mode);
     free(s.memory);
     return 0;
 }

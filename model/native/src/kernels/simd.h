@@ -73,6 +73,29 @@ INLINE vb vb_four(const uint8_t *p) { return _mm512_set1_epi32(four_bytes(p)); }
 /* The first and the second bfloat16 of each pair, as floats. */
 INLINE vf vb_firsts(vb a) { return _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)); }
 INLINE vf vb_seconds(vb a) { return _mm512_castsi512_ps(_mm512_and_si512(a, _mm512_set1_epi32((int)0xffff0000))); }
+#define HAS_TRANSPOSE
+/* to[k][16] = from[k] of 16 rows of 16 words of four bytes, `stride` bytes apart. */
+static void transpose_16(void *to, const void *from, size_t stride)
+{
+    __m512i a[16], b[16];
+    for (int j = 0; j < 16; j++) a[j] = _mm512_loadu_si512((const char *)from + (size_t)j * stride);
+    for (int j = 0; j < 16; j += 2)
+        b[j] = _mm512_unpacklo_epi32(a[j], a[j + 1]), b[j + 1] = _mm512_unpackhi_epi32(a[j], a[j + 1]);
+    for (int j = 0; j < 16; j += 4)
+        for (int k = 0; k < 2; k++) {
+            a[j + 2 * k] = _mm512_unpacklo_epi64(b[j + k], b[j + k + 2]);
+            a[j + 2 * k + 1] = _mm512_unpackhi_epi64(b[j + k], b[j + k + 2]);
+        } /* a[j + c]: column c of each quarter, of the rows j to j + 3 */
+    for (int j = 0; j < 4; j++)
+        for (int k = 0; k < 2; k++) {
+            b[j + 8 * k] = _mm512_shuffle_i32x4(a[j + 8 * k], a[j + 8 * k + 4], 0x88);     /* quarters 0 and 2 */
+            b[j + 8 * k + 4] = _mm512_shuffle_i32x4(a[j + 8 * k], a[j + 8 * k + 4], 0xdd); /* 1 and 3 */
+        }
+    for (int j = 0; j < 8; j++) {
+        _mm512_storeu_si512((char *)to + 64 * j, _mm512_shuffle_i32x4(b[j], b[j + 8], 0x88));
+        _mm512_storeu_si512((char *)to + 64 * (j + 8), _mm512_shuffle_i32x4(b[j], b[j + 8], 0xdd));
+    }
+}
 /* LANES floats of -127 to 127, rounded to nearest even -> activations */
 INLINE void vf_to_activations(uint8_t *p, vf a)
 {
@@ -257,6 +280,16 @@ INLINE void vf_to_activations(uint8_t *p, vf a)
     }
 }
 #undef EACH
+#endif
+
+#if !defined(HAS_TRANSPOSE)
+/* to[k][16] = from[k] of 16 rows of 16 words of four bytes, `stride` bytes apart. */
+static void transpose_16(void *to, const void *from, size_t stride)
+{
+    for (int row = 0; row < 16; row++)
+        for (int k = 0; k < 16; k++)
+            memcpy((char *)to + 64 * k + 4 * row, (const char *)from + (size_t)row * stride + 4 * k, 4);
+}
 #endif
 
 /* The bytes of an activation. */

@@ -30,6 +30,7 @@ INLINE void tiles_configure(int rows, int others, int steps)
         shapes.rows[tile] = (uint8_t)(is_weights ? steps : is_second ? others : rows);
         shapes.row_bytes[tile] = (uint16_t)(is_rows ? 4 * steps : 4 * BLOCK);
     }
+    __asm__ volatile("" : : "r"(&shapes) : "memory"); /* gcc believes that only the first eight bytes are read */
     _tile_loadconfig(&shapes);
 }
 

@@ -22,7 +22,7 @@ from model.checkpoints.file_format import Checkpoint, open_safetensors
 from model.config import WeightPrecision
 from model.errors import CheckpointError, StorageError
 from model.native.library import Unsupported, choose_instruction_set, library_path, load_library
-from model.stepper.cpu.pack import Packed, PackedNetwork
+from model.stepper.cpu.pack_weights import Packed, PackedNetwork
 
 FORMAT = "longhand-packed-1"
 VerifiedForms = dict[Path, tuple[int | str, ...]]

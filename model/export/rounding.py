@@ -21,8 +21,8 @@ class Rounded:
 def rounded_weights(checkpoint: Checkpoint) -> dict[str, Rounded]:
     """Return the matrices that int8 rounds, by name.
 
-    As in model/stepper/cpu/pack.py, a row has one step for all its inputs: of a layer above the first, those of the
-    layer below and its own. What the first layer makes of a character stays exact.
+    As in model/stepper/cpu/pack_weights.py, a row has one step for all its inputs: of a layer above the first, those of
+    the layer below and its own. What the first layer makes of a character stays exact.
     """
     weights = checkpoint.weights
     groups = [["rnn.weight_hh_l0"], ["head.weight"]]

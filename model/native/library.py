@@ -120,7 +120,7 @@ class LstmLayerArrays(ctypes.Structure):
 
 
 class FieldLayout(ctypes.Structure):
-    """lh_field in layout.c: where a field of a structure lies, in bytes."""
+    """lh_field in report_layout.c: where a field of a structure lies, in bytes."""
 
     _fields_ = [("name", ctypes.c_char_p), ("offset", ctypes.c_int32), ("size", ctypes.c_int32)]
 

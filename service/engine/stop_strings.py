@@ -54,11 +54,11 @@ class StopScanner:
         if end is not None:
             longest = max((s for s in self._stops if unsent.endswith(s, 0, end)), key=len)
             return unsent[: end - len(longest)], True
-        held_chars = self._partial_match(unsent)
-        self._held = unsent[len(unsent) - held_chars :]
-        return unsent[: len(unsent) - held_chars], False
+        n = self._held_chars(unsent)
+        self._held = unsent[len(unsent) - n :]
+        return unsent[: len(unsent) - n], False
 
-    def _partial_match(self, text: str) -> int:
+    def _held_chars(self, text: str) -> int:
         """The length of the longest suffix of the text with which a stop string begins."""
         for n in range(min(len(text), self._longest - 1), 0, -1):
             if any(s.startswith(text[-n:]) for s in self._stops):

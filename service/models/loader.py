@@ -14,7 +14,7 @@ from model.config import ModelConfig, PrecisionChoice
 from model.stepper import Stepper
 from model.stepper.choose import choose, uses_cpu
 from model.stepper.cpu import CpuStepper, available_cores
-from model.stepper.cpu.pack import PackedNetwork
+from model.stepper.cpu.pack_weights import PackedNetwork
 from service.engine.cores import CoreScheduler
 from service.engine.engine import Engine
 from service.engine.observer import Observer

@@ -1,4 +1,5 @@
-"""How the service is operated: draining, health checks, metrics, the terminal and the launcher.
+"""How the service is operated: draining, health checks, metrics and the terminal.
 
-Not here: what a request computes (generation, inspection) and the configuration of deployments (deploy/).
+Not here: the launcher (launcher/), what a request computes (generation, inspection) and the configuration of
+deployments (deploy/).
 """

@@ -25,7 +25,7 @@ from model.checkpoints.file_format import Checkpoint
 from model.errors import ConfigError
 from model.evaluation.protocols import bits
 from model.export.rounding import rounded_weights
-from model.stepper.cpu.pack import ACTIVATION_SCALE, MAX_INT8_INPUTS
+from model.stepper.cpu.pack_weights import ACTIVATION_SCALE, MAX_INT8_INPUTS
 
 _FOLDER = Path(__file__).parent
 _RFC_1924 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"

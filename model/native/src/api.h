@@ -1,4 +1,4 @@
-/* What crosses between Python and C. model/native/library.py mirrors every structure here; layout.c exports their
+/* What crosses between Python and C. model/native/library.py mirrors every structure here; report_layout.c exports their
  * layouts, and a test compares the two.
  */
 #ifndef LONGHAND_API_H
@@ -12,7 +12,7 @@
 #define MAX_LAYERS 8
 #define SAMPLE_ID (-1) /* in forced_ids: feed the id that the step before produced */
 
-/* A network, packed by model/stepper/cpu/pack.py. Entry i is layer i; the entry after the last layer is the head. */
+/* A network, packed by model/stepper/cpu/pack_weights.py. Entry i is layer i; the entry after the last layer is the head. */
 typedef struct {
     int32_t layers, hidden, vocab, slots, is_int8, threads;
     int32_t item_end; /* before this id is fed, a row's state becomes the zero state; -1: there is none */

@@ -2,7 +2,8 @@
 
     stepper = CpuStepper(network, n_slots=64, precision="int8")   # Unsupported, with the reason, where it cannot run
 
-The C code is in model/native and is compiled when the project is installed; pack.py lays the weights out for it.
+The C code is in model/native and is compiled when the project is installed; pack_weights.py lays the weights
+out for it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from model.native.library import (
 from model.network.char_rnn import CharRNN
 from model.network.sampling import SAMPLING_DTYPE
 from model.stepper import Block, BlockResult, as_state
-from model.stepper.cpu.pack import PackedNetwork, pack
+from model.stepper.cpu.pack_weights import PackedNetwork, pack
 from model.stepper.cpu.scoring import NativeScoring
 from model.structured_outputs.masks import ConstraintResult, Constraints
 

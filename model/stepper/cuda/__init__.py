@@ -27,7 +27,7 @@ from model.stepper.cpu import CpuStepper
 from model.stepper.cuda.block import CAPACITY, block_words, check, fill, rows_of
 from model.stepper.cuda.compiler import cubin
 from model.stepper.cuda.driver import CudaError, Gpu, Graph
-from model.stepper.cuda.pack import PANEL, pack
+from model.stepper.cuda.pack_weights import PANEL, pack
 from model.structured_outputs.masks import NO_AUTOMATON, ConstraintResult, Constraints
 
 __all__ = ["CudaError", "CudaStepper"]

@@ -18,7 +18,7 @@ from model.export.onnx_model import Int8Error, int8_error, to_onnx
 from model.export.rounding import rounded_weights
 from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
-from model.stepper.cpu.pack import pack
+from model.stepper.cpu.pack_weights import pack
 from model.stepper.generate import write
 from model.text.items.layout import ItemLayout
 from model.text.items.record import ItemRecord

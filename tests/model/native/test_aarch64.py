@@ -24,7 +24,7 @@ from model.network.char_rnn import CharRNN
 from model.network.sampling import SamplingParams, as_batch
 from model.stepper import SAMPLE, Block
 from model.stepper.cpu import CpuStepper
-from model.stepper.cpu.pack import pack
+from model.stepper.cpu.pack_weights import pack
 
 pytestmark = pytest.mark.usefixtures("native_code")
 ROWS, STEPS, VOCAB = 13, 20, 70

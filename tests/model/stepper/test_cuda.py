@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from model import native
 from model.checkpoints.file_format import Checkpoint
 from model.config import ModelConfig, WeightPrecision
 from model.network.char_rnn import CharRNN
@@ -60,6 +61,19 @@ def test_the_sampling_parameters_are_those_of_the_declaration() -> None:
     source = (Path(cuda.__file__).parent / "src/kernels.cu").read_text()
     (names,) = re.findall(r"enum \{\s*(TEMPERATURE[\w\s,]*?),\s*SAMPLING_FIELDS\s*\}", source)
     assert re.split(r",\s*", names.lower()) == [parameter.name for parameter in SamplingParams.fields()]
+
+
+def test_every_filter_and_penalty_is_asked_for_in_c_and_cuda() -> None:
+    """Both skip their rules when none is set: a parameter that is missing there does nothing when it is set alone."""
+    c = (Path(native.__file__).parent / "src/kernels/sampling.h").read_text()
+    kernels = (Path(cuda.__file__).parent / "src/sampling.cuh").read_text()
+    for kind in ("filters", "penalties"):
+        expected = {p.name for p in SamplingParams.fields() if (p.is_filter if kind == "filters" else p.is_penalty)}
+        (in_c,) = re.findall(rf"sampling_has_{kind}\(const sampling_t \*s\)\s*\{{(.*?)\}}", c, re.DOTALL)
+        assert set(re.findall(r"s->(\w+)", in_c)) == expected
+        variable = "is_filtered" if kind == "filters" else "has_penalties"
+        (in_cuda,) = re.findall(rf"const bool {variable} = (.*?);", kernels, re.DOTALL)
+        assert set(re.findall(r"params\[(\w+)\]", in_cuda)) == {name.upper() for name in expected}
 
 
 def random_network(vocab_size: int, n_hidden: int, n_layers: int, item_end: int | None = None) -> CharRNN:

@@ -1,7 +1,7 @@
 /* Rows times blocks of 16 outputs. The order of every sum is fixed:
  *
  *   fp32  z = initial; then one fma per k, k = 0..K-1. One chain per output, whatever the number of rows.
- *   int8  z = sum of int8 weight * int8 activation, in int32. Exact (pack.py rules out overflow), so in any order.
+ *   int8  z = sum of int8 weight * int8 activation, in int32. Exact (pack_weights.py rules out overflow), so in any order.
  *   bf16  for training: as fp32, but in pairs of k, the second of each pair first (simd.h).
  *
  * A step is one k of fp32, two of bf16 or four of int8; the weights of a block for a step are 64 bytes in each case: 16

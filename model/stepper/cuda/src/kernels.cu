@@ -5,8 +5,8 @@
  *   int8  z = sum of int8 weight * int8 activation, in int32: exact, so in any order
  *
  * A step is a kernel per layer, one for the head and one for the sampling. The end of a kernel is the only barrier
- * between blocks. Weights are packed by pack.py: panels of 64 outputs (of a layer, the four gates of 16 units), and of
- * a panel, for each step of a sum, 64 words: a word is one float of one k, or four int8 of four k.
+ * between blocks. Weights are packed by pack_weights.py: panels of 64 outputs (of a layer, the four gates of 16 units),
+ * and of a panel, for each step of a sum, 64 words: a word is one float of one k, or four int8 of four k.
  */
 #include "arithmetic.h"
 
@@ -86,7 +86,7 @@ DEVICE bool needs_logits(const args_t &a, int rows, int k, int row)
 
 /* ---- a layer, or the head ---- */
 
-/* The words of a sum's input as they are packed: STEPS in pack.py. */
+/* The words of a sum's input as they are packed: STEPS in pack_weights.py. */
 DEVICE int64_t padded_words(int words) { return (words + 63) / 64 * 64; }
 
 /* What a block of a layer's or the head's kernel needs. */

@@ -1,4 +1,4 @@
-"""Lay a network's weights out for the kernels: those of model/stepper/cpu/pack.py, in the order that a GPU reads.
+"""Lay a network's weights out for the kernels: those of model/stepper/cpu/pack_weights.py, in a GPU's order.
 
 A panel is 64 outputs: of a layer, the four gates of 16 units; of the head, 64 ids. Each step of a sum has 64 words of a
 panel: a word is one float, or four int8. The steps of each input (the layer below, then the layer's own h) are padded
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from model.config import WeightPrecision
 from model.network.char_rnn import CharRNN
-from model.stepper.cpu.pack import BLOCK
-from model.stepper.cpu.pack import pack as pack_for_cpu
+from model.stepper.cpu.pack_weights import BLOCK
+from model.stepper.cpu.pack_weights import pack as pack_for_cpu
 
 PANEL = 64
 STEPS = 64

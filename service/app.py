@@ -19,8 +19,8 @@ from service.jobs.queue import JobQueue
 from service.models.automaton_cache import CompilationCache
 from service.models.loader import ModelLoader
 from service.models.manager import ModelManager
-from service.models.model_stores import ModelStores
 from service.models.named_models import NamedModels
+from service.models.stores.model_stores import ModelStores
 from service.models.watcher import CheckpointWatcher
 from service.openai.completions import CompletionService
 from service.openai.models import ModelList

@@ -167,7 +167,7 @@ class Settings(BaseSettings):
         ge=1,
         le=1 << 20,
         description="memory of one process for the models that requests name, in MB, beside the default model; the one "
-        "that was used least recently makes place",
+        "whose memory was used least of late makes place",
     )
     metrics_models: int = Field(
         0,

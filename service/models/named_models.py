@@ -1,8 +1,8 @@
 """The models that requests name, loaded when a request needs them, within a limit of memory.
 
 A request names a model by its name, and then gets its promoted checkpoint, or a checkpoint by its fingerprint. The
-model that was used least recently makes place; one that a request uses is never evicted. The default model is not
-here: it stays loaded.
+model whose memory was used least of late makes place (eviction.py); one that a request uses is never evicted. The
+default model is not here: it stays loaded.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Protocol
 
@@ -23,8 +25,9 @@ from model.checkpoints.names import DEFAULT, is_fingerprint, is_model_name
 from model.config import ModelConfig
 from model.errors import CheckpointError
 from service.errors import ModelConflict, NoModel, Overloaded, UnknownModel
+from service.models.eviction import UseCounts
 from service.models.loaded_model import LoadedModel, ModelLease
-from service.models.model_stores import ModelStores, file_identity
+from service.models.stores.model_stores import ModelStores, file_identity
 
 log = logging.getLogger(__name__)
 MAX_NAMED = 10_000
@@ -94,7 +97,9 @@ class NamedModels:
         self._lock = threading.Lock()  # of all attributes below; nothing is read, loaded or freed while it is held
         self._loaded: OrderedDict[str, LoadedModel] = OrderedDict()  # the one that was used last is the last
         self._loading: dict[str, Future[None]] = {}
-        self._reserved: dict[str, int] = {}  # bytes of those that are being loaded
+        self._bytes: dict[str, int] = {}  # of those that are loaded, and reserved for those that are being loaded
+        self._n_bytes = 0  # all of them
+        self._uses = UseCounts()
         self._sizes: dict[ModelConfig, int] = {}  # measured bytes of models of a shape
         self._failures: OrderedDict[Path, tuple[_Identity, str]] = OrderedDict()  # identity of the file, message
         self._promoted: OrderedDict[str, _Promoted] = OrderedDict()
@@ -156,8 +161,8 @@ class NamedModels:
 
     @property
     def n_bytes(self) -> int:
-        """The memory of the models that are loaded."""
-        return sum(model.n_bytes for model in self.loaded())
+        """The memory of the models that are loaded, and what is reserved for those that are being loaded."""
+        return self._n_bytes
 
     def last_used_at(self, name: str) -> float | None:
         """When a request last used a model by its name, in Unix seconds; None: never in this process."""
@@ -237,6 +242,7 @@ class NamedModels:
         if model is None:
             return None
         self._loaded.move_to_end(fingerprint)
+        self._uses.use(fingerprint, len(self._loaded))
         return model.acquire()
 
     def _load_for_all(self, fingerprint: str, find: Callable[[], Path], loading: Future[None]) -> ModelLease:
@@ -266,7 +272,7 @@ class NamedModels:
                 raise ModelConflict(f"{path.name} was replaced by another checkpoint while it was loaded; try again")
         except BaseException as e:
             with self._lock:
-                self._reserved.pop(fingerprint, None)
+                self._count_bytes(fingerprint, 0)
             if not isinstance(e, CheckpointError):
                 raise
             conflict = ModelConflict.of(e, path.parent)
@@ -274,10 +280,12 @@ class NamedModels:
             raise conflict from e
         with self._lock:
             del self._loading[fingerprint]
-            del self._reserved[fingerprint]
             self._sizes[config] = model.n_bytes
+            self._count_bytes(fingerprint, model.n_bytes)
             self._loaded[fingerprint] = model
-            model.on_unused = self._notify_unused
+            self._uses.use(fingerprint, len(self._loaded))
+            model.on_unused = self._make_use_of_unused
+            model.network.on_loaded = partial(self._recount, fingerprint)
             self._observer.count_model_load(seconds)
             lease = model.acquire()
             return lease, self._evict(0)
@@ -315,9 +323,9 @@ class NamedModels:
         """
         with self._lock:
             evicted = self._evict(n_bytes)
-            has_place = self._used_bytes() + n_bytes <= self._max_bytes
+            has_place = self._n_bytes + n_bytes <= self._max_bytes
             if has_place:
-                self._reserved[fingerprint] = n_bytes
+                self._count_bytes(fingerprint, n_bytes)
             elif not evicted:
                 if self._n_waiting >= _MAX_WAITING:
                     raise Overloaded(f"{_MAX_WAITING} loads wait for memory", retry_after_s=_RETRY_AFTER_S)
@@ -327,35 +335,57 @@ class NamedModels:
         _free(evicted)
         return has_place
 
-    def _notify_unused(self) -> None:
-        """Wake up a load that waits for memory: a model is not in use any more."""
+    def _make_use_of_unused(self) -> None:
+        """A model is not in use any more: evict if there is too much, and wake up the loads that wait for memory."""
         with self._lock:
+            evicted = self._evict(0)
             self._unused.notify_all()
+        _free(evicted)
 
-    def _used_bytes(self) -> int:
-        """The memory of what is loaded and being loaded. The caller has the lock."""
-        return sum(model.n_bytes for model in self._loaded.values()) + sum(self._reserved.values())
+    def _recount(self, fingerprint: str) -> None:
+        """Count the memory of a loaded model anew, because the network of /score has been loaded beside it."""
+        with self._lock:
+            model = self._loaded.get(fingerprint)
+            if model is None:
+                return
+            self._count_bytes(fingerprint, model.n_bytes)
+            evicted = self._evict(0)
+        _free(evicted)
+
+    def _count_bytes(self, fingerprint: str, n_bytes: int) -> None:
+        """Remember what a model takes, or will take; 0: nothing any more. The caller has the lock."""
+        self._n_bytes += n_bytes - self._bytes.pop(fingerprint, 0)
+        if n_bytes:
+            self._bytes[fingerprint] = n_bytes
 
     def _evict(self, n_bytes: int) -> list[LoadedModel]:
-        """Retire models that nobody uses, the least recently used first, until so much is free.
+        """Retire models that nobody uses, those whose memory was used least first, until so much is free.
 
         The caller has the lock.
 
         Returns:
             Those that the caller frees when it no longer has the lock.
         """
-        excess = self._used_bytes() + n_bytes - self._max_bytes
+        excess = self._n_bytes + n_bytes - self._max_bytes
+        if excess <= 0:
+            return []
+        unused = [(self._worth(m), m) for m in self._loaded.values() if m.n_leases == 0]
         evicted = []
-        for model in [m for m in self._loaded.values() if m.n_leases == 0] if excess > 0 else []:
+        for _, model in sorted(unused, key=itemgetter(0)):  # of equal ones, the one that was used last is the last
             if excess <= 0:
                 break
-            excess -= model.n_bytes
+            excess -= self._bytes.get(model.fingerprint, 0)
             evicted.append(self._retire(model))
         return evicted
+
+    def _worth(self, model: LoadedModel) -> float:
+        """Return how much a byte of a model was used of late. The caller has the lock."""
+        return self._uses.count(model.fingerprint) / max(1, self._bytes.get(model.fingerprint, 0))
 
     def _retire(self, model: LoadedModel) -> LoadedModel:
         """Take a model without a lease out of the table. The caller has the lock, and frees the model afterwards."""
         del self._loaded[model.fingerprint]
+        self._count_bytes(model.fingerprint, 0)
         self._observer.count_model_eviction()
         model.mark_retired(_ignore)
         return model

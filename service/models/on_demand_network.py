@@ -7,6 +7,7 @@ text with the plain network; without such requests its memory is not used.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from model.checkpoints import file_format
@@ -29,6 +30,8 @@ class OnDemandNetwork:
         self._fingerprint = fingerprint
         self._lock = threading.Lock()
         self._network: CharRNN | None = None
+        self.on_loaded: Callable[[], None] = _ignore
+        """Called when the network has been loaded, which changes `n_bytes`."""
 
     def get(self) -> CharRNN:
         """Return the network in evaluation mode; the first call loads it.
@@ -37,9 +40,12 @@ class OnDemandNetwork:
             NoModel: The file is gone or was replaced since the model was loaded.
         """
         with self._lock:
-            if self._network is None:
-                self._network = self._load()
-            return self._network
+            network = self._network
+            if network is not None:
+                return network
+            network = self._network = self._load()
+        self.on_loaded()
+        return network
 
     @property
     def n_bytes(self) -> int:
@@ -62,3 +68,7 @@ class OnDemandNetwork:
         if checkpoint.fingerprint != self._fingerprint:
             raise NoModel(f"{self._path.name} was replaced by another checkpoint since it was loaded")
         return checkpoint.network()
+
+
+def _ignore() -> None:
+    """Nobody counts the memory."""

@@ -14,7 +14,7 @@ from model.errors import CheckpointError
 from service.errors import NoModel, UnknownModel
 from service.models.loaded_model import LoadedModel, ModelLease
 from service.models.manager import ModelManager
-from service.models.model_stores import ModelStores
+from service.models.stores.model_stores import ModelStores
 
 SERVED = OPENAI_DEFAULT
 """The default model, whatever its checkpoint is."""

@@ -13,9 +13,9 @@ from model.checkpoints import file_format, registry
 from model.errors import CheckpointError, ConfigError, StorageError
 from model.export.page.render import to_page
 from service.errors import BodyTooLarge, ModelConflict, UnknownModel, UnknownReport, WrongMediaType
-from service.models.model_stores import ModelStores
 from service.models.named_models import unknown_model
-from service.models.uploads import store_upload
+from service.models.stores.model_stores import ModelStores
+from service.models.stores.uploads import store_upload
 from service.routes.arguments import model_name_argument
 from service.routes.body import StreamedBody, no_content
 

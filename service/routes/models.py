@@ -15,8 +15,8 @@ from model.checkpoints.names import DEFAULT
 from model.errors import CheckpointError, StorageError
 from service.errors import ModelConflict, NoModel, UnknownModel
 from service.models.manager import ModelManager
-from service.models.model_stores import ModelStores
 from service.models.named_models import unknown_model
+from service.models.stores.model_stores import ModelStores
 from service.routes.arguments import limit_argument, model_name_argument
 from service.routes.body import no_content, read_body
 from service.schemas import ModelBody

@@ -18,8 +18,9 @@ from model.checkpoints.names import store_folder
 from model.errors import CheckpointError
 from service.errors import ModelConflict, NoModel, Overloaded, UnknownModel
 from service.models.loaded_model import LoadedModel
-from service.models.model_stores import ModelStores
 from service.models.named_models import NamedModels
+from service.models.on_demand_network import OnDemandNetwork
+from service.models.stores.model_stores import ModelStores
 from tests.conftest import random_checkpoint
 from tests.service.models.loaded import load
 
@@ -77,7 +78,7 @@ def folder(tmp_path: Path) -> Iterator[Folder]:
 
 
 def test_the_memory_is_limited(folder: Folder) -> None:
-    """The model that was used least recently makes place; what is measured never exceeds the limit."""
+    """Of models that were used as often, the least recent one makes place; what is measured is within the limit."""
     assert folder.n_bytes > 0
     for id in folder.ids * 2:
         folder.named.acquire(id).release()
@@ -88,6 +89,63 @@ def test_the_memory_is_limited(folder: Folder) -> None:
     folder.named.acquire(folder.ids[0]).release()
     assert a in folder.loaded()
     assert b not in folder.loaded()
+
+
+def test_a_model_that_many_requests_name_stays(folder: Folder) -> None:
+    """However many others are named once each; when nobody names it any more, it is evicted as they are."""
+    popular, *others = folder.ids
+    for _ in range(10):
+        folder.named.acquire(popular).release()
+    for id in others * 2:
+        folder.named.acquire(id).release()
+        assert popular in folder.loaded()
+    assert folder.n_loads[folder.paths[popular].name] == 1
+    for id in others * 20:
+        folder.named.acquire(id).release()
+    assert popular not in folder.loaded()
+
+
+def test_a_large_model_must_be_used_more(folder: Folder) -> None:
+    """One that takes the place of two small ones, and is used as often as each of them, is evicted first."""
+    path, large = folder.save("large", checkpoint_of(9, n_hidden=50)), "large"
+    small, other, third, *_ = folder.ids
+    for id in (small, large):
+        folder.named.acquire(id).release()
+    fingerprint = file_format.read_info(path).fingerprint
+    assert folder.loaded() == [small, fingerprint]
+    assert {m.fingerprint: m.n_bytes for m in folder.named.loaded()}[fingerprint] > 1.5 * folder.n_bytes
+    folder.named.acquire(small).release()
+    folder.named.acquire(large).release()
+    folder.named.acquire(other).release()
+    assert folder.loaded() == [small, other]
+    folder.named.acquire(third).release()
+    assert folder.loaded() == [small, other, third]
+
+
+def test_the_network_of_a_score_counts_at_once(folder: Folder) -> None:
+    """It is loaded beside a model that is in memory already; others make place, or do when nobody uses them."""
+    load = folder.load
+
+    def with_network(path: Path) -> LoadedModel:
+        model = load(path)
+        model.network = OnDemandNetwork(path, model.fingerprint)
+        return model
+
+    folder.named._load = with_network
+    first, used, last = folder.ids[:N_IN_MEMORY]
+    folder.named.acquire(first).release()
+    in_use = folder.named.acquire(used)
+    with folder.named.acquire(last) as lease:
+        assert folder.loaded() == [first, used, last]
+        lease.model.network.get()
+        assert lease.model.n_bytes > folder.n_bytes
+        assert folder.loaded() == [used, last]
+        in_use.model.network.get()
+        assert folder.loaded() == [used, last]
+        assert folder.named.n_bytes == in_use.model.n_bytes + lease.model.n_bytes > N_IN_MEMORY * folder.n_bytes
+    assert folder.loaded() == [used]
+    assert folder.named.n_bytes == in_use.model.n_bytes
+    in_use.release()
 
 
 def test_a_model_in_use_is_never_evicted(folder: Folder) -> None:
@@ -134,7 +192,7 @@ def test_a_checkpoint_that_was_replaced_under_its_name_is_another_model(folder: 
     with folder.named.acquire("names") as lease, folder.named.acquire(new.fingerprint, "names") as same:
         assert lease.model.fingerprint == new.fingerprint
         assert same.model is lease.model
-    for id in folder.ids * 2:
+    for id in folder.ids * 4:
         with folder.named.acquire(id) as lease:
             assert lease.model.fingerprint == id
     assert not set(folder.loaded()) & {old.fingerprint, new.fingerprint}
@@ -196,7 +254,7 @@ def test_a_promoted_file_that_is_damaged_replaces_nothing(folder: Folder) -> Non
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with folder.named.acquire("names") as lease:
         assert lease.model.fingerprint == good.fingerprint
-    for id in folder.ids[:N_IN_MEMORY]:  # evicts it
+    for id in folder.ids[:N_IN_MEMORY] * 4:  # evicts it
         folder.named.acquire(id).release()
     with pytest.raises(ModelConflict, match="the file was modified"):
         folder.named.acquire("names")
@@ -220,7 +278,7 @@ def test_a_deletion_that_was_not_finished_is_finished_at_the_next_start(
     folder.save("names", checkpoint_of(50))
     stores = ModelStores(folder.path)
     with monkeypatch.context() as patch:
-        patch.setattr("service.models.model_stores.shutil.rmtree", lambda *_, **__: None)  # killed in between
+        patch.setattr("service.models.stores.model_stores.shutil.rmtree", lambda *_, **__: None)  # killed in between
         assert stores.remove("names")
     assert not stores.exists("names")
     folder.save("others", checkpoint_of(51))

@@ -25,8 +25,8 @@ from service.engine.stream import Chunk, End
 from service.errors import Overloaded
 from service.models.automaton_cache import CompilationCache
 from service.models.loader import ModelLoader
-from service.models.model_stores import ModelStores
 from service.models.named_models import NamedModels
+from service.models.stores.model_stores import ModelStores
 from tests.conftest import random_checkpoint
 from tests.servers import eventually
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from model.checkpoints import registry
 from model.checkpoints.file_format import Checkpoint
 from service.errors import BadRequest
-from service.models.uploads import MAX_HEADER_BYTES, store_upload
+from service.models.stores.uploads import MAX_HEADER_BYTES, store_upload
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""The models of the folder of checkpoints, and checkpoints that clients upload to it."""

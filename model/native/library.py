@@ -180,7 +180,8 @@ def load_library(path: Path) -> ctypes.CDLL:
     library.lh_read.argtypes, library.lh_read.restype = [POINTER, ctypes.c_int32, POINTER], None
     library.lh_write.argtypes, library.lh_write.restype = [POINTER, ctypes.c_int32, POINTER], None
     library.lh_score_open.argtypes, library.lh_score_open.restype = [POINTER, ctypes.POINTER(TextsArrays)], POINTER
-    library.lh_score_run.argtypes, library.lh_score_run.restype = [POINTER, ctypes.c_int32], ctypes.c_int64
+    library.lh_score_run.argtypes = [POINTER, ctypes.c_int32, ctypes.c_int32]
+    library.lh_score_run.restype = ctypes.c_int64
     library.lh_score_close.argtypes, library.lh_score_close.restype = [POINTER], None
     for layer in (library.lh_lstm_forward, library.lh_lstm_backward):
         layer.argtypes, layer.restype = [ctypes.POINTER(LstmLayerArrays)], ctypes.c_int

@@ -115,8 +115,13 @@ class Stepper(Protocol):
 class TextScoring(Protocol):
     """Texts that are being read. One thread at a time calls it, the one that calls the stepper."""
 
-    def run(self, steps: int) -> int:
-        """Read on for about so many steps of one text each; returns how many it were, 0 at the end."""
+    def run(self, steps: int, n_cores: int = 0) -> int:
+        """Read on for about so many steps of one text each; returns how many it were, 0 at the end.
+
+        Args:
+            steps: About how many.
+            n_cores: The most cores that are used; 0: any number. They change no bit of a result.
+        """
         ...
 
     def close(self) -> None:

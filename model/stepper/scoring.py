@@ -110,13 +110,18 @@ class PackedScoring:
         self._next = 0  # the first text that no scoring reads or has read
         self._scoring: TextScoring | None = None
 
-    def run(self, steps: int) -> int:
-        """Read on for about so many steps of one text each; returns how many it were, 0 at the end."""
+    def run(self, steps: int, n_cores: int = 0) -> int:
+        """Read on for about so many steps of one text each; returns how many it were, 0 at the end.
+
+        Args:
+            steps: About how many.
+            n_cores: The most cores that are used; 0: any number.
+        """
         made = 0
         while made < steps and (self._scoring is not None or self._next < len(self._texts)):
             if self._scoring is None:
                 self._scoring = self._begin(max(FEWEST_ROWS, min(MOST_ROWS, steps // _LEVELS)))
-            n = self._scoring.run(steps - made)
+            n = self._scoring.run(steps - made, n_cores)
             made += n
             if not n:
                 self.close()

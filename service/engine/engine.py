@@ -310,9 +310,8 @@ class Engine:
         block_s = self._stats.block_s
         seconds = self._block_s if block_s is None else block_s * BUSY_SHARE / (1 - BUSY_SHARE)
         with self._turn() as turn:
-            if turn is not None:
-                turn.extend(self._n_cores, self._block_s)
-            self._stats.prompt_chars += self._scorings.run(seconds)
+            n_cores = turn.extend(self._n_cores, self._block_s) if turn is not None else 0
+            self._stats.prompt_chars += self._scorings.run(seconds, n_cores)
 
     def _turn(self) -> AbstractContextManager[Turn | None]:
         """Wait for this engine's turn on the cores; None if it shares none."""

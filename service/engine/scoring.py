@@ -55,11 +55,11 @@ class ScoringJob:
         """Leave: the engine does not read on. Idempotent."""
         self.closed = True
 
-    def run(self, stepper: ScoresTexts, steps: int) -> int:
+    def run(self, stepper: ScoresTexts, steps: int, n_cores: int) -> int:
         """Read on for about so many steps of one text each; returns how many it were, fewer at the end."""
         if self._scoring is None:
             self._scoring = PackedScoring(stepper, self.texts)
-        return self._scoring.run(steps)
+        return self._scoring.run(steps, n_cores)
 
     def finish(self, error: ServiceError | None = None) -> None:
         """End it, because all is read, nobody waits or there is an error. The engine's thread calls it."""
@@ -97,8 +97,12 @@ class ScoringQueue:
         """Append a job."""
         self._jobs.append(job)
 
-    def run(self, seconds: float) -> int:
+    def run(self, seconds: float, n_cores: int = 0) -> int:
         """Read on for about so many seconds; returns how many characters were scored of the job that ended by it.
+
+        Args:
+            seconds: About how long.
+            n_cores: The most cores that are used; 0: any number.
 
         Raises:
             StepperError: The device failed.
@@ -110,7 +114,7 @@ class ScoringQueue:
         error, is_finished, started = None, True, time.monotonic()
         try:
             if not job.closed:
-                made = job.run(self._stepper, steps)
+                made = job.run(self._stepper, steps, n_cores)
                 is_finished = made < steps
                 if made:
                     rate = made / max(time.monotonic() - started, 1e-6)

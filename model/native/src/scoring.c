@@ -81,9 +81,10 @@ EXPORT lh_scoring *lh_score_open(lh_stepper *s, const lh_texts *texts)
     return g;
 }
 
-/* Reads on for about so many steps of rows: at least one level, and fewer steps than `steps` and one level more. Returns
- * how many it were, 0 when all texts are read to their end, or -1 when there is no memory. */
-EXPORT int64_t lh_score_run(lh_scoring *g, int32_t steps)
+/* Reads on for about so many steps of rows: at least one level, and fewer steps than `steps` and one level more; on so
+ * many threads at most, 0: any number. Returns how many steps it were, 0 when all texts are read to their end, or -1
+ * when there is no memory. */
+EXPORT int64_t lh_score_run(lh_scoring *g, int32_t steps, int32_t threads)
 {
     lh_stepper *s = g->stepper;
     if (steps < 1) steps = 1;
@@ -96,7 +97,8 @@ EXPORT int64_t lh_score_run(lh_scoring *g, int32_t steps)
     int32_t made = plan_levels(g, steps, &levels);
     g->levels = levels;
     uint64_t mode = float_mode_enter();
-    pool_run(&s->pool, threads_for(s, (double)made / levels, levels), s->kernels->run_levels, g);
+    int used = threads_for(s, (double)made / levels, levels);
+    pool_run(&s->pool, threads > 0 && threads < used ? threads : used, s->kernels->run_levels, g);
     float_mode_leave(mode);
     g->level += levels;
     free(lists);

@@ -36,8 +36,12 @@ class NativeScoring:
         self._check_open = check_open
         self._arrays = arrays
 
-    def run(self, steps: int) -> int:
+    def run(self, steps: int, n_cores: int = 0) -> int:
         """Read on for about so many steps; returns how many it were, 0 at the end.
+
+        Args:
+            steps: Of one text each.
+            n_cores: The most that are used; 0: any number. They change no bit of a result.
 
         Raises:
             ValueError: It is closed, or its stepper is.
@@ -46,7 +50,7 @@ class NativeScoring:
             self._check_open()
             if self._handle is None:
                 raise ValueError("the scoring is closed")
-            made = int(self._library.lh_score_run(self._handle, min(steps, 1 << 24)))
+            made = int(self._library.lh_score_run(self._handle, min(steps, 1 << 24), n_cores))
         if made < 0:
             raise MemoryError("no memory for a part of the texts")
         return made

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import math
 import os
 import secrets
 import shutil
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from cachetools import LRUCache
@@ -18,6 +22,8 @@ from model.errors import CheckpointError, StorageError
 
 _MAX_CACHED = 20_000
 _N_CLOSE = 5
+_SCAN_SHARE = 10
+"""All stores are searched for an unknown id at most one tenth of the time, whoever asks."""
 _DELETED = ".deleted"
 """The end of the name of a model's folder while it is removed."""
 
@@ -25,10 +31,19 @@ _DELETED = ".deleted"
 class ModelStores:
     """Finds models by name and checkpoints by fingerprint. Thread-safe; it keeps the metadata of files it has read."""
 
-    def __init__(self, root: Path) -> None:
-        """Use a folder of checkpoints, which need not exist."""
+    def __init__(self, root: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        """Use a folder of checkpoints, which need not exist.
+
+        Args:
+            root: The folder.
+            clock: The time in seconds.
+        """
         self.root = root
+        self._clock = clock
         self._lock = threading.Lock()
+        self._scanning = threading.Lock()
+        self._stores: dict[str, str] = {}  # the name of a model that has a checkpoint, by fingerprint, at the last scan
+        self._scan_began, self._next_scan = -math.inf, -math.inf
         self._infos: LRUCache[Path, tuple[tuple[int, ...], CheckpointInfo]] = LRUCache(_MAX_CACHED)
 
     def folder(self, name: str) -> Path:
@@ -75,16 +90,35 @@ class ModelStores:
     def find(self, fingerprint: str, first: str = DEFAULT) -> Path | None:
         """Return a checkpoint file of this fingerprint, or None.
 
+        Of a model that is not searched first, a file that was written a moment ago may not be found: ids that are in no
+        store do not have all of them searched again and again.
+
         Args:
             fingerprint: The checkpoint's id.
             first: The model whose store is searched before the others.
         """
-        names = self.names()
-        for name in [first, *(name for name in names if name != first)]:
-            path = self.find_in(name, fingerprint)
+        asked_at = self._clock()
+        for name in (first, DEFAULT, self._stores.get(fingerprint)):
+            path = self.find_in(name, fingerprint) if name is not None else None
             if path is not None:
                 return path
-        return None
+        with self._scanning:
+            if self._scan_began < asked_at and self._clock() >= self._next_scan:
+                self._scan()
+        name = self._stores.get(fingerprint)
+        return self.find_in(name, fingerprint) if name is not None else None
+
+    def _scan(self) -> None:
+        """Read which checkpoints there are."""
+        self._scan_began = self._clock()
+        stores: dict[str, str] = {}
+        for name in self.names():
+            for path in registry.checkpoint_paths(self.folder(name)):
+                with contextlib.suppress(CheckpointError):
+                    stores.setdefault(self.info(path).fingerprint, name)
+        self._stores = stores
+        now = self._clock()
+        self._next_scan = now + _SCAN_SHARE * (now - self._scan_began)
 
     def find_in(self, name: str, fingerprint: str) -> Path | None:
         """Return the promoted or else the newest checkpoint file of this fingerprint in one store, or None."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from model.text.vocab import Vocabulary
 pytestmark = pytest.mark.usefixtures("native_code")
 V = 11
 END = 3
+TASKS = Path("/proc/self/task")
 PRECISIONS: list[WeightPrecision] = ["fp32", "int8"]
 
 
@@ -94,6 +97,21 @@ def test_equal_beginnings_are_read_once() -> None:
     while made := reading.run(1000):
         steps += made
     assert steps == len(fed) < sum(map(len, chosen)) // 2
+
+
+@pytest.mark.skipif(not TASKS.is_dir(), reason="the system does not list the threads of a process")
+def test_no_more_cores_are_used_than_allowed() -> None:
+    """Threads of the stepper begin with the first run that may use them; they change no bit."""
+    chosen, found = packed(texts()), []
+    for n_cores in (1, 2, 0):
+        stepper, n_before = CpuStepper(network(hidden=96), 1, threads=3), len(list(TASKS.iterdir()))
+        scoring = PackedScoring(stepper, chosen)
+        while scoring.run(5000, n_cores):
+            pass
+        found.append((len(list(TASKS.iterdir())) - n_before, scoring.logprobs.tobytes()))
+        stepper.close()
+    assert [n for n, _ in found] == [0, 1, 2]
+    assert len({logprobs for _, logprobs in found}) == 1
 
 
 def test_a_stepper_that_has_only_blocks_reads_texts_too() -> None:

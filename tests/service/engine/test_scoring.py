@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from model.checkpoints.file_format import Checkpoint
 from model.stepper.cpu import CpuStepper
+from model.stepper.cpu.scoring import NativeScoring
 from model.stepper.reference import ReferenceStepper
 from model.stepper.scoring import PackedTexts, score_texts
 from service.engine import scoring
+from service.engine.cores import CoreScheduler
 from service.engine.engine import Engine
 from service.engine.scoring import BUSY_SHARE, ScoringJob, ScoringQueue
 from service.engine.stream import Chunk
@@ -64,10 +66,10 @@ def test_while_a_text_is_generated_reading_takes_its_share(engine: Engine, monke
     blocks: list[float] = []
     run = ScoringQueue.run
 
-    def recorded(queue: ScoringQueue, seconds: float) -> int:
+    def recorded(queue: ScoringQueue, seconds: float, n_cores: int) -> int:
         blocks.append(engine._stats.block_s or 0.0)
         budgets.append(seconds)
-        return run(queue, seconds)
+        return run(queue, seconds, n_cores)
 
     monkeypatch.setattr(ScoringQueue, "run", recorded)
     read(engine.score(texts()))
@@ -80,6 +82,32 @@ def test_while_a_text_is_generated_reading_takes_its_share(engine: Engine, monke
     stream.close()
     assert all(blocks)
     assert budgets == pytest.approx([block * BUSY_SHARE / (1 - BUSY_SHARE) for block in blocks])
+
+
+def test_reading_uses_the_cores_of_its_turn(tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them while no other model has work, and one while another model has the others."""
+    used: list[int] = []
+    run = NativeScoring.run
+
+    def recorded(scoring: NativeScoring, steps: int, n_cores: int = 0) -> int:
+        used.append(n_cores)
+        return run(scoring, steps, n_cores)
+
+    monkeypatch.setattr(NativeScoring, "run", recorded)
+    cores = CoreScheduler(2)
+    stepper = CpuStepper(tiny.network(), 1)
+    engine = Engine(stepper, ALPHABET, tiny.fingerprint, max_waiting=2, block_s=0.002, cores=cores)
+    engine.start()
+    try:
+        alone = read(engine.score(texts()))
+        assert set(used) == {2}
+        used.clear()
+        with cores.queue().turn():
+            beside = read(engine.score(texts()))
+        assert set(used) == {1}
+        assert beside.tobytes() == alone.tobytes()
+    finally:
+        engine.stop()
 
 
 class Stepped:
@@ -96,7 +124,7 @@ class Stepped:
         def __init__(self, stepper: Stepped, n: int) -> None:
             self.stepper, self.n = stepper, n
 
-        def run(self, steps: int) -> int:
+        def run(self, steps: int, n_cores: int = 0) -> int:
             if self.stepper.error:
                 raise self.stepper.error
             self.stepper.read.append(self.n)

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import mmap
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -18,9 +21,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from model.atomic_files import atomic_write
-from model.checkpoints.file_format import Checkpoint, open_safetensors
+from model.checkpoints.file_format import Checkpoint
 from model.config import WeightPrecision
-from model.errors import CheckpointError, StorageError
+from model.errors import StorageError
 from model.native.library import Unsupported, choose_instruction_set, library_path, load_library
 from model.stepper.cpu.pack_weights import Packed, PackedNetwork
 
@@ -28,6 +31,7 @@ FORMAT = "longhand-packed-1"
 VerifiedForms = dict[Path, tuple[int | str, ...]]
 """What identifies the packed forms whose hash a process has computed."""
 _MAX_VERIFIED = 20_000
+_DTYPES = {"F32": np.dtype("<f4"), "I8": np.dtype("i1")}
 SUFFIX = ".packed"
 """The end of the file's name, after the checkpoint's and the precision."""
 
@@ -51,14 +55,13 @@ def read(
     """
     packed = packed_path(path, precision)
     try:
-        with open_safetensors(packed, FORMAT, "packed form") as (file, metadata):
-            arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118 - not a mapping
-            if metadata["made_of"] != _made_of(path, fingerprint, precision):
-                return None
-            if not _is_verified(packed, arrays, metadata["sha256"], verified):
-                return None
+        metadata, arrays = _map(packed)
+        if metadata["format"] != FORMAT or metadata["made_of"] != _made_of(path, fingerprint, precision):
+            return None
+        if not _is_verified(packed, arrays, metadata["sha256"], verified):
+            return None
         return PackedNetwork(checkpoint.config, _item_end(checkpoint), precision, Packed.from_arrays(arrays))
-    except (CheckpointError, Unsupported, KeyError, ValueError):
+    except (Unsupported, OSError, KeyError, ValueError, TypeError, RecursionError):
         return None
 
 
@@ -90,6 +93,29 @@ def remove_orphans(folder: Path) -> None:
         stem = path.name.removesuffix(SUFFIX).rpartition(".")[0]
         if not (folder / f"{stem}.safetensors").exists():
             path.unlink(missing_ok=True)
+
+
+def _map(path: Path) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    """Map a safetensors file into memory: its metadata, and its arrays, which are read-only.
+
+    The safetensors library does the same by way of torch's tensors, for three times as long as the rest of a load.
+
+    Raises:
+        OSError, KeyError, ValueError, TypeError, RecursionError: It is no complete file of arrays.
+    """
+    with path.open("rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    begin = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:begin])
+    metadata = header.pop("__metadata__")
+    arrays = {}
+    for name, entry in header.items():
+        dtype, (first, end) = _DTYPES[entry["dtype"]], entry["data_offsets"]
+        count, rest = divmod(end - first, dtype.itemsize)
+        if first < 0 or count < 0 or rest:
+            raise ValueError(f"{name}: {first} to {end} is no array of {dtype}")
+        arrays[name] = np.frombuffer(content, dtype, count, begin + first).reshape(entry["shape"])
+    return metadata, arrays
 
 
 def _is_verified(path: Path, arrays: dict[str, NDArray[np.generic]], sha256: str, verified: VerifiedForms) -> bool:

@@ -90,7 +90,44 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
-@pytest.mark.parametrize("damage", [flip, truncate, remove])
+def make_empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def replace_header(path: Path, old: bytes, new: bytes) -> None:
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+
+
+def name_another_type(path: Path) -> None:
+    replace_header(path, b'"F32"', b'"F64"')
+
+
+def name_another_shape(path: Path) -> None:
+    replace_header(path, b'"shape":[', b'"shape":[7,')
+
+
+def name_a_place_past_the_end(path: Path) -> None:
+    replace_header(path, b'"data_offsets":[', b'"data_offsets":[9')
+
+
+def name_no_object(path: Path) -> None:
+    replace_header(path, b"{", b"[")
+
+
+def name_a_long_header(path: Path) -> None:
+    path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
+
+
+def name_another_format(path: Path) -> None:
+    replace_header(path, packed_form.FORMAT.encode(), packed_form.FORMAT.encode()[:-1] + b"0")
+
+
+HEADERS = [name_another_type, name_another_shape, name_a_place_past_the_end, name_no_object, name_a_long_header]
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, remove, make_empty, name_another_format, *HEADERS])
 def test_a_damaged_form_is_not_used(
     loads: Loads, checkpoint: Checkpoint, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:

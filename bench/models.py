@@ -2,11 +2,12 @@
 
     python -m bench.models                                    # 1,000 models, 200 requests a second for 5 minutes
     python -m bench.models --models 100 --memory-mb 40 --rate 20 --seconds 20
+    python -m bench.models --precision int8                   # what `auto` takes for nearly every trained checkpoint
 
 The models are made by perturbation from three of random weights, 1 x 256, 2 x 256 and 2 x 512, in the shares 7, 2, 1 of
 ten, and are published: promoted through the API, which keeps their packed forms. The load names them by Zipf's law.
 Throughput is that of closed loads of --streams texts at a time, on the default model alone and on all models, in the
-same run. A cold first character is that of a model that no request named before, one at a time, while the open load
+same run; a text's CPU time is that of the worker. A cold first character is that of a model that no request named before, one at a time, while the open load
 runs. Memory is the worker's resident memory beyond what it was before the first model was loaded. The last line is
 JSON. A service and its client share this machine's cores.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--streams", type=int, default=16, help="of the closed loads")
     parser.add_argument("--chars", type=int, default=50, help="of a text")
+    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -55,7 +58,7 @@ def main() -> None:
         settings = {"CHECKPOINT_DIR": folder, "REDIS_URL": redis.url, "MODELS_MEMORY_MB": str(args.memory_mb)}
         try:
             ids = make_models(root, args.models + args.cold)
-            with Service(**settings, SLOTS="64", MAX_WAITING="256", PRECISION="fp32") as service:
+            with Service(**settings, SLOTS="64", MAX_WAITING="256", PRECISION=args.precision) as service:
                 publish(service, ids)
                 print(json.dumps(measure(service, args)))
         finally:
@@ -93,9 +96,10 @@ def measure(service: Service, args: argparse.Namespace) -> dict[str, Any]:
     (worker,) = service.workers()
     common = {"port": service.port, "chars": args.chars, "warm_s": 2}
     closed = {**common, "streams": args.streams, "seconds": max(5.0, args.seconds / 10)}
-    one = run(closed)
+    one, one_cpu_ms = with_cpu_time(worker, closed)
     before = resident_mb(worker)
-    many = run({**closed, "models": args.models})
+    many, many_cpu_ms = with_cpu_time(worker, {**closed, "models": args.models})
+    loads_before = n_loads(service)
     open_load = start({**common, "models": args.models, "rate": args.rate, "seconds": args.seconds})
     cold, cold_statuses, peak = [], Counter[int](), resident_mb(worker)
     names = [f"m{args.models + i:04}" for i in range(args.cold)]
@@ -110,6 +114,7 @@ def measure(service: Service, args: argparse.Namespace) -> dict[str, Any]:
         peak = max(peak, resident_mb(worker))
         time.sleep(min(pause, 0.5) if not names else pause)
     result = json.loads(open_load.communicate()[0])
+    loads = n_loads(service) - loads_before
     block_ms = 20.0
     return {
         "models": args.models,
@@ -121,6 +126,8 @@ def measure(service: Service, args: argparse.Namespace) -> dict[str, Any]:
         "chars_per_s": {"one": one["chars_per_s"], "many": many["chars_per_s"]},
         "closed_statuses": {"one": one["statuses"], "many": many["statuses"]},
         "share": many["chars_per_s"] / one["chars_per_s"],
+        "cpu_ms_per_text": {"one": one_cpu_ms, "many": many_cpu_ms},
+        "loads_per_text": loads / max(1, result["calls"]),
         "memory_mb": {"limit": args.memory_mb, "before": before, "peak_beyond": peak - before},
     }
 
@@ -129,6 +136,25 @@ def run(load: dict[str, Any]) -> dict[str, Any]:
     """Produce a load to its end."""
     result: dict[str, Any] = json.loads(start(load).communicate()[0])
     return result
+
+
+def with_cpu_time(worker: int, load: dict[str, Any]) -> tuple[dict[str, Any], float]:
+    """Produce a load to its end; also return the worker's CPU time for each text, in milliseconds."""
+    began = cpu_s(worker)
+    result = run(load)
+    return result, 1000 * (cpu_s(worker) - began) / max(1, result["whole"])
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def n_loads(service: Service) -> float:
+    """Return how many models the service has loaded, by its metrics."""
+    lines = service.client.get("/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("longhand_model_load_seconds_count"))
 
 
 def start(load: dict[str, Any]) -> subprocess.Popen[str]:

@@ -31,7 +31,7 @@ FORMAT = "longhand-packed-1"
 VerifiedForms = dict[Path, tuple[int | str, ...]]
 """What identifies the packed forms whose hash a process has computed."""
 _MAX_VERIFIED = 20_000
-_DTYPES = {"F32": np.dtype("<f4"), "I8": np.dtype("i1")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I8": np.dtype("i1")}
 SUFFIX = ".packed"
 """The end of the file's name, after the checkpoint's and the precision."""
 

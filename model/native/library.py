@@ -119,6 +119,22 @@ class LstmLayerArrays(ctypes.Structure):
     ]
 
 
+class OptimizerArrays(ctypes.Structure):
+    """lh_optimizer in api.h: the tensors and factors of an optimizer's step."""
+
+    _fields_ = [
+        ("tensors", ctypes.c_int32),
+        ("shards", ctypes.c_int32),
+        *[(name, POINTER) for name in ("sizes", "gradients", "parameters", "means", "squares", "averages", "keeps")],
+        *[(name, ctypes.c_float) for name in ("divisor", "clip", "new_mean", "new_square", "step_size")],
+        *[(name, ctypes.c_float) for name in ("square_scale", "epsilon", "average_weight")],
+        ("begin", ctypes.c_int64),
+        ("end", ctypes.c_int64),
+        ("norms", POINTER),
+        ("instruction_set", ctypes.c_char_p),
+    ]
+
+
 class FieldLayout(ctypes.Structure):
     """lh_field in report_layout.c: where a field of a structure lies, in bytes."""
 
@@ -185,6 +201,8 @@ def load_library(path: Path) -> ctypes.CDLL:
     library.lh_score_close.argtypes, library.lh_score_close.restype = [POINTER], None
     for layer in (library.lh_lstm_forward, library.lh_lstm_backward):
         layer.argtypes, layer.restype = [ctypes.POINTER(LstmLayerArrays)], ctypes.c_int
+    for update in (library.lh_optimizer_sum, library.lh_optimizer_step):
+        update.argtypes, update.restype = [ctypes.POINTER(OptimizerArrays)], ctypes.c_int
     library.lh_sample.argtypes = [ctypes.c_char_p, POINTER, ctypes.c_int32, POINTER, ctypes.c_double, POINTER]
     library.lh_sample.restype = ctypes.c_int32
     library.lh_layout.argtypes, library.lh_layout.restype = [], ctypes.POINTER(FieldLayout)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,8 +26,10 @@ from model.network.regularization import regularized_forward
 from model.text.corpus import Streams
 from model.text.items.streams import ItemStreams
 from model.training.distributed import Distributed
+from model.network.native_optimizer import NativeAdamW
 
 _MIN_ROWS_PER_WORKER = 8  # with fewer rows a matrix product is too small to be worth a core
+_T = TypeVar("_T")
 _ShardResult = tuple[tuple[Tensor, ...], State, Tensor]  # gradients, the hidden state after the window, the loss
 
 
@@ -95,6 +98,9 @@ class Learner:
             self.bf16_order = bf16_order or fastest_bf16_order()
         self._parameters = list(self.network.parameters())
         self.optimizer = _optimizer(self.network, config)
+        self._native_adamw = None
+        if self.native:
+            self._native_adamw = NativeAdamW(self.optimizer, self._parameters, list(self.average.parameters()))
         rows = config.batch_size // (distributed.world_size * n_workers)  # of a shard
         first = distributed.rank * n_workers  # this process's first shard
         self._rows = [slice((first + i) * rows, (first + i + 1) * rows) for i in range(n_workers)]
@@ -162,13 +168,20 @@ class Learner:
 
     def _apply_gradients(self, shards: list[_ShardResult]) -> Tensor:
         """Add up the shards in the order of their rows, here and over the ranks, and take the optimizer's step."""
-        gradients, loss = list(shards[0][0]), shards[0][2]
-        for shard_gradients, _, shard_loss in shards[1:]:
-            torch._foreach_add_(gradients, shard_gradients)
-            loss = loss + shard_loss
-        self._states = [state for _, state, _ in shards]
         n_shards = len(shards) * self._distributed.world_size
-        gradients, loss = self._distributed.all_reduce(gradients, loss)
+        of_shards, losses = [list(gradients) for gradients, *_ in shards], [loss for *_, loss in shards]
+        self._states = [state for _, state, _ in shards]
+        loss = torch.stack(losses).sum()
+        if self._distributed.world_size > 1 or self._native_adamw is None:
+            gradients = of_shards[0]
+            for others in of_shards[1:]:
+                torch._foreach_add_(gradients, others)
+            gradients, loss = self._distributed.all_reduce(gradients, loss)
+            of_shards = [gradients]
+        if self._native_adamw is not None:
+            average_weight, n_workers = self.average_weight(), len(self._rows)
+            self._native_adamw.step(of_shards, n_shards, self._config.clip, average_weight, self._map, n_workers)
+            return loss / n_shards
         if n_shards > 1:
             torch._foreach_div_(gradients, n_shards)
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
@@ -180,7 +193,7 @@ class Learner:
                 mean.lerp_(parameter, self._average_weight)
         return loss / n_shards
 
-    def _map(self, work: Callable[[int], _ShardResult]) -> list[_ShardResult]:
+    def _map(self, work: Callable[[int], _T]) -> list[_T]:
         """Call `work` with the number of each shard, on the worker threads where there are any."""
         if self._pool is None:
             return [work(i) for i in range(len(self._rows))]
@@ -236,6 +249,8 @@ class Learner:
             self.optimizer.state[parameter] = {
                 k: tensors[f"optimizer.{name}.{k}"].clone().to(self._device) for k in ("step", "exp_avg", "exp_avg_sq")
             }
+        if self._native_adamw is not None:
+            self._native_adamw.load_state()
         n_tensors = self.network.config.state_tensors
         for i in range(len(self._rows)):
             shard = self._distributed.rank * len(self._rows) + i

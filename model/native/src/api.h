@@ -99,4 +99,23 @@ typedef struct {
     const char *instruction_set; /* as in lh_model */
 } lh_lstm_layer;
 
+/* What follows the gradients of a training step, see kernels/optimizer.h. Tensors are contiguous; a pointer of each. */
+typedef struct {
+    int32_t tensors, shards;
+    const int64_t *sizes;      /* (tensors), elements */
+    float *const *gradients;   /* (shards, tensors); the first shard's become the mean of all */
+    float *const *parameters, *const *means, *const *squares; /* (tensors): the weights, the moments of AdamW */
+    float *const *averages;    /* (tensors): the moving average of the weights */
+    const float *keeps;        /* (tensors): 1 - learning rate * weight decay */
+    float divisor;             /* of the sum of the gradients */
+    float clip;                /* the factor that clips them */
+    float new_mean, new_square; /* 1 - beta of each moment */
+    float step_size;           /* learning rate / the bias of the first moment */
+    float square_scale;        /* 1 / square root of the bias of the second */
+    float epsilon, average_weight; /* of the newest weights in their average */
+    int64_t begin, end;        /* the chunks of this thread */
+    double *norms;             /* (chunks): sums of squares */
+    const char *instruction_set;
+} lh_optimizer;
+
 #endif

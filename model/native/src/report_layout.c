@@ -41,6 +41,13 @@ static const lh_field fields[] = {
     FIELD(lh_lstm_layer, h) FIELD(lh_lstm_layer, c) FIELD(lh_lstm_layer, gates) FIELD(lh_lstm_layer, d_h)
     FIELD(lh_lstm_layer, d_gates) FIELD(lh_lstm_layer, d_inputs)
     FIELD(lh_lstm_layer, instruction_set)
+    WHOLE(lh_optimizer)
+    FIELD(lh_optimizer, tensors) FIELD(lh_optimizer, shards) FIELD(lh_optimizer, sizes)
+    FIELD(lh_optimizer, gradients) FIELD(lh_optimizer, parameters) FIELD(lh_optimizer, means) FIELD(lh_optimizer, squares)
+    FIELD(lh_optimizer, averages) FIELD(lh_optimizer, keeps) FIELD(lh_optimizer, divisor) FIELD(lh_optimizer, clip)
+    FIELD(lh_optimizer, new_mean) FIELD(lh_optimizer, new_square) FIELD(lh_optimizer, step_size)
+    FIELD(lh_optimizer, square_scale) FIELD(lh_optimizer, epsilon) FIELD(lh_optimizer, average_weight)
+    FIELD(lh_optimizer, begin) FIELD(lh_optimizer, end) FIELD(lh_optimizer, norms) FIELD(lh_optimizer, instruction_set)
     {0, 0, 0},
 };
 

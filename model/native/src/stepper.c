@@ -362,3 +362,19 @@ EXPORT int lh_lstm_backward(const lh_lstm_layer *layer)
     const lh_kernels *kernels = kernels_named(layer->instruction_set);
     return kernels ? kernels->lstm_backward(layer) : 1;
 }
+
+/* The mean of the shards' gradients, and the sums of their squares. Returns 1 when there is no such instruction set. */
+EXPORT int lh_optimizer_sum(const lh_optimizer *optimizer)
+{
+    const lh_kernels *kernels = kernels_named(optimizer->instruction_set);
+    if (kernels) kernels->optimizer_sum(optimizer);
+    return !kernels;
+}
+
+/* The weights, their moments and their average after a step. Returns 1 when there is no such instruction set. */
+EXPORT int lh_optimizer_step(const lh_optimizer *optimizer)
+{
+    const lh_kernels *kernels = kernels_named(optimizer->instruction_set);
+    if (kernels) kernels->optimizer_step(optimizer);
+    return !kernels;
+}

@@ -91,6 +91,8 @@ typedef struct lh_kernels {
                     const sampling_scratch_t *scratch, float *logprob);
     int (*lstm_forward)(const lh_lstm_layer *layer);
     int (*lstm_backward)(const lh_lstm_layer *layer);
+    void (*optimizer_sum)(const lh_optimizer *optimizer);
+    void (*optimizer_step)(const lh_optimizer *optimizer);
 } lh_kernels;
 
 typedef struct {

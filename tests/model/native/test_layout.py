@@ -8,7 +8,15 @@ from itertools import takewhile
 import numpy as np
 import pytest
 
-from model.native.library import BlockArrays, LstmLayerArrays, ModelArrays, TextsArrays, library_path, load_library
+from model.native.library import (
+    BlockArrays,
+    LstmLayerArrays,
+    ModelArrays,
+    OptimizerArrays,
+    TextsArrays,
+    library_path,
+    load_library,
+)
 from model.network.sampling import SAMPLING_DTYPE, SamplingParams, as_batch
 
 pytestmark = pytest.mark.usefixtures("native_code")
@@ -18,6 +26,7 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "lh_block": BlockArrays,
     "lh_texts": TextsArrays,
     "lh_lstm_layer": LstmLayerArrays,
+    "lh_optimizer": OptimizerArrays,
 }
 
 

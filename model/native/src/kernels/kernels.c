@@ -3,6 +3,7 @@
  */
 #include "levels.h"
 #include "lstm_layer.h"
+#include "optimizer.h"
 #include "steps.h"
 
 #define NAME_OF(set) lh_kernels_##set
@@ -12,4 +13,5 @@
 
 const lh_kernels NAME(KERNELS) = {
     TEXT(KERNELS), ACTIVATION_OFFSET, ACTIVATION_BYTES, quantize, run_steps, run_levels, draw, lstm_forward, lstm_backward,
+    optimizer_sum, optimizer_step,
 };

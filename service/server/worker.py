@@ -41,6 +41,7 @@ from service.server.connection import (
     Stalled,
     State,
 )
+from service.server.free_memory import return_free_memory
 from service.server.request_buffer import Progress, RequestBuffer
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ BODY_THREADS = 4  # for bodies that are too long to be kept
 PROBE_THREADS = 2  # for health checks and metrics
 CLOSE_THREADS = 8  # for responses whose client is gone
 TICK_S = 0.25
+RETURN_MEMORY_S = 5.0  # between two times that free memory goes back to the system
 REFUSAL_S = 0.02  # for the request of a connection that is refused; it is in the buffer but for the slowest clients
 GIL_INTERVAL_S = 0.001
 """How long a thread may keep Python's lock while others wait for it; Python's default is five times as long. A request
@@ -76,6 +78,8 @@ class BufferedThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         self._connections: set[Connection] = set()
         self._queue: deque[Connection] = deque()
         self._running = 0
+        self._has_served = False
+        self._next_return = 0.0
         self._buffered = 0
         self._probes: ThreadPoolExecutor
         self._closers: ThreadPoolExecutor
@@ -103,6 +107,7 @@ class BufferedThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
             self.notify()
             self.set_accept_enabled(self._make_room())
             self._poll()
+            self._return_memory()
             if not self.is_parent_alive():
                 break
         self.set_accept_enabled(False)
@@ -123,6 +128,12 @@ class BufferedThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         self._refuse_backlog()
         for listener in self.sockets:
             listener.close()
+
+    def _return_memory(self) -> None:
+        """Now and then, if there was a request since the last time."""
+        if self._has_served and time.monotonic() >= self._next_return:
+            self._has_served, self._next_return = False, time.monotonic() + RETURN_MEMORY_S
+            self._closers.submit(return_free_memory)
 
     def _refuse_backlog(self) -> None:
         """Answer the connections that nobody accepts while the service shuts down; the listener's end would reset them.
@@ -329,6 +340,7 @@ class BufferedThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
             self._running -= 1
         elif pool is self._bodies:
             self._bodies_running -= 1
+        self._has_served = True
         is_kept = not done.cancelled() and done.exception() is None and done.result()
         connection.state = State.CLOSING  # unless it is found to go on
         if connection not in self._connections:

@@ -10,14 +10,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import mmap
 import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from io import RawIOBase
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import safetensors.numpy
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from model.atomic_files import atomic_write
@@ -31,6 +34,7 @@ FORMAT = "longhand-packed-1"
 VerifiedForms = dict[Path, tuple[int | str, ...]]
 """What identifies the packed forms whose hash a process has computed."""
 _MAX_VERIFIED = 20_000
+_MAX_HEADER_BYTES = 1 << 20
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I8": np.dtype("i1")}
 SUFFIX = ".packed"
 """The end of the file's name, after the checkpoint's and the precision."""
@@ -41,10 +45,16 @@ def packed_path(checkpoint_path: Path, precision: WeightPrecision) -> Path:
     return checkpoint_path.with_name(f"{checkpoint_path.stem}.{precision}{SUFFIX}")
 
 
+class DamagedForm(Exception):
+    """Raised when the arrays of a packed form are not those that were written; the checkpoint is loaded whole then."""
+
+
 def read(
     path: Path, checkpoint: Checkpoint, fingerprint: str, precision: WeightPrecision, verified: VerifiedForms
 ) -> PackedNetwork | None:
     """Return the packed form of a checkpoint, or None if there is none that can be used.
+
+    Its arrays are read when they are filled, right where they are used; a damaged one raises DamagedForm then.
 
     Args:
         path: The checkpoint's file.
@@ -53,16 +63,13 @@ def read(
         precision: Of the weights.
         verified: The forms whose hash was right before; it is not computed again while the file is the same.
     """
-    packed = packed_path(path, precision)
     try:
-        metadata, arrays = _map(packed)
-        if metadata["format"] != FORMAT or metadata["made_of"] != _made_of(path, fingerprint, precision):
+        file = _PackedFile.open(packed_path(path, precision))
+        if file.metadata["format"] != FORMAT or file.metadata["made_of"] != _made_of(path, fingerprint, precision):
             return None
-        if not _is_verified(packed, arrays, metadata["sha256"], verified):
-            return None
-        return PackedNetwork(checkpoint.config, _item_end(checkpoint), precision, Packed.from_arrays(arrays))
     except (Unsupported, OSError, KeyError, ValueError, TypeError, RecursionError):
         return None
+    return PackedNetwork(checkpoint.config, _item_end(checkpoint), precision, partial(file.fill, verified))
 
 
 def write(path: Path, network: PackedNetwork, fingerprint: str) -> bool:
@@ -76,10 +83,15 @@ def write(path: Path, network: PackedNetwork, fingerprint: str) -> bool:
     Returns:
         Whether it could be written; without it, loads are slower.
     """
+    assert isinstance(network.packed, Packed), "it was read from a packed form"
     arrays = network.packed.arrays()
     with contextlib.suppress(StorageError, Unsupported, SafetensorError, OSError):
         made_of = _made_of(path, fingerprint, network.precision)
-        metadata = {"format": FORMAT, "made_of": made_of, "sha256": _digest(arrays)}
+        metadata = {
+            "format": FORMAT,
+            "made_of": made_of,
+            "sha256": _digest((name, a.dtype, a.shape, a.data) for name, a in arrays.items()),
+        }
         data = safetensors.numpy.save(arrays, metadata)
         with atomic_write(packed_path(path, network.precision)) as file:
             file.write(data)
@@ -95,41 +107,99 @@ def remove_orphans(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _map(path: Path) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
-    """Map a safetensors file into memory: its metadata, and its arrays, which are read-only.
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An array of a packed form, and where it lies in the file."""
 
-    The safetensors library does the same by way of torch's tensors, for three times as long as the rest of a load.
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class _PackedFile:
+    """A packed form whose header has been read.
+
+    The safetensors library reads such files as tensors of torch: a small model's took longer than all the rest of its
+    load, and a copy of a large one's.
+    """
+
+    path: Path
+    identity: tuple[int, ...]
+    metadata: dict[str, str]
+    entries: dict[str, _Entry]
+
+    @classmethod
+    def open(cls, path: Path) -> _PackedFile:
+        """Read the header.
+
+        Raises:
+            OSError, KeyError, ValueError, TypeError, RecursionError: It is none.
+        """
+        with path.open("rb") as file:
+            n_bytes = int.from_bytes(file.read(8), "little")
+            if n_bytes > _MAX_HEADER_BYTES:
+                raise ValueError(f"a header of {n_bytes} bytes")
+            header = json.loads(file.read(n_bytes))
+            identity = _identity(file)
+        metadata = header.pop("__metadata__")
+        entries = {}
+        for name, entry in header.items():
+            first, end = entry["data_offsets"]
+            entries[name] = _Entry(
+                _DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + n_bytes + first, 8 + n_bytes + end
+            )
+        return cls(path, identity, metadata, entries)
+
+    def fill(self, verified: VerifiedForms, memory: Mapping[str, memoryview]) -> None:
+        """Read the arrays, which must have the sizes of the memory, and their hash.
+
+        Raises:
+            DamagedForm: They are others.
+        """
+        if memory.keys() != self.entries.keys():
+            raise DamagedForm(f"{self.path.name}: has {sorted(self.entries)}, expected {sorted(memory)}")
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                if _identity(file) != self.identity:
+                    raise DamagedForm(f"{self.path.name}: was replaced while it was read")
+                for name, entry in self.entries.items():
+                    _read_into(file, entry, memory[name])
+        except (OSError, ValueError) as error:
+            raise DamagedForm(f"{self.path.name}: {error}") from error
+        identity: tuple[int | str, ...] = (*self.identity, self.metadata["sha256"])
+        if verified.get(self.path) == identity:
+            return
+        parts = ((name, entry.dtype, entry.shape, memory[name]) for name, entry in self.entries.items())
+        if _digest(parts) != self.metadata["sha256"]:
+            raise DamagedForm(f"{self.path.name}: its hash is another one")
+        if len(verified) >= _MAX_VERIFIED:
+            verified.clear()
+        verified[self.path] = identity
+
+
+def _identity(file: IO[bytes]) -> tuple[int, ...]:
+    status = os.fstat(file.fileno())
+    return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _read_into(file: RawIOBase, entry: _Entry, memory: memoryview) -> None:
+    """Read an array.
 
     Raises:
-        OSError, KeyError, ValueError, TypeError, RecursionError: It is no complete file of arrays.
+        OSError: The file cannot be read.
+        ValueError: The array has another size, or the file ends before it.
     """
-    with path.open("rb") as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    begin = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:begin])
-    metadata = header.pop("__metadata__")
-    arrays = {}
-    for name, entry in header.items():
-        dtype, (first, end) = _DTYPES[entry["dtype"]], entry["data_offsets"]
-        count, rest = divmod(end - first, dtype.itemsize)
-        if first < 0 or count < 0 or rest:
-            raise ValueError(f"{name}: {first} to {end} is no array of {dtype}")
-        arrays[name] = np.frombuffer(content, dtype, count, begin + first).reshape(entry["shape"])
-    return metadata, arrays
-
-
-def _is_verified(path: Path, arrays: dict[str, NDArray[np.generic]], sha256: str, verified: VerifiedForms) -> bool:
-    """Whether the arrays of a packed form have their hash."""
-    status = os.stat(path)
-    identity = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, sha256)
-    if verified.get(path) == identity:
-        return True
-    if _digest(arrays) != sha256:
-        return False
-    if len(verified) >= _MAX_VERIFIED:
-        verified.clear()
-    verified[path] = identity
-    return True
+    if entry.end - entry.first != len(memory):
+        raise ValueError(f"an array of {entry.end - entry.first} bytes, expected {len(memory)}")
+    file.seek(entry.first)
+    done = 0
+    while done < len(memory):
+        n = file.readinto(memory[done:])
+        if not n:
+            raise ValueError("the file ends before its arrays")
+        done += n
 
 
 def _item_end(checkpoint: Checkpoint) -> int | None:
@@ -149,9 +219,10 @@ def _made_of(path: Path, fingerprint: str, precision: WeightPrecision) -> str:
     return f"{fingerprint} {status.st_size} {status.st_mtime_ns} {precision} {library.name} {instruction_set}"
 
 
-def _digest(arrays: dict[str, NDArray[np.generic]]) -> str:
+def _digest(arrays: Iterable[tuple[str, np.dtype[Any], tuple[int, ...], memoryview]]) -> str:
+    """Return the hash of arrays by name: of their types, shapes and values."""
     digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).data)
+    for name, dtype, shape, data in sorted(arrays, key=itemgetter(0)):
+        digest.update(f"{name} {dtype} {shape}".encode())
+        digest.update(data)
     return digest.hexdigest()

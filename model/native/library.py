@@ -188,6 +188,9 @@ def load_library(path: Path) -> ctypes.CDLL:
     library.lh_instruction_set.argtypes = [ctypes.c_int32, ctypes.POINTER(ctypes.c_int32)]
     library.lh_instruction_set.restype = ctypes.c_char_p
     library.lh_open.argtypes, library.lh_open.restype = [ctypes.POINTER(ModelArrays)], POINTER
+    library.lh_array.argtypes = [POINTER, ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(ctypes.c_int64)]
+    library.lh_array.restype = POINTER
+    library.lh_filled.argtypes, library.lh_filled.restype = [POINTER], None
     library.lh_close.argtypes, library.lh_close.restype = [POINTER], None
     library.lh_run.argtypes, library.lh_run.restype = [POINTER, ctypes.POINTER(BlockArrays)], ctypes.c_int
     library.lh_threads.argtypes = [POINTER, ctypes.c_int32, ctypes.c_int32]

@@ -106,7 +106,12 @@ class ModelLoader:
         packed = packed_form.read(path, checkpoint, fingerprint, precision, self.verified_forms)
         if packed is None:
             return None
-        return _Loaded(checkpoint, fingerprint, CpuStepper(packed, self.slots, precision), f"native, {precision}", True)
+        try:
+            stepper = CpuStepper(packed, self.slots, precision)
+        except packed_form.DamagedForm as e:
+            log.warning("%s: the packed form cannot be used, the checkpoint is loaded and tested: %s", path.name, e)
+            return None
+        return _Loaded(checkpoint, fingerprint, stepper, f"native, {precision}", True)
 
     def _load_whole(self, path: Path) -> _Loaded:
         """Load and test a checkpoint, and keep its packed form for the next load."""

@@ -12,7 +12,8 @@
 #define MAX_LAYERS 8
 #define SAMPLE_ID (-1) /* in forced_ids: feed the id that the step before produced */
 
-/* A network, packed by model/stepper/cpu/pack_weights.py. Entry i is layer i; the entry after the last layer is the head. */
+/* A network, packed by model/stepper/cpu/pack_weights.py. Entry i is layer i; the entry after the last layer is the head.
+ * Without weights[0] the caller fills the arrays itself: lh_array, lh_filled. */
 typedef struct {
     int32_t layers, hidden, vocab, slots, is_int8, threads;
     int32_t item_end; /* before this id is fed, a row's state becomes the zero state; -1: there is none */

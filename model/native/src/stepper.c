@@ -175,11 +175,11 @@ void lay_out_rows(const lh_stepper *s, rows_t *rows, size_t n, int separate, are
 }
 
 /* What the offset of the activations adds to each output, negated: a sum that begins with it has no offset. */
-static void sum_offsets(const layer_t *l, int32_t activation_offset, int32_t *offset)
+static void sum_offsets(const layer_t *l, int32_t activation_offset)
 {
     for (int b = 0; b < l->blocks; b++) {
         const int8_t *w = (const int8_t *)l->weights + (size_t)b * l->block_size;
-        int32_t *sum = offset + b * BLOCK;
+        int32_t *sum = l->offset + b * BLOCK;
         for (size_t j = 0; j < l->block_size; j++) sum[j % STEP_BYTES / 4] -= activation_offset * w[j];
     }
 }
@@ -197,11 +197,12 @@ static size_t lay_out(lh_stepper *s, char *base)
         void *w = allocate(&at, bytes), *b = allocate(&at, initial), *c = allocate(&at, outputs);
         int32_t *offset = allocate(&at, outputs);
         if (!base) continue;
-        l->weights = memcpy(w, m->weights[i], bytes);
-        l->initial = memcpy(b, m->initial[i], initial);
-        l->scale = m->is_int8 ? memcpy(c, m->scale[i], outputs) : memset(c, 0, outputs);
-        l->offset = memset(offset, 0, outputs);
-        if (m->is_int8) sum_offsets(l, s->kernels->activation_offset, offset);
+        l->weights = w, l->initial = b, l->scale = c, l->offset = offset;
+        l->initial_bytes = initial;
+        if (!m->weights[0]) continue; /* the memory is new, and zero */
+        memcpy(w, m->weights[i], bytes);
+        memcpy(b, m->initial[i], initial);
+        if (m->is_int8) memcpy(c, m->scale[i], outputs);
     }
     size_t state = slots * 2 * (size_t)m->layers * (size_t)m->hidden * sizeof(float);
     s->state = allocate(&at, state);
@@ -241,6 +242,21 @@ EXPORT void lh_close(lh_stepper *s)
     free(s);
 }
 
+/* Call once, when the arrays that lh_open was not given have been filled. */
+EXPORT void lh_filled(lh_stepper *s)
+{
+    for (int i = 0; s->model.is_int8 && i <= s->model.layers; i++) sum_offsets(&s->layer[i], s->kernels->activation_offset);
+}
+
+/* Returns where an array of entry i lies, and its bytes. Kinds: 0 weights, 1 initial, 2 scale, as in lh_model. */
+EXPORT void *lh_array(lh_stepper *s, int32_t kind, int32_t i, int64_t *bytes)
+{
+    const layer_t *l = &s->layer[i];
+    *bytes = (int64_t)(kind == 0 ? (size_t)l->blocks * l->block_size
+                                 : kind == 1 ? l->initial_bytes : (size_t)l->blocks * BLOCK * sizeof(float));
+    return kind == 0 ? l->weights : kind == 1 ? (void *)l->initial : l->scale;
+}
+
 /* Returns a stepper with a copy of the model; NULL when there is no memory, or no such instruction set. */
 EXPORT lh_stepper *lh_open(const lh_model *model)
 {
@@ -275,6 +291,7 @@ EXPORT lh_stepper *lh_open(const lh_model *model)
     madvise(s->arena, s->arena_size, MADV_HUGEPAGE); /* 12 MB of weights are more 4 KB pages than the TLB holds */
 #endif
     lay_out(s, s->arena);
+    if (model->weights[0]) lh_filled(s);
     return s;
 }
 

@@ -16,9 +16,10 @@ typedef struct {
     int inputs;        /* 1: h; 2: the layer below's h, then h */
     int steps;         /* of a segment (one input): k in fp32, four of them in int8 */
     size_t block_size; /* in bytes */
-    const char *weights;
-    const float *initial, *scale;
-    const int32_t *offset; /* (blocks, 16): where an integer sum begins */
+    char *weights;
+    float *initial, *scale;
+    size_t initial_bytes;
+    int32_t *offset; /* (blocks, 16): where an integer sum begins */
 } layer_t;
 
 /* Memory of one thread. */

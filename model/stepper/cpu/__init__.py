@@ -30,7 +30,7 @@ from model.native.library import (
 from model.network.char_rnn import CharRNN
 from model.network.sampling import SAMPLING_DTYPE
 from model.stepper import Block, BlockResult, as_state
-from model.stepper.cpu.pack_weights import PackedNetwork, pack
+from model.stepper.cpu.pack_weights import ARRAYS, FillArrays, Packed, PackedNetwork, pack
 from model.stepper.cpu.scoring import NativeScoring
 from model.structured_outputs.masks import ConstraintResult, Constraints
 
@@ -83,6 +83,7 @@ class CpuStepper:
         Raises:
             Unsupported: There is no native code for this model or machine; the message says why.
             ValueError: An argument is out of range, or a weight is not finite.
+            Exception: What filling the arrays of a packed network raises.
         """
         if precision not in WEIGHT_PRECISIONS:
             raise ValueError(f"precision: got {precision!r}, expected one of {', '.join(WEIGHT_PRECISIONS)}")
@@ -107,10 +108,11 @@ class CpuStepper:
             item_end=-1 if network.item_end is None else network.item_end,
             instruction_set=self.instruction_set.encode(),
         )
-        for i, weights in enumerate(packed.weights):
-            model.weights[i] = weights.ctypes.data
-            model.initial[i] = packed.initial[i].ctypes.data
-            model.scale[i] = packed.scale[i].ctypes.data if packed.scale else None
+        if isinstance(packed, Packed):
+            for i, weights in enumerate(packed.weights):
+                model.weights[i] = weights.ctypes.data
+                model.initial[i] = packed.initial[i].ctypes.data
+                model.scale[i] = packed.scale[i].ctypes.data if packed.scale else None
         self.n_slots = n_slots
         self.vocab_size = config.vocab_size
         self.state_shape = (2, config.n_layers, config.n_hidden)  # (S, L, H)
@@ -120,6 +122,23 @@ class CpuStepper:
         if not self._handle:
             raise MemoryError(f"no memory for the native stepper, or no instruction set {self.instruction_set!r}")
         self._n_bytes = int(self._library.lh_bytes(self._handle))
+        if not isinstance(packed, Packed):
+            self._fill(packed, config.n_layers)
+
+    def _fill(self, fill: FillArrays, n_layers: int) -> None:
+        """Have the arrays of the packed network filled where they are used."""
+        n_bytes = ctypes.c_int64()
+        memory: dict[str, memoryview] = {}
+        for kind, name in enumerate(ARRAYS if self.name == "cpu-i8" else ARRAYS[:-1]):
+            for i in range(n_layers + 1):
+                address = self._library.lh_array(self._handle, kind, i, ctypes.byref(n_bytes))
+                memory[f"{name}.{i}"] = memoryview((ctypes.c_char * n_bytes.value).from_address(address)).cast("B")
+        try:
+            fill(memory)
+        except BaseException:
+            self.close()
+            raise
+        self._library.lh_filled(self._handle)
 
     @property
     def n_bytes(self) -> int:

@@ -10,7 +10,7 @@ Everything is computed in float64 with additions in a fixed order (no BLAS), so 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ ACTIVATION_SCALE = 127  # as in kernels/simd.h
 MAX_INT8_INPUTS = (2**31 - 1) // (2 * 255 * 127)
 
 Array = NDArray[np.float64]
+ARRAYS = ("weights", "initial", "scale")
+"""Kinds of arrays of a packed network, by their numbers in lh_array; fp32 has no scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +49,9 @@ class Packed:
         }
         return {f"{kind}.{i}": array for kind, arrays in lists.items() for i, array in enumerate(arrays)}
 
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Packed:
-        """The inverse of `arrays`."""
 
-        def numbered(kind: str) -> list[NDArray[Any]]:
-            return [arrays[f"{kind}.{i}"] for i in range(sum(name.startswith(f"{kind}.") for name in arrays))]
-
-        return cls(numbered("weights"), numbered("initial"), numbered("scale"))
+FillArrays = Callable[[Mapping[str, memoryview]], None]
+"""Fills memory with packed arrays, by their names in `Packed.arrays`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ class PackedNetwork:
     config: ModelConfig
     item_end: int | None
     precision: WeightPrecision
-    packed: Packed
+    packed: Packed | FillArrays
 
     @classmethod
     def of(cls, network: CharRNN, precision: WeightPrecision) -> PackedNetwork:

@@ -24,8 +24,6 @@ static int bf16_tiles_begin(int rows)
 
 static void bf16_tiles_end(void) { tiles_release(); }
 
-/* gcc does not know that the instructions of tiles read and write memory. */
-#define MEMORY_IS_READ __asm__ volatile("" ::: "memory")
 #define LOAD_SUMS(tile, r, b) _tile_loadd(tile, z[r].f + (b) * BLOCK, sizeof *z)
 #define SAVE_SUMS(tile, r, b) _tile_stored(tile, z[r].f + (b) * BLOCK, sizeof *z)
 #define LOAD_ROWS(tile, r) _tile_loadd(tile, (const char *)a[r] + 4 * k, stride)
@@ -158,7 +156,7 @@ static void multiply_bf16_tiles(const void *const *a, int rows, int steps, const
         for (int b = 0; b < blocks; b++)
             for (int r = 0, take; r < rows; r += take) {
                 take = tile_rows(rows - r, TILED_ROWS);
-                bf16_tiled[take - 1](a + r, k, TILE_PAIRS, w + b * block, block, sums_of(z + r, b));
+                bf16_tiled[take - 1](a + r, k, TILE_PAIRS, w + b * block, block, sums_of(z + r, b), NULL);
             }
 }
 #endif

@@ -83,11 +83,13 @@ typedef union { float f[PANEL]; int32_t i[PANEL]; } zrow;
 #define BY_WEIGHT(KIND, R, V) ROWS_##R(TILE_INPUT, KIND) VECS_##V(BY_WEIGHT_ONE, KIND, R)
 #define BY_WEIGHT_ONE(v, KIND, R) { KIND##_WEIGHT(v) ROWS_##R(TILE_STEP_OF, v, KIND) }
 
-/* R rows by V vectors of outputs, over n steps from k0. */
+/* R rows by V vectors of outputs, over n steps from k0. With AHEAD_ONE_LINE a line of the weights at `next` is fetched
+ * into the L2 cache at each step. */
 #define TILE(NAME, KIND, R, V, ORDER, AHEAD)                                                              \
-    static void NAME(const void *const *a, int k0, int n, const char *w, size_t block, zrow *z)           \
+    static void NAME(const void *const *a, int k0, int n, const char *w, size_t block, zrow *z,           \
+                     const char *next)                                                                    \
     {                                                                                                     \
-        (void)block;                                                                                      \
+        (void)block, (void)next;                                                                          \
         ROWS_##R(TILE_ROW, KIND)                                                                          \
         VECS_##V(TILE_VECTOR, KIND)                                                                       \
         ROWS_##R(TILE_LOAD, KIND, V)                                                                      \
@@ -98,7 +100,8 @@ typedef union { float f[PANEL]; int32_t i[PANEL]; } zrow;
         ROWS_##R(TILE_SAVE, KIND, V)                                                                      \
     }
 #define NO_PREFETCH
-typedef void tile_fn(const void *const *a, int k0, int n, const char *w, size_t block, zrow *z);
+#define AHEAD_ONE_LINE __builtin_prefetch(next + STEP_BYTES * k, 0, 2);
+typedef void tile_fn(const void *const *a, int k0, int n, const char *w, size_t block, zrow *z, const char *next);
 
 #if LANES == 16
 /* 24 sums, 4 weights and an input of 32 registers. */
@@ -108,10 +111,10 @@ typedef void tile_fn(const void *const *a, int k0, int n, const char *w, size_t 
 #define TILES(KIND, name)                                                                                 \
     TILE(name##_1, KIND, 1, 4, BY_ROW, NO_PREFETCH)                                                       \
     TILE(name##_2, KIND, 2, 4, BY_ROW, NO_PREFETCH)                                                       \
-    TILE(name##_3, KIND, 3, 4, BY_ROW, NO_PREFETCH)                                                       \
-    TILE(name##_4, KIND, 4, 4, BY_ROW, NO_PREFETCH)                                                       \
-    TILE(name##_5, KIND, 5, 4, BY_ROW, NO_PREFETCH)                                                       \
-    TILE(name##_6, KIND, 6, 4, BY_ROW, NO_PREFETCH)                                                       \
+    TILE(name##_3, KIND, 3, 4, BY_ROW, AHEAD_ONE_LINE)                                                    \
+    TILE(name##_4, KIND, 4, 4, BY_ROW, AHEAD_ONE_LINE)                                                    \
+    TILE(name##_5, KIND, 5, 4, BY_ROW, AHEAD_ONE_LINE)                                                    \
+    TILE(name##_6, KIND, 6, 4, BY_ROW, AHEAD_ONE_LINE)                                                    \
     TILE(name##_block_1, KIND, 1, 1, BY_ROW, NO_PREFETCH)                                                 \
     TILE(name##_block_2, KIND, 2, 1, BY_ROW, NO_PREFETCH)                                                 \
     TILE(name##_block_3, KIND, 3, 1, BY_ROW, NO_PREFETCH)                                                 \
@@ -126,7 +129,6 @@ typedef void tile_fn(const void *const *a, int k0, int n, const char *w, size_t 
 #define KC 256
 #define TILE_ROWS_F32 6
 #define TILE_ROWS_I8 (ACTIVATION_BYTES == 1 ? 6 : 5)
-#define AHEAD_ONE_LINE __builtin_prefetch(w + KC * STEP_BYTES + STEP_BYTES * k, 0, 2);
 #define TILES(KIND, name)                                                                                 \
     TILE(name##_1, KIND, 1, 8, BY_WEIGHT, NO_PREFETCH)                                                    \
     TILE(name##_2, KIND, 2, 4, BY_WEIGHT, NO_PREFETCH)                                                    \
@@ -166,13 +168,15 @@ INLINE int tile_rows(int left, int most)
     return (left + tiles - 1) / tiles;
 }
 
+/* `blocks` is what a tile takes. While the first tiles use KC steps, each fetches those that follow in one block. */
 INLINE void many_rows(tile_fn *const *tiles, int most, const void *const *a, int rows, int steps, const char *w,
-                      size_t block, zrow *z)
+                      size_t block, int blocks, zrow *z)
 {
     for (int k = 0; k < steps; k += KC, w += KC * STEP_BYTES)
-        for (int r = 0, take, n = steps - k < KC ? steps - k : KC; r < rows; r += take) {
+        for (int r = 0, take, b = 0, n = steps - k < KC ? steps - k : KC; r < rows; r += take, b++) {
+            const char *next = w + KC * STEP_BYTES + (size_t)(b < blocks ? b : 0) * block;
             take = tile_rows(rows - r, most);
-            tiles[take - 1](a + r, k, n, w, block, z + r);
+            tiles[take - 1](a + r, k, n, w, block, z + r, next);
         }
 }
 
@@ -194,7 +198,7 @@ static void wide_rows(const void *const *a, int rows, int steps, const char *w, 
         }
         for (int r = 0, take; r < rows; r += take) {
             take = tile_rows(rows - r, 6);
-            i16_block[take - 1](a + r, 2 * k, 2 * n, (const char *)wide, 0, z + r);
+            i16_block[take - 1](a + r, 2 * k, 2 * n, (const char *)wide, 0, z + r, NULL);
         }
     }
 }
@@ -213,12 +217,6 @@ INLINE void multiply_segment(int is_int8, const void *const *a, const void *cons
     const int most = is_int8 ? TILE_ROWS_I8 : TILE_ROWS_F32;
     int b = 0;
     (void)wide;
-#if defined(HAS_TILES)
-    if (is_int8 && rows >= TILE_MIN_ROWS) {
-        multiply_tiles(a, rows, steps, w, block, blocks, z);
-        return;
-    }
-#endif
 #if defined(HAS_WIDE)
     if (is_int8 && rows >= WIDE_ROWS) {
         for (; b < blocks; b++) wide_rows(wide, rows, steps, w + b * block, sums_of(z, b));
@@ -227,21 +225,21 @@ INLINE void multiply_segment(int is_int8, const void *const *a, const void *cons
 #endif
 #if LANES == 16
     if (blocks == BLOCKS) {
-        many_rows(is_int8 ? i8_panel : f32_panel, most, a, rows, steps, w, block, z);
+        many_rows(is_int8 ? i8_panel : f32_panel, most, a, rows, steps, w, block, BLOCKS, z);
         return;
     }
 #else
     if (rows == 1 && blocks == BLOCKS) {
-        (is_int8 ? i8_1 : f32_1)(a, 0, steps, w, block, z);
+        (is_int8 ? i8_1 : f32_1)(a, 0, steps, w, block, z, NULL);
         return;
     }
     if (rows == 2 || (rows == 3 && !is_int8)) {
         tile_fn *tile = is_int8 ? i8_2 : rows == 2 ? f32_2 : f32_3;
-        for (; b + 2 <= blocks; b += 2) tile(a, 0, steps, w + b * block, block, sums_of(z, b));
+        for (; b + 2 <= blocks; b += 2) tile(a, 0, steps, w + b * block, block, sums_of(z, b), NULL);
     }
 #endif
     for (; b < blocks; b++)
-        many_rows(is_int8 ? i8_block : f32_block, most, a, rows, steps, w + b * block, block, sums_of(z, b));
+        many_rows(is_int8 ? i8_block : f32_block, most, a, rows, steps, w + b * block, block, 1, sums_of(z, b));
 }
 
 /* The same in bf16: steps are pairs of k. */
@@ -249,12 +247,12 @@ INLINE void multiply_bf16(const void *const *a, int rows, int steps, const char 
 {
 #if LANES == 16
     if (blocks == BLOCKS) {
-        many_rows(bf16_panel, TILE_ROWS_BF16, a, rows, steps, w, block, z);
+        many_rows(bf16_panel, TILE_ROWS_BF16, a, rows, steps, w, block, BLOCKS, z);
         return;
     }
 #endif
     for (int b = 0; b < blocks; b++)
-        many_rows(bf16_block, TILE_ROWS_BF16, a, rows, steps, w + b * block, block, sums_of(z, b));
+        many_rows(bf16_block, TILE_ROWS_BF16, a, rows, steps, w + b * block, block, 1, sums_of(z, b));
 }
 
 #endif

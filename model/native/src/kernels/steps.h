@@ -19,6 +19,13 @@ INLINE const void *h_of(const lh_stepper *s, const rows_t *rows, int layer, int 
 static void multiply(const lh_stepper *s, const layer_t *l, int block, int blocks, int rows, scratch_t *t)
 {
     const char *w = l->weights + (size_t)block * l->block_size;
+#if defined(HAS_TILES)
+    if (s->model.is_int8 && rows >= TILE_MIN_ROWS) {
+        const tile_inputs inputs = {.rows = {t->row[0], t->row[1]}, .inputs = l->inputs, .steps = l->steps};
+        multiply_tiles(inputs, rows, w, l->block_size, blocks, (zrow *)t->z);
+        return;
+    }
+#endif
     for (int i = 0; i < l->inputs; i++, w += (size_t)l->steps * STEP_BYTES) {
         const void *wide[ROWS];
         for (int r = 0; r < rows; r++) wide[r] = (const char *)t->row[i][r] + s->stride;
@@ -127,10 +134,10 @@ static void layer_phase(lh_stepper *s, int layer, int k, int thread)
 {
     scratch_t *t = s->scratch[thread];
     int rows = s->running[k], each = rows_per_item(rows), panels = s->layer[layer].blocks / BLOCKS;
-    int items = panels * ((rows + each - 1) / each), now = (k & 1) ^ 1, from = thread;
+    int groups = (rows + each - 1) / each, items = panels * groups, now = (k & 1) ^ 1, from = thread;
     for (int item; (item = pool_take(&s->pool, items, &from)) >= 0;) {
-        int first = item / panels * each, count = rows - first < each ? rows - first : each;
-        int panel = item % panels;
+        int first = item % groups * each, count = rows - first < each ? rows - first : each;
+        int panel = item / groups; /* the same panels for a thread at each step: their weights stay in its cache */
         const float *initial[ROWS];
         for (int r = 0; r < count; r++) {
             int row = first + r;

@@ -14,6 +14,9 @@
 #define TILE_GROUP 16 /* rows of a tile */
 #define TILE_MIN_ROWS 8 /* fewer rows are faster by vpdpbusd */
 
+/* gcc does not know that the instructions of tiles read memory. */
+#define MEMORY_IS_READ __asm__ volatile("" ::: "memory")
+
 /* What LDTILECFG reads: palette 1, then bytes a row and rows of each of the eight tiles. */
 typedef struct {
     uint8_t palette, start_row, reserved[14];
@@ -30,27 +33,25 @@ INLINE void tiles_configure(int rows, int others, int steps)
         shapes.rows[tile] = (uint8_t)(is_weights ? steps : is_second ? others : rows);
         shapes.row_bytes[tile] = (uint16_t)(is_rows ? 4 * steps : 4 * BLOCK);
     }
-    __asm__ volatile("" : : "r"(&shapes) : "memory"); /* gcc believes that only the first eight bytes are read */
+    MEMORY_IS_READ; /* gcc believes that only the first eight bytes of the shapes are */
     _tile_loadconfig(&shapes);
 }
 
 /* After the last product of a run: the system then saves 8 KB less of this thread. */
 INLINE void tiles_release(void) { _tile_release(); }
 
-/* Rows that lie `stride` bytes apart. */
+/* The inputs of some rows: of a layer above the first, the layer below's h, then the row's own. */
+typedef struct {
+    const void *const *rows[2]; /* of each input, pointers to rows of `steps` steps */
+    int inputs, steps;
+    int from, end, width; /* the steps to multiply, in tiles of so many */
+} tile_inputs;
+
+/* The rows of a tile: where they lie, `stride` bytes apart. */
 typedef struct {
     const uint8_t *first;
     size_t stride;
-} even_rows;
-
-/* The tile-wide part of `rows` rows that begins at a byte: where they lie, if they lie evenly apart, else a copy. */
-INLINE even_rows rows_at(const void *const *a, int rows, int is_even, int byte, int bytes, uint8_t (*copy)[64])
-{
-    const uint8_t *first = a[0];
-    if (is_even) return (even_rows){first + byte, rows > 1 ? (size_t)((const uint8_t *)a[1] - first) : 64};
-    for (int r = 0; r < rows; r++) memcpy(copy[r], (const uint8_t *)a[r] + byte, (size_t)bytes);
-    return (even_rows){copy[0], 64};
-}
+} tile_rows_t;
 
 INLINE int lie_evenly(const void *const *a, int rows)
 {
@@ -59,103 +60,145 @@ INLINE int lie_evenly(const void *const *a, int rows)
     return rows < 2 || (const char *)a[1] > (const char *)a[0];
 }
 
-/* Two groups of rows times two blocks. */
-INLINE void tiles_2x2(const void *const *a, int rows, int others, const int *is_even, int from, int end, int width,
-                      const char *w, size_t block, zrow *z, uint8_t (*copy)[64])
+/* `bytes` of each row from a byte on: where they lie, if the rows lie evenly apart, else a copy. */
+INLINE tile_rows_t rows_at(const void *const *a, int rows, int is_even, int byte, int bytes, uint8_t (*copy)[64])
 {
-    _tile_loadd(0, z[0].i, sizeof *z);
-    _tile_loadd(1, z[0].i + BLOCK, sizeof *z);
-    _tile_loadd(2, z[TILE_GROUP].i, sizeof *z);
-    _tile_loadd(3, z[TILE_GROUP].i + BLOCK, sizeof *z);
-    for (int k = from; k < end; k += width) {
-        even_rows x = rows_at(a, rows, is_even[0], 4 * k, 4 * width, copy);
-        _tile_loadd(6, w + (size_t)k * STEP_BYTES, STEP_BYTES);
-        _tile_loadd(4, x.first, x.stride);
-        x = rows_at(a + TILE_GROUP, others, is_even[1], 4 * k, 4 * width, copy + TILE_GROUP);
-        _tile_dpbusd(0, 4, 6);
-        _tile_loadd(7, w + block + (size_t)k * STEP_BYTES, STEP_BYTES);
-        _tile_dpbusd(1, 4, 7);
-        _tile_loadd(5, x.first, x.stride);
-        _tile_dpbusd(2, 5, 6);
-        _tile_dpbusd(3, 5, 7);
-    }
-    _tile_stored(0, z[0].i, sizeof *z);
-    _tile_stored(1, z[0].i + BLOCK, sizeof *z);
-    _tile_stored(2, z[TILE_GROUP].i, sizeof *z);
-    _tile_stored(3, z[TILE_GROUP].i + BLOCK, sizeof *z);
+    const uint8_t *first = a[0];
+    if (is_even) return (tile_rows_t){first + byte, rows > 1 ? (size_t)((const uint8_t *)a[1] - first) : 64};
+    for (int r = 0; r < rows; r++) memcpy(copy[r], (const uint8_t *)a[r] + byte, (size_t)bytes);
+    MEMORY_IS_READ;
+    return (tile_rows_t){copy[0], 64};
 }
 
-/* A group of rows times four blocks. */
-INLINE void tiles_1x4(const void *const *a, int rows, int is_even, int from, int end, int width, const char *w,
-                      size_t block, zrow *z, uint8_t (*copy)[64])
+#define LOAD_SUMS(tile, r, b) _tile_loadd(tile, z[r].i + (b) * BLOCK, sizeof *z)
+#define SAVE_SUMS(tile, r, b) _tile_stored(tile, z[r].i + (b) * BLOCK, sizeof *z)
+#define LOAD_WEIGHTS(tile, b) _tile_loadd(tile, at + (b) * block, STEP_BYTES)
+#define EACH_INPUT(i) for (int i = 0; i < x->inputs; i++)
+#define EACH_TILE(k) for (int k = x->from; k < x->end; k += x->width)
+#define WEIGHTS_AT(i, k) (w + ((size_t)(i) * x->steps + (k)) * STEP_BYTES)
+
+/* Two groups of rows, times two blocks. */
+INLINE void tiles_2x2(const tile_inputs *x, int r, int rows, int others, const char *w, size_t block, zrow *z)
 {
-    _tile_loadd(0, z[0].i, sizeof *z);
-    _tile_loadd(1, z[0].i + BLOCK, sizeof *z);
-    _tile_loadd(2, z[0].i + 2 * BLOCK, sizeof *z);
-    _tile_loadd(3, z[0].i + 3 * BLOCK, sizeof *z);
-    for (int k = from; k < end; k += width) {
-        const even_rows x = rows_at(a, rows, is_even, 4 * k, 4 * width, copy);
-        const char *at = w + (size_t)k * STEP_BYTES;
-        _tile_loadd(4, x.first, x.stride);
-        _tile_loadd(6, at, STEP_BYTES);
-        _tile_dpbusd(0, 4, 6);
-        _tile_loadd(7, at + block, STEP_BYTES);
-        _tile_dpbusd(1, 4, 7);
-        _tile_loadd(6, at + 2 * block, STEP_BYTES);
-        _tile_dpbusd(2, 4, 6);
-        _tile_loadd(7, at + 3 * block, STEP_BYTES);
-        _tile_dpbusd(3, 4, 7);
+    uint8_t copy[2][TILE_GROUP][64];
+    LOAD_SUMS(0, 0, 0);
+    LOAD_SUMS(1, 0, 1);
+    LOAD_SUMS(2, TILE_GROUP, 0);
+    LOAD_SUMS(3, TILE_GROUP, 1);
+    EACH_INPUT(i)
+    {
+        const void *const *a = x->rows[i] + r, *const *b = a + TILE_GROUP;
+        const int is_even = lie_evenly(a, rows), others_even = lie_evenly(b, others);
+        EACH_TILE(k)
+        {
+            const char *at = WEIGHTS_AT(i, k);
+            const tile_rows_t first = rows_at(a, rows, is_even, 4 * k, 4 * x->width, copy[0]);
+            const tile_rows_t second = rows_at(b, others, others_even, 4 * k, 4 * x->width, copy[1]);
+            LOAD_WEIGHTS(6, 0);
+            _tile_loadd(4, first.first, first.stride);
+            _tile_dpbusd(0, 4, 6);
+            LOAD_WEIGHTS(7, 1);
+            _tile_dpbusd(1, 4, 7);
+            _tile_loadd(5, second.first, second.stride);
+            _tile_dpbusd(2, 5, 6);
+            _tile_dpbusd(3, 5, 7);
+        }
     }
-    _tile_stored(0, z[0].i, sizeof *z);
-    _tile_stored(1, z[0].i + BLOCK, sizeof *z);
-    _tile_stored(2, z[0].i + 2 * BLOCK, sizeof *z);
-    _tile_stored(3, z[0].i + 3 * BLOCK, sizeof *z);
+    SAVE_SUMS(0, 0, 0);
+    SAVE_SUMS(1, 0, 1);
+    SAVE_SUMS(2, TILE_GROUP, 0);
+    SAVE_SUMS(3, TILE_GROUP, 1);
 }
 
-/* A group of rows times one block. */
-INLINE void tiles_1x1(const void *const *a, int rows, int is_even, int from, int end, int width, const char *w, zrow *z,
-                      uint8_t (*copy)[64])
+/* A group of rows, times four blocks. */
+INLINE void tiles_1x4(const tile_inputs *x, int r, int rows, const char *w, size_t block, zrow *z)
 {
-    _tile_loadd(0, z[0].i, sizeof *z);
-    for (int k = from; k < end; k += width) {
-        const even_rows x = rows_at(a, rows, is_even, 4 * k, 4 * width, copy);
-        _tile_loadd(4, x.first, x.stride);
-        _tile_loadd(6, w + (size_t)k * STEP_BYTES, STEP_BYTES);
-        _tile_dpbusd(0, 4, 6);
+    uint8_t copy[TILE_GROUP][64];
+    LOAD_SUMS(0, 0, 0);
+    LOAD_SUMS(1, 0, 1);
+    LOAD_SUMS(2, 0, 2);
+    LOAD_SUMS(3, 0, 3);
+    EACH_INPUT(i)
+    {
+        const int is_even = lie_evenly(x->rows[i] + r, rows);
+        EACH_TILE(k)
+        {
+            const char *at = WEIGHTS_AT(i, k);
+            const tile_rows_t input = rows_at(x->rows[i] + r, rows, is_even, 4 * k, 4 * x->width, copy);
+            _tile_loadd(4, input.first, input.stride);
+            LOAD_WEIGHTS(6, 0);
+            _tile_dpbusd(0, 4, 6);
+            LOAD_WEIGHTS(7, 1);
+            _tile_dpbusd(1, 4, 7);
+            LOAD_WEIGHTS(6, 2);
+            _tile_dpbusd(2, 4, 6);
+            LOAD_WEIGHTS(7, 3);
+            _tile_dpbusd(3, 4, 7);
+        }
     }
-    _tile_stored(0, z[0].i, sizeof *z);
+    SAVE_SUMS(0, 0, 0);
+    SAVE_SUMS(1, 0, 1);
+    SAVE_SUMS(2, 0, 2);
+    SAVE_SUMS(3, 0, 3);
 }
 
-/* The steps `from` to `end`, in tiles of `width` steps. */
-static void tiles_over(const void *const *a, int rows, int from, int end, int width, const char *w, size_t block,
-                       int blocks, zrow *z)
+/* A group of rows, times one block. */
+INLINE void tiles_1x1(const tile_inputs *x, int r, int rows, const char *w, zrow *z)
 {
-    uint8_t copy[2 * TILE_GROUP][64];
+    uint8_t copy[TILE_GROUP][64];
+    LOAD_SUMS(0, 0, 0);
+    EACH_INPUT(i)
+    {
+        const int is_even = lie_evenly(x->rows[i] + r, rows);
+        EACH_TILE(k)
+        {
+            const tile_rows_t input = rows_at(x->rows[i] + r, rows, is_even, 4 * k, 4 * x->width, copy);
+            _tile_loadd(4, input.first, input.stride);
+            _tile_loadd(6, WEIGHTS_AT(i, k), STEP_BYTES);
+            _tile_dpbusd(0, 4, 6);
+        }
+    }
+    SAVE_SUMS(0, 0, 0);
+}
+
+static void tiles_over(const tile_inputs *x, int rows, const char *w, size_t block, int blocks, zrow *z)
+{
     int configured = 0; /* the rows of both groups */
     for (int r = 0; r < rows;) {
         const int left = rows - r, is_pair = left > TILE_GROUP && blocks == BLOCKS;
         const int first = left < TILE_GROUP ? left : TILE_GROUP;
         const int second = !is_pair ? first : left - first < TILE_GROUP ? left - first : TILE_GROUP;
-        const int is_even[2] = {lie_evenly(a + r, first), is_pair && lie_evenly(a + r + first, second)};
-        if (configured != first + second) tiles_configure(first, second, width);
+        if (configured != first + second) tiles_configure(first, second, x->width);
         configured = first + second;
         if (is_pair)
             for (int b = 0; b < blocks; b += 2)
-                tiles_2x2(a + r, first, second, is_even, from, end, width, w + b * block, block, sums_of(z + r, b), copy);
+                tiles_2x2(x, r, first, second, w + b * block, block, sums_of(z + r, b));
         else if (blocks == BLOCKS)
-            tiles_1x4(a + r, first, is_even[0], from, end, width, w, block, z + r, copy);
+            tiles_1x4(x, r, first, w, block, z + r);
         else
-            for (int b = 0; b < blocks; b++)
-                tiles_1x1(a + r, first, is_even[0], from, end, width, w + b * block, sums_of(z + r, b), copy);
+            for (int b = 0; b < blocks; b++) tiles_1x1(x, r, first, w + b * block, sums_of(z + r, b));
         r += is_pair ? first + second : first;
     }
 }
 
-static void multiply_tiles(const void *const *a, int rows, int steps, const char *w, size_t block, int blocks, zrow *z)
+#undef LOAD_SUMS
+#undef SAVE_SUMS
+#undef LOAD_WEIGHTS
+#undef EACH_INPUT
+#undef EACH_TILE
+#undef WEIGHTS_AT
+
+/* z += the products of all inputs with some blocks. The steps that fill no tile are multiplied after the others: a tile
+ * of another width forgets the sums. */
+static void multiply_tiles(tile_inputs x, int rows, const char *w, size_t block, int blocks, zrow *z)
 {
-    const int whole = steps / TILE_STEPS * TILE_STEPS;
-    if (whole) tiles_over(a, rows, 0, whole, TILE_STEPS, w, block, blocks, z);
-    if (steps > whole) tiles_over(a, rows, whole, steps, steps - whole, w, block, blocks, z);
+    const int whole = x.steps / TILE_STEPS * TILE_STEPS;
+    MEMORY_IS_READ;
+    x.from = 0, x.end = whole, x.width = TILE_STEPS;
+    if (whole) tiles_over(&x, rows, w, block, blocks, z);
+    x.from = whole, x.end = x.steps, x.width = x.steps - whole;
+    if (x.width) tiles_over(&x, rows, w, block, blocks, z);
+    MEMORY_IS_READ;
 }
 
 #endif

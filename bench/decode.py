@@ -7,9 +7,9 @@ Runtime (bench/requirements.txt), once with sampling in numpy and once, "onnx st
 dynamic quantization, without sampling. All are timed in turn, round after round, and the best round of each counts: on
 a machine that also does other work, that is what repeats.
 
-Limits: "reading" and "reading i8" are the measured speed of reading as many bytes as the weights have; "fma peak" and
-"dot peak" (int8) are the multiply-adds per second of registers alone, "sgemm" those of torch's matrix product. The last
-line is JSON.
+Limits: "reading" and "reading i8" are the measured speed of reading as many bytes as the weights have; "fma peak",
+"dot peak" (int8, vpdpbusd) and "tile peak" (int8, AMX) are the multiply-adds per second of registers alone, "sgemm"
+those of torch's matrix product. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -201,9 +201,10 @@ class Machine:
             flags = ("-O3", "-fPIC", "-shared", "-march=native", "-ffp-contract=fast")
             compile_to(target, (compilers() or [["cc"]])[0], flags, Path(__file__).with_name("limits.c"))
             library = ctypes.CDLL(str(target))
-        self._read, self._multiply, self._dot = library.read_all, library.multiply_all, library.dot_all
+        self._read, self._multiply = library.read_all, library.multiply_all
+        self._dot, self._tile = library.dot_all, library.tile_all
         self._read.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int]
-        for products in (self._multiply, self._dot):
+        for products in (self._multiply, self._dot, self._tile):
             products.argtypes, products.restype = [ctypes.c_long], ctypes.c_double
 
     def bytes_per_s(self, size: int) -> float:
@@ -233,9 +234,13 @@ class Machine:
         """Multiply-adds of int8 per second in registers; 0 where the CPU has no instruction for them."""
         return self._in_registers(self._dot)
 
-    def _in_registers(self, products: Callable[[int], float]) -> float:
+    def tile_products_per_s(self) -> float:
+        """Multiply-adds of int8 per second by tiles; 0 where the CPU has none."""
+        return self._in_registers(self._tile, 100_000)
+
+    def _in_registers(self, products: Callable[[int], float], times: int = 5_000_000) -> float:
         done: list[float] = []
-        seconds = self._together(lambda _: done.append(products(5_000_000)))
+        seconds = self._together(lambda _: done.append(products(times)))
         return sum(done) / seconds
 
     def _together(self, work: Callable[[int], object]) -> float:
@@ -285,7 +290,7 @@ def measure(name: str, rows: int, rounds: int, threads: int, machine: Machine | 
 
     products = 4 * hidden * hidden * (2 * layers - 1) + hidden * VOCAB  # per character; the embedding is a table
     best: dict[str, float] = dict.fromkeys(turns, 0.0)
-    read = read_int8 = peak = dot_peak = sgemm = 0.0
+    read = read_int8 = peak = dot_peak = tile_peak = sgemm = 0.0
     for _ in range(rounds):
         for key, turn in turns.items():
             turn()
@@ -300,6 +305,7 @@ def measure(name: str, rows: int, rounds: int, threads: int, machine: Machine | 
             read_int8 = max(read_int8, machine.bytes_per_s(products))
             peak = max(peak, machine.products_per_s())
             dot_peak = max(dot_peak, machine.dot_products_per_s())
+            tile_peak = max(tile_peak, machine.tile_products_per_s())
         sgemm = max(sgemm, sgemm_products_per_s())
     for stepper in steppers:
         stepper.close()
@@ -308,6 +314,7 @@ def measure(name: str, rows: int, rounds: int, threads: int, machine: Machine | 
         "reading i8": read_int8 / products * rows,
         "fma peak": peak / products,
         "dot peak": dot_peak / products,
+        "tile peak": tile_peak / products,
         "sgemm": sgemm / products,
     }
     return {"model": name, "rows": rows, "chars_per_s": best, "limits": limits}

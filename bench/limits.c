@@ -4,6 +4,10 @@
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 #include <immintrin.h>
 #endif
+#if defined(__AMX_INT8__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 typedef uint64_t words __attribute__((vector_size(32)));
 #if defined(__AVX512F__)
@@ -78,6 +82,30 @@ double dot_all(long times)
     CHAINS(SUM)
     for (long t = 0; t < times; t++) { CHAINS(DOT) }
     return 12.0 * sizeof x * (double)times;
+#else
+    (void)times;
+    return 0.0;
+#endif
+}
+
+/* Multiply-adds of int8 by AMX's tiles in four chains, as kernels have them. Returns how many; 0 where there are none. */
+double tile_all(long times)
+{
+#if defined(__AMX_INT8__) && defined(__linux__)
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, TILES = 18 };
+    struct { uint8_t palette, start_row, reserved[14]; uint16_t row_bytes[16]; uint8_t rows[16]; } shapes = {.palette = 1};
+    if (syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILES)) return 0.0;
+    for (int tile = 0; tile < 8; tile++) shapes.row_bytes[tile] = 64, shapes.rows[tile] = 16;
+    __asm__ volatile("" : : "r"(&shapes) : "memory");
+    _tile_loadconfig(&shapes);
+    for (long t = 0; t < times; t++) {
+        _tile_dpbusd(0, 4, 6);
+        _tile_dpbusd(1, 4, 7);
+        _tile_dpbusd(2, 5, 6);
+        _tile_dpbusd(3, 5, 7);
+    }
+    _tile_release();
+    return 4.0 * 16 * 16 * 64 * (double)times;
 #else
     (void)times;
     return 0.0;

@@ -22,11 +22,11 @@ from model.config import Bf16Order, ModelConfig, TrainConfig
 from model.errors import ConfigError
 from model.network.char_rnn import CharRNN, State, detach
 from model.network.native_layer import fastest_bf16_order, supports_native_lstm
+from model.network.native_optimizer import NativeAdamW
 from model.network.regularization import regularized_forward
 from model.text.corpus import Streams
 from model.text.items.streams import ItemStreams
 from model.training.distributed import Distributed
-from model.network.native_optimizer import NativeAdamW
 
 _MIN_ROWS_PER_WORKER = 8  # with fewer rows a matrix product is too small to be worth a core
 _T = TypeVar("_T")

@@ -114,7 +114,7 @@ class LstmLayerArrays(ctypes.Structure):
     _fields_ = [
         *[(name, ctypes.c_int32) for name in ("rows", "steps", "hidden", "products")],
         *[(name, POINTER) for name in ("ids", "inputs", "weights", "h0", "c0", "starts", "h", "c", "gates")],
-        *[(name, POINTER) for name in ("d_h", "d_gates", "d_inputs")],
+        *[(name, POINTER) for name in ("d_h", "d_gates", "d_inputs", "d_weights")],
         ("instruction_set", ctypes.c_char_p),
     ]
 

@@ -88,7 +88,7 @@ def native_lstm(
         w_hh = F.pad(w_hh.reshape(4, hidden, hidden), (0, padding, 0, padding)).flatten(0, 1)
         h0, c0 = F.pad(h0, (0, padding)), F.pad(c0, (0, padding))
     h, c = _NativeLstm.apply(inputs, w_hh, h0, c0, ids, starts, bf16)  # type: ignore[no-untyped-call]
-    return h[..., :hidden], c[..., :hidden]
+    return h[..., :hidden], c.transpose(0, 1)[..., :hidden]
 
 
 @lru_cache(maxsize=1)
@@ -114,8 +114,8 @@ class _NativeLstm(torch.autograd.Function):
         shape = inputs.shape[:2] if ids is None else ids.shape
         inputs, w_hh, h0, c0 = (t.contiguous() for t in (inputs, w_hh, h0, c0))
         ids = None if ids is None else ids.contiguous()
-        h, c = inputs.new_empty(*shape, hidden), inputs.new_empty(*shape, hidden)
-        gates = inputs.new_empty(*shape, 4 * hidden)
+        h, c = inputs.new_empty(*shape, hidden), inputs.new_empty(shape[1], shape[0], hidden)
+        gates = inputs.new_empty(*shape, 4 * hidden)  # in the order of the native code
         starts = None if starts is None else starts.contiguous()
         saved = {"ids": ids, "inputs": inputs, "weights": w_hh, "h0": h0, "c0": c0, "starts": starts}
         saved |= {"h": h, "c": c, "gates": gates}
@@ -132,8 +132,12 @@ class _NativeLstm(torch.autograd.Function):
         saved |= {"h": h, "c": c, "gates": gates}
         d_gates = torch.empty_like(gates)
         d_inputs = None if ids is None else torch.zeros_like(inputs)
-        saved |= {"d_h": gradients[0].contiguous(), "d_gates": d_gates, "d_inputs": d_inputs}
+        d_result = d_gates if d_inputs is None else d_inputs
+        d_w_hh = torch.empty_like(w_hh) if ctx.bf16 == "tiles" else None
+        saved |= {"d_h": gradients[0].contiguous(), "d_gates": d_gates, "d_inputs": d_inputs, "d_weights": d_w_hh}
         _call("lh_lstm_backward", h.shape, ctx.bf16, saved)
+        if d_w_hh is not None:
+            return d_result, d_w_hh, None, None, None, None, None
         h_before = torch.cat([h0.unsqueeze(1), h[:, :-1]], dim=1)  # (B, T, H)
         if starts is not None:
             h_before.masked_fill_(starts[..., None], 0.0)
@@ -141,7 +145,7 @@ class _NativeLstm(torch.autograd.Function):
         if ctx.bf16:  # torch sums products of bfloat16 in float32, and rounds the result to bfloat16
             d, before = d.bfloat16(), before.bfloat16()
         d_w_hh = (d.t() @ before).float()
-        return d_gates if d_inputs is None else d_inputs, d_w_hh, None, None, None, None, None
+        return d_result, d_w_hh, None, None, None, None, None
 
 
 def _call(function: str, shape: torch.Size, bf16: Bf16Order | None, tensors: dict[str, Tensor | None]) -> None:

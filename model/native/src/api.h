@@ -92,11 +92,13 @@ typedef struct {
     const float *weights; /* (4 hidden, hidden), recurrent */
     const float *h0, *c0; /* (rows, hidden) */
     const uint8_t *starts; /* (rows, steps): not 0 where a row begins again from the zero state; or NULL */
-    float *h, *c;         /* (rows, steps, hidden), after each step */
-    float *gates;         /* (rows, steps, 4 hidden), activated */
+    float *h;             /* (rows, steps, hidden), after each step */
+    float *c;             /* (steps, rows, hidden), after each step */
+    float *gates;         /* (steps, rows, hidden / 16, 4, 16), activated */
     const float *d_h;     /* (rows, steps, hidden): the derivatives of the loss with respect to h */
     float *d_gates;       /* (rows, steps, 4 hidden): and with respect to the sums before activation */
     float *d_inputs;      /* (V, 4 hidden), added to; NULL without ids: then d_gates is the result */
+    float *d_weights;     /* (4 hidden, hidden), with LH_BF16_TILES; NULL: it is not computed */
     const char *instruction_set; /* as in lh_model */
 } lh_lstm_layer;
 

@@ -39,7 +39,7 @@ static const lh_field fields[] = {
     FIELD(lh_lstm_layer, inputs) FIELD(lh_lstm_layer, weights) FIELD(lh_lstm_layer, h0) FIELD(lh_lstm_layer, c0)
     FIELD(lh_lstm_layer, starts)
     FIELD(lh_lstm_layer, h) FIELD(lh_lstm_layer, c) FIELD(lh_lstm_layer, gates) FIELD(lh_lstm_layer, d_h)
-    FIELD(lh_lstm_layer, d_gates) FIELD(lh_lstm_layer, d_inputs)
+    FIELD(lh_lstm_layer, d_gates) FIELD(lh_lstm_layer, d_inputs) FIELD(lh_lstm_layer, d_weights)
     FIELD(lh_lstm_layer, instruction_set)
     WHOLE(lh_optimizer)
     FIELD(lh_optimizer, tensors) FIELD(lh_optimizer, shards) FIELD(lh_optimizer, sizes)

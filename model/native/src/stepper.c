@@ -373,7 +373,7 @@ EXPORT int lh_lstm_forward(const lh_lstm_layer *layer)
     return kernels ? kernels->lstm_forward(layer) : 1;
 }
 
-/* Computes d_gates, and d_inputs where there are ids. Returns 1 when there is no memory, or no such instruction set. */
+/* Computes d_gates, d_inputs where there are ids, and d_weights where it is given. Returns 1 when there is no memory, or no such instruction set. */
 EXPORT int lh_lstm_backward(const lh_lstm_layer *layer)
 {
     const lh_kernels *kernels = kernels_named(layer->instruction_set);

@@ -33,7 +33,8 @@ INLINE void tiles_configure(int rows, int others, int steps)
         shapes.rows[tile] = (uint8_t)(is_weights ? steps : is_second ? others : rows);
         shapes.row_bytes[tile] = (uint16_t)(is_rows ? 4 * steps : 4 * BLOCK);
     }
-    MEMORY_IS_READ; /* gcc believes that only the first eight bytes of the shapes are */
+    /* gcc believes that only the first eight bytes are read; a clobber alone would not keep a variable of our own */
+    __asm__ volatile("" : : "r"(&shapes) : "memory");
     _tile_loadconfig(&shapes);
 }
 

@@ -73,7 +73,7 @@ def test_bf16_rounds_the_factors_of_the_recurrent_product_only(
         summed = torch.zeros(vocab, 4 * hidden, dtype=torch.float64)
         d_gates = summed.index_add_(0, ids.flatten(), d_gates.flatten(0, 1))
     assert far(d_inputs, d_gates) < 5e-5
-    assert far(d_w_hh, products) < (2**-8 if order == "pairs" else 5e-5)  # torch rounds it once, at its end
+    assert far(d_w_hh, products) < (2**-8 if order == "pairs" else 2**-11)  # torch rounds it once, at its end
     exact_h = native_lstm(given[0], w_hh, h0, c0, ids if by_id else None, starts)[0]
     assert far(exact_h, expected_h) > 1e-4
 

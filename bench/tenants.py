@@ -6,7 +6,7 @@
 Each model has a checkpoint before, and is trained once, through the queue, with a tiny budget and `promote: always`.
 Memory is for a third of the models. Every text is compared with the one that its name's checkpoint writes alone, of
 those that the name has had. Memory is that of the worker after every model was used, before the first job and after
-the last one. The last line is JSON.
+the last one. With --minutes the jobs of the result are as many as were done. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=100)
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--chars", type=int, default=500, help="of a text")
+    parser.add_argument("--minutes", type=float, default=1e9, help="no job begins later, also if models are left")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         redis = RedisServer()
@@ -141,6 +142,8 @@ def measure(
     started, ends = time.monotonic(), Counter[str]()
     jobs: list[tuple[str, str]] = []
     for i, name in enumerate(names):
+        if time.monotonic() - started > 60 * args.minutes:
+            break
         if i >= QUEUED:
             _end(service, *jobs[i - QUEUED], root, checkpoints, ends)
         body = {**JOB, "model": name, "promote": "always"}

@@ -12,7 +12,7 @@ static void level_layer_phase(lh_scoring *g, int layer, int level, int thread)
 {
     lh_stepper *s = g->stepper;
     scratch_t *t = s->scratch[thread];
-    int begins = g->begins[level], rows = g->begins[level + 1] - begins, each = rows_per_item(rows);
+    int begins = g->begins[level], rows = g->begins[level + 1] - begins, each = rows_per_item(s->model.is_int8, rows);
     int panels = s->layer[layer].blocks / BLOCKS, items = panels * ((rows + each - 1) / each);
     int depth = g->level + level, now = (depth & 1) ^ 1, from = thread;
     for (int item; (item = pool_take(&s->pool, items, &from)) >= 0;) {
@@ -25,7 +25,7 @@ static void level_layer_phase(lh_scoring *g, int layer, int level, int thread)
             initial[r] = begin_row(s, &g->rows, t, layer, now, panel, r, row, g->source[begins + row], fed,
                                    depth == 0 || fed == s->model.item_end);
         }
-        finish_rows(s, &g->rows, t, layer, now, panel, first, count, initial);
+        finish_rows(s, &g->rows, t, layer, now, panel, first, count, initial, !s->model.is_int8);
     }
 }
 

@@ -48,24 +48,33 @@ INLINE void begin(int is_int8, zrow *z, int outputs, const float *initial, const
     }
 }
 
-/* Turns n values of h, from the one at `first` on, into activations of a row; n is a multiple of LANES. */
-static void quantize(const float *h, int first, int n, int stride, uint8_t *row)
+/* Turns LANES values of h, from the one at `first` on, into activations of a row. */
+INLINE void quantize_lanes(vf h, int first, int stride, uint8_t *row)
 {
-    const vf one = vf_all(1.0f), minus_one = vf_all(-1.0f), scale = vf_all(ACTIVATION_SCALE);
     (void)stride;
-    for (int j = 0; j < n; j += LANES) {
-        vf_to_activations(row + first + j, vf_mul(vf_clamp(vf_load(h + j), minus_one, one), scale));
+    vf_to_activations(row + first, vf_mul(vf_clamp(h, vf_all(-1.0f), vf_all(1.0f)), vf_all(ACTIVATION_SCALE)));
 #if defined(HAS_WIDE)
-        widen_activations((int16_t *)(row + stride) + first + j, row + first + j);
+    widen_activations((int16_t *)(row + stride) + first, row + first);
 #endif
-    }
 }
 
-/* How many rows an item has: evenly divided, at most ROWS, whole tiles of six except in the last item. */
-static int rows_per_item(int rows)
+/* The same for n values, a multiple of LANES. */
+static void quantize(const float *h, int first, int n, int stride, uint8_t *row)
 {
-    int items = (rows + ROWS - 1) / ROWS, each = (rows + items - 1) / items;
-    return (each + 5) / 6 * 6 < ROWS ? (each + 5) / 6 * 6 : ROWS;
+    for (int j = 0; j < n; j += LANES) quantize_lanes(vf_load(h + j), first + j, stride, row);
+}
+
+/* How many rows an item has: evenly divided, at most ROWS, whole tiles except in the last item. */
+static int rows_per_item(int is_int8, int rows)
+{
+#if defined(HAS_TILES)
+    const int tile = is_int8 && rows >= TILE_MIN_ROWS ? 2 * TILE_GROUP : TILE_ROWS_F32;
+#else
+    const int tile = TILE_ROWS_F32;
+    (void)is_int8;
+#endif
+    int items = (rows + ROWS - 1) / ROWS, each = (rows + items - 1) / items, whole = (each + tile - 1) / tile * tile;
+    return whole < ROWS ? whole : ROWS;
 }
 
 static int32_t id_fed(const lh_stepper *s, int k, int column)
@@ -97,43 +106,43 @@ INLINE const float *begin_row(const lh_stepper *s, const rows_t *rows, scratch_t
     return initial;
 }
 
-/* Turns a panel's sums into c and h, for `rows` rows; `at` is where the sixteen units of the first row are. */
+/* Turns a panel's sums into c and h, for `rows` rows; `at` is where the sixteen units of the first row are. In int8 the
+ * products read activations, so h itself is only stored if it is `kept`. */
 static void apply_gates(const lh_stepper *s, const rows_t *memory, int layer, int now, size_t at, int rows,
-                        const zrow *z, const float *scale, const float *const *initial)
+                        const zrow *z, const float *scale, const float *const *initial, int is_kept)
 {
     const int is_int8 = s->model.is_int8;
-    const size_t stride = (size_t)s->stride;
+    const size_t stride = (size_t)s->stride, row = at / stride * stride; /* where the first row begins */
     float *c = memory->c[layer][now] + at, *h = memory->h[layer][now] + at;
+    uint8_t *hq = is_int8 ? memory->hq[layer][now] + row * ACTIVATION_BYTES : NULL;
     for (int r = 0; r < rows; r++)
         for (int u = 0; u < UNITS; u += LANES)
             cell_update(finish(is_int8, z + r, u, scale, initial[r]),
                         finish(is_int8, z + r, UNITS + u, scale, initial[r]),
                         finish(is_int8, z + r, 2 * UNITS + u, scale, initial[r]), c + r * stride + u);
     for (int r = 0; r < rows; r++)
-        for (int u = 0; u < UNITS; u += LANES)
-            vf_store(h + r * stride + u,
-                     cell_output(finish(is_int8, z + r, 3 * UNITS + u, scale, initial[r]), c + r * stride + u));
-    if (!is_int8) return;
-    size_t row = at / stride * stride; /* where the first row begins */
-    uint8_t *hq = memory->hq[layer][now] + row * ACTIVATION_BYTES;
-    for (int r = 0; r < rows; r++, hq += stride * ACTIVATION_BYTES)
-        quantize(h + r * stride, (int)(at - row), UNITS, s->stride, hq);
+        for (int u = 0; u < UNITS; u += LANES) {
+            vf output = cell_output(finish(is_int8, z + r, 3 * UNITS + u, scale, initial[r]), c + r * stride + u);
+            if (is_kept) vf_store(h + r * stride + u, output);
+            if (is_int8) quantize_lanes(output, (int)(at - row) + u, s->stride, hq + r * stride * ACTIVATION_BYTES);
+        }
 }
 
 /* The product of a panel and the gates, for `count` rows that begin_row has prepared. */
 static void finish_rows(const lh_stepper *s, const rows_t *rows, scratch_t *t, int layer, int now, int panel, int first,
-                        int count, const float *const *initial)
+                        int count, const float *const *initial, int is_kept)
 {
     const layer_t *l = &s->layer[layer];
     multiply(s, l, panel * BLOCKS, BLOCKS, count, t);
     size_t at = (size_t)first * s->stride + (size_t)panel * UNITS;
-    apply_gates(s, rows, layer, now, at, count, (zrow *)t->z, l->scale + panel * PANEL, initial);
+    apply_gates(s, rows, layer, now, at, count, (zrow *)t->z, l->scale + panel * PANEL, initial, is_kept);
 }
 
 static void layer_phase(lh_stepper *s, int layer, int k, int thread)
 {
     scratch_t *t = s->scratch[thread];
-    int rows = s->running[k], each = rows_per_item(rows), panels = s->layer[layer].blocks / BLOCKS;
+    int rows = s->running[k], each = rows_per_item(s->model.is_int8, rows), panels = s->layer[layer].blocks / BLOCKS;
+    const int is_kept = !s->model.is_int8 || s->block->automata || s->running[k + 1] < rows; /* a row may end here */
     int groups = (rows + each - 1) / each, items = panels * groups, now = (k & 1) ^ 1, from = thread;
     for (int item; (item = pool_take(&s->pool, items, &from)) >= 0;) {
         int first = item % groups * each, count = rows - first < each ? rows - first : each;
@@ -144,7 +153,7 @@ static void layer_phase(lh_stepper *s, int layer, int k, int thread)
             const int32_t fed = id_fed(s, k, s->order[row]);
             initial[r] = begin_row(s, &s->rows, t, layer, now, panel, r, row, row, fed, fed == s->model.item_end);
         }
-        finish_rows(s, &s->rows, t, layer, now, panel, first, count, initial);
+        finish_rows(s, &s->rows, t, layer, now, panel, first, count, initial, is_kept);
     }
 }
 

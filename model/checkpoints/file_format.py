@@ -164,6 +164,11 @@ class CheckpointInfo:
     run: dict[str, Any]
     size_bytes: int
 
+    @property
+    def val_protocol(self) -> EvaluationProtocol:
+        """The protocol of the validation loss."""
+        return protocol_name(self.run.get("val_protocol", "stateful"))
+
     def as_dict(self) -> dict[str, Any]:
         """Return the description of the model that GET /models and `info` show."""
         run = self.run
@@ -173,7 +178,7 @@ class CheckpointInfo:
             "corpus": run.get("corpus", ""),
             "preset": run.get("preset", ""),
             "val_loss": run["val_loss"],
-            "val_protocol": protocol_name(run.get("val_protocol", "stateful")),
+            "val_protocol": self.val_protocol,
             "val_characters": run["val_characters"],
             "train_loss": run["train_loss"],
             "step": run["step"],

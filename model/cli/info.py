@@ -13,6 +13,7 @@ def configure(command: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     command.add_argument("checkpoint", type=Path, nargs="?", help="a checkpoint file (default: the promoted one)")
     options.add_checkpoint_folder(command)
+    options.add_model_name(command)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model import arguments
-from model.checkpoints import registry
+from model.checkpoints import names, registry
+from model.checkpoints.kinds import differs_from_promoted
 from model.cli import console
-from model.config import DEVICES, PRESETS, ModelConfig, TrainConfig
+from model.config import DEVICES, PRESETS, EvaluationProtocol, ModelConfig, TrainConfig
 from model.data_folder import data_folder
 from model.errors import CheckpointError, ConfigError
 from model.network.device import resolve_device
@@ -24,6 +25,7 @@ from model.training.run_folder import RunFolder
 
 DEFAULT_TEXT = "shakespeare"
 """What the default text is called."""
+PROMOTE_HELP = "make it the model that is served also where one of the other kind is: of a list, or of a text"
 CHECKPOINT_FOLDER = data_folder() / "checkpoints"
 
 
@@ -46,12 +48,59 @@ def add_checkpoint(command: argparse._ActionsContainer) -> None:
     """Add the options that choose a checkpoint; `chosen_checkpoint` reads them."""
     command.add_argument("--checkpoint", type=Path, help="a checkpoint file (default: the promoted one)")
     add_checkpoint_folder(command)
+    add_model_name(command)
 
 
 def add_checkpoint_folder(command: argparse._ActionsContainer) -> None:
     """Add the folder in which the promoted checkpoint is looked up."""
     help = f"folder of checkpoints (default {CHECKPOINT_FOLDER})"
     command.add_argument("--store", type=Path, default=CHECKPOINT_FOLDER, help=help)
+
+
+def add_model_name(command: argparse._ActionsContainer) -> None:
+    """Add the name of the model whose store is used; `store_folder` reads it."""
+    command.add_argument(
+        "--model",
+        type=arguments.checked(_check_name),
+        metavar="NAME",
+        default=names.DEFAULT,
+        help=f"the model's name, as a server has it: {names.MODELS}/NAME in the folder is its store (default "
+        f"{names.DEFAULT}: the folder itself)",
+    )
+
+
+def store_folder(args: argparse.Namespace, root: Path) -> Path:
+    """Return the store of the model that --model names, in a folder of checkpoints."""
+    return names.store_folder(root, args.model)
+
+
+def _check_name(value: str) -> None:
+    if not names.is_model_name(value):
+        raise ConfigError(field="model", value=value, expected=names.NAME_EXPECTED)
+
+
+def promote(path: Path, protocol: EvaluationProtocol, args: argparse.Namespace) -> str:
+    """Promote a new checkpoint, unless that would put a list's model in place of a text's, or the reverse.
+
+    Args:
+        path: The checkpoint.
+        protocol: Of its validation loss.
+        args: With `promote`: promote it in any case.
+
+    Returns:
+        What became of it, in words for people.
+    """
+    if reason := not_promoted(protocol, path.parent, args):
+        return reason
+    registry.promote(path)
+    return "promoted: it will be served"
+
+
+def not_promoted(protocol: EvaluationProtocol, folder: Path, args: argparse.Namespace) -> str:
+    """Return why a model of this protocol is not promoted in a folder, and what to do; empty if it is."""
+    if args.promote or not (reason := differs_from_promoted(protocol, folder)):
+        return ""
+    return f"not promoted: {reason}; --model NAME trains a model of its own, --promote replaces the promoted one"
 
 
 def add_training(command: argparse.ArgumentParser, minutes_help: str = "") -> None:
@@ -63,6 +112,7 @@ def add_training(command: argparse.ArgumentParser, minutes_help: str = "") -> No
     """
     add_corpora(command)
     command.add_argument("--out", type=Path, help=f"folder of checkpoints (default {CHECKPOINT_FOLDER})")
+    add_model_name(command)
     command.add_argument(
         "--preset",
         type=arguments.one_of(tuple(PRESETS)),
@@ -217,8 +267,9 @@ def chosen_checkpoint(args: argparse.Namespace) -> Path:
     """
     if args.checkpoint is not None:
         return Path(args.checkpoint)
-    path = registry.promoted_path(args.store)
+    folder = store_folder(args, args.store)
+    path = registry.promoted_path(folder)
     if path is None:
         problem = "no checkpoint has been promoted; train one with python -m model train"
-        raise CheckpointError(problem, field=str(args.store))
+        raise CheckpointError(problem, field=str(folder))
     return path

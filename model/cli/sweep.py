@@ -6,7 +6,7 @@ import argparse
 
 from model import arguments
 from model.atomic_files import remove_abandoned
-from model.checkpoints import file_format, registry
+from model.checkpoints import file_format
 from model.cli import console, options, training_console
 from model.cli.lists import options as list_options
 from model.config import ModelConfig, TrainConfig
@@ -20,6 +20,7 @@ def configure(command: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     options.add_training(command, minutes_help=f"the budget of the whole sweep (default {_MINUTES:g})")
     list_options.add_layout(command)
+    command.add_argument("--promote", action="store_true", help=options.PROMOTE_HELP)
     command.add_argument(
         "--runs",
         type=arguments.number(int, 1, _MAX_RUNS),
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     settings = options.all_settings(args)
     minutes = args.minutes or _MINUTES
     config = TrainConfig.from_dict({**options.fields_of(TrainConfig, settings), "minutes": minutes})
-    store = args.out or options.CHECKPOINT_FOLDER
+    store = options.store_folder(args, args.out or options.CHECKPOINT_FOLDER)
     options.check_model_settings(settings)
     remove_abandoned(store)
     choose_workers(config, device, world_size=1)  # an error comes before a large text is read
@@ -71,9 +72,11 @@ def run(args: argparse.Namespace) -> None:
         path = sweep.run(args.runs, minutes, training_console.print_sweep_run, lambda: interrupt.requested)
     if interrupt.requested:
         training_console.print_sweep_interrupted()
-    registry.promote(path)
+    best = file_format.load(path)
+    outcome = options.promote(path, best.val_protocol, args)
     training_console.print_leaderboard(sweep.leaderboard())
-    console.print_checkpoint(file_format.load(path), path)
+    console.print_checkpoint(best, path)
+    console.console.print(outcome, markup=False)
 
 
 def _check_study(name: str) -> None:

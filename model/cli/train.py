@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from model.atomic_files import remove_abandoned
-from model.checkpoints import file_format, registry
+from model.checkpoints import file_format
 from model.cli import console, options, training_console
 from model.cli.lists import options as list_options
-from model.config import ModelConfig, TrainConfig
+from model.config import EvaluationProtocol, ModelConfig, TrainConfig
 from model.evaluation import protocols
 from model.evaluation.item_losses import item_losses
+from model.text.corpus import Corpus
 from model.training.distributed import Distributed, process_group
 from model.training.learner import choose_workers
 from model.training.loop import fit
@@ -29,7 +30,9 @@ def configure(command: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     options.add_training(command)
     list_options.add_layout(command, for_training=True)
-    command.add_argument("--no-promote", action="store_true", help="do not make it the model that is served")
+    promotion = command.add_mutually_exclusive_group()
+    promotion.add_argument("--no-promote", action="store_true", help="do not make it the model that is served")
+    promotion.add_argument("--promote", action="store_true", help=options.PROMOTE_HELP)
     command.add_argument("--resume", type=Path, metavar="RUN", help="continue an interrupted run: the run's folder")
     command.add_argument("--warm-start", type=Path, metavar="CHECKPOINT", help="start with this checkpoint's weights")
 
@@ -81,6 +84,8 @@ def _train(args: argparse.Namespace, distributed: Distributed, device: str) -> N
         fit(corpus, model, config, folder, **fit_options)
         return
     assert run is not None
+    if not args.no_promote and (reason := options.not_promoted(_protocol(corpus), folder, args)):
+        console.console.print(f"note    when it is trained, it is {reason}", markup=False)
     with (
         training_console.progress(corpus, model, config) as print_progress,
         training_console.GracefulInterrupt(print_progress, _signals(distributed)) as interruptible,
@@ -91,10 +96,9 @@ def _train(args: argparse.Namespace, distributed: Distributed, device: str) -> N
             if interruptible.requested:
                 training_console.print_interrupted(run, _resume_options(args, device))
     checkpoint = file_format.load(path)
-    if not args.no_promote:
-        registry.promote(path)
+    outcome = "not promoted" if args.no_promote else options.promote(path, checkpoint.val_protocol, args)
     best_val_loss = min((v.val_loss for v in RunFolder(run).validations()), default=math.inf)
-    training_console.print_result(checkpoint, path, run=run, best_val_loss=best_val_loss, promoted=not args.no_promote)
+    training_console.print_result(checkpoint, path, run=run, best_val_loss=best_val_loss, outcome=outcome)
     if not len(corpus.test) or interruptible.requested:
         return
     if corpus.item_end is not None:
@@ -102,6 +106,11 @@ def _train(args: argparse.Namespace, distributed: Distributed, device: str) -> N
         return
     loss = protocols.loss(checkpoint.network(), corpus.test)
     console.print_scores("test", len(corpus.test) - 1, {"stateful": loss})
+
+
+def _protocol(corpus: Corpus) -> EvaluationProtocol:
+    """Return by which protocol the checkpoint's validation loss will be measured."""
+    return "stateful" if corpus.item_end is None else "items"
 
 
 def _signals(distributed: Distributed) -> list[signal.Signals]:
@@ -112,7 +121,7 @@ def _signals(distributed: Distributed) -> list[signal.Signals]:
 def _resume_options(args: argparse.Namespace, device: str) -> list[str]:
     """Return the arguments that a resumed run needs, beside its folder, to be what this one would have been."""
     options = [] if device == "cpu" else ["--device", device.partition(":")[0]]
-    return [*options, "--no-promote"] if args.no_promote else options
+    return [*options, *["--no-promote"] * args.no_promote, *["--promote"] * args.promote]
 
 
 def _locations(args: argparse.Namespace) -> tuple[list[Path], Path]:
@@ -120,4 +129,6 @@ def _locations(args: argparse.Namespace) -> tuple[list[Path], Path]:
     saved = RunFolder(args.resume).settings()["metadata"] if args.resume else {}
     corpus = saved.get("corpus") or []  # in older run folders one path, or None
     files = args.corpus or [Path(file) for file in ([corpus] if isinstance(corpus, str) else corpus)]
-    return files, args.out or Path(saved.get("checkpoint_folder", options.CHECKPOINT_FOLDER))
+    if saved and args.out is None:
+        return files, Path(saved.get("checkpoint_folder", options.CHECKPOINT_FOLDER))
+    return files, options.store_folder(args, args.out or options.CHECKPOINT_FOLDER)

@@ -156,7 +156,7 @@ def print_sweep_interrupted() -> None:
     console.print("stopped; the same command continues the study, and tries the interrupted settings again")
 
 
-def print_result(checkpoint: Checkpoint, path: Path, *, run: Path, best_val_loss: float, promoted: bool) -> None:
+def print_result(checkpoint: Checkpoint, path: Path, *, run: Path, best_val_loss: float, outcome: str) -> None:
     """Print the final checkpoint's loss and path, and advice on it.
 
     Args:
@@ -164,14 +164,14 @@ def print_result(checkpoint: Checkpoint, path: Path, *, run: Path, best_val_loss
         path: Its file.
         run: The run's folder.
         best_val_loss: The lowest loss of the validations during the run, in nats per character.
-        promoted: Whether it was promoted.
+        outcome: Whether it was promoted, in words.
     """
     items = checkpoint.items
     per_item = f", {bits(items.val_loss_per_item):.3f} bits per item" if items is not None else ""
     console.print(
         f"best    validation {checkpoint.val_loss:.4f} nats = {bits(checkpoint.val_loss):.4f} bits per character, "
         f"{checkpoint.val_protocol} protocol on {checkpoint.val_characters:,} characters{per_item}\n"
-        f"saved   {path}{' (promoted: it will be served)' if promoted else ''}\n"
+        f"saved   {path} ({outcome})\n"
         f"curves  python -m model plot {run}",
         markup=False,
     )

@@ -8,6 +8,7 @@ import numpy as np
 
 from model.checkpoints import file_format, registry
 from model.checkpoints.file_format import Checkpoint
+from model.checkpoints.kinds import different_kinds
 from model.errors import CheckpointError
 from model.evaluation.item_losses import item_losses
 from model.evaluation.protocols import sampled_loss
@@ -48,13 +49,8 @@ def compare(new: Checkpoint, promoted: Checkpoint, corpus: Corpus, device: str) 
     the models are not comparable and the promoted one stays.
     """
     protocol = new.val_protocol
-    if protocol != promoted.val_protocol:
-        kinds = "a list" if protocol == "items" else "a text", "a text" if protocol == "items" else "a list"
-        return Decision(
-            False,
-            f"not comparable: the new model is of {kinds[0]} and the promoted one of {kinds[1]}; promote by hand, or "
-            "retrain with promote = always",
-        )
+    if reason := different_kinds(protocol, promoted.val_protocol):
+        return Decision(False, f"{reason}; promote by hand, or retrain with promote = always")
     # (M,) the validation text in the promoted model's ids; -1 where its vocabulary lacks the character
     characters = [promoted.vocab.end if c == new.vocab.end else c for c in new.vocab.characters]
     ids = np.array([promoted.vocab.characters.find(c) for c in characters])[corpus.val]

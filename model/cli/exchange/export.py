@@ -25,6 +25,7 @@ def configure(command: argparse.ArgumentParser) -> None:
         "checkpoint", type=Path, nargs="?", metavar="MODEL", help="a checkpoint file (default: the promoted one)"
     )
     options.add_checkpoint_folder(command)
+    options.add_model_name(command)
     where = command.add_mutually_exclusive_group(required=True)
     where.add_argument(
         "--format",

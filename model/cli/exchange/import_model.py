@@ -53,7 +53,7 @@ def configure(command: argparse.ArgumentParser) -> None:
         "--corpus",
         type=Path,
         metavar="FILE",
-        help=f"of a state dict: a text to measure its loss on, the last {_VAL_FRACTION:.0%} of it",
+        help=f"of a state dict: a text to measure its loss on, the last {100 * _VAL_FRACTION:.0f} percent of it",
     )
     options.add_checkpoint_folder(command)
     command.add_argument("--promote", action="store_true", help="serve the model from now on")

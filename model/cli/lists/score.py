@@ -17,7 +17,7 @@ from model import arguments
 from model.checkpoints.file_format import Checkpoint
 from model.cli import console
 from model.cli.lists import options
-from model.cli.options import corpus_of_model
+from model.cli.options import corpus_of_model, store_folder
 from model.config import WeightPrecision
 from model.errors import ConfigError, TextError
 from model.evaluation.item_losses import ItemLosses, item_losses
@@ -116,7 +116,7 @@ def _print_loss(args: argparse.Namespace, loaded: Checkpoint, layout: ItemLayout
     if str(args.corpus) == _STDIN:
         raise ConfigError(field="corpus", value=_STDIN, expected="a file, or --each for the standard input")
     layout, part = _list_layout(detect_layout([args.corpus], layout), f"corpus {args.corpus}"), args.part or "val"
-    corpus = corpus_of_model([args.corpus], loaded.options, args.store / "texts", layout)
+    corpus = corpus_of_model([args.corpus], loaded.options, store_folder(args, args.store) / "texts", layout)
     if part == "test" and not len(corpus.test):
         problem = "got 'test', but the model's run has no test part (its test_fraction is 0)"
         raise ConfigError(problem, field="part", value="test")

@@ -117,7 +117,8 @@ def _corpus(args: argparse.Namespace, loaded: Checkpoint, run_folder: RunFolder 
         return None
     layout = TEXT if loaded.items is None else loaded.items.layout
     try:
-        corpus = options.corpus_of_model(files, loaded.options, args.store / "texts", layout)
+        texts = options.store_folder(args, args.store) / "texts"
+        corpus = options.corpus_of_model(files, loaded.options, texts, layout)
     except TextError:
         if args.corpus is not None:
             raise

@@ -19,6 +19,7 @@ def configure(command: argparse.ArgumentParser) -> None:
         "checkpoint", type=Path, nargs="?", metavar="MODEL", help="a checkpoint file (default: the promoted one)"
     )
     options.add_checkpoint_folder(command)
+    options.add_model_name(command)
     command.add_argument("--out", type=Path, help="a .html file (default: beside the model, with its name)")
     add_origin(command)
     add_generation(command)

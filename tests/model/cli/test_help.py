@@ -89,3 +89,31 @@ def test_one_set_of_defaults() -> None:
     assert minutes == {name: preset["minutes"] for name, preset in PRESETS.items()}
     assert serve_parser().parse_args([]).minutes == PRESETS["quick"]["minutes"]
     assert re.search(r"^MINUTES \?= 3$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("width", ["40", "100"])
+@pytest.mark.parametrize("command", ["", *cli.COMMANDS])
+def test_every_help_can_be_printed(
+    command: str, width: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No help text has a percent sign that argparse would take for a placeholder, at any width of the terminal."""
+    monkeypatch.setenv("COLUMNS", width)
+    with pytest.raises(SystemExit) as exit_status:
+        cli.main([*command.split(), "--help"])
+    assert exit_status.value.code == 0
+    assert "usage:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", ["40", "100"])
+def test_the_help_of_the_service_can_be_printed(
+    width: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`longhand`, `longhand serve` and `longhand doctor`."""
+    monkeypatch.setenv("COLUMNS", width)
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    assert main(["--help"]) == 0
+    for command in ("serve", "doctor"):
+        with pytest.raises(SystemExit) as exit_status:
+            main([command, "--help"])
+        assert exit_status.value.code == 0
+    assert capsys.readouterr().out.count("usage:") == 3

@@ -175,7 +175,11 @@ class GenerateRequest(_SamplingFields):
         "min_chars (default 1) and max_chars (default: as in training) are of an item",
     )
     unique: bool = Field(True, description="of items: no two are equal")
-    novel: bool = Field(False, description="of items: none is one of the training items")
+    novel: bool = Field(
+        False,
+        description="of items: none is in the list, be it trained on or held out (a model of an earlier version knows "
+        "only the items that it trained on)",
+    )
     logit_bias: dict[str, float] = Field(
         default_factory=dict,
         description="what is added to the logit of single characters: -100 to 100 by character; -100 all but excludes "

@@ -45,7 +45,7 @@ class ItemConstraints:
     Attributes:
         n: How many.
         unique: No two are equal.
-        novel: None is one of the training items.
+        novel: None is an item of the list, also none that was held out for validation or the test.
         prefix: They begin with this text.
         min_chars: The shortest.
         max_chars: The longest.
@@ -135,7 +135,7 @@ class ItemCollector:
         """Accept the next candidate, or reject it."""
         self.n_candidates += 1
         seen = self.record.is_training_item(candidate.text) if self.record.has_novelty else None
-        reason = self._reason_against(candidate, bool(seen))
+        reason = self._reason_against(candidate)
         if reason is not None:
             self.rejected[reason] = self.rejected.get(reason, 0) + 1
             self._since_accepted += 1
@@ -157,14 +157,14 @@ class ItemCollector:
             "rejected": dict(self.rejected),
         }
 
-    def _reason_against(self, candidate: Candidate, seen: bool) -> Rejection | None:
+    def _reason_against(self, candidate: Candidate) -> Rejection | None:
         if not candidate.is_whole or len(candidate.text) > self.constraints.max_chars:
             return "too_long"
         if len(candidate.text) < self.constraints.min_chars:
             return "too_short"
         if self.constraints.unique and candidate.text in self._known:
             return "duplicate"
-        return "seen" if self.constraints.novel and seen else None
+        return "seen" if self.constraints.novel and self.record.is_corpus_item(candidate.text) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

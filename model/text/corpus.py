@@ -134,9 +134,10 @@ class Corpus:
         left_out = int((part_of == LEFT_OUT).sum())
         if left_out:
             notes = [*notes, f"{left_out:,} items of evaluated groups are in the training part, too, and were left out"]
-        hashes = np.unique(split.hashes[part_of == 0]) if layout.novelty else split.hashes[:0]
+        is_hashed = np.full(len(part_of), layout.novelty)
+        train, held_out = (np.unique(split.hashes[is_hashed & part]) for part in (part_of == 0, part_of != 0))
         items = CorpusItems(
-            ItemRecord(layout, counts[0], counts[1], counts[2], split.n_distinct, train_hashes=hashes),
+            ItemRecord(layout, *counts, n_distinct=split.n_distinct, train_hashes=train, held_out_hashes=held_out),
             n_patterns=len({item.translate(_DIGITS) for item in split.items}),
             longest=max(map(len, split.items)),
             mean_length=split.n_characters / len(split.items) - 1,

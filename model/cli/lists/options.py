@@ -63,7 +63,7 @@ def add_layout(command: argparse.ArgumentParser, *, for_training: bool = False) 
             dest="novelty",
             action="store_const",
             const=False,
-            help="store no hashes of the training items: 8 bytes for each, with which generated items are compared",
+            help="store no hashes of the items: 8 bytes for each, with which generated items are compared",
         )
 
 

@@ -29,7 +29,7 @@ def add_items(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--no-unique", action="store_true", default=None, help="items may come more than once")
     group.add_argument(
-        "--novel", action="store_true", default=None, help="only items that are not in the training part"
+        "--novel", action="store_true", default=None, help="only items that are not in the list, trained on or held out"
     )
     group.add_argument(
         "--min-chars", type=arguments.number(int, 0, MOST_ITEM_CHARS), help="the shortest item (default 1)"

@@ -34,6 +34,7 @@ class ItemRecord:
     n_distinct: int
     val_loss_per_item: float = 0.0  # nats
     train_hashes: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))  # ascending
+    held_out_hashes: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))  # of all other items, ascending
     validation: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, len(STATISTICS)), np.float32))
 
     @property
@@ -48,9 +49,14 @@ class ItemRecord:
 
     def is_training_item(self, item: str) -> bool:
         """Whether an item is one of the training part; of other items one in 2^64 / n_train is taken for one."""
-        value = np.uint64(item_hash(item))
-        place = int(np.searchsorted(self.train_hashes, value))
-        return place < len(self.train_hashes) and bool(self.train_hashes[place] == value)
+        return _contains(self.train_hashes, item)
+
+    def is_corpus_item(self, item: str) -> bool:
+        """Whether an item is one of the list, also one that was held out for validation or the test.
+
+        A checkpoint of an earlier version has no hashes of the held-out items: of those it says False.
+        """
+        return _contains(self.train_hashes, item) or _contains(self.held_out_hashes, item)
 
     def ranks(self, values: NDArray[np.floating], statistic: Statistic) -> NDArray[np.float64]:
         """Return the percentage of the validation items that are below each value, (n,); NaN without any.
@@ -81,7 +87,11 @@ class ItemRecord:
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """Return the arrays by name; hashes as int64, which every reader of tensors knows."""
-        return {"train_hashes": self.train_hashes.view(np.int64), "validation": self.validation}
+        return {
+            "train_hashes": self.train_hashes.view(np.int64),
+            "held_out_hashes": self.held_out_hashes.view(np.int64),
+            "validation": self.validation,
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Self:
@@ -92,10 +102,26 @@ class ItemRecord:
             ValueError: An array has another shape or type.
         """
         hashes, validation = arrays["train_hashes"], arrays["validation"]
-        if hashes.dtype != np.int64 or hashes.ndim != 1:
-            raise ValueError(f"items.train_hashes is {hashes.dtype} {hashes.shape}, expected int64 (n,)")
+        held_out = arrays.get("held_out_hashes", np.zeros(0, np.int64))  # an earlier version wrote none
+        for name, array in (("train_hashes", hashes), ("held_out_hashes", held_out)):
+            if array.dtype != np.int64 or array.ndim != 1:
+                raise ValueError(f"items.{name} is {array.dtype} {array.shape}, expected int64 (n,)")
         if validation.dtype != np.float32 or validation.ndim != 2 or validation.shape[1] != len(STATISTICS):
             raise ValueError(f"items.validation is {validation.dtype} {validation.shape}, expected float32 (n, 3)")
         counts = {name: int(values[name]) for name in ("n_train", "n_val", "n_test", "n_distinct")}
         layout, loss = ItemLayout.from_dict(values["layout"]), float(values["val_loss_per_item"])
-        return cls(layout, **counts, val_loss_per_item=loss, train_hashes=hashes.view(np.uint64), validation=validation)
+        return cls(
+            layout,
+            **counts,
+            val_loss_per_item=loss,
+            train_hashes=hashes.view(np.uint64),
+            held_out_hashes=held_out.view(np.uint64),
+            validation=validation,
+        )
+
+
+def _contains(hashes: Hashes, item: str) -> bool:
+    """Whether the hash of an item is one of these, which ascend."""
+    value = np.uint64(item_hash(item))
+    place = int(np.searchsorted(hashes, value))
+    return place < len(hashes) and bool(hashes[place] == value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -202,6 +203,13 @@ def test_every_constraint_is_kept() -> None:
     assert {item.text for item in items if item.seen_in_training} == {"a", "b", "ca", "abc"} & {i.text for i in items}
     novel, outcome = generated(ItemConstraints(150, novel=True, max_chars=5), known=known)
     assert not {item.text for item in novel} & {"a", "b", "ca", "abc"}
+    held_out = ("c", "aa", "cb")
+    both = replace(known, held_out_hashes=np.sort(item_hashes(held_out)))
+    usual, _ = generated(ItemConstraints(150, max_chars=5), known=both)
+    assert {item.text for item in usual if item.seen_in_training} == {"a", "b", "ca", "abc"}
+    assert {item.text for item in novel} & set(held_out)
+    novel, _ = generated(ItemConstraints(150, novel=True, max_chars=5), known=both)
+    assert not {item.text for item in novel} & {"a", "b", "ca", "abc", *held_out}
     assert outcome["rejected"]["seen"] > 0
     assert outcome["generated"] + sum(outcome["rejected"].values()) == outcome["candidates"]
 

@@ -17,6 +17,7 @@ from model.evaluation.item_losses import item_losses
 from model.evaluation.protocols import loss
 from model.text.corpus import Corpus
 from model.text.items.layout import ItemLayout
+from model.text.items.record import ItemRecord
 from model.text.memory_map import read_corpora
 from model.training.loop import fit
 from model.training.run_folder import Progress, RunFolder
@@ -108,12 +109,18 @@ def test_what_a_checkpoint_knows_of_its_list(tmp_path: Path) -> None:
     val = corpus.vocab.decode(corpus.val).split("\n")[1:]
     assert [items.is_training_item(item) for item in ITEMS] == [item not in val for item in ITEMS]
     assert not items.is_training_item("tea-999")
+    assert all(items.is_corpus_item(item) for item in ITEMS)
+    assert not items.is_corpus_item("tea-999")
     median = float(np.median(items.validation[:, 0]))
     assert items.ranks(np.array([0.0, median, 1e9]), "bits").tolist() == [0.0, pytest.approx(50, abs=3), 100.0]
     again = load(checkpoint.save(tmp_path / "again"))
     assert again.fingerprint == checkpoint.fingerprint
     assert again.items is not None
     assert np.array_equal(again.items.train_hashes, items.train_hashes)
+    assert np.array_equal(again.items.held_out_hashes, items.held_out_hashes)
+    arrays = {name: array for name, array in items.arrays().items() if name != "held_out_hashes"}
+    earlier = ItemRecord.from_dict(items.as_dict(), arrays)  # as an earlier version wrote it
+    assert [earlier.is_corpus_item(item) for item in ITEMS] == [item not in val for item in ITEMS]
     assert checkpoint.network().item_end == corpus.vocab.start
 
 
@@ -123,6 +130,7 @@ def test_a_checkpoint_without_hashes_and_one_with_damaged_ones(tmp_path: Path) -
     checkpoint = load(fit(corpus, model(corpus), replace(CONFIG, steps=20), tmp_path))
     assert checkpoint.items is not None
     assert not checkpoint.items.has_novelty
+    assert not len(checkpoint.items.held_out_hashes)
     damaged = replace(checkpoint.items, validation=checkpoint.items.validation.astype(np.float64))
     path = replace(checkpoint, items=damaged, step=999).save(tmp_path)
     with pytest.raises(CheckpointError, match=r"items\.validation is float64"):

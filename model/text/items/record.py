@@ -34,8 +34,8 @@ class ItemRecord:
     n_distinct: int
     val_loss_per_item: float = 0.0  # nats
     train_hashes: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))  # ascending
-    held_out_hashes: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))  # of all other items, ascending
     validation: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, len(STATISTICS)), np.float32))
+    held_out_hashes: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))  # of all other items, ascending
 
     @property
     def n_items(self) -> int:

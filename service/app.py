@@ -122,7 +122,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
             app.wsgi_app, x_for=s.trusted_proxies, x_proto=0, x_prefix=s.trusted_proxies
         )
-    error_responses.register(app, counters.count_refused_request)
+    error_responses.register(app, counters.count_refused_request, counters.count_denied_request)
     converters.register(app)
     cors.register(app, s.cors_origins)
     access.for_everyone(app, authenticator)

@@ -137,7 +137,7 @@ class Corpus:
         is_hashed = np.full(len(part_of), layout.novelty)
         train, held_out = (np.unique(split.hashes[is_hashed & part]) for part in (part_of == 0, part_of != 0))
         items = CorpusItems(
-            ItemRecord(layout, *counts, n_distinct=split.n_distinct, train_hashes=train, held_out_hashes=held_out),
+            ItemRecord(layout, counts[0], counts[1], counts[2], split.n_distinct, 0.0, train, held_out_hashes=held_out),
             n_patterns=len({item.translate(_DIGITS) for item in split.items}),
             longest=max(map(len, split.items)),
             mean_length=split.n_characters / len(split.items) - 1,

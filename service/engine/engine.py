@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -221,6 +222,10 @@ class Engine:
             raise ValueError(f"state: got {state.dtype} {state.shape}, expected {expected}")
         if request.automaton is not None and request.budget < max(request.automaton.shortest, request.max_chars):
             raise ValueError(f"budget: got {request.budget}, expected that of a whole text, at least max_chars")
+
+    def count_finished(self, reason: FinishReason | Literal["failed"]) -> None:
+        """Count the end of a request whose parts are not counted as requests."""
+        self._observer.on_finished(reason)
 
     def _has_form(self, state: StateArray) -> bool:
         return state.shape == self._zero.shape and state.dtype == self._zero.dtype

@@ -30,6 +30,10 @@ class Observer(Protocol):
         """Handle one iteration. The engine's thread calls it: it must do no I/O and take microseconds."""
         ...
 
+    def on_finished(self, reason: str) -> None:
+        """Handle the end of a request of many parts, such as one for items, which no iteration has. For any thread."""
+        ...
+
     def on_stopped(self) -> None:
         """Handle the end of the engine: its slots no longer exist. The engine's thread calls it."""
         ...
@@ -39,6 +43,9 @@ class NullObserver:
     """An Observer that ignores everything."""
 
     def on_iteration(self, stats: IterationStats) -> None:
+        """Do nothing."""
+
+    def on_finished(self, reason: str) -> None:
         """Do nothing."""
 
     def on_stopped(self) -> None:

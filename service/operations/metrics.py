@@ -6,10 +6,11 @@ given to the next one, so no counter decreases; only the gauges of the ended pro
 
 prometheus_client's own multiprocess mode writes a file per process and metric: I/O on the engine's thread.
 
-The only labels are the finish reason and, where the operator has allowed so many, a model's name: no metric identifies
-a session, a text or a client. A model gets a label in a process with its tenth request there, while fewer than allowed
-have one, and keeps it; what it counted before, and what all others count, has the label `(other)`. So no counter
-decreases, and there are never more labels than the operator has allowed for each process.
+The only labels are the finish reason, the code of a refusal and, where the operator has allowed so many, a model's
+name: no metric identifies a session, a text or a client. A model gets a label in a process with its tenth request
+there, while fewer than allowed have one, and keeps it; what it counted before, and what all others count, has the
+label `(other)`. So no counter decreases, and there are never more labels than the operator has allowed for each
+process.
 """
 
 from __future__ import annotations
@@ -31,6 +32,13 @@ from service.engine.observer import IterationStats
 BUCKETS_S = tuple(0.00015 * 2**i for i in range(20))
 """Upper bounds of the histogram buckets in seconds, from 0.15 ms (a character on a fast machine) to 79 s (a queue)."""
 FINISH_REASONS = ("length", "stop", "cancelled", "timeout", "failed")
+DENIALS = ("unauthorized", "forbidden", "model_not_allowed", "rate_limited")
+"""The codes of the errors that refuse a request because of its key, its source or its rate."""
+_LABELS = {
+    "longhand_requests_finished": ("finish_reason", FINISH_REASONS),
+    "longhand_requests_denied": ("code", DENIALS),
+}
+"""The label of a metric that has one, and its values."""
 MAX_MODELS = 100
 """The most models with a label of their own in a process."""
 OTHER = "(other)"
@@ -55,7 +63,7 @@ class _MetricSpec:
         """How many cells it has."""
         if self.family is HistogramMetricFamily:
             return len(BUCKETS_S) + 2  # a count per bucket, the count beyond the last one, the sum
-        return len(FINISH_REASONS) if self.name.endswith("finished") else 1
+        return len(_LABELS[self.name][1]) if self.name in _LABELS else 1
 
 
 def _layout(*metrics: tuple[type[Metric], str, str]) -> dict[str, _MetricSpec]:
@@ -97,6 +105,11 @@ _SPECS = _layout(
         CounterMetricFamily,
         "requests_refused",
         "Requests refused with 429 because all slots were in use and the queue was full.",
+    ),
+    (
+        CounterMetricFamily,
+        "requests_denied",
+        "Requests refused because of their key, source or rate, by code: 401, 403, and 429 of a rate.",
     ),
     (CounterMetricFamily, "model_swaps", "Models that were loaded and served, counted in each process."),
     (
@@ -234,6 +247,17 @@ class Metrics(Collector):
         """Count a request that is answered with 429 because the queue is full."""
         self.add("requests_refused")
 
+    def count_denied_request(self, code: str) -> None:
+        """Count a request that is refused because of its key, its source or its rate; `code` is one of DENIALS."""
+        with self._lock:
+            self._cells[_SPECS["requests_denied"].offset + DENIALS.index(code)] += 1
+
+    def count_finished(self, reason: str, model: str = DEFAULT) -> None:
+        """Count a finished request of many parts, which no iteration has."""
+        with self._lock:
+            self._cells[_SPECS["requests_finished"].offset + FINISH_REASONS.index(reason)] += 1
+            self._cells[_COMMON_WIDTH + len(_MODEL_METRICS) * self._label(model, 1)] += 1
+
     def count_model_swap(self) -> None:
         """Count a model that is served from now on."""
         self.add("model_swaps")
@@ -321,11 +345,12 @@ class Metrics(Collector):
                     cumulative += n
                     buckets.append((bound, cumulative))
                 yield HistogramMetricFamily(spec.name, spec.help, buckets=buckets, sum_value=cells[-1])
-            elif len(cells) > 1:
-                finished = CounterMetricFamily(spec.name, spec.help, labels=["finish_reason"])
-                for reason, n in zip(FINISH_REASONS, cells, strict=True):
-                    finished.add_metric([reason], n)
-                yield finished
+            elif spec.name in _LABELS:
+                label, label_values = _LABELS[spec.name]
+                labelled = CounterMetricFamily(spec.name, spec.help, labels=[label])
+                for label_value, n in zip(label_values, cells, strict=True):
+                    labelled.add_metric([label_value], n)
+                yield labelled
             else:
                 yield spec.family(spec.name, spec.help, value=cells[0])  # type: ignore[call-arg]
         by_model = self._counters.model_totals()
@@ -351,6 +376,10 @@ class EngineMetrics:
         """Count an iteration of the engine's loop."""
         self._metrics.count_iteration(stats, self._before, self._model)
         self._before = (stats.running, stats.waiting)
+
+    def on_finished(self, reason: str) -> None:
+        """Count a request of many parts that ended."""
+        self._metrics.count_finished(reason, self._model)
 
     def on_stopped(self) -> None:
         """Remove the engine's slots."""

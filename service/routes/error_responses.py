@@ -15,7 +15,10 @@ from model.errors import StorageError
 from service.errors import (
     BodyTooLarge,
     ClientDisconnected,
+    Forbidden,
+    ModelNotAllowed,
     QueueFull,
+    RateLimited,
     ServiceError,
     StorageFailed,
     StorageFull,
@@ -43,19 +46,28 @@ def is_openai_request() -> bool:
     return request.path.startswith("/v1/")
 
 
-def register(app: Flask, count_refused_request: Callable[[], None]) -> None:
+def register(
+    app: Flask, count_refused_request: Callable[[], None], count_denied_request: Callable[[str], None]
+) -> None:
     """Make the app answer every error in this form.
 
     Args:
         app: The app.
         count_refused_request: Called for each request that is refused because the queue is full.
+        count_denied_request: Called with the code of each refusal because of a key, a source or a rate.
     """
 
     def queue_full_response(error: QueueFull) -> Response:
         count_refused_request()
         return error_response(error)
 
+    def denied_response(error: ServiceError) -> Response:
+        count_denied_request(error.code)
+        return error_response(error)
+
     app.register_error_handler(QueueFull, queue_full_response)
+    for denial in (Unauthorized, Forbidden, ModelNotAllowed, RateLimited):
+        app.register_error_handler(denial, denied_response)
     app.register_error_handler(ClientDisconnected, lambda _: Response(status=_CLIENT_CLOSED_REQUEST))
     app.register_error_handler(ServiceError, error_response)
     app.register_error_handler(StorageError, _storage_error_response)

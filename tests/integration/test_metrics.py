@@ -11,6 +11,7 @@ import httpx
 
 from model.checkpoints import registry
 from tests.conftest import random_checkpoint
+from tests.integration.lists import list_checkpoint, store_of
 from tests.scrape import scraped
 from tests.servers import RedisServer, Service, eventually
 
@@ -49,6 +50,40 @@ def test_a_scrape_is_the_sum_over_all_processes(store: Path, redis_server: Redis
         assert not any(answer["session_id"] in text for answer in answers)
         openmetrics = httpx.get(f"{service.url}/metrics", headers={"Accept": "application/openmetrics-text"})
         assert openmetrics.text.endswith("# EOF\n")
+
+
+def test_requests_for_items_are_counted_once(tmp_path: Path) -> None:
+    """However many parts they have, by how they ended, and by model; one that the client leaves is cancelled."""
+    folder = store_of(tmp_path, list_checkpoint())
+    with Service(CHECKPOINT_DIR=str(folder), METRICS_MODELS="5") as service:
+        for seed in range(11):
+            assert len(service.generate(items=20, seed=seed)["items"]) == 20
+        found = scrape(service)
+        assert found['longhand_requests_finished_total{finish_reason="stop"}'] == 11
+        assert found['longhand_model_requests_total{model="(other)"}'] == 10
+        assert found['longhand_model_requests_total{model="default"}'] == 1
+        body = {"items": 10_000, "unique": False, "stream": True}
+        with service.client.stream("POST", "/generate", json=body) as response:
+            next(response.iter_bytes())
+        cancelled = 'longhand_requests_finished_total{finish_reason="cancelled"}'
+        eventually(lambda: scrape(service)[cancelled] == 1)
+        assert scrape(service)['longhand_requests_finished_total{finish_reason="stop"}'] == 11
+
+
+def test_refusals_by_key_and_rate_are_counted(store: Path) -> None:
+    """By the code of the error: no key and a wrong one, an API key for an operator's route, a rate that is used up."""
+    key = {"Authorization": "Bearer a-readers-key-001"}
+    settings = {"API_KEYS": "a-readers-key-001", "ADMIN_KEY": "the-operators-key", "RATE_LIMIT": "1/hour"}
+    with Service(CHECKPOINT_DIR=str(store), **settings) as service:
+        statuses = [
+            service.client.post("/generate", json={"max_chars": 1}, headers=headers).status_code
+            for headers in ({}, {"Authorization": "Bearer another-key-of-mine"}, key, key)
+        ]
+        assert statuses == [401, 401, 200, 429]
+        assert service.client.get("/jobs", headers=key).status_code == 403
+        found = scrape(service)
+    counts = {"unauthorized": 2, "forbidden": 1, "model_not_allowed": 0, "rate_limited": 1}
+    assert {code: found[f'longhand_requests_denied_total{{code="{code}"}}'] for code in counts} == counts
 
 
 def test_refusals_and_disconnects_are_counted(store: Path) -> None:

@@ -23,7 +23,7 @@ def client(tmp_path: Path) -> Iterator[FlaskClient]:
     """The routes of corpora, with one corpus that was copied into the folder by hand."""
     app = Flask(__name__)
     app.testing = False
-    error_responses.register(app, Metrics().count_refused_request)
+    error_responses.register(app, Metrics().count_refused_request, lambda _: None)
     converters.register(app)
     app.register_blueprint(corpora.blueprint(Corpora(tmp_path, 10**6), 10**6))
     (tmp_path / "mine").write_text(TEXT)

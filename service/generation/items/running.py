@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -70,7 +70,8 @@ class RunningItems:
         self._plan = plan
         self._engine = engine = model.engine
         self._collector = ItemCollector(plan.constraints, plan.record)
-        self._is_late = False
+        self._is_late = self._is_counted = False
+        self._has_failed = False
         self._n_chars = 0  # of the items
         self._n_candidate_chars = 0  # of all candidates so far, their ends counted
         self._lanes: list[Lane] = []  # none until the prefix is read
@@ -136,8 +137,17 @@ class RunningItems:
 
     def close(self) -> None:
         """Stop generating, and release the model. Idempotent."""
+        if not self._is_counted:
+            self._is_counted = True
+            self._engine.count_finished(self._finish_reason())
         self._engine.close_group(self._group)
         self._lease.release()
+
+    def _finish_reason(self) -> Literal["stop", "timeout", "cancelled", "failed"]:
+        """Return how the request ended, in the words of a text's end."""
+        if self._has_failed:
+            return "failed"
+        return "timeout" if self._is_late else "stop" if self._collector.is_done else "cancelled"
 
     # ---- the order of the candidates
 
@@ -230,6 +240,7 @@ class RunningItems:
 
     def _take(self, index: int, item: Item) -> None:
         if isinstance(item, Failed):
+            self._has_failed = True
             raise item.error
         if index == _PROMPT:
             self._take_prefix(item)
@@ -273,6 +284,7 @@ class RunningItems:
             case Scored():
                 self._prefix_logprobs = tuple(item.logprobs.tolist())
             case End(state=None):
+                self._is_late = True
                 raise TimedOut(PROMPT_NOT_READ)
             case End(state=HiddenState() as state):
                 self._start_state = state.values

@@ -57,7 +57,7 @@ class Service:
         options = GenerationOptions(LONG, lease_s=60, snapshot_interval_s=1, recent_text_chars=100)
         generation = GenerationService(self.manager, self.store, MemoryPrefixes(), options)
         app = Flask(__name__)
-        error_responses.register(app, Metrics().count_refused_request)
+        error_responses.register(app, Metrics().count_refused_request, lambda _: None)
         converters.register(app)
         app.register_blueprint(generate.blueprint(generation))
         app.register_blueprint(sessions.blueprint(generation, self.store, self.manager, 100))

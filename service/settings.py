@@ -45,7 +45,9 @@ class Settings(BaseSettings):
         description="worker processes of the service; each has its own model and slots, all share the sessions",
     )
     redis_url: str = Field(
-        "", description="Redis that stores the sessions; empty stores them in the process, which needs WORKERS=1"
+        "",
+        description="Redis that stores the sessions; empty stores them in the process, which needs WORKERS=1, but make "
+        "serve and longhand serve start a Redis of their own, and so allow any WORKERS",
     )
     jobs_redis_url: str = Field(
         "", description="Redis of the job queue; empty uses REDIS_URL, unless that is a cluster, which RQ cannot use"
@@ -121,11 +123,12 @@ class Settings(BaseSettings):
     )
     admin_key: str = Field(
         "",
-        description="key for /retrain, /jobs, /corpora and /models; empty allows them on this machine only, "
-        "not through a proxy",
+        description="key for /retrain, /jobs, /corpora, /preview and /models, of at least 16 characters; empty allows "
+        "them to clients on this machine, not through a proxy, and only while HOST is loopback (else 403)",
     )
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="comma-separated keys for generation; empty allows it without a key"
+        (),
+        description="comma-separated keys for generation, of at least 16 characters each; empty allows it without one",
     )
     api_keys_file: Path | None = Field(
         None,
@@ -148,7 +151,9 @@ class Settings(BaseSettings):
         "X-Forwarded-Prefix of a trusted proxy",
     )
     rate_limit: str = Field(
-        "", description="generation requests allowed per key or client address, such as 60/minute; empty: no limit"
+        "",
+        description="requests that generate, score or inspect, resumed streams and forks included, allowed per key or "
+        "client address, such as 60/minute; what is refused before (401, 403, 422) is not counted; empty: no limit",
     )
     chars_limit: str = Field(
         "",
@@ -174,7 +179,8 @@ class Settings(BaseSettings):
         ge=0,
         le=100,
         description="models whose names are labels in GET /metrics, in each process; all others are counted together. "
-        "Nobody needs a key for /metrics, so with 0 it names no model",
+        "A model gets its label after ten requests in a process; until then it is counted with the others. Nobody "
+        "needs a key for /metrics, so with 0 it names no model",
     )
     keep_checkpoints: int = Field(
         10, ge=1, le=10_000, description="checkpoints kept per model besides the promoted one and its predecessor"

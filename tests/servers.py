@@ -131,10 +131,15 @@ class Service:
         self.client = httpx.Client(base_url=self.url, timeout=60, event_hooks={"response": [_check_answer]})
         command = [sys.executable, "-m", self.module]
         with output_file() as output:
+            self._output = Path(output.name)
             self._process = subprocess.Popen(
                 command, cwd=ROOT, env=self._environment, stdout=output, stderr=output, start_new_session=True
             )
         eventually(self._answers, within_s=60)
+
+    def output(self) -> str:
+        """What it has printed so far, its log included."""
+        return self._output.read_text(errors="replace")
 
     def _answers(self) -> bool:
         assert self._process is not None

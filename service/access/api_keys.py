@@ -100,9 +100,9 @@ class ApiKeys:
                 self._from_file, self._seen = _read(self._path)
             except SettingsError as error:
                 self._seen = version
-                _log.error("the keys that were read before stay valid", extra={"problem": str(error)})
+                _log.error("%s; the keys that were read before stay valid", error)
             else:
-                _log.info("API_KEYS_FILE was read again", extra={"n_keys": len(self._from_file)})
+                _log.info("API_KEYS_FILE was read again; it has %d keys", len(self._from_file))
 
 
 def _read(path: Path) -> tuple[dict[str, ApiKey], _FileVersion]:

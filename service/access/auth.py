@@ -68,6 +68,11 @@ class Authenticator:
         self._behind_proxy = behind_proxy
         self._wrong_keys = RateLimiter(_WRONG_KEY_RATE)
 
+    @property
+    def has_admin_key(self) -> bool:
+        """Whether the operator's routes need a key."""
+        return bool(self._admin_key)
+
     def check_source(self, source: RequestSource) -> None:
         """Refuse web pages of other sites, on every route of a service on loopback that requires no API key.
 

@@ -10,6 +10,7 @@ from service.errors import BadRequest
 from service.generation.batch import BatchChunk
 from service.generation.items.plan import check_item_fields
 from service.generation.service import GenerationService
+from service.routes.access import count_request
 from service.routes.body import idempotency_key, read_body
 from service.routes.generation_events import POLL_INTERVAL_S, batch_events, generation_events
 from service.routes.item_events import items_response
@@ -24,6 +25,7 @@ def blueprint(generation: GenerationService) -> Blueprint:
     @routes.post("/generate")
     def generate() -> Response:
         body, key = read_body(GenerateRequest), idempotency_key()
+        count_request(body.model, body.session_id)
         client = ClientConnection(is_stream=body.stream)
         if body.items is not None:
             return items_response(generation, body, key, client)

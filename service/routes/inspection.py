@@ -7,6 +7,7 @@ from pydantic_core import to_json
 
 from service.access.limits import RateLimiter
 from service.inspection.service import InspectionService
+from service.routes.access import count_request
 from service.routes.body import read_body
 from service.routes.sse import ClientConnection
 from service.schemas import InspectRequest, ScoreRequest
@@ -19,6 +20,7 @@ def blueprint(inspection: InspectionService, characters: RateLimiter) -> Bluepri
     @routes.post("/score")
     def score() -> Response:
         body = read_body(ScoreRequest)
+        count_request(body.model, body.session_id)
         texts = [body.text] if isinstance(body.text, str) else body.text
         characters.hit(_client_id(), sum(map(len, texts)))
         answer = inspection.score(body, ClientConnection(is_stream=False).check)
@@ -29,6 +31,7 @@ def blueprint(inspection: InspectionService, characters: RateLimiter) -> Bluepri
     @routes.post("/inspect")
     def inspect() -> Response:
         body = read_body(InspectRequest)
+        count_request(body.model)
         characters.hit(_client_id(), len(body.text))
         return jsonify(inspection.inspect(body))
 

@@ -24,6 +24,7 @@ from flask import Blueprint, Response, jsonify, request
 from service.errors import BadRequest, Draining, Overloaded, StoreUnavailable
 from service.jobs.queue import JobQueue
 from service.jobs.request import validate
+from service.routes import audit
 from service.routes.body import idempotency_key, no_content, read_body
 from service.routes.sse import ClientConnection, encode_event, event_stream_head, event_stream_response
 from service.schemas import RetrainRequest
@@ -58,6 +59,7 @@ def blueprint(
         job_request = validate(read_body(RetrainRequest), corpora, checkpoint_dir)
         key = idempotency_key()
         job = job_queue().get(job_queue().submit(job_request.as_dict(), digest(key) if key else ""))
+        audit.record(f"queued the training {job.job_id} of the model {job_request.model}")
         address = f"/jobs/{job.job_id}"
         submitted = {"job_id": job.job_id, "state": job.state, "position": job.position, "request": job.record.request}
         return jsonify({**submitted, "job": address}), 202, {"Location": request.script_root + address}
@@ -72,7 +74,9 @@ def blueprint(
 
     @routes.delete("/jobs/<job_id:job_id>")
     def cancel(job_id: str) -> tuple[Response, int]:
-        return jsonify(job_queue().cancel(job_id).as_dict()), 202
+        cancelled = job_queue().cancel(job_id).as_dict()
+        audit.record(f"cancelled the training {job_id}")
+        return jsonify(cancelled), 202
 
     @routes.get("/jobs/<job_id:job_id>/events")
     def events(job_id: str) -> Response:

@@ -17,6 +17,7 @@ from service.errors import ModelConflict, NoModel, UnknownModel
 from service.models.manager import ModelManager
 from service.models.named_models import unknown_model
 from service.models.stores.model_stores import ModelStores
+from service.routes import audit
 from service.routes.arguments import limit_argument, model_name_argument
 from service.routes.body import no_content, read_body
 from service.schemas import ModelBody
@@ -61,6 +62,7 @@ def blueprint(
             raise ModelConflict(str(e)) from e
         manager.forget(model_name)
         promotions.release(0, model_name)  # a new model of this name begins there again
+        audit.record(f"deleted the model {model_name}")
         return no_content()
 
     @routes.post("/<model_id:model_id>/promote")
@@ -77,6 +79,7 @@ def blueprint(
             change_promotion(promotions, version, partial(registry.promote, path), name)
         except (CheckpointError, StorageError) as e:
             raise ModelConflict.of(e, folder) from e
+        audit.record(f"promoted {model_id} of the model {name}")
         return jsonify(promoted=file_format.read_info(path).as_dict())
 
     @routes.post("/rollback")
@@ -88,7 +91,9 @@ def blueprint(
             path = change_promotion(promotions, version, partial(registry.roll_back, folder), name)
         except (CheckpointError, StorageError) as e:
             raise ModelConflict.of(e, folder) from e
-        return jsonify(promoted=file_format.read_info(path).as_dict())
+        promoted = file_format.read_info(path)
+        audit.record(f"rolled the model {name} back to {promoted.fingerprint}")
+        return jsonify(promoted=promoted.as_dict())
 
     def existing(name: str) -> Path:
         if not stores.exists(name):

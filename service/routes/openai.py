@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from flask import Blueprint, Response, g, jsonify
 
+from model.checkpoints.names import OPENAI_DEFAULT
 from service.access.limits import RateLimiter
 from service.errors import ServiceError
 from service.openai.answers import ChunkEncoder, WholeCompletion
@@ -14,6 +15,7 @@ from service.openai.errors import error_body
 from service.openai.models import ModelList
 from service.openai.schemas import CompletionRequest, DetokenizeRequest, TokenizeRequest
 from service.openai.tokenizer import Tokenizer
+from service.routes.access import count_request
 from service.routes.arguments import model_argument
 from service.routes.body import read_body
 from service.routes.generation_events import POLL_INTERVAL_S
@@ -31,6 +33,7 @@ def blueprint(
     @routes.post("/v1/completions")
     def complete() -> Response:
         body = read_body(CompletionRequest)
+        count_request(None if body.model == OPENAI_DEFAULT else body.model)
         if body.echo and body.logprobs is not None:
             characters.hit(f"characters:{g.get('client_id', '')}", sum(map(len, body.prompts)))
         client = ClientConnection(is_stream=bool(body.stream))

@@ -11,7 +11,7 @@ from service.errors import BadRequest, NoTurn, UnknownSession
 from service.generation.rewind import rewindable_range
 from service.generation.service import GenerationService
 from service.models.manager import ModelManager
-from service.routes.access import allowed_models
+from service.routes.access import allowed_models, count_request
 from service.routes.arguments import model_argument
 from service.routes.body import no_content, read_body
 from service.routes.generation_events import generation_events
@@ -62,6 +62,7 @@ def blueprint(
             return event_stream_head()
         if after is not None and generation.is_received(session_id, after):
             return no_content()  # on 204 an EventSource does not reconnect
+        count_request(None, session_id)
         running = generation.resume(session_id, after, top_logprobs, model_argument())
         return event_stream_response(generation_events(running), client, running.close)
 
@@ -69,6 +70,7 @@ def blueprint(
     def fork(session_id: str) -> tuple[Response, int]:
         check_key(session_id)
         body = read_body(ForkRequest)
+        count_request(None, session_id)
         fork_id, session = generation.fork(
             session_id, body.position, body.seed, ClientConnection(is_stream=False).check
         )

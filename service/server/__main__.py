@@ -8,7 +8,7 @@ from gunicorn.app.wsgiapp import WSGIApplication
 
 from service.access.api_keys import ApiKeys
 from service.access.limits import RateLimiter
-from service.settings import Settings, SettingsError, read_settings
+from service.settings import Settings, SettingsError, loopback_only, read_settings
 from service.store.connect import close, connect
 from service.store.redis_server import require_usable
 
@@ -41,7 +41,10 @@ def _check(settings: Settings) -> None:
     for name, url in (("REDIS_URL", settings.redis_url), ("JOBS_REDIS_URL", settings.jobs_redis_url)):
         if url:
             require_usable(name, url)
-    ApiKeys(settings.api_keys, settings.api_keys_file)
+    keys = ApiKeys(settings.api_keys, settings.api_keys_file)
+    if not keys.are_required and not loopback_only(settings):
+        problem = f"there are no API_KEYS, so whoever reaches port {settings.port} may generate, score and inspect"
+        print(f"warning HOST={settings.host}: {problem}", file=sys.stderr, flush=True)
     if settings.redis_url and (settings.rate_limit or settings.chars_limit or settings.api_keys_file):
         client = connect(settings.redis_url)
         try:

@@ -1,5 +1,6 @@
 """gunicorn's configuration. Every value comes from service.settings."""
 
+import logging
 import math
 import resource
 import signal
@@ -8,6 +9,7 @@ from typing import Any
 from service.operations import metrics
 from service.operations.address import host_and_port
 from service.parent_death import signal_on_parent_death
+from service.routes import audit
 from service.server.process_limit import check_limit, request_threads
 from service.settings import read_settings
 
@@ -49,6 +51,9 @@ def pre_fork(server: Any, worker: Any) -> None:
 def post_fork(server: Any, worker: Any) -> None:
     """Let the worker, which is this process now, count in its row, and exit at once when its master is gone."""
     signal_on_parent_death(signal.SIGQUIT, worker.ppid)
+    audit.log.handlers = list(server.log.error_log.handlers)
+    audit.log.setLevel(logging.INFO)
+    audit.log.propagate = False
     metrics.use_row(_counters, worker.metrics_row)
 
 

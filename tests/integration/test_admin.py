@@ -7,11 +7,14 @@ import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from model.checkpoints import registry
 from model.checkpoints.file_format import Checkpoint
+from tests.conftest import random_checkpoint
 from tests.servers import SECRET, RedisServer, Service
 
 ADMIN, API = "the-operators-key", "a-readers-key-001"
@@ -130,6 +133,35 @@ def test_one_key_has_one_rate_however_it_is_written(store: Path) -> None:
     assert [answer.status_code for answer in sent] == [200, 200, 429, 429]
 
 
+def test_only_requests_that_compute_are_counted(store: Path, tmp_path: Path) -> None:
+    """Neither descriptions nor what is refused: a wrong key, a wrong body, a model that the key may not use."""
+    path = tmp_path / "keys.json"
+    entry = {"name": "shop", "sha256": hashlib.sha256(API.encode()).hexdigest(), "models": ["default"]}
+    path.write_text(json.dumps({"keys": [{**entry, "rate": "5/hour"}]}))
+    with Service(CHECKPOINT_DIR=str(store), API_KEYS_FILE=str(path)) as limited:
+
+        def status(method: str, path: str, body: Any = None, key: str = API) -> int:
+            return limited.client.request(method, path, json=body, headers=bearer(key)).status_code
+
+        for _ in range(3):
+            assert status("GET", "/model") == status("GET", "/v1/models") == 200
+            assert status("POST", "/tokenize", {"prompt": "a"}) == 200
+            assert status("POST", "/generate", {"max_chars": 1, "model": "others"}) == 403
+            assert status("POST", "/v1/completions", {"prompt": "a", "model": "others"}) == 403
+            assert status("POST", "/generate", {"max_chars": -1}) == 422
+            assert status("POST", "/generate", {"max_chars": 1}, "not-one-of-the-keys") == 401
+        answer = limited.client.post("/generate", json={"prompt": "a", "max_chars": 1}, headers=bearer(API))
+        assert answer.status_code == 200
+        session = answer.json()["session_id"]
+        assert status("GET", f"/sessions/{session}") == status("HEAD", f"/sessions/{session}/stream") == 200
+        assert status("POST", "/score", {"text": "a"}) == status("POST", "/inspect", {"text": "a"}) == 200
+        assert status("POST", "/v1/completions", {"prompt": "a", "max_tokens": 1, "model": "longhand"}) == 200
+        assert status("POST", f"/sessions/{session}/fork", {}) == 201
+        for path_, body in (("/generate", {"max_chars": 1}), ("/score", {"text": "a"}), ("/inspect", {"text": "a"})):
+            assert status("POST", path_, body) == 429
+        assert status("GET", "/model") == 200
+
+
 def test_keys_of_a_file_come_and_go_while_it_serves(store: Path, tmp_path: Path, redis_server: RedisServer) -> None:
     """Each has a rate of its own, counted over both workers; one that is removed opens nothing any more."""
     path = tmp_path / "keys.json"
@@ -157,6 +189,9 @@ def test_keys_of_a_file_come_and_go_while_it_serves(store: Path, tmp_path: Path,
         assert answers(f"{SECRET}-three", 4) == [200] * 4
         path.write_text("{")
         assert answers(f"{SECRET}-three", 1) == [200]
+        log = service.output()
+    assert f"API_KEYS_FILE={str(path)!r}: Expecting property name enclosed in double quotes: line 1 column 2" in log
+    assert "the keys that were read before stay valid" in log
 
 
 def test_without_a_key_an_open_network_cannot_operate(store: Path) -> None:
@@ -169,7 +204,24 @@ def test_without_a_key_an_open_network_cannot_operate(store: Path) -> None:
         assert refused.status_code == 403
         assert "ADMIN_KEY" in refused.json()["error"]["message"]
     assert service.post(max_chars=1).status_code == 200
+    assert "warning HOST=0.0.0.0: there are no API_KEYS, so whoever reaches port" in service.output()
     service.stop()
+
+
+def test_the_log_says_who_promoted(store: Path, tiny: Checkpoint, tmp_path: Path) -> None:
+    """A promotion and a roll back are a line each, with the key's name and the address, without the key."""
+    registry.promote(tiny.save(tmp_path))
+    other = random_checkpoint(seed=9)
+    other.save(tmp_path)
+    with Service(CHECKPOINT_DIR=str(tmp_path), ADMIN_KEY=ADMIN) as service:
+        for path in (f"/models/{other.fingerprint}/promote", "/models/rollback"):
+            assert service.client.post(path, json={}, headers=bearer(ADMIN)).status_code == 200
+        assert service.client.post(f"/models/{other.fingerprint}/promote", json={}).status_code == 401
+        log = service.output()
+    assert log.count("promoted ") == 1
+    assert f"promoted {other.fingerprint} of the model default, by ADMIN_KEY from 127.0.0.1" in log
+    assert f"rolled the model default back to {tiny.fingerprint}, by ADMIN_KEY from 127.0.0.1" in log
+    assert ADMIN not in log
 
 
 @pytest.mark.parametrize(

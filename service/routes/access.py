@@ -56,9 +56,11 @@ def count_request(model: str | None, session_id: str | None = None) -> None:
     Raises:
         RateLimited: The client's rate is used up.
     """
-    allowed, name = allowed_models(), model or DEFAULT
+    allowed, name, count = allowed_models(), model or DEFAULT, g.get("count_request")
+    if count is None:  # routes that are not guarded
+        return
     if allowed is None or session_id is not None or name in allowed or is_fingerprint(name):
-        g.count_request()
+        count()
 
 
 def allowed_models() -> frozenset[str] | None:

@@ -4,14 +4,14 @@ const VIEWS = ["generate", "score", "inspect", "train", "status"];
 
 /** The view and the parameters in the address; an unknown view is "generate". */
 export function read() {
-  const [view, query = ""] = location.hash.slice(1).split("?");
-  return { view: VIEWS.includes(view) ? view : "generate", parameters: new URLSearchParams(query) };
+	const [view, query = ""] = location.hash.slice(1).split("?");
+	return { view: VIEWS.includes(view) ? view : "generate", parameters: new URLSearchParams(query) };
 }
 
 /** The fragment for a view with these parameters. */
 export function format(view, parameters) {
-  const query = parameters.toString();
-  return `#${view}${query ? `?${query}` : ""}`;
+	const query = parameters.toString();
+	return `#${view}${query ? `?${query}` : ""}`;
 }
 
 /** Change parameters without an entry in the browser's history; null or "" removes one. */
@@ -21,22 +21,22 @@ export const update = (changes) => change(changes, "replaceState");
 export const push = (changes) => change(changes, "pushState");
 
 function change(changes, method) {
-  const { view, parameters } = read();
-  for (const [name, value] of Object.entries(changes)) {
-    if (value === null || value === "") parameters.delete(name);
-    else parameters.set(name, value);
-  }
-  history[method](null, "", format(view, parameters));
-  updateLinks();
+	const { view, parameters } = read();
+	for (const [name, value] of Object.entries(changes)) {
+		if (value === null || value === "") parameters.delete(name);
+		else parameters.set(name, value);
+	}
+	history[method](null, "", format(view, parameters));
+	updateLinks();
 }
 
 /** Keep the open session in the links of the navigation, and mark the current view. */
 export function updateLinks() {
-  const { view, parameters } = read();
-  for (const name of VIEWS) {
-    const link = document.querySelector(`nav a[data-view="${name}"]`);
-    link.setAttribute("href", format(name, parameters));
-    if (name === view) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
-  }
+	const { view, parameters } = read();
+	for (const name of VIEWS) {
+		const link = document.querySelector(`nav a[data-view="${name}"]`);
+		link.setAttribute("href", format(name, parameters));
+		if (name === view) link.setAttribute("aria-current", "page");
+		else link.removeAttribute("aria-current");
+	}
 }

@@ -12,114 +12,114 @@ let fork;
 const panes = () => $("#panes");
 
 export function setUp() {
-  main = new Pane("main", "s", { onFork: openFork, onClose: () => {}, onCompare: openComparison });
-  main.parts.close.hidden = true;
-  panes().append(main.root);
-  $("#recent").addEventListener("toggle", drawRecent);
+	main = new Pane("main", "s", { onFork: openFork, onClose: () => {}, onCompare: openComparison });
+	main.parts.close.hidden = true;
+	panes().append(main.root);
+	$("#recent").addEventListener("toggle", drawRecent);
 }
 
 /** The main pane, whose text, session and model other views use. */
 export const mainPane = () => main;
 
 export function showModels() {
-  main.showModel();
-  fork?.showModel();
+	main.showModel();
+	fork?.showModel();
 }
 
 export function onShow() {
-  const { parameters } = address.read();
-  const [mainSession, forkSession] = [parameters.get("s"), parameters.get("f")];
-  if (mainSession !== main.session && !main.running) {
-    if (mainSession) main.load(mainSession);
-    else if (main.session) main.reset();
-  }
-  if (forkSession && !fork) addForkPane().load(forkSession);
+	const { parameters } = address.read();
+	const [mainSession, forkSession] = [parameters.get("s"), parameters.get("f")];
+	if (mainSession !== main.session && !main.running) {
+		if (mainSession) main.load(mainSession);
+		else if (main.session) main.reset();
+	}
+	if (forkSession && !fork) addForkPane().load(forkSession);
 }
 
 function addForkPane() {
-  fork?.root.remove();
-  fork = new Pane("fork", "f", { onFork: openFork, onClose: closeFork });
-  for (const name of ["fork", "compare"]) fork.parts[name].hidden = true;
-  panes().append(fork.root);
-  panes().classList.add("two");
-  return fork;
+	fork?.root.remove();
+	fork = new Pane("fork", "f", { onFork: openFork, onClose: closeFork });
+	for (const name of ["fork", "compare"]) fork.parts[name].hidden = true;
+	panes().append(fork.root);
+	panes().classList.add("two");
+	return fork;
 }
 
 /** Open a text beside a pane's, from its selected character or its end. */
 function openFork(pane) {
-  const position = pane.text.start + pane.kept;
-  const open = async () => {
-    let [session, seed] = [null, pane.seed];
-    if (pane.session && position >= pane.rewindFrom && !isId(pane.chooser.name)) {
-      const body = position ? { position } : {};
-      ({ session_id: session, seed } = await requestJson("POST", `/sessions/${pane.session}/fork`, { body }));
-    }
-    addForkPane().copyFrom(pane, session, seed);
-    fork.copySettings(pane);
-    pane.text.view.setCut(null);
-    await Promise.all([pane.showModel(), fork.showModel()]);
-    fork.root.scrollIntoView({ block: "nearest" });
-    fork.parts.generate.focus();
-  };
-  return attempt(open, (error) => pane.setStatus(error.message, true));
+	const position = pane.text.start + pane.kept;
+	const open = async () => {
+		let [session, seed] = [null, pane.seed];
+		if (pane.session && position >= pane.rewindFrom && !isId(pane.chooser.name)) {
+			const body = position ? { position } : {};
+			({ session_id: session, seed } = await requestJson("POST", `/sessions/${pane.session}/fork`, { body }));
+		}
+		addForkPane().copyFrom(pane, session, seed);
+		fork.copySettings(pane);
+		pane.text.view.setCut(null);
+		await Promise.all([pane.showModel(), fork.showModel()]);
+		fork.root.scrollIntoView({ block: "nearest" });
+		fork.parts.generate.focus();
+	};
+	return attempt(open, (error) => pane.setStatus(error.message, true));
 }
 
 /** Open a pane for another model: once it is chosen, both write. */
 function openComparison() {
-  addForkPane();
-  fork.copySettings(main);
-  fork.setStatus("Choose a model above. Then both write, from the same beginning and with the same seed.");
-  fork.chooser.parts.model.focus();
-  fork.showModel();
-  fork.onModel = async () => {
-    const prompt = main.fields.prompt.value || (main.lastTurn?.prompt ?? "");
-    const seed = main.fields.seed.value || String(crypto.getRandomValues(new Uint16Array(1))[0]);
-    const write = (pane) => {
-      pane.stop();
-      pane.fields.seed.value = seed;
-      return pane.writeExample(prompt);
-    };
-    await Promise.all([main, fork].map(write));
-  };
+	addForkPane();
+	fork.copySettings(main);
+	fork.setStatus("Choose a model above. Then both write, from the same beginning and with the same seed.");
+	fork.chooser.parts.model.focus();
+	fork.showModel();
+	fork.onModel = async () => {
+		const prompt = main.fields.prompt.value || (main.lastTurn?.prompt ?? "");
+		const seed = main.fields.seed.value || String(crypto.getRandomValues(new Uint16Array(1))[0]);
+		const write = (pane) => {
+			pane.stop();
+			pane.fields.seed.value = seed;
+			return pane.writeExample(prompt);
+		};
+		await Promise.all([main, fork].map(write));
+	};
 }
 
 export async function writeWith(name) {
-  location.hash = address.format("generate", address.read().parameters);
-  await main.chooser.choose(name);
-  main.reset();
+	location.hash = address.format("generate", address.read().parameters);
+	await main.chooser.choose(name);
+	main.reset();
 }
 
 /** Have two models write side by side. */
 export async function compareWith(first, second) {
-  location.hash = address.format("generate", address.read().parameters);
-  await main.chooser.choose(first);
-  main.reset();
-  openComparison();
-  await fork.chooser.choose(second);
+	location.hash = address.format("generate", address.read().parameters);
+	await main.chooser.choose(first);
+	main.reset();
+	openComparison();
+	await fork.chooser.choose(second);
 }
 
 function closeFork() {
-  fork.stop();
-  fork.root.remove();
-  fork = undefined;
-  panes().classList.remove("two");
-  address.update({ f: null });
-  main.parts.fork.focus();
+	fork.stop();
+	fork.root.remove();
+	fork = undefined;
+	panes().classList.remove("two");
+	address.update({ f: null });
+	main.parts.fork.focus();
 }
 
 function drawRecent() {
-  const rows = recent.list().map(({ session, title, at }) => {
-    const onclick = () => {
-      address.push({ s: session });
-      onShow();
-    };
-    return h(
-      "li",
-      {},
-      button(title, onclick, { class: "link" }),
-      h("span", { class: "hint" }, ` ${formatTime(at / 1000)}`),
-    );
-  });
-  const empty = h("li", { class: "hint" }, "No texts yet.");
-  $("#recent-list").replaceChildren(...(rows.length ? rows : [empty]));
+	const rows = recent.list().map(({ session, title, at }) => {
+		const onclick = () => {
+			address.push({ s: session });
+			onShow();
+		};
+		return h(
+			"li",
+			{},
+			button(title, onclick, { class: "link" }),
+			h("span", { class: "hint" }, ` ${formatTime(at / 1000)}`),
+		);
+	});
+	const empty = h("li", { class: "hint" }, "No texts yet.");
+	$("#recent-list").replaceChildren(...(rows.length ? rows : [empty]));
 }

@@ -16,49 +16,49 @@ const POLL_MS = 3000;
 let current = null;
 
 function showView() {
-  const { view } = address.read();
-  address.updateLinks();
-  if (view !== current) {
-    VIEWS[current]?.onHide?.();
-    for (const name of Object.keys(VIEWS)) $(`#view-${name}`).hidden = name !== view;
-    document.title = `${$(`nav a[data-view="${view}"]`).textContent} · Longhand`;
-    if (current !== null) scrollTo({ top: 0, behavior: "instant" });
-    current = view;
-  }
-  // One line says and chooses the model of all views.
-  ($(`#view-${view} .of-model`) ?? generate.mainPane().root).prepend(generate.mainPane().chooser.root);
-  VIEWS[view].onShow?.();
+	const { view } = address.read();
+	address.updateLinks();
+	if (view !== current) {
+		VIEWS[current]?.onHide?.();
+		for (const name of Object.keys(VIEWS)) $(`#view-${name}`).hidden = name !== view;
+		document.title = `${$(`nav a[data-view="${view}"]`).textContent} · Longhand`;
+		if (current !== null) scrollTo({ top: 0, behavior: "instant" });
+		current = view;
+	}
+	// One line says and chooses the model of all views.
+	($(`#view-${view} .of-model`) ?? generate.mainPane().root).prepend(generate.mainPane().chooser.root);
+	VIEWS[view].onShow?.();
 }
 
 /** Show the models, and use one that this key may use. */
 async function showModels() {
-  const names = await offerNames();
-  const { chooser } = generate.mainPane();
-  if (names.length && chooser.name === DEFAULT && !names.includes(DEFAULT)) await chooser.choose(names[0]);
-  generate.showModels();
+	const names = await offerNames();
+	const { chooser } = generate.mainPane();
+	if (names.length && chooser.name === DEFAULT && !names.includes(DEFAULT)) await chooser.choose(names[0]);
+	generate.showModels();
 }
 
 /** Poll until a model is loaded, and show a notice until then. */
 async function waitForModel() {
-  const notice = $("#notice");
-  try {
-    const ready = await requestJson("GET", "/readyz", { mayPrompt: false });
-    if (ready.model) {
-      notice.hidden = true;
-      await showModels();
-      return;
-    }
-    const link = h("a", { href: address.format("train", address.read().parameters) }, "follow the training");
-    notice.replaceChildren(
-      "The first model is being trained. You can press Write now: the text starts as soon as a model is ready. Or ",
-      link,
-      ".",
-    );
-  } catch (error) {
-    notice.textContent = `The service cannot generate text: ${error.message}`;
-  }
-  notice.hidden = false;
-  setTimeout(waitForModel, POLL_MS);
+	const notice = $("#notice");
+	try {
+		const ready = await requestJson("GET", "/readyz", { mayPrompt: false });
+		if (ready.model) {
+			notice.hidden = true;
+			await showModels();
+			return;
+		}
+		const link = h("a", { href: address.format("train", address.read().parameters) }, "follow the training");
+		notice.replaceChildren(
+			"The first model is being trained. You can press Write now: the text starts as soon as a model is ready. Or ",
+			link,
+			".",
+		);
+	} catch (error) {
+		notice.textContent = `The service cannot generate text: ${error.message}`;
+	}
+	notice.hidden = false;
+	setTimeout(waitForModel, POLL_MS);
 }
 
 keys.setUp();

@@ -11,13 +11,13 @@ import * as trainingForm from "./training-form.js";
 
 /** What the rules of advice stand for: a label and the settings of another training. */
 const REMEDIES = {
-  overfitting: () => ["dropout 0.4", { dropout: 0.4 }],
-  memorization: () => ["dropout 0.4", { dropout: 0.4 }],
-  many_parameters: () => ["dropout 0.4", { dropout: 0.4 }],
-  few_parameters: () => ["the preset standard", { preset: "standard" }],
-  small_validation_part: () => ["a fifth for validation", { val_fraction: 0.2 }],
-  underfitting: longer,
-  still_improving: longer,
+	overfitting: () => ["dropout 0.4", { dropout: 0.4 }],
+	memorization: () => ["dropout 0.4", { dropout: 0.4 }],
+	many_parameters: () => ["dropout 0.4", { dropout: 0.4 }],
+	few_parameters: () => ["the preset standard", { preset: "standard" }],
+	small_validation_part: () => ["a fifth for validation", { val_fraction: 0.2 }],
+	underfitting: longer,
+	still_improving: longer,
 };
 let jobList = []; // as in GET /jobs
 const jobDetails = new Map(); // id -> job with its validations
@@ -27,195 +27,195 @@ let following = null; // AbortController
 let isShown = false;
 
 export function setUp() {
-  trainingForm.setUp(async (id) => {
-    await refreshJobs();
-    chooseJob(id);
-  });
-  models.setUp();
-  for (const name of ["by", "unit", "scale"]) $(`#curve-${name}`).addEventListener("change", drawChosenCurves);
-  addEventListener("resize", () => isShown && drawChosenCurves());
-  onClick("#train-retry", onShow);
+	trainingForm.setUp(async (id) => {
+		await refreshJobs();
+		chooseJob(id);
+	});
+	models.setUp();
+	for (const name of ["by", "unit", "scale"]) $(`#curve-${name}`).addEventListener("change", drawChosenCurves);
+	addEventListener("resize", () => isShown && drawChosenCurves());
+	onClick("#train-retry", onShow);
 }
 
 export async function onShow() {
-  isShown = true;
-  await attempt(async () => {
-    await refreshJobs();
-    $("#train-locked").hidden = true;
-    await Promise.all([models.refresh(), trainingForm.refreshCorpora()]);
-    const job = jobList.find(({ job_id }) => job_id === chosen) ?? jobList.find(jobs.isLive) ?? jobList[0];
-    if (job) chooseJob(job.job_id);
-  }, showLocked);
+	isShown = true;
+	await attempt(async () => {
+		await refreshJobs();
+		$("#train-locked").hidden = true;
+		await Promise.all([models.refresh(), trainingForm.refreshCorpora()]);
+		const job = jobList.find(({ job_id }) => job_id === chosen) ?? jobList.find(jobs.isLive) ?? jobList[0];
+		if (job) chooseJob(job.job_id);
+	}, showLocked);
 }
 
 export function onHide() {
-  isShown = false;
-  following?.abort();
+	isShown = false;
+	following?.abort();
 }
 
 /** Show why the view cannot be used: most often a key is missing. */
 function showLocked(error) {
-  if (!(error instanceof ServiceError)) throw error;
-  $("#train-locked").hidden = false;
-  $("#train-locked-reason").textContent = error.message;
+	if (!(error instanceof ServiceError)) throw error;
+	$("#train-locked").hidden = false;
+	$("#train-locked-reason").textContent = error.message;
 }
 
 async function refreshJobs() {
-  jobList = (await requestJson("GET", "/jobs")).jobs;
-  drawJobs();
+	jobList = (await requestJson("GET", "/jobs")).jobs;
+	drawJobs();
 }
 
 async function chooseJob(id) {
-  following?.abort();
-  following = new AbortController();
-  const { signal } = following;
-  chosen = id;
-  drawJobs();
-  try {
-    let state = "";
-    await jobs.followJob(id, signal, (job) => {
-      if (signal.aborted) return;
-      jobDetails.set(id, job);
-      drawJob(job);
-      if (state && state !== job.state) {
-        refreshJobs().catch(showLocked);
-        models.refresh().catch(showLocked);
-      }
-      state = job.state;
-    });
-  } catch (error) {
-    if (!signal.aborted) showLocked(error);
-  }
+	following?.abort();
+	following = new AbortController();
+	const { signal } = following;
+	chosen = id;
+	drawJobs();
+	try {
+		let state = "";
+		await jobs.followJob(id, signal, (job) => {
+			if (signal.aborted) return;
+			jobDetails.set(id, job);
+			drawJob(job);
+			if (state && state !== job.state) {
+				refreshJobs().catch(showLocked);
+				models.refresh().catch(showLocked);
+			}
+			state = job.state;
+		});
+	} catch (error) {
+		if (!signal.aborted) showLocked(error);
+	}
 }
 
 async function compare(id, isOn) {
-  if (isOn) {
-    compared.add(id);
-    if (!jobDetails.has(id)) jobDetails.set(id, await jobs.fetchJob(id));
-  } else compared.delete(id);
-  drawChosenCurves();
+	if (isOn) {
+		compared.add(id);
+		if (!jobDetails.has(id)) jobDetails.set(id, await jobs.fetchJob(id));
+	} else compared.delete(id);
+	drawChosenCurves();
 }
 
 const cancel = (id) =>
-  attempt(async () => {
-    await requestJson("DELETE", `/jobs/${id}`);
-    await refreshJobs();
-  }, showLocked);
+	attempt(async () => {
+		await requestJson("DELETE", `/jobs/${id}`);
+		await refreshJobs();
+	}, showLocked);
 
 function drawJobs() {
-  const empty = h("tr", {}, h("td", { colspan: 7 }, "No trainings yet."));
-  $("#jobs").replaceChildren(...(jobList.length ? jobList.map(jobRow) : [empty]));
+	const empty = h("tr", {}, h("td", { colspan: 7 }, "No trainings yet."));
+	$("#jobs").replaceChildren(...(jobList.length ? jobList.map(jobRow) : [empty]));
 }
 
 function jobRow(job) {
-  const { job_id: id, state, cancelling } = job;
-  const name = nameOf(job);
-  const best = job.result?.checkpoint?.val_loss ?? job.progress?.best_val_loss;
-  const cancelLabel = cancelling ? "Cancelling" : "Cancel";
-  const about = { disabled: cancelling, "aria-label": `Cancel ${name}` };
-  const cancelButton = button(cancelLabel, () => cancel(id), about);
-  const link = button(name, () => chooseJob(id), { class: "link" });
-  if (id === chosen) link.setAttribute("aria-current", "true");
-  const onchange = (event) => compare(id, event.target.checked);
-  const box = h("input", { type: "checkbox", "aria-label": `Compare ${name}`, checked: compared.has(id), onchange });
-  return h(
-    "tr",
-    { class: id === chosen ? "is-chosen" : "", "data-job": id },
-    h("td", {}, box),
-    h("th", { scope: "row" }, link),
-    h("td", {}, formatTime(job.started_at)),
-    h("td", { class: "n" }, duration(job)),
-    h("td", { class: `state ${state}` }, state, job.error ? h("span", { class: "error" }, `: ${job.error}`) : null),
-    h("td", { class: "n" }, formatLoss(best)),
-    h("td", {}, jobs.isLive(job) ? cancelButton : null),
-  );
+	const { job_id: id, state, cancelling } = job;
+	const name = nameOf(job);
+	const best = job.result?.checkpoint?.val_loss ?? job.progress?.best_val_loss;
+	const cancelLabel = cancelling ? "Cancelling" : "Cancel";
+	const about = { disabled: cancelling, "aria-label": `Cancel ${name}` };
+	const cancelButton = button(cancelLabel, () => cancel(id), about);
+	const link = button(name, () => chooseJob(id), { class: "link" });
+	if (id === chosen) link.setAttribute("aria-current", "true");
+	const onchange = (event) => compare(id, event.target.checked);
+	const box = h("input", { type: "checkbox", "aria-label": `Compare ${name}`, checked: compared.has(id), onchange });
+	return h(
+		"tr",
+		{ class: id === chosen ? "is-chosen" : "", "data-job": id },
+		h("td", {}, box),
+		h("th", { scope: "row" }, link),
+		h("td", {}, formatTime(job.started_at)),
+		h("td", { class: "n" }, duration(job)),
+		h("td", { class: `state ${state}` }, state, job.error ? h("span", { class: "error" }, `: ${job.error}`) : null),
+		h("td", { class: "n" }, formatLoss(best)),
+		h("td", {}, jobs.isLive(job) ? cancelButton : null),
+	);
 }
 
 function drawJob(job) {
-  if (!isShown) return;
-  const { progress } = job;
-  const bar = $("#job-bar");
-  $("#job-title").textContent = nameOf(job);
-  $("#job-state").textContent = [`${job.state}.`, describeProgress(job), describeOutcome(job)]
-    .filter(Boolean)
-    .join(" ");
-  bar.hidden = !jobs.isLive(job);
-  bar.value = progress ? progress.elapsed_s / (progress.elapsed_s + (progress.remaining_s ?? 0) || 1) : 0;
-  const advice = job.advice.map(({ rule, text }) => h("li", {}, `${text} `, remedyButton(job, rule)));
-  $("#advice").replaceChildren(...(advice.length ? advice : [h("li", { class: "hint" }, "No advice so far.")]));
-  const n = job.samples.length - 1;
-  const figures = [...new Set([n, Math.floor(n / 2), 0])]
-    .filter((i) => job.samples[i])
-    .map((i) => {
-      const caption = `${i === n ? "latest" : i ? "halfway" : "first"}, after step ${formatCount(job.samples[i].step)}`;
-      return h("figure", {}, h("figcaption", {}, caption), h("pre", {}, job.samples[i].text));
-    });
-  drawActions(job);
-  $("#samples").replaceChildren(...figures);
-  $("#notes").replaceChildren(...job.notes.map((text) => h("li", {}, text)));
-  $("#job").hidden = false;
-  drawChosenCurves();
+	if (!isShown) return;
+	const { progress } = job;
+	const bar = $("#job-bar");
+	$("#job-title").textContent = nameOf(job);
+	$("#job-state").textContent = [`${job.state}.`, describeProgress(job), describeOutcome(job)]
+		.filter(Boolean)
+		.join(" ");
+	bar.hidden = !jobs.isLive(job);
+	bar.value = progress ? progress.elapsed_s / (progress.elapsed_s + (progress.remaining_s ?? 0) || 1) : 0;
+	const advice = job.advice.map(({ rule, text }) => h("li", {}, `${text} `, remedyButton(job, rule)));
+	$("#advice").replaceChildren(...(advice.length ? advice : [h("li", { class: "hint" }, "No advice so far.")]));
+	const n = job.samples.length - 1;
+	const figures = [...new Set([n, Math.floor(n / 2), 0])]
+		.filter((i) => job.samples[i])
+		.map((i) => {
+			const caption = `${i === n ? "latest" : i ? "halfway" : "first"}, after step ${formatCount(job.samples[i].step)}`;
+			return h("figure", {}, h("figcaption", {}, caption), h("pre", {}, job.samples[i].text));
+		});
+	drawActions(job);
+	$("#samples").replaceChildren(...figures);
+	$("#notes").replaceChildren(...job.notes.map((text) => h("li", {}, text)));
+	$("#job").hidden = false;
+	drawChosenCurves();
 }
 
 /** What can be done with the model of a job that has ended. */
 function drawActions({ request, result }) {
-  const model = result?.checkpoint;
-  $("#job-actions").replaceChildren();
-  if (!model) return;
-  const name = request.model ?? DEFAULT;
-  const disabled = result.decision?.promoted;
-  $("#job-actions").append(
-    button("Write with it", () => generate.writeWith(disabled ? name : model.id)),
-    button("Compare with the one that serves", () => generate.compareWith(name, model.id), { disabled }),
-    button("What it learned", () => models.openReport(model).catch(showLocked)),
-  );
+	const model = result?.checkpoint;
+	$("#job-actions").replaceChildren();
+	if (!model) return;
+	const name = request.model ?? DEFAULT;
+	const disabled = result.decision?.promoted;
+	$("#job-actions").append(
+		button("Write with it", () => generate.writeWith(disabled ? name : model.id)),
+		button("Compare with the one that serves", () => generate.compareWith(name, model.id), { disabled }),
+		button("What it learned", () => models.openReport(model).catch(showLocked)),
+	);
 }
 
 /** A button that starts the training again as an advice says. */
 function remedyButton(job, rule) {
-  if (jobs.isLive(job) || !REMEDIES[rule]) return null;
-  const [label, settings] = REMEDIES[rule](job);
-  const again = async () => {
-    const body = { ...job.request, ...settings };
-    const { job_id: id } = await requestJson("POST", "/retrain", { body });
-    await refreshJobs();
-    chooseJob(id);
-  };
-  return button(`Train again with ${label}`, () => attempt(again, showLocked));
+	if (jobs.isLive(job) || !REMEDIES[rule]) return null;
+	const [label, settings] = REMEDIES[rule](job);
+	const again = async () => {
+		const body = { ...job.request, ...settings };
+		const { job_id: id } = await requestJson("POST", "/retrain", { body });
+		await refreshJobs();
+		chooseJob(id);
+	};
+	return button(`Train again with ${label}`, () => attempt(again, showLocked));
 }
 
 function longer({ request, progress }) {
-  const minutes = +(3 * (request.minutes ?? (progress?.elapsed_s ?? 60) / 60)).toFixed(1);
-  return [`${minutes} minutes`, { minutes }];
+	const minutes = +(3 * (request.minutes ?? (progress?.elapsed_s ?? 60) / 60)).toFixed(1);
+	return [`${minutes} minutes`, { minutes }];
 }
 
 function duration({ started_at: from, ended_at: to }) {
-  return from ? formatDuration((to ?? Date.now() / 1000) - from) : "–";
+	return from ? formatDuration((to ?? Date.now() / 1000) - from) : "–";
 }
 
 function describeProgress({ state, position, progress }) {
-  if (state === "queued" && position !== null) return `${position} trainings are ahead of it in the queue.`;
-  if (!progress?.total_steps) return "";
-  const left = progress.remaining_s ? `, ${formatDuration(progress.remaining_s)} left` : "";
-  const steps = `step ${formatCount(progress.step)} of ${formatCount(progress.total_steps)}`;
-  const pace = `${formatCount(progress.chars_per_s)} characters/s`;
-  return `After ${formatDuration(progress.elapsed_s)}: ${steps}, ${pace}${left}.`;
+	if (state === "queued" && position !== null) return `${position} trainings are ahead of it in the queue.`;
+	if (!progress?.total_steps) return "";
+	const left = progress.remaining_s ? `, ${formatDuration(progress.remaining_s)} left` : "";
+	const steps = `step ${formatCount(progress.step)} of ${formatCount(progress.total_steps)}`;
+	const pace = `${formatCount(progress.chars_per_s)} characters/s`;
+	return `After ${formatDuration(progress.elapsed_s)}: ${steps}, ${pace}${left}.`;
 }
 
 function describeOutcome({ error, result }) {
-  if (error) return error;
-  const decision = result?.decision;
-  return decision ? `${decision.promoted ? "Promoted" : "Not promoted"}: ${decision.reason}.` : "";
+	if (error) return error;
+	const decision = result?.decision;
+	return decision ? `${decision.promoted ? "Promoted" : "Not promoted"}: ${decision.reason}.` : "";
 }
 
 function drawChosenCurves() {
-  const ids = [...new Set([chosen, ...compared])].filter((id) => jobDetails.has(id));
-  const details = ids.map((id) => jobDetails.get(id));
-  const runs = details.map((job) => ({ id: job.job_id, name: nameOf(job), validations: job.validations }));
-  drawCurves($("#curve"), runs, $("#curve-by").value, $("#curve-unit").value, $("#curve-scale").value === "log");
+	const ids = [...new Set([chosen, ...compared])].filter((id) => jobDetails.has(id));
+	const details = ids.map((id) => jobDetails.get(id));
+	const runs = details.map((job) => ({ id: job.job_id, name: nameOf(job), validations: job.validations }));
+	drawCurves($("#curve"), runs, $("#curve-by").value, $("#curve-unit").value, $("#curve-scale").value === "log");
 }
 
 function nameOf({ job_id: id, request }) {
-  const model = (request.model ?? DEFAULT) === DEFAULT ? "" : ` for ${request.model}`;
-  return `${[request.corpus].flat().join(" + ")}, ${request.preset}${model} (${id.slice(0, 4)})`;
+	const model = (request.model ?? DEFAULT) === DEFAULT ? "" : ` for ${request.model}`;
+	return `${[request.corpus].flat().join(" + ")}, ${request.preset}${model} (${id.slice(0, 4)})`;
 }

@@ -48,16 +48,21 @@ def inspect_text(model: LoadedModel, request: InspectRequest, ids: NDArray[np.in
     with_start = gate_activations(network, [model.engine.vocab.start, *ids.tolist()])
     layers = [GateActivations(*(getattr(layer, name)[1:] for name in _NAMES)) for layer in with_start]
     layer, start = layers[request.layer], with_start[request.layer]
+    item_starts = np.flatnonzero(ids == network.item_end) if network.item_end is not None else np.zeros(0, np.int64)
+    old_c = with_start[request.layer].c[:-1].copy()  # (T, H): what the forget gate of each character multiplies
+    old_c[item_starts] = 0
     answer: dict[str, Any] = {
         "text": text,
         "characters": len(ids),
         "n_layers": network.config.n_layers,
         "n_hidden": network.config.n_hidden,
         "layer": request.layer,
+        "item_starts": item_starts.tolist(),
         "units": [
             {
                 "unit": unit,
                 "start": {name: round(float(getattr(start, name)[0, unit]), _DIGITS) for name in "ch"},
+                "old_c": _rounded(old_c[:, unit]),
                 **{name: _rounded(getattr(layer, name)[:, unit]) for name in _NAMES},
             }
             for unit in request.units

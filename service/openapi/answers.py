@@ -237,6 +237,7 @@ class InspectAnswer(Answer):
     n_layers: Count
     n_hidden: Count
     layer: Count
+    item_starts: list[Count]
     units: list[dict[str, Any]]
     unit_correlations: dict[str, Any]
     map: dict[str, Any] = Field(default_factory=dict)

@@ -186,8 +186,7 @@ function play(isOn) {
 }
 
 function drawStep() {
-	const { start, f, i, g, o, c, h: output } = result.units[0];
-	const before = at ? c[at - 1] : start.c;
+	const { old_c: before, f, i, g, o, c, h: output } = result.units[0];
 	const character = result.text[at];
 	for (const [n, span] of [...$("#strips .strip").children].entries()) span.classList.toggle("selected", n === at);
 	$("#walk-at").textContent = `Character ${at + 1} of ${result.characters}: ${symbol(character)}`;
@@ -195,7 +194,7 @@ function drawStep() {
 	const sign = (text) => h("span", { class: "sign" }, text);
 	$("#walk-step").replaceChildren(
 		equation(
-			...[term("forget f", f[at], "f"), sign("×"), term("old c", before, "old")],
+			...[term("forget f", f[at], "f"), sign("×"), term("old c", before[at], "old")],
 			...[sign("+"), term("learn i", i[at], "i"), sign("×"), term("candidate g", g[at], "g")],
 			...[sign("="), term("new c", c[at], "c", "remember")],
 		),
@@ -205,7 +204,16 @@ function drawStep() {
 		),
 	);
 	const kept = `It keeps ${percentOf(f[at])} of its memory, adds ${percentOf(i[at])} of the candidate`;
-	$("#walk-voice").textContent = `At ${wordFor(character)}: ${kept} and uses ${percentOf(o[at])} of the result.`;
+	const said = `At ${wordFor(character)}: ${kept} and uses ${percentOf(o[at])} of the result.`;
+	$("#walk-voice").textContent = [said, describeStart()].filter(Boolean).join(" ");
+}
+
+/** Where the old memory comes from, if not from the character before. */
+function describeStart() {
+	if (result.item_starts.includes(at)) return "An item ends here: the memory begins again at 0.";
+	if (at) return "";
+	const text = mainPane().chooser.model?.is_list ? "A text of a list" : "Each text";
+	return `${text} begins after an unseen line end, which is read with a memory of 0: old c is what it left.`;
 }
 
 const percentOf = (share) => `${(100 * share).toFixed(0)} %`;

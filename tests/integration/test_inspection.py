@@ -225,6 +225,8 @@ def test_inspect_is_model_gates(service: Service, tiny: Checkpoint, layer: int, 
     for unit in found["units"]:
         for name in ("i", "f", "g", "o", "c", "h"):
             assert unit[name] == pytest.approx(getattr(oracle, name)[1:, unit["unit"]].tolist(), abs=1e-5)
+        assert unit["old_c"] == pytest.approx(oracle.c[:-1, unit["unit"]].tolist(), abs=1e-5)
+    assert found["item_starts"] == []
     values = getattr(oracle, of)[1:]
     expected = np.tanh(values) if of == "c" else values
     assert np.array(found["map"]["values"]) == pytest.approx(expected.T, abs=1e-3)

@@ -19,6 +19,7 @@ from model.network.gates import gate_activations
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.e2e.page.conftest import Visit
 from tests.integration.launched import Launched
+from tests.integration.lists import list_checkpoint
 from tests.integration.test_jobs import words
 from tests.servers import RedisServer, Service, Worker, eventually
 
@@ -100,6 +101,39 @@ def test_the_walk_shows_the_gates(visit: Visiting, service: Service, tiny: Check
 
 
 TERMS = "() => [...document.querySelectorAll('[data-term]')].map(e => ({term: e.dataset.term, value: e.textContent}))"
+
+
+@pytest.mark.parametrize("kind", ["text", "list"])
+def test_the_equations_hold_at_every_character(
+    visit: Visiting, tmp_path: Path, redis_server: RedisServer, kind: str
+) -> None:
+    """c = f x old c + i x g and h = o x tanh(c), to the digits shown; at a line end of a list the old c is 0."""
+    checkpoint = list_checkpoint() if kind == "list" else random_checkpoint()
+    text = "ab\ncab\n\na" if kind == "list" else "it's\nso\n\nit"
+    registry.promote(checkpoint.save(tmp_path))
+    with Service(CHECKPOINT_DIR=str(tmp_path), REDIS_URL=redis_server.url) as service:
+        v = visit(service).open()
+        v.pane().get_by_text("bits per character").wait_for()
+        v.page.get_by_role("link", name="Look inside").click()
+        for shown in (text, f"\n{text}"):
+            v.page.fill("#inspect-text", shown)
+            v.page.get_by_role("button", name="Look inside", exact=True).click()
+            v.page.wait_for_function(
+                "n => document.querySelector('#strips .strip')?.children.length === n", arg=len(shown)
+            )
+            for at, character in enumerate(shown):
+                v.page.locator("#strips .strip > span").nth(at).dispatch_event("pointerover")
+                v.page.locator("#walk-at", has_text=f"Character {at + 1} of {len(shown)}").wait_for()
+                t = {e["term"]: float(e["value"]) for e in v.page.evaluate(TERMS)}
+                assert t["c"] == pytest.approx(t["f"] * t["old"] + t["i"] * t["g"], abs=3e-3), (at, t)
+                assert t["h"] == pytest.approx(t["o"] * t["tanh"], abs=2e-3), (at, t)
+                said = v.page.inner_text("#walk-voice")
+                is_end = kind == "list" and character == "\n"
+                assert ("An item ends here: the memory begins again at 0." in said) == is_end
+                assert ("begins after an unseen line end" in said) == (at == 0 and not is_end)
+                if is_end:
+                    assert t["old"] == 0
+        v.page.goto("about:blank")
 
 
 def test_the_walk_goes_back_forward_and_plays(visit: Visiting, service: Service) -> None:

@@ -8,7 +8,6 @@ export function read() {
 	return { view: VIEWS.includes(view) ? view : "generate", parameters: new URLSearchParams(query) };
 }
 
-/** The fragment for a view with these parameters. */
 export function format(view, parameters) {
 	const query = parameters.toString();
 	return `#${view}${query ? `?${query}` : ""}`;

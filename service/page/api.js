@@ -6,7 +6,6 @@ const ADMIN_PATHS = /^\/(retrain|jobs|corpora|models|preview)\b/;
 const keys = { admin: "", api: "" };
 let promptForKey = async () => null; // set by keys.js: (kind, message) => the key, or null when the user gives none
 
-/** Whether operators need no key. */
 export const isOpen = () => !keys.admin;
 
 export function onKeyNeeded(prompt) {

@@ -79,7 +79,6 @@ const closest = (validations, by, value) =>
 
 const best = (run, convert) => convert(Math.min(...run.validations.map(({ val_loss: loss }) => loss))).toFixed(3);
 
-/** The curves in words, for screen readers. */
 function describe(runs, by, unit, convert) {
 	const sentences = runs.map((run) => {
 		const n = run.validations.length;
@@ -88,7 +87,6 @@ function describe(runs, by, unit, convert) {
 	return `Loss by ${by === "step" ? "step" : "time"}. ${sentences.join(". ")}`;
 }
 
-/** About five round numbers between low and high. */
 function ticks(low, high) {
 	const rough = (high - low) / 5;
 	const power = 10 ** Math.floor(Math.log10(rough));

@@ -27,7 +27,6 @@ export function svg(tag, attributes = {}, ...children) {
 
 export const $ = (selector, within = document) => within.querySelector(selector);
 
-/** The elements with a data-part attribute, by its value. */
 export function partsOf(root) {
 	return Object.fromEntries([...root.querySelectorAll("[data-part]")].map((e) => [e.dataset.part, e]));
 }
@@ -63,10 +62,8 @@ export function saveAs(name, text) {
 	setTimeout(() => URL.revokeObjectURL(url), 1000);
 }
 
-/** A visible symbol for a character; white space has one, too. */
 export const symbol = (character) => ({ " ": "␣", "\n": "↵", "\t": "⇥" })[character] ?? character;
 
-/** A word for a character, for screen readers. */
 export const wordFor = (character) => ({ " ": "space", "\n": "new line", "\t": "tab" })[character] ?? character;
 
 /** Resolve after a time, or at once when the signal is aborted. */
@@ -94,7 +91,6 @@ export function percent(p) {
 	return p > 0 ? "< 0.1 %" : "0 %";
 }
 
-/** A duration: 75 -> "1 min 15 s". */
 export function formatDuration(seconds) {
 	const s = Math.round(seconds);
 	if (s < 60) return `${s} s`;

@@ -18,7 +18,6 @@ export function setUp() {
 	$("#recent").addEventListener("toggle", drawRecent);
 }
 
-/** The main pane, whose text, session and model other views use. */
 export const mainPane = () => main;
 
 export function showModels() {
@@ -28,12 +27,15 @@ export function showModels() {
 
 export function onShow() {
 	const { parameters } = address.read();
-	const [mainSession, forkSession] = [parameters.get("s"), parameters.get("f")];
-	if (mainSession !== main.session && !main.running) {
-		if (mainSession) main.load(mainSession);
-		else if (main.session) main.reset();
+	const [mainSession, forkSession, list, forkList] = ["s", "f", "s.list", "f.list"].map((name) => parameters.get(name));
+	if ((mainSession !== main.session || list !== main.list) && !main.running) {
+		if (list) main.loadList(list);
+		else if (mainSession) main.load(mainSession);
+		else main.reset();
 	}
-	if (forkSession && !fork) addForkPane().load(forkSession);
+	if (fork) return;
+	if (forkList) addForkPane().loadList(forkList);
+	else if (forkSession) addForkPane().load(forkSession);
 }
 
 function addForkPane() {
@@ -89,7 +91,6 @@ export async function writeWith(name) {
 	main.reset();
 }
 
-/** Have two models write side by side. */
 export async function compareWith(first, second) {
 	location.hash = address.format("generate", address.read().parameters);
 	await main.chooser.choose(first);
@@ -103,14 +104,14 @@ function closeFork() {
 	fork.root.remove();
 	fork = undefined;
 	panes().classList.remove("two");
-	address.update({ f: null });
+	address.update({ f: null, "f.list": null });
 	main.parts.fork.focus();
 }
 
 function drawRecent() {
-	const rows = recent.list().map(({ session, title, at }) => {
+	const rows = recent.entries().map(({ session, list, title, at }) => {
 		const onclick = () => {
-			address.push({ s: session });
+			address.push({ s: session, "s.list": list });
 			onShow();
 		};
 		return h(

@@ -69,7 +69,6 @@ export function onHide() {
 	play(false);
 }
 
-/** Show another unit, of another layer if one is given. */
 function chooseUnit(number, layer = null) {
 	unit = number;
 	isChosen = true;
@@ -121,10 +120,8 @@ function byCorrelation(correlations, layer) {
 	return all.filter((u) => u.layer === layer).sort((a, b) => Math.abs(b.r) - Math.abs(a.r));
 }
 
-/** Values of a quantity as -1 to 1; a gate's are 0 to 1. */
 const toColorRange = (quantity, values) => ("fio".includes(quantity) ? values.map((v) => 2 * v - 1) : values);
 
-/** The units in the order of the map: by their mean. */
 function sortedUnits() {
 	const means = result.map.values.map((row) => row.reduce((sum, v) => sum + v, 0));
 	return means.map((_, i) => i).sort((a, b) => means[b] - means[a]);

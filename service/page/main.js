@@ -30,7 +30,6 @@ function showView() {
 	VIEWS[view].onShow?.();
 }
 
-/** Show the models, and use one that this key may use. */
 async function showModels() {
 	const names = await offerNames();
 	const { chooser } = generate.mainPane();

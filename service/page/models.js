@@ -67,7 +67,6 @@ async function drawNames(after = "") {
 	$("#names-more").value = next;
 }
 
-/** Show the checkpoints of a model; a training is then of this model, too. */
 function choose(other) {
 	field().value = other;
 	return act(refresh);

@@ -4,13 +4,13 @@ import * as address from "./address.js";
 import { AnnotatedText } from "./annotated-text.js";
 import { attempt, requestJson, SERVICE, ServiceError } from "./api.js";
 import { detailsPanel } from "./details-panel.js";
-import { cloneTemplate, formatCount, onSubmit, partsOf, saveAs, setStatus } from "./dom.js";
+import { $, cloneTemplate, formatCount, onSubmit, partsOf, saveAs, setStatus } from "./dom.js";
 import { clearFieldErrors, readFields, showFieldError } from "./fields.js";
-import { writeItems } from "./items.js";
+import { sortItems, writeItems } from "./items.js";
 import { addKnobs } from "./knobs.js";
 import { ModelChooser } from "./model-chooser.js";
 import * as recent from "./recent.js";
-import { DEFAULT, isId } from "./served.js";
+import { corpusOf, DEFAULT, isId } from "./served.js";
 import { drawScale, TextView } from "./text-view.js";
 import { streamTurn } from "./turn.js";
 import { describeSkipped, offerToSkip, unknownCharacters } from "./unknown.js";
@@ -21,6 +21,11 @@ const FINISH_REASONS = {
 	stop: "a stop string was reached",
 	timeout: "timeout_s was reached",
 	cancelled: "stopped",
+};
+
+const LEADS = {
+	text: "A small network writes, one character at a time, in the style of the text that it learned. Point at a character to see what else it could have been; click it to go on from there.",
+	list: "A small network writes new items, one character at a time, in the style of the list that it learned.",
 };
 
 export class Pane {
@@ -42,6 +47,7 @@ export class Pane {
 		this.root.prepend(this.chooser.root);
 		this.onModel = () => {}; // called when another model was chosen
 		this.session = null;
+		this.list = null; // the request that wrote the list that is shown, as JSON
 		this.seed = null;
 		this.writtenBy = null; // id of the model of the last turn
 		this.rewindFrom = 0; // first position that the session can be put back to
@@ -56,12 +62,13 @@ export class Pane {
 			compare: onCompare,
 			reset: () => this.reset(),
 			close: onClose,
-			copy: () => this.#copy(this.#shownText(), "Copied the text."),
-			save: () => saveAs("text.txt", this.#shownText()),
-			link: () => this.#copy(location.href, "Copied the address of this text."),
+			copy: () => this.#copy(this.#shownText(), `Copied the ${this.#kind}.`),
+			save: () => saveAs(this.#fileName, this.#shownText()),
+			link: () => this.#copy(location.href, `Copied the address of this ${this.#kind}.`),
 			curl: () => this.#copyAsCurl(),
 			fork: () => onFork(this),
 		};
+		this.parts.sort.addEventListener("change", () => this.#sort());
 		for (const [part, action] of Object.entries(actions)) this.parts[part].addEventListener("click", action);
 		this.#restoreParameters();
 		this.#updateControls();
@@ -75,9 +82,18 @@ export class Pane {
 		return this.text.view.cut ?? this.text.characters.length;
 	}
 
-	/** Whether whole items of a list are written. */
 	get writesItems() {
 		return Boolean(this.chooser.model?.is_list) && this.parts["as-items"].checked;
+	}
+
+	get #kind() {
+		return this.parts.items.hidden ? "text" : "list";
+	}
+
+	get #fileName() {
+		const { model, name } = this.chooser;
+		const stem = model && (name === DEFAULT || isId(name)) ? corpusOf(model) : name;
+		return `${stem.replace(/[^\w.-]+/g, "-")}.txt`;
 	}
 
 	setStatus(message, isError = false) {
@@ -99,14 +115,16 @@ export class Pane {
 		this.#updateControls();
 	}
 
-	body() {
+	/** The request; `isFresh`: of a new text, whatever is shown. */
+	body(isFresh = false) {
 		const { items, novel, ...fields } = readFields(this.parts.form);
 		// A session remembers its model, so that it has to be told of the default one, too.
 		if (this.chooser.name !== DEFAULT || this.session !== null) fields.model = this.chooser.name;
 		if (this.writesItems) {
-			const { max_chars: _, stop: __, ...others } = fields; // an item is as long as those of the list
+			const { max_chars: _, stop: __, structured_outputs: ___, ...others } = fields; // the list says how items end
 			return { ...others, items, novel };
 		}
+		if (isFresh) return fields;
 		const isRewound = this.text.view.cut !== null;
 		if (isRewound && fields.seed === undefined) fields.seed = this.#nextSeed();
 		if (this.session === null && !this.text.characters.length) return fields;
@@ -121,9 +139,8 @@ export class Pane {
 
 	async writeExample(prompt) {
 		if (this.running) return;
-		if (this.session !== null || this.text.characters.length) this.#leave();
 		this.fields.prompt.value = prompt;
-		await this.generate();
+		await this.generate({ isFresh: true, isNewEntry: this.session !== null || this.text.characters.length > 0 });
 	}
 
 	/** Write the last turn once more: with a new seed, or with the same one and other settings. */
@@ -138,28 +155,28 @@ export class Pane {
 		this.text.flush();
 		const kept = Math.max(0, lastTurn.position - this.text.start);
 		const seed = this.fields.seed.value.trim() ? undefined : this.#nextSeed();
-		if (kept === 0 && this.text.start === 0) this.#leave(false);
-		else this.text.view.setCut(kept);
+		const isFresh = kept === 0 && this.text.start === 0;
+		if (!isFresh) this.text.view.setCut(kept);
 		const { prompt } = this.fields;
 		const typed = prompt.value;
 		prompt.value = lastTurn.prompt;
-		await this.generate({ seed });
-		if (typed && !prompt.value) prompt.value = typed;
+		const error = await this.generate({ seed, isFresh });
+		if (error || (typed && !prompt.value)) prompt.value = typed;
 	}
 
-	async generate(override = {}) {
-		if (this.running) return;
+	/** Write; what is shown stays until the new text or list begins. Returns the error that ended it, if one did. */
+	async generate(options = {}) {
+		if (this.running) return null;
 		clearFieldErrors(this.parts.form);
-		const body = this.body();
-		if (override.seed !== undefined) body.seed = override.seed;
-		if (this.writesItems) {
-			await this.#writeItems(body);
-			return;
-		}
-		this.parts.items.hidden = true;
+		const { seed, isFresh = false, isNewEntry = false } = options;
+		this.options = options;
+		const body = this.body(isFresh);
+		if (seed !== undefined) body.seed = seed;
+		if (this.writesItems) return this.#writeItems(body);
 		const typed = this.fields.prompt.value;
 		const keepsSession = Boolean(body.session_id);
-		await this.#run(body, (start) => {
+		return this.#run(body, (start) => {
+			if (isFresh || this.list !== null) this.#forget(isNewEntry);
 			this.text.truncate(this.kept);
 			const prefix = keepsSession ? 0 : this.text.characters.length;
 			if (!keepsSession && this.text.start) this.text.start = 0;
@@ -178,6 +195,7 @@ export class Pane {
 		this.text.clear();
 		this.session = id;
 		this.lastTurn = null;
+		this.list = null;
 		this.parts.items.hidden = true;
 		const show = async () => {
 			const session = await requestJson("GET", `/sessions/${id}`);
@@ -233,7 +251,6 @@ export class Pane {
 		this.running = null;
 	}
 
-	/** Leave the session: the next text starts a new one. */
 	reset() {
 		this.#leave();
 		clearFieldErrors(this.parts.form);
@@ -243,8 +260,12 @@ export class Pane {
 		this.fields.prompt.focus();
 	}
 
-	#leave(isNewEntry = true) {
+	#leave() {
 		this.stop();
+		this.#forget(true);
+	}
+
+	#forget(isNewEntry) {
 		if (this.session !== null) recent.remember(this.session, this.text.toString());
 		this.text.clear();
 		this.parts.items.hidden = true;
@@ -253,8 +274,10 @@ export class Pane {
 		this.writtenBy = null;
 		this.rewindFrom = 0;
 		this.lastTurn = null;
-		if (isNewEntry) address.push({ [this.key]: null });
-		else address.update({ [this.key]: null });
+		this.list = null;
+		const changes = { [this.key]: null, [`${this.key}.list`]: null };
+		if (isNewEntry) address.push(changes);
+		else address.update(changes);
 		this.#updateControls();
 	}
 
@@ -324,18 +347,57 @@ export class Pane {
 	}
 
 	async #writeItems(body) {
+		const { items, sort } = this.parts;
 		const running = this.#begin("Sending the request…");
-		this.lastTurn = { prompt: body.prompt ?? "", position: 0 };
-		this.parts.items.hidden = false;
+		let list = null;
+		const onShow = ({ seed }) => {
+			list = JSON.stringify({ ...body, seed });
+			this.#forget(false);
+			this.list = list;
+			this.lastTurn = { prompt: body.prompt ?? "", position: 0 };
+			items.hidden = false;
+			address.update({ [`${this.key}.list`]: list });
+			this.#updateControls();
+			this.#bringIntoView();
+		};
 		try {
-			const onStart = () => this.#bringIntoView();
-			const status = await writeItems(this.parts.items, body, running.signal, onStart);
+			const status = await writeItems(items, body, running.signal, onShow);
 			if (this.running === running) this.setStatus(running.signal.aborted ? "Stopped." : status);
 		} catch (error) {
 			this.#showError(error);
+			return error;
 		} finally {
+			if (list !== null && list === this.list) {
+				recent.remember(null, this.#shownText(), list);
+				if (sort.checked) this.#sort();
+			}
 			this.#end(running);
 		}
+		return null;
+	}
+
+	/** Write a list once more, as the address or a recent text says it: with its seed. */
+	async loadList(list) {
+		this.stop();
+		this.list = list;
+		try {
+			const body = JSON.parse(list);
+			for (const field of this.fields) {
+				if (field.type === "checkbox" && field.name) field.checked = body[field.name] ?? field.defaultChecked;
+				else if (field.name !== "seed" && field.name in body) field.value = body[field.name];
+			}
+			this.chooser.name = body.model ?? DEFAULT;
+			this.#saveModel();
+			await this.chooser.refresh();
+			if (this.list === list) await this.#writeItems(body);
+		} catch (error) {
+			if (!(error instanceof SyntaxError)) throw error;
+			this.setStatus("The address of this list is damaged: open it again, or write a new one.", true);
+		}
+	}
+
+	#sort() {
+		sortItems(this.parts.items, this.parts.sort.checked);
 	}
 
 	#offerToSkip(characters) {
@@ -345,7 +407,7 @@ export class Pane {
 			const after = before.filter((character) => !characters.includes(character));
 			prompt.value = after.join("");
 			this.skipped = (this.skipped ?? 0) + before.length - after.length;
-			this.generate();
+			this.generate(this.options);
 		});
 	}
 
@@ -421,8 +483,17 @@ export class Pane {
 		parts.again.disabled = isRunning || !this.lastTurn;
 		parts["list-settings"].hidden = !isList;
 		for (const name of ["fork", "reset"]) parts[name].disabled = !hasText || isRunning;
-		for (const name of ["copy", "save", "link"]) parts[name].disabled = !hasText && parts.items.hidden;
-		parts["text-and-panel"].hidden = !parts.items.hidden;
+		const showsItems = !parts.items.hidden;
+		const hasResult = hasText || (showsItems && parts.items.childElementCount > 0);
+		for (const name of ["copy", "save", "link"]) parts[name].disabled = !hasResult;
+		parts["text-and-panel"].hidden = showsItems || (writesItems && !hasText);
+		parts["items-about"].hidden = !showsItems;
+		for (const part of [parts.colors, $(".scale", this.root)]) part.hidden = showsItems || writesItems;
+		// The list that was learned says how long an item is, and where it ends.
+		for (const name of ["max_chars", "stop", "structured_outputs"]) {
+			this.fields[name].closest(".field").hidden = writesItems;
+		}
+		if (this.key === "s") $("#generate-lead").textContent = writesItems ? LEADS.list : LEADS.text;
 		const promptLabel = hasText ? "Text to add before it continues" : "How the text begins";
 		parts["prompt-label"].textContent = writesItems ? "How each one begins" : promptLabel;
 		parts.earlier.hidden = !start;
@@ -436,7 +507,8 @@ export class Pane {
 	}
 
 	#copyAsCurl() {
-		const body = JSON.stringify({ ...this.body(), stream: true });
+		const { seed = this.writesItems && this.list ? JSON.parse(this.list).seed : undefined, ...fields } = this.body();
+		const body = JSON.stringify({ ...fields, seed, stream: true });
 		const command = `curl -N --json '${body.replaceAll("'", "'\\''")}' ${SERVICE}generate`;
 		this.parts.command.textContent = command;
 		this.parts.command.hidden = false;
@@ -463,7 +535,6 @@ export class Pane {
 		for (const field of this.#settings) field.value = other.fields[field.name].value;
 	}
 
-	/** Keep parameters that are not the defaults in the address, for a reload. */
 	#saveParameters() {
 		const changes = {};
 		for (const field of this.#settings) {
@@ -485,7 +556,8 @@ export class Pane {
 
 function describeSettings(fields, writesItems) {
 	const length = writesItems ? `${fields.items.value} items` : `${fields.max_chars.value} characters`;
-	const changed = [...fields].filter((f) => f.closest("details") && f.name && f.value !== f.defaultValue);
+	const isChanged = (f) => f.closest("details") && !f.closest(".field").hidden && f.name && f.value !== f.defaultValue;
+	const changed = [...fields].filter(isChanged);
 	const others = changed.filter((f) => !["max_chars", "temperature", "items"].includes(f.name)).map((f) => f.name);
 	return ["More settings:", [length, `temperature ${fields.temperature.value}`, ...others].join(", ")].join(" ");
 }

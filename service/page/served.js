@@ -20,7 +20,6 @@ export async function offerNames() {
 	return names;
 }
 
-/** Whether this is the id of a checkpoint, which no name looks like. */
 export const isId = (name) => /^[0-9a-f]{16}$/.test(name);
 
 export function describeModel(model) {

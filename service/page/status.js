@@ -13,7 +13,6 @@ let isPolling = false;
 let served = ""; // the fingerprint of the default model
 let previous = null; // {time, characters} of the last poll, for the throughput
 
-/** The first visit starts the history, which goes on in the other views. */
 export function onShow() {
 	poll();
 	if (!isPolling) setInterval(() => !document.hidden && poll(), POLL_MS);

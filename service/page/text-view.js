@@ -4,7 +4,6 @@ import { $, bits, h } from "./dom.js";
 
 const SURPRISE_STEPS = [0.5, 1, 2, 3, 4.5, 6, 8]; // bits: lower bounds of the colors s1 to s7 in style.css
 
-/** Fill the list that says what the colors stand for. */
 export function drawScale(root) {
 	const names = ["< 0.5", ...SURPRISE_STEPS.slice(0, -1), "8 bits and more"];
 	$(".scale", root).replaceChildren(...names.map((name, i) => h("li", { class: `s${i}` }, String(name))));

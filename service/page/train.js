@@ -53,7 +53,6 @@ export function onHide() {
 	following?.abort();
 }
 
-/** Show why the view cannot be used: most often a key is missing. */
 function showLocked(error) {
 	if (!(error instanceof ServiceError)) throw error;
 	$("#train-locked").hidden = false;
@@ -157,7 +156,6 @@ function drawJob(job) {
 	drawChosenCurves();
 }
 
-/** What can be done with the model of a job that has ended. */
 function drawActions({ request, result }) {
 	const model = result?.checkpoint;
 	$("#job-actions").replaceChildren();
@@ -171,7 +169,6 @@ function drawActions({ request, result }) {
 	);
 }
 
-/** A button that starts the training again as an advice says. */
 function remedyButton(job, rule) {
 	if (jobs.isLive(job) || !REMEDIES[rule]) return null;
 	const [label, settings] = REMEDIES[rule](job);

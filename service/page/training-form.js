@@ -58,7 +58,6 @@ function chooseFiles(chosen) {
 	timer = setTimeout(() => preview(), PREVIEW_MS);
 }
 
-/** Say what the first file is before it is stored: its size, and whether it is a list. */
 async function preview() {
 	const box = $("#preview");
 	clearFieldErrors(form);
@@ -92,14 +91,12 @@ async function preview() {
 	});
 }
 
-/** A valid corpus name made from a file's name. */
 function corpusName(fileName) {
 	const stem = fileName.toLowerCase().replace(/\.[a-z0-9]+$/, "");
 	const name = stem.replace(/[^a-z0-9._-]+/g, "-").replace(/^[-._]+|[-._]+$/g, "");
 	return name.slice(0, MAX_NAME_CHARS) || "text";
 }
 
-/** A name for each file, no two of them the same. */
 function corpusNames(files) {
 	const names = [];
 	for (const file of files) {

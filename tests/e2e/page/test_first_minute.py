@@ -226,3 +226,99 @@ def test_a_view_begins_at_its_top(visit: Visiting, service: Service) -> None:
     v.page.evaluate("() => { location.hash = '#inspect' }")
     v.page.locator("#view-inspect").wait_for()
     assert v.page.evaluate("() => scrollY") == 0
+
+
+def write_list(v: Visit, **fields: Any) -> list[str]:
+    """Fill in fields, write a list, and return its items when all are there."""
+    v.unfold()
+    for name, value in fields.items():
+        v.page.fill(f"#main-{name}", str(value))
+    v.pane().get_by_role("button", name="Write a list").click()
+    v.wait_until_done()
+    items: list[str] = v.page.locator(".items .item").all_inner_texts()
+    return items
+
+
+def test_a_failed_request_keeps_what_is_shown(visit: Visiting, list_service: Service, service: Service) -> None:
+    """The list, or the text, stays until the first new item or character; without a result nothing can be copied."""
+    v = visit(list_service).open()
+    v.allowed.append("422")
+    chips(v)
+    result = [v.pane().locator(f"[data-part={part}]") for part in ("copy", "save", "link")]
+    assert all(button.is_disabled() for button in result)
+    v.unfold()
+    v.page.fill("#main-temperature", "hot")
+    v.pane().get_by_role("button", name="Write a list").click()
+    v.page.locator("#main-temperature-error").wait_for()
+    assert all(button.is_disabled() for button in result)
+    items = write_list(v, temperature=1, items=12)
+    assert len(items) == 12
+    v.page.fill("#main-temperature", "hot")
+    v.pane().get_by_role("button", name="Write a list").click()
+    v.page.locator("#main-temperature-error").wait_for()
+    assert v.page.locator(".items .item").all_inner_texts() == items
+    assert all(button.is_enabled() for button in result)
+    with v.page.expect_download() as download:
+        result[1].click()
+    assert download.value.path().read_text() == "".join(f"{item}\n" for item in items)
+
+    v = visit(service).open()
+    v.allowed.append("422")
+    v.generate(prompt="hello", max_chars=40)
+    text = v.wait_until_done()
+    v.page.fill("#main-temperature", "hot")
+    for press in (v.pane().get_by_role("button", name="Try again"), chips(v).first):
+        press.click()
+        v.page.locator("#main-temperature-error").wait_for()
+        v.wait_until_done()
+        assert v.text() == text
+
+
+def test_a_list_has_an_address(visit: Visiting, list_service: Service) -> None:
+    """Its link writes the same items elsewhere, and so does its line in Recent texts; the command has its seed."""
+    v = visit(list_service).open()
+    chips(v)
+    items = write_list(v, prompt="a", items=7, temperature=1.3)
+    address = v.page.url
+    seed = int(re.search(r"seed (\d+)", v.status())[1])  # type: ignore[index]
+    v.pane().get_by_role("button", name="Copy as curl").click()
+    assert f'"seed":{seed}' in v.pane().locator("[data-part=command]").inner_text()
+    other = visit(list_service)
+    other.page.goto(address)
+    other.page.wait_for_function("() => document.querySelectorAll('.items .item').length === 7")
+    other.wait_until_done()
+    assert other.page.locator(".items .item").all_inner_texts() == items
+    assert [other.page.input_value(f"#main-{name}") for name in ("prompt", "items", "temperature", "seed")] == [
+        *("a", "7", "1.3", "")
+    ]
+    assert write_list(v, items=5) != items
+    v.page.locator("#recent summary").click()
+    lines = v.page.locator("#recent-list button")
+    lines.nth(1).click()
+    v.page.wait_for_function("() => document.querySelectorAll('.items .item').length === 7")
+    v.wait_until_done()
+    assert v.page.locator(".items .item").all_inner_texts() == items
+    damaged = visit(list_service).open("generate?s.list=%7B")
+    damaged.pane().get_by_text("The address of this list is damaged").wait_for()
+
+
+def test_what_does_not_hold_for_lists_is_not_offered(visit: Visiting, list_service: Service) -> None:
+    """No pattern, no length, no color of characters; bits are explained, and can be sorted by; a file has a name."""
+    v = visit(list_service).open()
+    chips(v)
+    v.unfold()
+    unfit = ["#main-structured_outputs", "#main-max_chars", "#main-stop", "[data-part=colors]"]
+    assert [v.page.locator(f"[aria-label='A text, main'] {one}").is_visible() for one in unfit] == [False] * 4
+    assert "Point at a character" not in v.page.inner_text("#view-generate")
+    items = write_list(v, items=10)
+    assert "bits of surprise: fewer = more typical" in v.page.inner_text("[data-part=items-about]")
+    v.page.check("[data-part=sort]")
+    bits = [float(text.split()[0]) for text in v.page.locator(".items .hint").all_inner_texts()]
+    assert bits == sorted(bits)
+    v.page.uncheck("[data-part=sort]")
+    assert v.page.locator(".items .item").all_inner_texts() == items
+    with v.page.expect_download() as download:
+        v.pane().get_by_role("button", name="Download").click()
+    assert download.value.suggested_filename not in ("text.txt", "default.txt")
+    v.page.uncheck("[data-part=as-items]")
+    assert [v.page.locator(one).first.is_visible() for one in unfit[:3]] == [True] * 3

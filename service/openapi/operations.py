@@ -200,8 +200,8 @@ _SCORED = {
     "position": 0, "model": _MODEL,
 }  # fmt: skip
 _INSPECTED = {
-    "text": "so", "characters": 2, "n_layers": 2, "n_hidden": 24, "layer": 0, "units": [], "unit_correlations": {},
-    "model": _MODEL,
+    "text": "so", "characters": 2, "n_layers": 2, "n_hidden": 24, "layer": 0, "item_starts": [], "units": [],
+    "unit_correlations": {}, "model": _MODEL,
 }  # fmt: skip
 _INFO = {
     "tokenizer_class": "CharacterTokenizer", "bos_token": "\n", "eos_token": "\n", "pad_token": None,

@@ -75,11 +75,14 @@ def test_a_model_goes_to_a_server_and_back(
 
 @pytest.mark.usefixtures("_key")
 def test_the_served_model_is_fetched(server: Service, client: httpx.Client, tmp_path: Path) -> None:
-    """Without an id it is the model that answers now; --promote serves it here."""
-    assert main(["import", "--from", server.url, "--store", str(tmp_path), "--promote"]) == 0
-    path = registry.promoted_path(tmp_path)
-    assert path is not None
-    assert load(path).fingerprint == client.get("/models").json()["serving"]["fingerprint"]
+    """Without an id it is the model that answers now, with a name its promoted one; --promote serves it here."""
+    for folder, options in (("served", []), ("named", ["--model", "default"])):
+        store = tmp_path / folder
+        assert main(["import", "--from", server.url, "--store", str(store), "--promote", *options]) == 0
+        path = registry.promoted_path(store)
+        assert path is not None
+        assert load(path).fingerprint == client.get("/models").json()["serving"]["fingerprint"]
+    assert main(["import", "--from", server.url, "--store", str(tmp_path), "--model", "unknown"]) == 1
 
 
 def test_what_is_no_such_model_is_refused(client: httpx.Client, tmp_path: Path) -> None:

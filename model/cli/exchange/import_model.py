@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from model import arguments
 from model.checkpoints import file_format, registry, self_test
 from model.checkpoints.file_format import Checkpoint
+from model.checkpoints.names import is_fingerprint, is_model_name
 from model.cli import console, options
 from model.cli.exchange import remote
 from model.config import TrainConfig
@@ -44,7 +44,10 @@ def configure(command: argparse.ArgumentParser) -> None:
         help="a Longhand server, whose served model is fetched; the key is read from ADMIN_KEY",
     )
     command.add_argument(
-        "--model", type=arguments.checked(_check_id), metavar="ID", help="of a server: another of its models"
+        "--model",
+        type=arguments.checked(_check_model),
+        metavar="NAME",
+        help="of a server: another of its models, by its name or by the id of a checkpoint",
     )
     command.add_argument(
         "--vocab", type=Path, help="of a state dict: a JSON file, the id of each character or a list of characters"
@@ -78,9 +81,10 @@ def run(args: argparse.Namespace) -> None:
     console.print_checkpoint(file_format.load(path), path)
 
 
-def _check_id(value: str) -> None:
-    if not re.fullmatch("[0-9a-f]{16}", value):
-        raise ConfigError(field="model", value=value, expected="the id of a model, 16 hexadecimal digits")
+def _check_model(value: str) -> None:
+    if not is_fingerprint(value) and not is_model_name(value):
+        expected = "a model's name, or the id of a checkpoint, 16 hexadecimal digits"
+        raise ConfigError(field="model", value=value, expected=expected)
 
 
 def _read(args: argparse.Namespace) -> Checkpoint:

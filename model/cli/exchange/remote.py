@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 
 from model.checkpoints import file_format
+from model.checkpoints.names import is_fingerprint
 from model.errors import CheckpointError, ConfigError
 
 _TIMEOUT_S = 60.0
@@ -50,19 +51,28 @@ def send(url: str, path: Path) -> str:
         return f"{fingerprint} {verb} {name}; it is served after {promotion}"
 
 
-def fetch(url: str, model_id: str | None, folder: Path) -> Path:
+def fetch(url: str, model: str | None, folder: Path) -> Path:
     """Fetch a checkpoint file from a server into a folder.
 
     Args:
         url: The server.
-        model_id: The fingerprint; None: of the model that is served.
+        model: The fingerprint of a checkpoint, or a model's name, whose promoted one is fetched; None: what is served.
         folder: Where the file is written.
 
     Raises:
         CheckpointError: The server has no such model, or sent another one.
     """
     with _client(url) as client:
-        if model_id is None:
+        if model is not None and not is_fingerprint(model):
+            response = client.get(f"models/{model}")
+            _check(response, url)
+            promoted = response.json()["id"]
+            if promoted is None:
+                raise CheckpointError(f"has no promoted checkpoint of the model {model!r}", field=url)
+            model_id = str(promoted)
+        elif model is not None:
+            model_id = model
+        else:
             response = client.get("models")
             _check(response, url)
             serving = response.json()["serving"]

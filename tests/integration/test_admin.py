@@ -208,17 +208,20 @@ def test_without_a_key_an_open_network_cannot_operate(store: Path) -> None:
     service.stop()
 
 
-def test_the_log_says_who_promoted(store: Path, tiny: Checkpoint, tmp_path: Path) -> None:
-    """A promotion and a roll back are a line each, with the key's name and the address, without the key."""
+def test_the_log_says_who_trained_and_promoted(tiny: Checkpoint, tmp_path: Path, redis_server: RedisServer) -> None:
+    """A training, a promotion and a roll back are a line each, with the key's name and the address, without the key."""
     registry.promote(tiny.save(tmp_path))
     other = random_checkpoint(seed=9)
     other.save(tmp_path)
-    with Service(CHECKPOINT_DIR=str(tmp_path), ADMIN_KEY=ADMIN) as service:
+    with Service(CHECKPOINT_DIR=str(tmp_path), ADMIN_KEY=ADMIN, REDIS_URL=redis_server.url) as service:
+        job = service.client.post("/retrain", json={"model": "mine"}, headers=bearer(ADMIN)).json()["job_id"]
+        assert service.client.delete(f"/jobs/{job}", headers=bearer(ADMIN)).status_code == 202
         for path in (f"/models/{other.fingerprint}/promote", "/models/rollback"):
             assert service.client.post(path, json={}, headers=bearer(ADMIN)).status_code == 200
         assert service.client.post(f"/models/{other.fingerprint}/promote", json={}).status_code == 401
         log = service.output()
     assert log.count("promoted ") == 1
+    assert f"queued the training {job} of the model mine, by ADMIN_KEY from 127.0.0.1" in log
     assert f"promoted {other.fingerprint} of the model default, by ADMIN_KEY from 127.0.0.1" in log
     assert f"rolled the model default back to {tiny.fingerprint}, by ADMIN_KEY from 127.0.0.1" in log
     assert ADMIN not in log

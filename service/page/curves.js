@@ -2,7 +2,7 @@
 
 import { bits, formatCount, formatDuration, h, hint, svg } from "./dom.js";
 
-const [HEIGHT, LEFT, BOTTOM, TOP, RIGHT] = [300, 56, 36, 10, 12];
+const [HEIGHT, LEFT, BOTTOM, TOP, RIGHT] = [300, 56, 36, 26, 12];
 const SERIES = { train: "train_loss", val: "val_loss" }; // class in style.css -> field
 const COLORS = 6; // .run0 to .run5 in style.css
 const colors = new Map(); // id of a run -> its color, which it keeps
@@ -39,7 +39,7 @@ export function drawCurves(element, runs, by, unit, isLog) {
 	}
 	for (const tick of ticks(0, xMax)) text(x(tick), HEIGHT - BOTTOM + 16, "middle", abbreviate(tick));
 	text(width - RIGHT, HEIGHT - 4, "end", by === "step" ? "steps" : "seconds");
-	text(LEFT, HEIGHT - 4, "start", `${unit} per character${isLog ? ", logarithmic" : ""}`);
+	text(0, 12, "start", `${unit} per character${isLog ? ", logarithmic" : ""}`);
 	for (const run of drawn) {
 		for (const [series, field] of Object.entries(SERIES)) {
 			const known = run.validations.filter((validation) => validation[field] !== null);

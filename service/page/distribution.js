@@ -39,7 +39,6 @@ function row(character, probability, largest, modelProbability, isSampled) {
 	return h("tr", data, name, h("td", { class: "bars" }, bar), ...cells);
 }
 
-/** The distribution as a sentence, for screen readers. */
 export function describeDistribution(character, entry) {
 	const others = entry.top.filter(([c]) => c !== character).slice(0, 3);
 	const alternatives = others.map(([c, , p]) => `${wordFor(c)} ${percent(p)}`).join(", ");

@@ -48,7 +48,6 @@ export function showFieldError(form, error) {
 	return true;
 }
 
-/** Show a message at a field, if the form has it. */
 function mark(form, name, message) {
 	const field = form.elements.namedItem(name.split(".")[0]);
 	if (field && "setAttribute" in field) markField(field, message);

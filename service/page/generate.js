@@ -26,6 +26,7 @@ export function showModels() {
 }
 
 export function onShow() {
+	if (main.chooser.model) showModels(); // another one may be served by now
 	const { parameters } = address.read();
 	const [mainSession, forkSession, list, forkList] = ["s", "f", "s.list", "f.list"].map((name) => parameters.get(name));
 	if ((mainSession !== main.session || list !== main.list) && !main.running) {

@@ -38,7 +38,6 @@ export async function writeItems(element, body, signal, onShow) {
 	return "The connection was lost. “Write a list” starts again.";
 }
 
-/** Put the rows in the order of their bits, or in that in which they were written. */
 export function sortItems(element, isByBits) {
 	const by = isByBits ? "bits" : "index";
 	const rows = [...element.querySelectorAll("li")].sort((a, b) => a[by] - b[by]);

@@ -5,7 +5,7 @@ import { $ } from "./dom.js";
 
 const EXPLANATIONS = {
 	admin: "Training and models are for the operator: enter the admin key (ADMIN_KEY).",
-	api: "This service requires a key: enter one of API_KEYS.",
+	api: "Enter the key that the operator of this service gave you.",
 };
 let dialogs = Promise.resolve(); // the dialogs that are open or waiting, so that only one shows at a time
 

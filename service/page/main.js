@@ -37,7 +37,6 @@ async function showModels() {
 	generate.showModels();
 }
 
-/** Poll until a model is loaded, and show a notice until then. */
 async function waitForModel() {
 	const notice = $("#notice");
 	try {

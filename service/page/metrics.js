@@ -32,7 +32,6 @@ export function total(metrics, name) {
 	return values ? values.reduce((sum, { value }) => sum + value, 0) : null;
 }
 
-/** A quantile of a histogram, interpolated in its bucket; null without observations. */
 export function quantile(metrics, name, q) {
 	const counts = new Map();
 	for (const { bound: le, value } of metrics?.get(`${name}_bucket`) ?? []) {

@@ -33,7 +33,6 @@ export const describeNetwork = ({ cell, n_layers: layers, n_hidden: hidden, n_pa
 /** The name of the text that a model was trained on; older checkpoints do not know it. */
 export const corpusOf = (model) => model.corpus || model.name.replace(".safetensors", "");
 
-/** A time as a person says it: the hour today, else the day and the hour. */
 export function formatTime(iso) {
 	const time = new Date(typeof iso === "number" ? 1000 * iso : iso);
 	if (!iso || Number.isNaN(time.getTime())) return "";
@@ -62,7 +61,6 @@ async function write({ id: model, is_list: isList }) {
 
 const distinct = (prompts) => [...new Set(prompts.filter(Boolean))].slice(0, EXAMPLES);
 
-/** The first words of a text: its first line that has some. */
 function beginning(text) {
 	const lines = text.split("\n");
 	const line = lines.slice(0, -1).find((l) => l.trim().length > 2) ?? lines.find((l) => l.trim()) ?? "";

@@ -1,6 +1,5 @@
 // Server-sent events over fetch: EventSource can neither POST nor send a key.
 
-/** The events of a response's body, {name, id, data}, until it ends. */
 export async function* readEvents(response) {
 	const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
 	let buffer = "";
@@ -20,7 +19,6 @@ export async function* readEvents(response) {
 	}
 }
 
-/** One event; null for a comment, which has no data. */
 function parseEvent(block) {
 	const event = { name: "message", id: null, data: null };
 	for (const line of block.split("\n")) {

@@ -9,7 +9,6 @@ export function drawScale(root) {
 	$(".scale", root).replaceChildren(...names.map((name, i) => h("li", { class: `s${i}` }, String(name))));
 }
 
-/** The color class of a character by its surprise: s0 to s7, none where the log-probability is not known. */
 function surpriseClass(entry) {
 	if (!entry) return "";
 	const surprise = bits(-entry.logprob);

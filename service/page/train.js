@@ -9,7 +9,6 @@ import * as models from "./models.js";
 import { DEFAULT, formatTime } from "./served.js";
 import * as trainingForm from "./training-form.js";
 
-/** What the rules of advice stand for: a label and the settings of another training. */
 const REMEDIES = {
 	overfitting: () => ["dropout 0.4", { dropout: 0.4 }],
 	memorization: () => ["dropout 0.4", { dropout: 0.4 }],
@@ -23,11 +22,13 @@ let jobList = []; // as in GET /jobs
 const jobDetails = new Map(); // id -> job with its validations
 const compared = new Set();
 let chosen = null;
+let queued = null; // the training that the form has queued
 let following = null; // AbortController
 let isShown = false;
 
 export function setUp() {
 	trainingForm.setUp(async (id) => {
+		queued = id;
 		await refreshJobs();
 		chooseJob(id);
 	});
@@ -81,6 +82,9 @@ async function chooseJob(id) {
 				models.refresh().catch(showLocked);
 			}
 			state = job.state;
+			if (jobs.isLive(job)) return;
+			jobList = jobList.map((each) => (each.job_id === id ? { ...each, ...job } : each));
+			drawJobs();
 		});
 	} catch (error) {
 		if (!signal.aborted) showLocked(error);
@@ -103,6 +107,10 @@ const cancel = (id) =>
 
 function drawJobs() {
 	const empty = h("tr", {}, h("td", { colspan: 7 }, "No trainings yet."));
+	const job = jobList.find((each) => each.job_id === queued);
+	const isQueued = job?.state === "queued";
+	const about = [isQueued ? "Queued." : "It is running.", isQueued ? describeProgress(job) : ""].join(" ");
+	$("#retrain-status").textContent = job && jobs.isLive(job) ? about.trim() : "";
 	$("#jobs").replaceChildren(...(jobList.length ? jobList.map(jobRow) : [empty]));
 }
 
@@ -191,12 +199,24 @@ function duration({ started_at: from, ended_at: to }) {
 }
 
 function describeProgress({ state, position, progress }) {
-	if (state === "queued" && position !== null) return `${position} trainings are ahead of it in the queue.`;
+	if (state === "queued") return [describeQueue(position), describeRunning(jobList)].filter(Boolean).join(" ");
 	if (!progress?.total_steps) return "";
 	const left = progress.remaining_s ? `, ${formatDuration(progress.remaining_s)} left` : "";
 	const steps = `step ${formatCount(progress.step)} of ${formatCount(progress.total_steps)}`;
 	const pace = `${formatCount(progress.chars_per_s)} characters/s`;
 	return `After ${formatDuration(progress.elapsed_s)}: ${steps}, ${pace}${left}.`;
+}
+
+const describeQueue = (n) => (n ? `${n} queued ${n === 1 ? "training is" : "trainings are"} ahead of it.` : "");
+
+function describeRunning(jobs) {
+	const running = jobs.filter(({ state }) => state === "running");
+	return running
+		.map((job) => {
+			const left = job.progress?.remaining_s;
+			return `${nameOf(job)} is running${left ? `: about ${formatDuration(left)} left` : ""}.`;
+		})
+		.join(" ");
 }
 
 function describeOutcome({ error, result }) {

@@ -3,6 +3,8 @@
 import { attempt, request, requestJson } from "./api.js";
 import { $, formatCount, h, hint, onSubmit, setStatus } from "./dom.js";
 import { clearFieldErrors, readFields, showFieldError } from "./fields.js";
+import { mainPane } from "./generate.js";
+import { corpusOf } from "./served.js";
 
 const MAX_NAME_CHARS = 64;
 const DEFAULT_CORPUS = "shakespeare";
@@ -19,6 +21,7 @@ const { elements } = form;
 let files = [];
 let previews = 0;
 let timer = 0;
+let hasOwnModel = false; // whether the user has chosen the model's name
 
 export function setUp(onQueued) {
 	const drop = $("#drop");
@@ -38,6 +41,9 @@ export function setUp(onQueued) {
 	});
 	onSubmit(form, () => train(onQueued));
 	elements.corpus.addEventListener("change", () => toggleName());
+	elements.model.addEventListener("input", () => {
+		hasOwnModel = true;
+	});
 	for (const name of ["items", "column"]) elements[name].addEventListener("change", () => preview());
 	const explain = () => {
 		const [minutes, help] = PRESETS[elements.preset.value];
@@ -77,6 +83,7 @@ async function preview() {
 		const n = lines.length - (lines.at(-1) ? 0 : 1);
 		const size = `${formatCount(info.characters)} characters, ${formatCount(info.distinct_characters)} different ones`;
 		const kind = info.layout.items === "text" ? "Read as one text." : `Read as a list (${info.layout.items}).`;
+		proposeModel(info.layout.items !== "text");
 		const part = isWhole ? "" : "The beginning of it: ";
 		box.replaceChildren(
 			h("p", {}, h("b", {}, `${part}${formatCount(n)} lines, ${size}. ${kind}`)),
@@ -89,6 +96,15 @@ async function preview() {
 		box.hidden = true;
 		showError(error);
 	});
+}
+
+/** A text unlike that of the model that serves makes a model of its own, unless the user says otherwise. */
+function proposeModel(isList) {
+	const { model } = mainPane().chooser;
+	if (hasOwnModel || !model) return;
+	const name = elements.name.value;
+	const isAlike = model.is_list === isList && corpusOf(model) === name;
+	elements.model.value = isAlike ? "" : name.replace(/[^a-z0-9-]/g, "-").slice(0, 63);
 }
 
 function corpusName(fileName) {
@@ -148,10 +164,10 @@ async function train(onQueued) {
 		const names = corpus === undefined ? await upload(name, status, stored) : [corpus];
 		const body = { ...settings, corpus: names.length > 1 ? names : names[0] };
 		const job = await requestJson("POST", "/retrain", { body });
-		setStatus(status, job.position ? `Queued behind ${job.position} other trainings.` : "Queued; it starts now.");
 		await refreshCorpora();
 		elements.corpus.value = names.length > 1 ? "" : names[0];
 		toggleName();
+		setStatus(status, "");
 		onQueued(job.job_id);
 	};
 	await attempt(queue, async (error) => {

@@ -5,7 +5,6 @@ import { showFieldError } from "./fields.js";
 
 const LISTED = 8;
 
-/** The different characters of an error about unknown ones, or null for an error about something else. */
 export function unknownCharacters(error) {
 	const { value } = error.details ?? {};
 	const isAboutThem = Array.isArray(value) && value.length > 0 && value.every((v) => v?.character !== undefined);
@@ -24,7 +23,6 @@ export function offerToSkip(field, characters, onSkip) {
 	note.lastChild.focus();
 }
 
-/** Show an error about a form's field `text`, or else about the whole request. */
 export function showTextError(form, status, error, onSkip) {
 	const unknown = error.field === "text" ? unknownCharacters(error) : null;
 	setStatus(status, "");

@@ -190,7 +190,7 @@ def test_a_training_into_a_name(visit: Visiting, page_service: Service, tmp_path
     v.allowed += ["404", "422"]
     v.open("train")
     v.page.locator("#names tr", has_text=OTHER).wait_for()
-    model = v.page.get_by_label("Into the model")
+    model = v.page.get_by_label("Keep as model")
     model.fill("Not A Name")
     v.page.get_by_role("button", name="Train", exact=True).click()
     v.page.locator("#retrain-model-error", has_text="model: got 'Not A Name'").wait_for()

@@ -50,6 +50,7 @@ def test_a_visit_during_the_bootstrap_job(visit: Visiting, tmp_path: Path) -> No
     )
     v.page.wait_for_function("() => /served/.test(document.querySelector('#models')?.textContent)")
     assert v.page.locator("#notice").is_hidden()
+    assert "docs/course/3-losses.md" in v.page.inner_text("#job")
     v.page.goto("about:blank")
     launched.stop(signal.SIGTERM)
 
@@ -288,7 +289,7 @@ def test_a_wrong_key_is_reported_and_a_right_one_accepted(visit: Visiting, train
 def test_a_dropped_list_is_stored_as_one(visit: Visiting, training_service: Service) -> None:
     """The field that says how items lie is sent with the file; what is wrong with the file is said beside it."""
     v = visit(training_service)
-    v.allowed += ["401", "422"]
+    v.allowed += ["401", "404", "422"]
     v.open("train")
     unlock(v)
     drop(v, ("Paragraphs.txt", b"one paragraph\n\nthe other\n"))
@@ -298,6 +299,8 @@ def test_a_dropped_list_is_stored_as_one(visit: Visiting, training_service: Serv
         "() => /at least 10 different/.test(document.querySelector('#retrain-file-error')?.textContent)"
     )
     drop(v, ("Paragraphs.txt", "\n\n".join(f"paragraph {n}\nof two lines" for n in range(200)).encode()))
+    v.page.locator("#preview", has_text="Read as a list").wait_for()
+    assert v.page.get_by_label("Keep as model").input_value() == "paragraphs"  # the served model is of a text
     v.page.fill("#retrain-minutes", "0.05")
     v.page.get_by_role("button", name="Train", exact=True).click()
     v.page.wait_for_function("() => /^paragraphs, quick/.test(document.querySelector('#job-title')?.textContent)")
@@ -314,11 +317,13 @@ def test_a_dropped_file_is_trained_on(visit: Visiting, training_service: Service
     v.open("train")
     unlock(v)
     drop(v, ("My Words.txt", words(20000).encode()))
-    assert v.page.input_value("#retrain-name") == "my-words"
     v.page.locator("#preview", has_text="Read as one text.").wait_for()
     text = words(20000)
     counts = f"{len(text.splitlines()):,} lines, {len(text):,} characters, {len(set(text))} different ones"
     assert counts in v.page.inner_text("#preview")
+    # The served model is of another text, so another model is proposed.
+    assert [v.page.input_value(f"#retrain-{field}") for field in ("name", "model")] == ["my-words"] * 2
+    v.page.fill("#retrain-model", "")
     v.page.fill("#retrain-minutes", "0.1")
     v.page.select_option("#retrain-promote", "always")
     v.page.get_by_role("button", name="Train", exact=True).click()
@@ -326,6 +331,8 @@ def test_a_dropped_file_is_trained_on(visit: Visiting, training_service: Service
     v.page.wait_for_function(
         "() => /^finished.*Promoted/.test(document.querySelector('#job-state')?.textContent)", timeout=120_000
     )
+    v.page.wait_for_function("() => document.querySelector('#retrain-status')?.textContent === ''")
+    assert v.page.locator("#curve text", has_text="per character").get_attribute("y") == "12"  # above the y axis
     jobs = training_service.client.get("/jobs", headers={"Authorization": f"Bearer {ADMIN}"}).json()["jobs"]
     (first,) = (job for job in jobs if job["request"]["corpus"] == "my-words")
     made = first["result"]["checkpoint"]
@@ -352,6 +359,10 @@ def test_a_dropped_file_is_trained_on(visit: Visiting, training_service: Service
     )
     v.page.get_by_role("checkbox", name=re.compile(f"Compare my-words, quick .{old}")).check()
     v.page.wait_for_selector("#curve polyline.val.run1", state="attached", timeout=120_000)  # its first validation
+    v.page.get_by_role("button", name="Train", exact=True).click()
+    v.page.locator("#retrain-status", has_text=re.compile(r"Queued\..*my-words, quick .* is running")).wait_for()
+    v.page.locator("#jobs tr").first.get_by_role("button", name=re.compile("^Cancel")).click()
+    v.page.locator("#jobs tr").first.locator(".cancelled").wait_for()
     v.page.get_by_role("button", name=re.compile("^Cancel my-words")).first.click()
     v.page.wait_for_function(
         "() => /^cancelled/.test(document.querySelector('#job-state')?.textContent)", timeout=60_000
@@ -391,6 +402,7 @@ def test_the_first_items_of_a_dropped_list(visit: Visiting, training_service: Se
         drop(v, ("Names.txt", names.encode()))
     v.page.locator("#preview", has_text="480 lines").wait_for()
     assert "Read as a list" in v.page.inner_text("#preview")
+    v.page.fill("#retrain-model", "")
     v.page.fill("#retrain-minutes", "0.2")
     v.page.select_option("#retrain-promote", "never")
     v.page.get_by_role("button", name="Train", exact=True).click()
@@ -519,6 +531,7 @@ def test_a_key_is_requested_to_generate(visit: Visiting, store: Path, redis_serv
         v.open()
         v.generate(prompt="hello", max_chars=20)
         v.page.wait_for_selector("#key[open]")
+        assert v.page.inner_text("#key-explanation") == "Enter the key that the operator of this service gave you."
         v.page.fill("#key-field", "a-readers-key-001")
         v.page.get_by_role("button", name="Use this key").click()
         v.page.wait_for_function("() => document.querySelector('.letters')?.textContent.length === 25")

@@ -213,8 +213,13 @@ def test_the_log_says_who_trained_and_promoted(tiny: Checkpoint, tmp_path: Path,
     registry.promote(tiny.save(tmp_path))
     other = random_checkpoint(seed=9)
     other.save(tmp_path)
-    with Service(CHECKPOINT_DIR=str(tmp_path), ADMIN_KEY=ADMIN, REDIS_URL=redis_server.url) as service:
-        job = service.client.post("/retrain", json={"model": "mine"}, headers=bearer(ADMIN)).json()["job_id"]
+    corpora = tmp_path / "corpora"
+    corpora.mkdir()
+    (corpora / "tea").write_text("tea and coffee\n" * 1000)
+    settings = {"CHECKPOINT_DIR": str(tmp_path), "CORPORA_DIR": str(corpora), "REDIS_URL": redis_server.url}
+    with Service(**settings, ADMIN_KEY=ADMIN) as service:
+        body = {"model": "mine", "corpus": "tea"}
+        job = service.client.post("/retrain", json=body, headers=bearer(ADMIN)).json()["job_id"]
         assert service.client.delete(f"/jobs/{job}", headers=bearer(ADMIN)).status_code == 202
         for path in (f"/models/{other.fingerprint}/promote", "/models/rollback"):
             assert service.client.post(path, json={}, headers=bearer(ADMIN)).status_code == 200

@@ -26,7 +26,7 @@ FREE_TEXT = {
     "run_folder",
     "vocab",
 }  # paths: any text may be one
-NAMES = {"separator", "column", "group_column", "regex", "choice"}  # any text may be one
+NAMES = {"separator", "column", "group_column", "regex", "choice", "model"}  # any text may be one, or nearly any
 
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

@@ -85,7 +85,7 @@ def test_one_set_of_defaults() -> None:
     for name in ("top_k", "top_p", "min_p", "typical_p", "repetition_penalty"):
         assert float(shown[name]) == request[name]
     form = (ROOT / "service/page/training-form.js").read_text()
-    minutes = {name: float(value) for name, value in re.findall(r'  (\w+): \["(\d+)", "', form)}
+    minutes = {name: float(value) for name, value in re.findall(r'\s(\w+): \["(\d+)", "', form)}
     assert minutes == {name: preset["minutes"] for name, preset in PRESETS.items()}
     assert serve_parser().parse_args([]).minutes == PRESETS["quick"]["minutes"]
     assert re.search(r"^MINUTES \?= 3$", (ROOT / "Makefile").read_text(), re.MULTILINE)

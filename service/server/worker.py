@@ -79,7 +79,7 @@ class BufferedThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         self._queue: deque[Connection] = deque()
         self._running = 0
         self._has_served = False
-        self._next_return = 0.0
+        self._next_return = time.monotonic() + RETURN_MEMORY_S
         self._buffered = 0
         self._probes: ThreadPoolExecutor
         self._closers: ThreadPoolExecutor

@@ -17,7 +17,7 @@
 typedef struct {
     int32_t layers, hidden, vocab, slots, is_int8, threads;
     int32_t item_end; /* before this id is fed, a row's state becomes the zero state; -1: there is none */
-    const void *weights[MAX_LAYERS + 1];  /* blocks of 16 outputs, see kernels/gemm.h: float, or int8_t */
+    const void *weights[MAX_LAYERS + 1];  /* blocks of 16 outputs, see kernels/products/gemm.h: float, or int8_t */
     const float *initial[MAX_LAYERS + 1]; /* where a sum begins. [0]: (V, blocks, 16), by id; others: (blocks, 16) */
     const float *scale[MAX_LAYERS + 1];   /* int8: (blocks, 16), what an integer sum is multiplied by */
     const char *instruction_set;          /* see instruction_sets.c; NULL: the best that this CPU has */
@@ -81,7 +81,7 @@ typedef struct {
 } lh_texts;
 
 /* How a layer multiplies in training: in float32; with factors rounded to bfloat16 and sums in the order of vdpbf16ps
- * (gemm.h), or in that of AMX's tiles (bf16_tiles.h). */
+ * (products/gemm.h), or in that of AMX's tiles (products/bf16_tiles.h). */
 enum { LH_FP32, LH_BF16_PAIRS, LH_BF16_TILES };
 
 /* One lstm layer over T characters, for training. Everything is contiguous; hidden is a multiple of 16. */

@@ -7,7 +7,7 @@
 
 #define UNITS 16 /* hidden units of a panel: 4 gates * 16 = 64 outputs; 16 floats of h are a cache line */
 #define ROWS 96  /* the most rows of an item: their h stays in the L2 cache */
-#define BLOCK 16      /* outputs, see kernels/gemm.h */
+#define BLOCK 16      /* outputs, see kernels/products/gemm.h */
 #define STEP_BYTES 64 /* of a block, for one step */
 #define HEAD_ROWS 12  /* the most rows of an item of the head */
 

@@ -58,7 +58,7 @@ def test_a_checkpoint_is_found_in_every_store(stores: Clocked) -> None:
 
 
 def test_ids_that_nobody_has_take_a_tenth_of_the_time(stores: Clocked) -> None:
-    """However many are asked for, and what was written meanwhile is found soon."""
+    """However many are requested, and what was written meanwhile is found soon."""
     store_folder(stores.root, "names").mkdir(parents=True)
     began = stores.now
     for i in range(1000):

@@ -3,7 +3,7 @@
  * The products that do not depend on the step before (of the inputs, and of the weights' gradients) are left to the
  * caller, who computes each as one large product; the weights' gradient in the order of tiles is computed here. What
  * remains is, in every step, a product of a few rows with the
- * whole recurrent matrix. It uses the tiles of gemm.h, with the matrix laid out for them once per call, and applies the
+ * whole recurrent matrix. It uses the tiles of products/gemm.h, with the matrix laid out for them once per call, and applies the
  * gates right after a panel's product. It runs on one thread: callers divide the rows among threads.
  *
  * In bf16 the factors of that product (h or the gates' derivatives, and the matrix) are rounded to bfloat16. Its
@@ -15,8 +15,8 @@
 #include "../api.h"
 #include "../scratch.h"
 #include "gates.h"
-#include "bf16_tiles.h"
-#include "gemm.h"
+#include "products/bf16_tiles.h"
+#include "products/gemm.h"
 
 #define LSTM_UNITS LANES /* hidden units of a panel: their four gates are two or four blocks */
 #define LSTM_BLOCKS (4 * LSTM_UNITS / BLOCK)

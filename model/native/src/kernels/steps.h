@@ -4,7 +4,7 @@
 
 #include "../stepper.h"
 #include "gates.h"
-#include "gemm.h"
+#include "products/gemm.h"
 #include "sampling.h"
 
 /* The row of h (fp32), or of activations (int8), of one layer; `now` is 0 or 1, see stepper.h. */

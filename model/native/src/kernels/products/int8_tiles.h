@@ -1,4 +1,4 @@
-/* Products by the tiles of AMX: 16 rows of four bytes a step, times 16 outputs, over 16 steps, in one instruction.
+/* Products of int8 by the tiles of AMX: 16 rows of four bytes a step, times 16 outputs, over 16 steps, in one instruction.
  *
  * Sums of int8 are exact, so these are the bits of gemm.h's other int8 kernels. The weights of a block for 16 steps,
  * 1,024 bytes, are a tile as they lie. A row's tile is 64 bytes of each of 16 rows; rows that do not lie evenly apart
@@ -7,8 +7,8 @@
  * Two groups of 16 rows are multiplied with two blocks at once, so that four products need four tiles of input; the last
  * group alone with four blocks, so that its own input is read once.
  */
-#ifndef LONGHAND_TILES_H
-#define LONGHAND_TILES_H
+#ifndef LONGHAND_INT8_TILES_H
+#define LONGHAND_INT8_TILES_H
 
 #define TILE_STEPS 16 /* of a tile */
 #define TILE_GROUP 16 /* rows of a tile */
@@ -67,7 +67,7 @@ INLINE tile_rows_t rows_at(const void *const *a, int rows, int is_even, int byte
     const uint8_t *first = a[0];
     if (is_even) return (tile_rows_t){first + byte, rows > 1 ? (size_t)((const uint8_t *)a[1] - first) : 64};
     for (int r = 0; r < rows; r++) memcpy(copy[r], (const uint8_t *)a[r] + byte, (size_t)bytes);
-    MEMORY_IS_READ;
+    __asm__ volatile("" : : "r"(copy) : "memory"); /* as in tiles_configure: a variable of our own */
     return (tile_rows_t){copy[0], 64};
 }
 

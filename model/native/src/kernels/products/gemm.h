@@ -15,7 +15,7 @@
 #ifndef LONGHAND_GEMM_H
 #define LONGHAND_GEMM_H
 
-#include "simd.h"
+#include "../simd.h"
 
 #define BLOCK 16
 #define BLOCKS 4 /* of a panel */
@@ -205,7 +205,7 @@ static void wide_rows(const void *const *a, int rows, int steps, const char *w, 
 #endif
 
 #if defined(HAS_TILES)
-#include "tiles.h"
+#include "int8_tiles.h"
 #else
 INLINE void tiles_release(void) {}
 #endif

@@ -23,7 +23,7 @@ from model.errors import CheckpointError, StorageError
 _MAX_CACHED = 20_000
 _N_CLOSE = 5
 _SCAN_SHARE = 10
-"""All stores are searched for an unknown id at most one tenth of the time, whoever asks."""
+"""All stores are searched for an unknown id at most one tenth of the time, however many requests name one."""
 _DELETED = ".deleted"
 """The end of the name of a model's folder while it is removed."""
 
@@ -97,13 +97,13 @@ class ModelStores:
             fingerprint: The checkpoint's id.
             first: The model whose store is searched before the others.
         """
-        asked_at = self._clock()
+        requested_at = self._clock()
         for name in (first, DEFAULT, self._stores.get(fingerprint)):
             path = self.find_in(name, fingerprint) if name is not None else None
             if path is not None:
                 return path
         with self._scanning:
-            if self._scan_began < asked_at and self._clock() >= self._next_scan:
+            if self._scan_began < requested_at and self._clock() >= self._next_scan:
                 self._scan()
         name = self._stores.get(fingerprint)
         return self.find_in(name, fingerprint) if name is not None else None

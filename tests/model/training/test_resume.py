@@ -281,6 +281,24 @@ def test_the_resume_state_holds_no_code(whole: tuple[Path, Path]) -> None:
     assert json.loads(json.dumps(values)) == values
 
 
+def values_of_a_resumed_learner(
+    attribute: str, corpus: Corpus, model: ModelConfig, config: TrainConfig, tmp_path: Path
+) -> set[object]:
+    """Resume the run from its beginning, and return what an attribute of the learner was in its steps."""
+    seen: set[object] = set()
+    original = Learner.step
+
+    def step(self: Learner, streams: Streams, lr: float) -> Tensor:
+        seen.add(getattr(self, attribute))
+        return original(self, streams, lr)
+
+    (tmp_path / "run" / "resume.safetensors").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "step", step)
+        fit(corpus, model, config, tmp_path / "models", run=tmp_path / "run", resume=True)
+    return seen
+
+
 @pytest.mark.usefixtures("native_code")
 @pytest.mark.parametrize("saved", ['"bf16_order": "tiles"', '"bf16_order": "pairs"', '"nothing": 0'])
 def test_a_resumed_run_keeps_the_order_of_its_bf16_sums(tmp_path: Path, saved: str) -> None:
@@ -293,18 +311,8 @@ def test_a_resumed_run_keeps_the_order_of_its_bf16_sums(tmp_path: Path, saved: s
     assert RunFolder(tmp_path / "run").settings()["bf16_order"] == fastest
     path = tmp_path / "run" / "run.json"
     path.write_text(path.read_text().replace(f'"bf16_order": "{fastest}"', saved))
-    seen = []
-    original = Learner.step
-
-    def step(self: Learner, streams: Streams, lr: float) -> Tensor:
-        seen.append(self.bf16_order)
-        return original(self, streams, lr)
-
-    (tmp_path / "run" / "resume.safetensors").unlink()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Learner, "step", step)
-        fit(corpus, model, config, tmp_path / "models", run=tmp_path / "run", resume=True)
-    assert set(seen) == {"tiles" if "tiles" in saved else "pairs"}
+    seen = values_of_a_resumed_learner("bf16_order", corpus, model, config, tmp_path)
+    assert seen == {"tiles" if "tiles" in saved else "pairs"}
 
 
 @pytest.mark.usefixtures("native_code")
@@ -332,16 +340,5 @@ def test_a_resumed_run_keeps_its_implementation(tmp_path: Path, setting: str) ->
     assert record.settings()["native"] is True
     path = tmp_path / "run" / "run.json"
     path.write_text(path.read_text().replace('"native": true', setting))
-    seen = []
-    original = Learner.step
-
-    def step(self: Learner, streams: Streams, lr: float) -> Tensor:
-        seen.append(self.native)
-        return original(self, streams, lr)
-
-    (tmp_path / "run" / "resume.safetensors").unlink()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Learner, "step", step)
-        fit(corpus, model, config, tmp_path / "models", run=tmp_path / "run", resume=True)
-    assert seen
-    assert not any(seen)
+    seen = values_of_a_resumed_learner("native", corpus, model, config, tmp_path)
+    assert seen == {False}

@@ -2,9 +2,9 @@
  *
  * The products that do not depend on the step before (of the inputs, and of the weights' gradients) are left to the
  * caller, who computes each as one large product; the weights' gradient in the order of tiles is computed here. What
- * remains is, in every step, a product of a few rows with the
- * whole recurrent matrix. It uses the tiles of products/gemm.h, with the matrix laid out for them once per call, and applies the
- * gates right after a panel's product. It runs on one thread: callers divide the rows among threads.
+ * remains is, in every step, a product of a few rows with the whole recurrent matrix. It uses the tiles of
+ * products/gemm.h, with the matrix laid out for them once per call, and applies the gates right after a panel's product.
+ * It runs on one thread: callers divide the rows among threads.
  *
  * In bf16 the factors of that product (h or the gates' derivatives, and the matrix) are rounded to bfloat16. Its
  * sums and everything else are float32.
@@ -231,7 +231,8 @@ static void gates_backward(const lh_lstm_layer *w, const float *zero, int row, i
 #define ONE_MINUS_SQUARE(x) vf_fma(vf_mul(minus, x), x, one) /* 1 - x^2 */
     for (size_t u = 0; u < H; u += LANES) {
         const float *gates = gates_at(w, row, t, (int)u);
-        vf i = vf_load(gates), f = vf_load(gates + 16), g = vf_load(gates + 32), o = vf_load(gates + 48), tanh_c = vf_tanh(vf_load(c + u));
+        vf i = vf_load(gates), f = vf_load(gates + 16), g = vf_load(gates + 32), o = vf_load(gates + 48);
+        vf tanh_c = vf_tanh(vf_load(c + u));
         vf dh = vf_fma(one, vf_load(d_h + u), vf_load(carried + u));
         vf dc = vf_fma(vf_mul(dh, o), ONE_MINUS_SQUARE(tanh_c), vf_load(cell + u));
         vf d[4];

@@ -1,13 +1,13 @@
 /* Rows times blocks of 16 outputs. The order of every sum is fixed:
  *
  *   fp32  z = initial; then one fma per k, k = 0..K-1. One chain per output, whatever the number of rows.
- *   int8  z = sum of int8 weight * int8 activation, in int32. Exact (pack_weights.py rules out overflow), so in any order.
+ *   int8  z = sum of int8 weight * int8 activation, in int32. Exact, so in any order: pack_weights.py rules out overflow.
  *   bf16  for training: as fp32, but in pairs of k, the second of each pair first (simd.h).
  *
  * A step is one k of fp32, two of bf16 or four of int8; the weights of a block for a step are 64 bytes in each case: 16
- * floats, [16][2] bfloat16 or [16][4] int8. A row gives a step 4 bytes. Blocks are `block` bytes apart. Few rows read several blocks at once, so
- * that weights are read once. Many rows read KC steps, which stay in the L1 cache while all rows use them; between them the
- * sums are stored in z, which does not change them.
+ * floats, [16][2] bfloat16 or [16][4] int8. A row gives a step 4 bytes. Blocks are `block` bytes apart. Few rows read
+ * several blocks at once, so that weights are read once. Many rows read KC steps, which stay in the L1 cache while all
+ * rows use them; between them the sums are stored in z, which does not change them.
  *
  * The tiles are macros over named variables, not loops over arrays: gcc decides which arrays live in registers before
  * it unrolls loops, and a tile whose sums live in memory runs at a third of the speed.

@@ -1,4 +1,5 @@
-/* Products of int8 by the tiles of AMX: 16 rows of four bytes a step, times 16 outputs, over 16 steps, in one instruction.
+/* Products of int8 by the tiles of AMX: 16 rows of four bytes a step, times 16 outputs, over 16 steps, in one
+ * instruction.
  *
  * Sums of int8 are exact, so these are the bits of gemm.h's other int8 kernels. The weights of a block for 16 steps,
  * 1,024 bytes, are a tile as they lie. A row's tile is 64 bytes of each of 16 rows; rows that do not lie evenly apart

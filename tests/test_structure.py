@@ -73,7 +73,12 @@ def test_an_import_that_breaks_a_contract_is_found(tmp_path: Path, module: str, 
     assert module.removesuffix(".py").replace("/", ".") in done.stdout
 
 
-@pytest.mark.parametrize("folder", sorted({path.parent for path in MODULES}), ids=lambda p: str(p.relative_to(ROOT)))
+SOURCE_FOLDERS = {
+    path.parent for path in [*MODULES, *(ROOT / "model").rglob("*.[ch]"), *(ROOT / "model").rglob("*.cu")]
+}
+
+
+@pytest.mark.parametrize("folder", sorted(SOURCE_FOLDERS), ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_folder_can_be_read_at_a_glance(folder: Path) -> None:
     """At most nine files beside __init__, but for the routes: a newcomer chooses among few."""
     files = [

@@ -102,7 +102,7 @@ def test_the_tree_is_true() -> None:
         if not indent:
             top = ROOT / names[0]
         here = folder / names[0] if names[0].endswith("/") else folder
-        files = re.findall(r"[\w.]+\.(?:py|c|h|cfg)\b", entries[23 - len(indent) :])
+        files = re.findall(r"[\w./]+\.(?:py|c|h|cfg)\b", entries[23 - len(indent) :])
         missing += [f"{here.name}/{file}" for file in files if not (here / file).exists()]
     assert missing == []
     folders = {path for top in ("model", "service") for path in (ROOT / top).iterdir() if path.is_dir()}

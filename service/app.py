@@ -21,6 +21,7 @@ from service.models.loader import ModelLoader
 from service.models.manager import ModelManager
 from service.models.named_models import NamedModels
 from service.models.stores.model_stores import ModelStores
+from service.models.stores.uploads import remove_abandoned_uploads
 from service.models.watcher import CheckpointWatcher
 from service.openai.completions import CompletionService
 from service.openai.models import ModelList
@@ -101,6 +102,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     tokenizer = Tokenizer(manager, s.max_prompt_chars)
     for folder in (s.checkpoint_dir, s.corpora_dir):
         remove_abandoned(folder)
+    remove_abandoned_uploads()
     model_stores.remove_deleted()
     drain = Drain(manager, s.drain_notice_s, s.drain_timeout_s)
     authenticator = Authenticator(

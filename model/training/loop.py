@@ -305,7 +305,11 @@ class _Trainer:
         if not self.sample_chars:
             return None
         stepper = ReferenceStepper(self.state.learner.average, n_slots=1, device=self.device)
-        return "".join(write(stepper, self.corpus.vocab, "", self.sample_chars, seed=self.config.seed))
+        text = "".join(write(stepper, self.corpus.vocab, "", self.sample_chars, seed=self.config.seed))
+        if self.corpus.items is None:
+            return text
+        whole_items, _, cut_item = text.rpartition(self.corpus.vocab.characters[self.corpus.vocab.start])
+        return whole_items or cut_item
 
     def _log(self, val_loss: ValidationLoss | None, sample: str | None) -> Progress:
         progress = self.state.progress(self.config, len(self.corpus.train), val_loss, sample)

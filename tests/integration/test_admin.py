@@ -219,7 +219,9 @@ def test_the_log_says_who_trained_and_promoted(tiny: Checkpoint, tmp_path: Path,
     settings = {"CHECKPOINT_DIR": str(tmp_path), "CORPORA_DIR": str(corpora), "REDIS_URL": redis_server.url}
     with Service(**settings, ADMIN_KEY=ADMIN) as service:
         body = {"model": "mine", "corpus": "tea"}
-        job = service.client.post("/retrain", json=body, headers=bearer(ADMIN)).json()["job_id"]
+        queued = service.client.post("/retrain", json=body, headers=bearer(ADMIN))
+        assert queued.status_code == 202, queued.text
+        job = queued.json()["job_id"]
         assert service.client.delete(f"/jobs/{job}", headers=bearer(ADMIN)).status_code == 202
         for path in (f"/models/{other.fingerprint}/promote", "/models/rollback"):
             assert service.client.post(path, json={}, headers=bearer(ADMIN)).status_code == 200

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from model.atomic_files import folder_lock, is_locked
 from model.checkpoints import file_format, registry, self_test
 from model.checkpoints.file_format import CheckpointInfo
 from model.errors import CheckpointError, StorageError
@@ -13,6 +17,8 @@ from service.errors import BadRequest, BodyTooLarge
 
 _CHUNK_BYTES = 1 << 20
 _LONGEST_NAME = 100
+_PREFIX = "longhand-upload-"
+_UNLOCKED_FOR_S = 60.0  # the age of an upload's folder that may be removed: a younger one may not be locked yet
 MAX_HEADER_BYTES = 2 * 2**20
 """The longest header of an uploaded file: the largest vocabulary needs half of it, and each list of models reads it."""
 
@@ -40,7 +46,7 @@ def store_upload(
         StorageError: The checkpoint cannot be written.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix="longhand-upload-") as temporary:
+        with tempfile.TemporaryDirectory(prefix=_PREFIX) as temporary, folder_lock(Path(temporary)):
             path = Path(temporary, "upload.safetensors")
             _receive(path, read, max_bytes)
             checkpoint = _checked(path, model_id)
@@ -53,6 +59,14 @@ def store_upload(
             return file_format.read_info(registry.register(path.rename(path.with_name(name)), folder)), True
     except OSError as e:
         raise StorageError(f"an upload cannot be stored ({e.strerror})", field="temporary folder") from e
+
+
+def remove_abandoned_uploads() -> None:
+    """Remove what uploads left in the temporary folder because their process was killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError, StorageError):  # another process removes it, or it is another user's
+            if time.time() - folder.stat().st_mtime > _UNLOCKED_FOR_S and not is_locked(folder):
+                shutil.rmtree(folder)
 
 
 def _receive(path: Path, read: Callable[[int], bytes], max_bytes: int) -> None:

@@ -165,3 +165,22 @@ def test_the_items_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     some = item_losses(network, corpus.val, end, max_characters=100)
     assert np.allclose(some.nats, losses.nats[: len(some.nats)], atol=1e-4)
     assert int(some.characters.sum()) <= 100
+
+
+def test_the_samples_of_a_list_are_whole_items(tmp_path: Path) -> None:
+    """A sample ends with an item's end: the same run with longer samples writes the same items, and more."""
+    corpus = corpus_of(ITEMS, tmp_path)
+
+    def samples(sample_chars: int) -> list[str]:
+        reports: list[Progress] = []
+        folder = tmp_path / str(sample_chars)
+        fit(corpus, model(corpus), CONFIG, folder, on_progress=reports.append, sample_chars=sample_chars)
+        return [report.sample for report in reports if report.sample is not None]
+
+    longer = samples(400)
+    for sample_chars in (60, 61, 62):
+        shorter = samples(sample_chars)
+        assert len(shorter) == len(longer) == CONFIG.validations
+        assert "\n" in shorter[-1]
+        for short, long in zip(shorter, longer, strict=True):
+            assert f"{long}\n".startswith(f"{short}\n" if "\n" in short else short)

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from model.checkpoints import registry
 from model.checkpoints.file_format import Checkpoint
 from service.errors import BadRequest
-from service.models.stores.uploads import MAX_HEADER_BYTES, store_upload
+from service.models.stores.uploads import MAX_HEADER_BYTES, remove_abandoned_uploads, store_upload
 
 
 @pytest.fixture
@@ -69,3 +74,35 @@ def test_a_value_that_no_list_could_show_is_refused(
     assert problem in str(refused.value)
     assert "longhand-upload" not in str(refused.value)
     assert not (tmp_path / "there").exists()
+
+
+def test_what_a_killed_upload_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the next worker that starts, but not the folder of an upload that is still received."""
+    receives = """
+import sys, time
+from pathlib import Path
+from service.models.stores.uploads import store_upload
+
+def read(n_bytes: int) -> bytes:
+    print("receiving", flush=True)
+    time.sleep(600)
+    return b""
+
+store_upload(Path("there"), None, read, 10**9)
+"""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", receives]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3]) as upload:
+        try:
+            assert upload.stdout is not None
+            assert upload.stdout.readline() == b"receiving\n"
+            (folder,) = tmp_path.glob("longhand-upload-*")
+            long_ago = time.time() - 3600
+            os.utime(folder, (long_ago, long_ago))
+            remove_abandoned_uploads()
+            assert folder.exists()
+        finally:
+            upload.kill()
+    remove_abandoned_uploads()
+    assert list(tmp_path.iterdir()) == []

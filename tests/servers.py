@@ -123,7 +123,9 @@ class Service:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._environment = {**os.environ, "SLOTS": "8", "MAX_WAITING": "8", **environment, "PORT": str(self.port)}
+        # Nobody takes the jobs that other tests have queued in a Redis which they share.
+        limits = {"SLOTS": "8", "MAX_WAITING": "8", "MAX_QUEUED_JOBS": "1000"}
+        self._environment = {**os.environ, **limits, **environment, "PORT": str(self.port)}
         self._environment.pop("HOST", None)
         self._process: subprocess.Popen[bytes] | None = None
 

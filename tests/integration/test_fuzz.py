@@ -81,7 +81,7 @@ def fuzzed(store: Path, redis_server: RedisServer, tmp_path_factory: pytest.Temp
     folder = tmp_path_factory.mktemp("corpora")
     environment = {"CHECKPOINT_DIR": str(store), "REDIS_URL": redis_server.url, "CORPORA_DIR": str(folder)}
     limits = {"MAX_CHARS": str(LIMITS.max_chars), "MAX_PROMPT_CHARS": str(LIMITS.max_prompt_chars)}
-    with Service(**environment, **limits, MAX_QUEUED_JOBS="1000") as service:
+    with Service(**environment, **limits) as service:
         yield service
 
 

@@ -25,6 +25,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
+from types import FrameType
 from typing import Any
 
 from gunicorn import http
@@ -85,6 +86,7 @@ class BufferedThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         self._closers: ThreadPoolExecutor
         self._bodies: ThreadPoolExecutor
         self._bodies_running = 0
+        self._is_running = False
 
     def init_process(self) -> None:
         """Make the pools, then load the application and run."""
@@ -102,6 +104,7 @@ class BufferedThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
     def run(self) -> None:
         """Serve until told to stop, then until all requests have been answered or the time is up."""
         self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
+        self._is_running = True
         self.set_accept_enabled(True)
         while self.alive:
             self.notify()
@@ -119,6 +122,7 @@ class BufferedThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
             self.notify()
             self._poll()
             self._refuse_backlog()
+        self._is_running = False
         for connection in list(self._connections):
             self._discard(connection)
         for pool in (self.tpool, self._probes, self._bodies, self._closers):
@@ -128,6 +132,17 @@ class BufferedThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         self._refuse_backlog()
         for listener in self.sockets:
             listener.close()
+
+    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
+        """End at once on SIGQUIT or SIGINT, by the main loop.
+
+        Not here: the signal can have interrupted code that holds the lock of a pool or starts its thread. The handler
+        would wait for that lock for ever, or leave a thread that nothing ends.
+        """
+        if self._is_running:
+            self.method_queue.defer(super().handle_quit, sig, None)
+        else:
+            super().handle_quit(sig, frame)
 
     def _return_memory(self) -> None:
         """Now and then, if there was a request since the last time."""

@@ -6,6 +6,7 @@ import base64
 import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,12 +20,10 @@ BODY: dict[str, Any] = {"session_id": STORED["session_id"], "max_chars": 30, "te
 PROMPT = "hello "
 
 
-@pytest.fixture(scope="module")
-def upgraded(
-    tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, native_code: None
-) -> Iterator[Service]:
+@pytest.fixture
+def upgraded(tmp_path: Path, redis_server: RedisServer, native_code: None) -> Iterator[Service]:
     """Today's service on the folder of checkpoints and the Redis of the earlier one."""
-    folder = shutil.copytree(FOLDER / "checkpoints", tmp_path_factory.mktemp("upgraded") / "checkpoints")
+    folder = shutil.copytree(FOLDER / "checkpoints", tmp_path / "checkpoints")
     client = connect(redis_server.url)
     for key, value in STORED["redis"]["strings"].items():
         client.delete(key)

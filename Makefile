@@ -9,10 +9,12 @@ PROCESSES ?= 2
 ORDER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser many-models launcher-kills client-kills beside evicting soak fuzz fresh fuzz-api test-clients stack check check-page docs lock clean
+.PHONY: help setup serve test test-browser many-models launcher-kills client-kills beside evicting soak fuzz fresh fuzz-api test-clients stack check check-page docs lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+setup: .venv/.ready .venv/.kernel ## the environment and the native code, as `make serve` makes them; after each upgrade
 
 # A file's name with spaces is one file; anything else is a list. exec: a signal to make's child reaches the launcher.
 serve: .venv/.ready .venv/.kernel ## serve on HOST:PORT, and train a first model meanwhile if there is none (CORPUS="a.txt b.txt", MINUTES=3)

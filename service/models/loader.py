@@ -15,6 +15,7 @@ from model.stepper import Stepper
 from model.stepper.choose import choose, uses_cpu
 from model.stepper.cpu import CpuStepper, available_cores
 from model.stepper.cpu.pack_weights import PackedNetwork
+from model.stepper.reference import ReferenceStepper
 from service.engine.cores import CoreScheduler
 from service.engine.engine import Engine
 from service.engine.observer import Observer
@@ -62,7 +63,10 @@ class ModelLoader:
         """
         loaded = self._load_packed(path) or self._load_whole(path)
         checkpoint, stepper = loaded.checkpoint, loaded.stepper
-        log.log(logging.DEBUG if loaded.was_packed else logging.INFO, "stepper: %s", loaded.reason)
+        level = logging.DEBUG if loaded.was_packed else logging.INFO
+        if isinstance(stepper, ReferenceStepper):
+            level = logging.WARNING  # the slowest
+        log.log(level, "stepper: %s", loaded.reason)
         kind = (checkpoint.config, stepper.numerics)
         like = self.recent.get(kind)  # its steps take as long, so the first blocks have the right length
         try:

@@ -93,7 +93,7 @@ export class Pane {
 	get #fileName() {
 		const { model, name } = this.chooser;
 		const stem = model && (name === DEFAULT || isId(name)) ? corpusOf(model) : name;
-		return `${stem.replace(/[^\w.-]+/g, "-")}.txt`;
+		return `${stem.replace(/[^\w.-]+/g, "-")}-${this.#kind}.txt`;
 	}
 
 	setStatus(message, isError = false) {
@@ -252,11 +252,11 @@ export class Pane {
 	}
 
 	reset() {
+		const before = " The one before is in “Recent texts”, and behind the browser’s Back.";
+		const status = this.text.position ? `The next text starts a new session.${before}` : "";
 		this.#leave();
 		clearFieldErrors(this.parts.form);
-		this.setStatus(
-			"The next text starts a new session. The one before is in “Recent texts”, and behind the browser’s Back.",
-		);
+		this.setStatus(status);
 		this.fields.prompt.focus();
 	}
 

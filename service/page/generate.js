@@ -88,14 +88,14 @@ function openComparison() {
 
 export async function writeWith(name) {
 	location.hash = address.format("generate", address.read().parameters);
+	main.reset(); // before the examples, or it stops one
 	await main.chooser.choose(name);
-	main.reset();
 }
 
 export async function compareWith(first, second) {
 	location.hash = address.format("generate", address.read().parameters);
-	await main.chooser.choose(first);
 	main.reset();
+	await main.chooser.choose(first);
 	openComparison();
 	await fork.chooser.choose(second);
 }

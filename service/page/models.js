@@ -42,6 +42,11 @@ export async function refresh() {
 	$("#models-delete").textContent = `Delete the model ${name}`;
 }
 
+export async function refreshTwice() {
+	setTimeout(() => refresh().catch(() => {}), RELOAD_MS);
+	await refresh();
+}
+
 /** A page of the names, after one; the first page replaces all. One name alone needs no table. */
 async function drawNames(after = "") {
 	const { names, next } = await requestJson("GET", `/models${after && `?after=${after}`}`);
@@ -113,8 +118,7 @@ const promote = (path) =>
 		const { promoted } = await requestJson("POST", path, { body: { model: name } });
 		const running = "Texts that are being generated finish on the model they started with.";
 		say(`Promoted ${describeModel(promoted)}. ${running}`);
-		await refresh();
-		setTimeout(() => refresh().catch(() => {}), RELOAD_MS);
+		await refreshTwice();
 	});
 
 const fetchBlob = async (path) => (await request("GET", path)).blob();

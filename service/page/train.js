@@ -79,7 +79,7 @@ async function chooseJob(id) {
 			drawJob(job);
 			if (state && state !== job.state) {
 				refreshJobs().catch(showLocked);
-				models.refresh().catch(showLocked);
+				models.refreshTwice().catch(showLocked);
 			}
 			state = job.state;
 			if (jobs.isLive(job)) return;

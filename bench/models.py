@@ -4,8 +4,8 @@
     python -m bench.models --models 100 --memory-mb 40 --rate 20 --seconds 20
     python -m bench.models --precision int8                   # what `auto` takes for nearly every trained checkpoint
 
-The models are made by perturbation from three of random weights, 1 x 256, 2 x 256 and 2 x 512, in the shares 7, 2, 1 of
-ten, and are published: promoted through the API, which keeps their packed forms. The load names them by Zipf's law.
+The models are made by perturbation from three that are trained for --steps on the default text, 1 x 256, 2 x 256 and
+2 x 512, in the shares 7, 2, 1 of ten, and are published: promoted through the API, which keeps their packed forms. The load names them by Zipf's law.
 Throughput is that of closed loads of --streams texts at a time, on the default model alone and on all models, in the
 same run; a text's CPU time is that of the worker. A cold first character is that of a model that no request named
 before, one at a time, while the open load runs. Memory is the worker's resident memory beyond what it was before the
@@ -31,9 +31,12 @@ import torch
 
 from bench.load import quantiles
 from model.checkpoints import registry
-from model.checkpoints.file_format import Checkpoint
+from model.checkpoints.file_format import Checkpoint, load
 from model.checkpoints.names import store_folder
-from tests.conftest import random_checkpoint
+from model.config import ModelConfig, TrainConfig
+from model.text.corpus import Corpus
+from model.text.default_text import default_text
+from model.training.loop import fit
 from tests.servers import ROOT, RedisServer, Service
 
 SHAPES = ((1, 256),) * 7 + ((2, 256),) * 2 + ((2, 512),)
@@ -49,6 +52,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--streams", type=int, default=16, help="of the closed loads")
     parser.add_argument("--chars", type=int, default=50, help="of a text")
+    parser.add_argument("--steps", type=int, default=300, help="of the training of the three models")
     parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +61,7 @@ def main() -> None:
         redis.start()
         settings = {"CHECKPOINT_DIR": folder, "REDIS_URL": redis.url, "MODELS_MEMORY_MB": str(args.memory_mb)}
         try:
-            ids = make_models(root, args.models + args.cold)
+            ids = make_models(root, args.models + args.cold, args.steps)
             with Service(**settings, SLOTS="64", MAX_WAITING="256", PRECISION=args.precision) as service:
                 publish(service, ids)
                 print(json.dumps(measure(service, args)))
@@ -65,10 +69,17 @@ def main() -> None:
             redis.remove()
 
 
-def make_models(root: Path, n: int) -> list[str]:
+def make_models(root: Path, n: int, steps: int) -> list[str]:
     """Save a default model and so many with names; return the ids of the latter."""
+    config = TrainConfig(steps=steps, validations=1)
+    corpus = Corpus.from_text(default_text(), config)
+    shapes = {}
+    for n_layers, n_hidden in sorted(set(SHAPES)):
+        model = ModelConfig(len(corpus.vocab), n_hidden, n_layers)
+        path = fit(corpus, model, config, root / "trained")
+        shapes[n_layers, n_hidden] = load(path)
+        print(f"trained {n_layers} x {n_hidden}: {path.name}", flush=True)
     torch.manual_seed(0)
-    shapes = {shape: random_checkpoint(n_layers=shape[0], n_hidden=shape[1]) for shape in set(SHAPES)}
     registry.promote(shapes[1, 256].save(root))
     ids = []
     for i in range(n):
@@ -81,7 +92,7 @@ def make_models(root: Path, n: int) -> list[str]:
 def perturbed(checkpoint: Checkpoint) -> Checkpoint:
     """Return the model with other weights, close to its own."""
     weights = {name: w * (1 + 0.01 * torch.randn_like(w)) for name, w in checkpoint.weights.items()}
-    return replace(checkpoint, weights=weights)
+    return replace(checkpoint, weights=weights, self_test="")
 
 
 def publish(service: Service, ids: list[str]) -> None:

@@ -5,7 +5,8 @@
     python -m bench.models --precision int8                   # what `auto` takes for nearly every trained checkpoint
 
 The models are made by perturbation from three that are trained for --steps on the default text, 1 x 256, 2 x 256 and
-2 x 512, in the shares 7, 2, 1 of ten, and are published: promoted through the API, which keeps their packed forms. The load names them by Zipf's law.
+2 x 512, in the shares 7, 2, 1 of ten, and are published: promoted through the API, which keeps their packed forms.
+The load names them by Zipf's law.
 Throughput is that of closed loads of --streams texts at a time, on the default model alone and on all models, in the
 same run; a text's CPU time is that of the worker. A cold first character is that of a model that no request named
 before, one at a time, while the open load runs. Memory is the worker's resident memory beyond what it was before the

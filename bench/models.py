@@ -6,11 +6,11 @@
 
 The models are made by perturbation from three that are trained for --steps on the default text, 1 x 256, 2 x 256 and
 2 x 512, in the shares 7, 2, 1 of ten, and are published: promoted through the API, which keeps their packed forms.
-The load names them by Zipf's law.
-Throughput is that of closed loads of --streams texts at a time, on the default model alone and on all models, in the
-same run; a text's CPU time is that of the worker. A cold first character is that of a model that no request named
-before, one at a time, while the open load runs. Memory is the worker's resident memory beyond what it was before the
-first model was loaded. The last line is JSON. A service and its client share this machine's cores.
+The load names them by Zipf's law. Throughput is that of closed loads of --streams texts at a time, on the default model
+alone and on all models, in the same run; a text's CPU time is that of the worker. A cold first character is that of a
+model that no request named before, one at a time, while the open load runs. Memory is the worker's resident memory
+beyond what it was before the first model was loaded. The last line is JSON. A service and its client share this
+machine's cores.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def make_models(root: Path, n: int, steps: int) -> list[str]:
 
 
 def perturbed(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the model with other weights, close to its own."""
+    """Return the model with other weights, close to its own, and without the text that its trainer recorded."""
     weights = {name: w * (1 + 0.01 * torch.randn_like(w)) for name, w in checkpoint.weights.items()}
     return replace(checkpoint, weights=weights, self_test="")
 

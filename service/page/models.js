@@ -42,6 +42,7 @@ export async function refresh() {
 	$("#models-delete").textContent = `Delete the model ${name}`;
 }
 
+/** Again once loaded. */
 export async function refreshTwice() {
 	setTimeout(() => refresh().catch(() => {}), RELOAD_MS);
 	await refresh();

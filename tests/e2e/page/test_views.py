@@ -413,6 +413,7 @@ def test_the_first_items_of_a_dropped_list(visit: Visiting, training_service: Se
     v.page.wait_for_selector("#job-actions button", timeout=120_000)
     v.page.get_by_role("button", name="Write with it").click()
     v.page.locator("#view-generate").wait_for()
+    assert v.pane().locator("[data-part=status]").inner_text() == ""  # no text was written before
     v.pane().locator(".chip").last.click()
     v.wait_until_done()
     assert v.page.locator(".items .item").count() == 20

@@ -197,3 +197,13 @@ def test_forms_go_with_their_checkpoints(loads: Loads, tmp_path: Path) -> None:
     }
     assert registry.remove(tmp_path, loads.models[1].fingerprint)
     assert [path.name for path in tmp_path.glob("*.packed")] == [packed_form.packed_path(paths[3], "fp32").name]
+
+
+@pytest.mark.parametrize(("cell", "level"), [("gru", "WARNING"), ("lstm", "INFO")])
+def test_the_log_warns_of_the_slowest_stepper(
+    loads: Loads, tmp_path: Path, caplog: pytest.LogCaptureFixture, cell: str, level: str
+) -> None:
+    """With the reason; that a faster one was chosen is information."""
+    with caplog.at_level("INFO"):
+        loads.load(random_checkpoint(cell).save(tmp_path))
+    assert [record.levelname for record in caplog.records if record.message.startswith("stepper: ")] == [level]

@@ -43,16 +43,8 @@ def build(folder: Path, old: str = "", new: str = "", *, optimize: bool = True) 
     assert not old or found, f"the kernels have no {old!r}"
     fma = ["-mfma"] if os.uname().machine == "x86_64" else []
     target = folder / driver.LIBRARY
-    command = [
-        str(COMPILER),
-        *_OPTIONS,
-        "-O2" if optimize else "-O0",
-        *fma,
-        str(sources / "emulator.cpp"),
-        "-o",
-        str(target),
-    ]
-    subprocess.run(command, check=True)
+    options = [*_OPTIONS, "-O2" if optimize else "-O0", *fma]
+    subprocess.run([str(COMPILER), *options, str(sources / "emulator.cpp"), "-o", str(target)], check=True)
     (folder / compiler.cubin_name("sm_90")).write_bytes(b"the kernels are in the emulated driver")
     return target
 

@@ -34,7 +34,7 @@ class Launched:
     """`python -m service` in a folder; keyword arguments are its environment.
 
     Every process that comes of it inherits a mark in its environment, by which it is found whoever its parent is.
-    `running` has those that no test has stopped; `shared` those that the tests of a file share, which it stops at its end.
+    `running` has those that no test has stopped; `shared` those that several tests share, whose fixture stops them.
     """
 
     running: ClassVar[list[Launched]] = []

@@ -340,11 +340,6 @@ def test_the_lock_file_says_who_holds_it(serving: Launched) -> None:
     assert known == {"pid": serving.process.pid, "url": serving.url}
 
 
-def jobs_of(launched: Launched) -> list[dict[str, Any]]:
-    """All jobs, the newest first."""
-    return list(launched.client.get("/jobs").json()["jobs"])
-
-
 def test_several_texts_small_texts_and_large_alphabets(tmp_path: Path) -> None:
     """Three texts, of 300, 4 and 20,000 characters, 4,500 distinct ones: trained at once, and the notes say how."""
     (tmp_path / "a").mkdir()

@@ -15,7 +15,7 @@ from tests.servers import ROOT, RedisServer, Service
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"^```sh\n(.*?)^```$", README, re.M | re.S) for line in block.splitlines()]
-BUDGET = "--steps 30 --validations 2 --n-hidden 48"
+BUDGET = "--steps 60 --validations 2 --n-hidden 48"
 TEXT = "KING.\nTo be, or not to be: that is the question.\n\nQUEEN.\nIt is not.\n\n" * 60
 NAMES = "\n".join(f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "ra", "los", "min", "dor"))
 

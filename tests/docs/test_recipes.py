@@ -14,7 +14,7 @@ import pytest
 from tests.servers import ROOT
 
 RECIPES = (ROOT / "docs" / "lists.md").read_text()
-BUDGET = "--steps 150 --validations 2 --n-hidden 64 --lr 0.02"
+BUDGET = "--steps 250 --validations 2 --n-hidden 64 --lr 0.02"
 
 
 def run(recipe: str, folder: Path) -> None:

@@ -347,7 +347,7 @@ def test_several_texts_small_texts_and_large_alphabets(tmp_path: Path) -> None:
     files = [tmp_path / "a" / "notes.txt", tmp_path / "notes.txt", tmp_path / "Große Schrift.txt"]
     for file, text in zip(files, texts, strict=True):
         file.write_text(text)
-    launched = Launched(tmp_path, "--corpus", *map(str, files), "--minutes", "0.02")
+    launched = Launched(tmp_path, "--corpus", *map(str, files), "--minutes", "0.05")
     eventually(lambda: launched.is_ready() and launched.generate().status_code == 200, within_s=120)
     eventually(lambda: jobs_of(launched)[0]["state"] == "finished", within_s=60)
     job = launched.client.get(f"/jobs/{jobs_of(launched)[0]['job_id']}").json()

@@ -10,14 +10,7 @@ from pathlib import Path
 import pytest
 
 from model.native.build import BuildError, compile_to, compilers
-from model.native.library import (
-    Unsupported,
-    choose_instruction_set,
-    flags,
-    instruction_sets,
-    library_path,
-    load_library,
-)
+from model.native.library import Unsupported, flags
 
 ROOT = Path(__file__).parents[3]
 SANITIZE = ("-O0", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -46,8 +39,8 @@ TESTS = [
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory, native_code: None) -> dict[str, str]:
-    """The environment of a process that loads a sanitized build, of the instruction set that this machine runs."""
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a process that loads a sanitized build."""
     if not compilers():
         pytest.skip("no C compiler here")
     compiler, library = compilers()[0], tmp_path_factory.mktemp("sanitized") / "kernel.so"
@@ -57,12 +50,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory, native_code: None) -> 
     ]
     if not all(map(os.path.isabs, runtimes)):
         pytest.skip(f"{compiler[0]} has no sanitizers as shared libraries")
-    runs = {"plain", choose_instruction_set(load_library(library_path()))}
-    sets = {name: options for name, options in instruction_sets().items() if name in runs}
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("model.native.build.instruction_sets", lambda: sets if len(sets) > 1 else instruction_sets())
-            compile_to(library, compiler, (*(flag for flag in flags() if flag != "-O3"), *SANITIZE))
+        compile_to(library, compiler, (*(flag for flag in flags() if flag != "-O3"), *SANITIZE))
     except (BuildError, Unsupported) as reason:
         pytest.skip(str(reason))
     # Python itself leaks by design at its exit.

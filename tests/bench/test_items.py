@@ -32,7 +32,7 @@ def test_items_over_http_beside_the_engine(tmp_path: Path) -> None:
     path.write_text(
         "\n".join(f"{a}{b}{c}{d}" for a in "bdfgkl" for b in "aeiou" for c in "mnrst" for d in ("", "a", "io"))
     )
-    options = ["--steps", "40", "--items", "50", "--slots", "4", "--rounds", "1", "--bare-s", "0.2"]
+    options = ["--steps", "10", "--items", "50", "--slots", "4", "--rounds", "1", "--bare-s", "0.2"]
     command = [sys.executable, "-m", "bench.items", "serve", str(path), *options]
     output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     *_, found, rates = output.splitlines()

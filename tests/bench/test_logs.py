@@ -33,7 +33,7 @@ def test_a_log_has_as_many_anomalies_of_each_kind() -> None:
 
 def test_a_small_run() -> None:
     """Anomalies are above usual lines, and both precisions have a rate."""
-    options = ["--lines", "3000", "--anomalies", "50", "--steps", "120", "--n-hidden", "48", "--batch", "1000"]
+    options = ["--lines", "1500", "--anomalies", "50", "--steps", "120", "--n-hidden", "48", "--batch", "500"]
     command = [sys.executable, "-m", "bench.logs", *options]
     output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     found = json.loads(output.splitlines()[-1])

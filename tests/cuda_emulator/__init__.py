@@ -15,20 +15,21 @@ from model.stepper.cuda import compiler, driver
 
 _FOLDER = Path(__file__).parent
 _OPTIONS = (
-    "-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-DLONGHAND_EMULATOR",
+    "-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-DLONGHAND_EMULATOR",
     "-fvisibility=hidden",
 )  # fmt: skip
 FAULT_VARIABLE = "LONGHAND_EMULATOR_FAULT"
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 
 
-def build(folder: Path, old: str = "", new: str = "") -> Path:
+def build(folder: Path, old: str = "", new: str = "", *, optimize: bool = True) -> Path:
     """Build the library, as `folder`/libcuda.so.1, and a cache of cubins in which the compiler finds its kernels.
 
     Args:
         folder: Where it is written.
         old: A text in the kernels' source that is replaced, to plant a fault.
         new: What it is replaced with.
+        optimize: Whether it is to run fast, which takes the compiler longer than a few blocks take without it.
     """
     sources = folder / "src"
     sources.mkdir(parents=True)
@@ -42,8 +43,8 @@ def build(folder: Path, old: str = "", new: str = "") -> Path:
     assert not old or found, f"the kernels have no {old!r}"
     fma = ["-mfma"] if os.uname().machine == "x86_64" else []
     target = folder / driver.LIBRARY
-    command = [str(COMPILER), *_OPTIONS, *fma, str(sources / "emulator.cpp"), "-o", str(target)]
-    subprocess.run(command, check=True)
+    options = [*_OPTIONS, "-O2" if optimize else "-O0", *fma]
+    subprocess.run([str(COMPILER), *options, str(sources / "emulator.cpp"), "-o", str(target)], check=True)
     (folder / compiler.cubin_name("sm_90")).write_bytes(b"the kernels are in the emulated driver")
     return target
 

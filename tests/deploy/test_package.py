@@ -38,7 +38,7 @@ class Installation:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.bin = folder / "environment" / "bin"
-        venv.create(folder / "environment", with_pip=True)
+        venv.create(folder / "environment")  # this environment's pip serves it, too
         lib = next((folder / "environment" / "lib").glob("python3*")) / "site-packages"
         (lib / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
         self.before = self.files()
@@ -63,8 +63,8 @@ class Installation:
         self._pip("uninstall", "--yes", "longhand-textgen")
 
     def _pip(self, *arguments: str) -> None:
-        command = [str(self.bin / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
-        subprocess.run(command, check=True)
+        command = [sys.executable, "-m", "pip", "--python", str(self.bin / "python")]
+        subprocess.run([*command, "--quiet", "--disable-pip-version-check", *arguments], check=True)
 
 
 def _environment(**more: str) -> dict[str, str]:
@@ -86,8 +86,18 @@ def _built_wheel(folder: Path) -> Path:
     archive = next(folder.glob("longhand_textgen-*.tar.gz"))
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--no-index", "--no-build-isolation", "--wheel-dir", str(folder), str(archive)]
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, env={**os.environ, **_quick_compiler(folder)})
     return next(folder.glob("*.whl"))
+
+
+def _quick_compiler(folder: Path) -> dict[str, str]:
+    """Return an environment in which the C compiler does not optimize: nothing here is about the speed of the code."""
+    if os.environ.get("CC") or not shutil.which("cc"):
+        return {}
+    compiler = folder / "cc"
+    compiler.write_text('#!/bin/sh\nexec cc "$@" -O0\n')
+    compiler.chmod(0o755)
+    return {"CC": str(compiler)}
 
 
 @pytest.fixture(scope="module")

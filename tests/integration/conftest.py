@@ -24,6 +24,6 @@ def _signals_as_in_a_terminal() -> Iterator[None]:
 def _no_launcher_goes_on() -> Iterator[None]:
     """Kill the launchers that a test started and, because it failed, has not stopped."""
     yield
-    while Launched.running:
-        Launched.running[0].process.send_signal(signal.SIGKILL)
-        Launched.running[0].wait()
+    for launched in [each for each in Launched.running if each not in Launched.shared]:
+        launched.process.send_signal(signal.SIGKILL)
+        launched.wait()

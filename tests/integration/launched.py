@@ -34,10 +34,11 @@ class Launched:
     """`python -m service` in a folder; keyword arguments are its environment.
 
     Every process that comes of it inherits a mark in its environment, by which it is found whoever its parent is.
-    `running` has those that no test has stopped.
+    `running` has those that no test has stopped; `shared` those that several tests share, whose fixture stops them.
     """
 
     running: ClassVar[list[Launched]] = []
+    shared: ClassVar[list[Launched]] = []
 
     def __init__(self, folder: Path, *args: str, address: str = "127.0.0.1", **environment: str) -> None:
         self.folder = folder

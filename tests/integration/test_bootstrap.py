@@ -26,7 +26,7 @@ def test_a_bootstrap_model_is_trained_live(tmp_path: Path) -> None:
     """
     corpus = tmp_path / "My Own Words.txt"
     corpus.write_text(words(20000))
-    first = Launched(tmp_path, "--corpus", str(corpus), "--minutes", "0.2")
+    first = Launched(tmp_path, "--corpus", str(corpus), "--minutes", "0.1")
     eventually(lambda: first.ready() is not None, within_s=60)
     body = first.ready() or {}
     refused = first.generate()
@@ -55,7 +55,7 @@ def test_a_bootstrap_model_is_trained_live(tmp_path: Path) -> None:
     second.stop(signal.SIGINT)
 
     corpus.write_text(words(20000).upper())
-    third = Launched(tmp_path, "--corpus", str(corpus), "--minutes", "10")
+    third = Launched(tmp_path, "--corpus", str(corpus), "--minutes", "1")
     eventually(lambda: (third.ready() or {}).get("model") is not None, within_s=60)
     assert any("was trained on another text" in line for line in third.lines)
     eventually(lambda: third.generate().json()["model"]["fingerprint"] != made["id"], within_s=120)

@@ -32,7 +32,7 @@ def test_readyz_fails_then_requests_then_streams_end(store: Path, redis_server: 
     """
     settings = {"CHECKPOINT_DIR": str(store), "REDIS_URL": redis_server.url, "MAX_CHARS": "100000000"}
     short = expected_text(tiny, 1, 5)  # computed now: a draining worker does not wait for a slow test
-    draining = Service(**settings, DRAIN_NOTICE_S="1", DRAIN_TIMEOUT_S="3")
+    draining = Service(**settings, DRAIN_NOTICE_S="1", DRAIN_TIMEOUT_S="2")
     with Service(**settings, DRAIN_TIMEOUT_S="3600") as other, draining:
         client = Client(draining.url)
         job = draining.client.post("/retrain", json={"minutes": 0.1}).json()["job"]

@@ -30,32 +30,106 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def listening(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[dict[str, Launched]]:
+    """By HOST, launchers that serve a model that is there already, for tests that do not end them.
+
+    The one at all addresses has two workers, that of localhost a temporary folder whose name is long.
+    """
+    folders = {host: tmp_path_factory.mktemp("listening") for host in ("::1", "::", "localhost")}
+    (long_name := folders["localhost"] / ("a" * 100)).mkdir()
+    own = {"::": {"WORKERS": "2"}, "localhost": {"TMPDIR": str(long_name)}}
+    launched: dict[str, Launched] = {}
+    try:
+        for host, folder in folders.items():
+            environment = {"HOST": host, "CHECKPOINT_DIR": str(store), **own.get(host, {})}
+            launched[host] = Launched(folder, address="[::1]" if ":" in host else host, **environment)
+            Launched.shared.append(launched[host])
+        for each in launched.values():
+            eventually(each.is_ready, within_s=60)
+        yield launched
+        sockets = [socket_of(each) for each in launched.values()]
+    finally:
+        for each in launched.values():
+            each.process.send_signal(signal.SIGTERM)
+        for each in launched.values():
+            assert each.wait() == 128 + signal.SIGTERM
+    assert not [path for path in sockets if path.parent.exists()]  # wherever it was
+
+
+def socket_of(launched: Launched) -> Path:
+    """The socket of its embedded Redis."""
+    title = next(command for command in launched.processes().values() if "redis.sock" in command)
+    return Path(title.rpartition("unixsocket:")[2].split()[0])
+
+
 @pytest.fixture
-def serving(tmp_path: Path, store: Path) -> Iterator[Launched]:
-    """A launcher that serves a model that is there already."""
-    launched = Launched(tmp_path, CHECKPOINT_DIR=str(store))
-    eventually(launched.is_ready, within_s=60)
-    yield launched
-    if launched.process.poll() is None:
-        launched.stop(signal.SIGTERM)
+def serving(listening: dict[str, Launched]) -> Launched:
+    """The launcher of those with one worker."""
+    return listening["::1"]
 
 
-def training(folder: Path, **environment: str) -> Launched:
+def training(folder: Path, text: str = "words.txt", **environment: str) -> Launched:
     """A launcher whose trainer trains and whose server has answered."""
-    launched = Launched(folder, "--corpus", "words.txt", "--minutes", "60", **environment)
+    launched = Launched(folder, "--corpus", text, "--minutes", "60", **environment)
     eventually(lambda: launched.is_ready() and launched.horse() is not None, within_s=60)
     names = " ".join(launched.processes().values())
     assert all(name in names for name in ("valkey-server", "service.jobs", "service.server", "service.launcher.reaper"))
     return launched
 
 
-def test_every_signal_ends_everything(folder: Path) -> None:
-    """SIGINT, SIGTERM, SIGHUP, SIGQUIT and kill -9: no process, lock or socket is left, and the next start works."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGKILL):
-        launched = training(folder)
-        expected = -number if number == signal.SIGKILL else 128 + number
-        assert launched.stop(number) == expected
-        assert "Traceback" not in (errors := "\n".join(launched.errors)), errors
+def test_every_signal_ends_everything_and_the_text_of_the_last_start_is_trained(folder: Path) -> None:
+    """SIGINT, SIGTERM, SIGHUP, SIGQUIT and kill -9: no process, lock or socket is left, and the next start works.
+
+    A job of another text that is queued or running is cancelled, and says so; the same text continues its job. After
+    kill -9 the job still counts as running: the next start cancels it all the same.
+    """
+    (folder / "other.txt").write_text(words(20_000).upper())
+    end_with(signal.SIGINT, training(folder))  # its job goes back to the queue
+
+    same = training(folder)
+    (queued,) = jobs_of(same)
+    eventually(lambda: any("continues a job that is queued already" in line for line in same.lines))
+    end_with(signal.SIGTERM, same)
+
+    other = training(folder, "other.txt")
+    eventually(lambda: says_that_it_cancelled(other, queued))
+    assert [(job["state"], job["request"]["corpus"]) for job in jobs_of(other)] == [
+        ("running", "other"),
+        ("cancelled", "words"),
+    ]
+    end_with(signal.SIGHUP, other)
+    end_with(signal.SIGQUIT, training(folder, "other.txt"))
+    killed = training(folder, "other.txt")
+    running = jobs_of(killed)[0]
+    end_with(signal.SIGKILL, killed)
+
+    last = Launched(folder, "--corpus", "words.txt", "--minutes", "0.05")
+    eventually(lambda: last.is_ready() and says_that_it_cancelled(last, running), within_s=60)
+    states = ["finished", "cancelled", "cancelled"]
+    eventually(lambda: [job["state"] for job in jobs_of(last)] == states, within_s=120)
+    assert jobs_of(last)[0]["request"]["corpus"] == "words"
+    eventually(lambda: last.generate().status_code == 200)
+    text = last.generate().json()["text"]
+    assert text == text.lower()
+    last.stop(signal.SIGTERM)
+
+
+def end_with(number: signal.Signals, launched: Launched) -> None:
+    """End a launcher; it leaves nothing, and no traceback."""
+    assert launched.stop(number) == (-number if number == signal.SIGKILL else 128 + number)
+    assert "Traceback" not in (errors := "\n".join(launched.errors)), errors
+
+
+def jobs_of(launched: Launched) -> list[dict[str, Any]]:
+    """All jobs, the newest first."""
+    return list(launched.client.get("/jobs").json()["jobs"])
+
+
+def says_that_it_cancelled(launched: Launched, job: dict[str, Any]) -> bool:
+    """Whether it has printed the job's address, and why it is cancelled."""
+    line = f"cancelled the job that trains on another text: {launched.url}/jobs/{job['job_id']}"
+    return any(line in printed for printed in launched.lines)
 
 
 def test_kill_9_without_the_kernels_help(folder: Path) -> None:
@@ -65,26 +139,24 @@ def test_kill_9_without_the_kernels_help(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's signal is Linux's")
-def test_kill_9_of_the_launcher_and_its_reaper(folder: Path) -> None:
-    """Where the reaper is killed, too, the kernel's signal ends everything; the socket's folder alone stays."""
-    launched = training(folder)
-    os.kill(launched.pid_of("service.launcher.reaper"), signal.SIGKILL)
-    launched.process.kill()
-    launched.process.wait()
-    eventually(lambda: not launched.processes())
-    Launched.running.remove(launched)
-    launched.client.close()
+def test_kill_9_of_the_trainer_and_of_the_launcher_and_its_reaper(folder: Path) -> None:
+    """The process that the trainer forked ends with it, and another trainer is started.
 
-
-def test_the_trainer_is_killed_and_takes_its_training_along(folder: Path) -> None:
-    """kill -9 of the trainer: the process that it forked ends with it, and another trainer is started."""
+    Where the reaper is killed, too, the kernel's signal ends everything; the socket's folder alone stays.
+    """
     launched = training(folder)
     trainer, horse = launched.pid_of("service.jobs"), launched.horse()
     os.kill(trainer, signal.SIGKILL)
     eventually(lambda: horse not in launched.processes())
     eventually(lambda: any("trainer" in line and "started again" in line for line in launched.lines))
     eventually(lambda: any("service.jobs" in command for command in launched.processes().values()))
-    launched.stop(signal.SIGTERM)
+
+    os.kill(launched.pid_of("service.launcher.reaper"), signal.SIGKILL)
+    launched.process.kill()
+    launched.process.wait()
+    eventually(lambda: not launched.processes())
+    Launched.running.remove(launched)
+    launched.client.close()
 
 
 def test_the_embedded_redis_is_killed_and_keeps_its_sessions(serving: Launched) -> None:
@@ -101,32 +173,33 @@ def test_the_embedded_redis_is_killed_and_keeps_its_sessions(serving: Launched) 
     assert serving.get(f"/sessions/{session}").json()["position"] >= 40  # type: ignore[union-attr]
 
 
-def test_a_data_folder_that_was_deleted_does_not_prevent_the_end(serving: Launched) -> None:
-    """Redis cannot write any more, and ends all the same."""
-    shutil.rmtree(serving.folder / "data" / "redis")
-    assert serving.stop(signal.SIGTERM) == 128 + signal.SIGTERM
-
-
-def test_a_second_start_is_refused(serving: Launched) -> None:
+def test_a_second_start_is_refused(serving: Launched, tmp_path: Path) -> None:
     """In the same folder, on another port: one line with the first one's process id and address; it goes on."""
-    second = Launched(serving.folder, PORT=str(free_port()))
+    second = Launched(serving.folder, HOST="::1", PORT=str(free_port()), TMPDIR=str(tmp_path))
+    Launched.running.remove(second)
     assert second.process.wait(timeout=30) == 1
+    second.client.close()
     assert second.processes().keys() <= serving.processes().keys()
+    assert list(tmp_path.glob("longhand-*")) == []
     (line,) = second.errors
     assert line.startswith("error   already running on the data folder ")
-    assert f"process {serving.process.pid}, http://127.0.0.1:{serving.port};" in line
+    assert f"process {serving.process.pid}, {serving.url};" in line
     assert second.lines == []
     assert serving.generate().status_code == 200
 
 
-def test_two_that_start_at_once_are_one(tmp_path: Path, store: Path) -> None:
-    """Of four starts in one folder at the same moment, one serves and three are refused."""
+def test_two_that_start_at_once_are_one_which_ends_without_its_data_folder(tmp_path: Path, store: Path) -> None:
+    """Of four starts in one folder at the same moment, one serves and three are refused.
+
+    A data folder that was deleted does not prevent the end: Redis cannot write any more, and ends all the same.
+    """
     started = [Launched(tmp_path, CHECKPOINT_DIR=str(store)) for _ in range(4)]
     eventually(lambda: sum(each.process.poll() is None for each in started) == 1, within_s=60)
     (running,) = [each for each in started if each.process.poll() is None]
     eventually(running.is_ready, within_s=60)
     assert [each.process.returncode for each in started if each is not running] == [1, 1, 1]
-    running.stop(signal.SIGTERM)
+    shutil.rmtree(tmp_path / "data" / "redis")
+    assert running.stop(signal.SIGTERM) == 128 + signal.SIGTERM
 
 
 def refused(folder: Path, **environment: str) -> str:
@@ -174,38 +247,30 @@ def test_a_redis_that_cannot_be_used_is_a_line_with_redis_url(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("host", ["::1", "::", "localhost"])
-def test_every_address_of_this_machine_can_be_listened_on(tmp_path: Path, store: Path, host: str) -> None:
+def test_every_address_of_this_machine_can_be_listened_on(listening: dict[str, Launched], host: str) -> None:
     """The service answers there, the printed URL leads there, and the health check finds it."""
-    address = "[::1]" if ":" in host else host
-    launched = Launched(tmp_path, address=address, HOST=host, CHECKPOINT_DIR=str(store))
-    eventually(launched.is_ready, within_s=60)
+    launched = listening[host]
     eventually(lambda: any(line.startswith("serve ") for line in launched.lines))
     printed = next(line for line in launched.lines if line.startswith("serve ")).split()[1]
     assert printed == launched.url
     check = [sys.executable, "-m", "service.operations.healthcheck"]
     environment = {**os.environ, "HOST": host, "PORT": str(launched.port)}
     assert subprocess.run(check, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL).returncode == 0
-    launched.stop(signal.SIGTERM)
 
 
-def test_a_temporary_folder_with_a_long_name(tmp_path: Path, store: Path) -> None:
-    """A socket's path has about 100 bytes: the embedded Redis listens elsewhere, and leaves nothing there either."""
-    temporary = tmp_path / ("a" * 100)
-    temporary.mkdir()
-    launched = Launched(tmp_path, CHECKPOINT_DIR=str(store), TMPDIR=str(temporary))
-    eventually(launched.is_ready, within_s=60)
-    title = next(command for command in launched.processes().values() if "redis.sock" in command)
-    socket = Path(title.rpartition("unixsocket:")[2].split()[0])
+def test_a_temporary_folder_with_a_long_name(listening: dict[str, Launched]) -> None:
+    """A socket's path has about 100 bytes: the embedded Redis listens elsewhere, and leaves nothing there either.
+
+    Its end is that of the fixture.
+    """
+    socket = socket_of(listening["localhost"])
     assert socket.is_socket()
-    assert temporary not in socket.parents
-    launched.stop(signal.SIGTERM)
-    assert not socket.parent.exists()
+    assert listening["localhost"].folder not in socket.parents
 
 
-def test_two_workers_share_the_embedded_redis(tmp_path: Path, store: Path) -> None:
+def test_two_workers_share_the_embedded_redis(listening: dict[str, Launched]) -> None:
     """WORKERS=2: one session's requests are answered by both processes."""
-    launched = Launched(tmp_path, WORKERS="2", CHECKPOINT_DIR=str(store))
-    eventually(launched.is_ready, within_s=60)
+    launched = listening["::"]
     master = launched.pid_of("service.server")
     workers = Path(f"/proc/{master}/task/{master}/children").read_text().split()
     assert len(workers) == 2
@@ -217,17 +282,24 @@ def test_two_workers_share_the_embedded_redis(tmp_path: Path, store: Path) -> No
         os.kill(int(other), signal.SIGCONT)
         assert answer.status_code == 200, (worker, answer.text)
     assert launched.get(f"/sessions/{session}").json()["position"] == 60  # type: ignore[union-attr]
-    launched.stop(signal.SIGTERM)
 
 
-def test_a_second_ctrl_c_does_not_wait_for_running_texts(tmp_path: Path, store: Path) -> None:
-    """The first lets a text go on; the second ends it where it is, with an error that says so."""
-    launched = Launched(tmp_path, CHECKPOINT_DIR=str(store), DRAIN_TIMEOUT_S="600", MAX_CHARS="100000000")
+def test_nohup_is_respected_and_a_second_ctrl_c_does_not_wait_for_running_texts(tmp_path: Path, store: Path) -> None:
+    """A launcher that is started with SIGHUP ignored goes on when its terminal is gone.
+
+    The first Ctrl-C lets a text go on; the second ends it where it is, with an error that says so.
+    """
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        launched = Launched(tmp_path, CHECKPOINT_DIR=str(store), DRAIN_TIMEOUT_S="600", MAX_CHARS="100000000")
+    finally:
+        signal.signal(signal.SIGHUP, before)
     eventually(launched.is_ready, within_s=60)
     body = {"max_chars": 10**8, "stream": True}
     with httpx.stream("POST", f"{launched.url}/generate", json=body, timeout=60) as response:
         chunks = response.iter_text()
         next(chunks)
+        launched.process.send_signal(signal.SIGHUP)
         launched.process.send_signal(signal.SIGINT)
         eventually(lambda: (answer := launched.get("/readyz")) is not None and answer.status_code == 503)  # draining
         for _ in range(5):  # the text goes on
@@ -235,19 +307,6 @@ def test_a_second_ctrl_c_does_not_wait_for_running_texts(tmp_path: Path, store: 
         launched.process.send_signal(signal.SIGINT)
         assert '"draining"' in "".join(chunks)
     assert launched.wait() == 128 + signal.SIGINT
-
-
-def test_nohup_is_respected(tmp_path: Path, store: Path) -> None:
-    """A launcher that is started with SIGHUP ignored goes on when its terminal is gone."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        launched = Launched(tmp_path, CHECKPOINT_DIR=str(store))
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    eventually(launched.is_ready, within_s=60)
-    launched.process.send_signal(signal.SIGHUP)
-    launched.process.send_signal(signal.SIGTERM)
-    assert launched.wait() == 128 + signal.SIGTERM
 
 
 def test_the_launcher_loads_no_torch() -> None:
@@ -278,50 +337,7 @@ def state(pid: int) -> str:
 def test_the_lock_file_says_who_holds_it(serving: Launched) -> None:
     """data/launcher.json, for people and scripts."""
     known = json.loads((serving.folder / "data" / "launcher.json").read_text())
-    assert known == {"pid": serving.process.pid, "url": f"http://127.0.0.1:{serving.port}"}
-
-
-def jobs_of(launched: Launched) -> list[dict[str, Any]]:
-    """All jobs, the newest first."""
-    return list(launched.client.get("/jobs").json()["jobs"])
-
-
-def test_the_text_of_the_last_start_is_trained(folder: Path) -> None:
-    """A job of another text that is queued or running is cancelled, and says so; the same text continues its job.
-
-    A start without a text continues whatever job there is.
-    """
-    (folder / "other.txt").write_text(words(20_000).upper())
-    training(folder).stop(signal.SIGINT)  # its job goes back to the queue
-
-    same = Launched(folder, "--corpus", "words.txt", "--minutes", "60")
-    eventually(lambda: same.is_ready() and same.horse() is not None, within_s=60)
-    (job,) = jobs_of(same)
-    eventually(lambda: any("continues a job that is queued already" in line for line in same.lines))
-    same.stop(signal.SIGTERM)
-
-    other = Launched(folder, "--corpus", "other.txt", "--minutes", "0.1")
-    eventually(other.is_ready, within_s=60)
-    eventually(lambda: len(jobs_of(other)) == 2, within_s=60)
-    assert any(
-        f"cancelled the job that trains on another text: {other.url}/jobs/{job['job_id']}" in x for x in other.lines
-    )
-    eventually(lambda: [each["state"] for each in jobs_of(other)] == ["finished", "cancelled"], within_s=120)
-    assert jobs_of(other)[0]["request"]["corpus"] == "other"
-    eventually(lambda: other.generate().status_code == 200)
-    text = other.generate().json()["text"]
-    assert text == text.upper()
-    other.stop(signal.SIGTERM)
-
-
-def test_a_running_job_of_another_text_is_cancelled(folder: Path) -> None:
-    """After kill -9 the job still counts as running: the next start cancels it all the same."""
-    (folder / "other.txt").write_text(words(20_000).upper())
-    training(folder).stop(signal.SIGKILL)
-    other = Launched(folder, "--corpus", "other.txt", "--minutes", "0.1")
-    eventually(other.is_ready, within_s=60)
-    eventually(lambda: [each["state"] for each in jobs_of(other)] == ["finished", "cancelled"], within_s=120)
-    other.stop(signal.SIGTERM)
+    assert known == {"pid": serving.process.pid, "url": serving.url}
 
 
 def test_several_texts_small_texts_and_large_alphabets(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
+import socket
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -108,13 +110,21 @@ def begun(service: Service, streams: ExitStack, path: str, **body: Any) -> httpx
     return response
 
 
+def sent(service: Service, streams: ExitStack, path: str, **body: Any) -> None:
+    """A stream that may have to wait: without any text, its answer begins after seconds only."""
+    data = json.dumps({**body, "stream": True}).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    connection = streams.enter_context(socket.create_connection(("127.0.0.1", service.port)))
+    connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+
+
 @pytest.mark.parametrize(("path", "body"), [*MANY, SEVERAL_PROMPTS])
 def test_requests_for_many_texts_leave_places_to_others(endless: Service, path: str, body: dict[str, Any]) -> None:
     """Two of them, of 8 slots and 8 places, take 12 together and one more at most; other requests are accepted."""
     with ExitStack() as streams:
         begun(endless, streams, path, **body)
         eventually(lambda: in_flight(endless) == 12)
-        begun(endless, streams, path, **body)
+        sent(endless, streams, path, **body)
         eventually(lambda: in_flight(endless) == 13)
         for _ in range(3):
             begun(endless, streams, "/generate", max_chars=5)
@@ -163,7 +173,7 @@ def test_only_requests_are_counted_as_refused(endless: Service, path: str, body:
             streams.enter_context(each)
             begun(endless, each, "/generate", max_chars=ENDLESS_CHARS)
         before = refused(endless)
-        begun(endless, streams, path, **body)
+        sent(endless, streams, path, **body)
         for _ in range(4):
             eventually(lambda: in_flight(endless) == 16)
             single.pop().close()

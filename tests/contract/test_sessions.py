@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import threading
@@ -70,18 +71,31 @@ class Clock:
         self.now += seconds
 
 
-@pytest.fixture(params=_STORES)
-def kind(request: pytest.FixtureRequest) -> Iterator[Kind]:
-    if request.param == "memory":
+@contextlib.contextmanager
+def _kind(request: pytest.FixtureRequest, store: str) -> Iterator[Kind]:
+    if store == "memory":
         clock = Clock()
         yield Kind(lambda ttl_s=60, turn_ttl_s=60: MemorySessions(ttl_s, turn_ttl_s, lambda: clock.now), clock.advance)
         return
-    server, way = request.param.split()
+    server, way = store.split()
     client = connect(request.getfixturevalue(f"{server}_urls")[way])
     require_supported_version(client)
     pass_time = time.sleep  # a real Redis has no other clock
     yield Kind(lambda ttl_s=60, turn_ttl_s=60: RedisSessions(client, ttl_s, turn_ttl_s), pass_time)
     close(client)
+
+
+@pytest.fixture(params=_STORES)
+def kind(request: pytest.FixtureRequest) -> Iterator[Kind]:
+    with _kind(request, request.param) as kind:
+        yield kind
+
+
+@pytest.fixture(params=["memory", "valkey", "redis"])
+def kinds(request: pytest.FixtureRequest) -> Iterator[list[Kind]]:
+    """All the stores of one server, for which a test waits once."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(_kind(request, store)) for store in _STORES if store.startswith(request.param)]
 
 
 @pytest.fixture
@@ -199,16 +213,23 @@ def test_who_was_taken_over_cannot_write(kind: Kind, how: str) -> None:
     assert loaded(sessions, id).position == 8
 
 
-def test_a_renewed_lease_lasts(kind: Kind) -> None:
+def test_a_renewed_lease_lasts(kinds: list[Kind]) -> None:
     """A turn that takes longer than its lease keeps it by renewing it, and by saving."""
-    sessions, lease_s = kind.make(), 2.0
-    id = saved(sessions, session())
-    token = sessions.acquire(id, lease_s=lease_s).token
-    for keep in (sessions.renew, lambda *a: sessions.save(id, token, session(8), lease_s), sessions.renew):
-        kind.pass_time(lease_s * 0.4)
-        assert keep(id, token, lease_s)
-        with pytest.raises(SessionConflict):
-            sessions.acquire(id, lease_s=1)
+    lease_s = 2.0
+    turns = []
+    for kind in kinds:
+        sessions = kind.make()
+        id = saved(sessions, session())
+        turns.append((sessions, id, sessions.acquire(id, lease_s=lease_s).token))
+    for way in ("renew", "save", "renew"):
+        kinds[0].pass_time(lease_s * 0.4)
+        for sessions, id, token in turns:
+            if way == "renew":
+                assert sessions.renew(id, token, lease_s)
+            else:
+                assert sessions.save(id, token, session(8), lease_s)
+            with pytest.raises(SessionConflict):
+                sessions.acquire(id, lease_s=1)
 
 
 def test_an_interrupted_turn_leaves_what_resuming_it_needs(kind: Kind) -> None:
@@ -368,15 +389,17 @@ def test_a_fork_is_a_session(sessions: SessionStore) -> None:
     assert sessions.acquire(id, lease_s=10).turn is None
 
 
-def test_sessions_and_turns_expire(kind: Kind) -> None:
+def test_sessions_and_turns_expire(kinds: list[Kind]) -> None:
     """What nobody uses for its time to live is forgotten; use starts a session's time anew, not its turn's."""
-    store = kind.make(ttl_s=2, turn_ttl_s=1)
-    used, unused = saved(store, session()), saved(store, session())
+    stores = [kind.make(ttl_s=2, turn_ttl_s=1) for kind in kinds]
+    ids = [(saved(store, session()), saved(store, session())) for store in stores]
     for _ in range(5):
-        kind.pass_time(0.5)
-        loaded(store, used)
-    assert store.load(used)[1] is None
-    assert store.load(unused) == (None, None)
+        kinds[0].pass_time(0.5)
+        for store, (used, _unused) in zip(stores, ids, strict=True):
+            loaded(store, used)
+    for store, (used, unused) in zip(stores, ids, strict=True):
+        assert store.load(used)[1] is None
+        assert store.load(unused) == (None, None)
 
 
 def test_nobody_gets_a_session_by_looking_into_redis(redis_server: RedisServer) -> None:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from service.settings import Settings
+from tests.integration.application import Application
 from tests.servers import RedisServer, Service
 
 ORIGIN, KEY = "https://app.example", "a-readers-key-001"
@@ -79,7 +80,7 @@ def test_another_origin_gets_nothing(shared: Service, service: Service) -> None:
 
 def test_without_keys_the_configured_origin_is_let_through(store: Path) -> None:
     """On loopback other origins get 403; the configured one generates, but is no operator."""
-    with Service(CHECKPOINT_DIR=str(store), REDIS_URL="", CORS_ORIGINS=ORIGIN) as service:
+    with Application(CHECKPOINT_DIR=str(store), CORS_ORIGINS=ORIGIN) as service:
         allowed = service.client.post("/generate", json={"max_chars": 3}, headers={"Origin": ORIGIN})
         assert (allowed.status_code, allowed.headers["Access-Control-Allow-Origin"]) == (200, ORIGIN)
         assert service.client.get("/models", headers={"Origin": ORIGIN}).status_code == 403

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -24,6 +25,24 @@ def expected(tiny: Checkpoint) -> str:
     """The 200 characters that a stepper alone writes."""
     stepper, _ = choose(tiny.network(), 1)
     return "".join(write(stepper, ALPHABET, "hello", 200, SamplingParams(0.9, top_p=0.95), seed=7))
+
+
+@pytest.fixture(scope="module")
+def crowded(store: Path) -> Iterator[Service]:
+    """A service with two slots and two places, which tests fill."""
+    settings = {"SLOTS": "2", "MAX_WAITING": "2", "MAX_CHARS": "100000000"}
+    with Service(CHECKPOINT_DIR=str(store), **settings) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def apart(store: Path) -> Iterator[tuple[Service, RedisServer]]:
+    """A service and its Redis, which tests stop and start again."""
+    redis = RedisServer()
+    redis.start()
+    with Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis.url) as service:
+        yield service, redis
+    redis.remove()
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -92,39 +111,38 @@ def test_a_stop_leaves_the_session_where_the_text_ends(service: Service, expecte
     assert rest["text"] == expected[len(first["text"]) :][:30]
 
 
-def test_of_two_requests_on_one_session_one_wins(store: Path) -> None:
+def test_of_two_requests_on_one_session_one_wins(crowded: Service) -> None:
     """Two at once: one is answered, the other gets 409, and the session continues as if it had been the only one.
 
     A text takes far longer than a request waits for its session. On a busy machine one may end before the other begins
     all the same; then both are answered, and two more are sent.
     """
-    with Service(CHECKPOINT_DIR=str(store), MAX_CHARS="1000000") as service:
-        session_id = service.generate(**PAYLOAD, max_chars=10)["session_id"]
-        position, n_chars = 15, 1_000_000
+    session_id = crowded.generate(**PAYLOAD, max_chars=10)["session_id"]
+    position, n_chars = 15, 1_000_000
 
-        def send(start: threading.Barrier, answers: list[httpx.Response]) -> None:
-            start.wait()
-            answers.append(service.post(session_id=session_id, max_chars=n_chars))
+    def send(start: threading.Barrier, answers: list[httpx.Response]) -> None:
+        start.wait()
+        answers.append(crowded.post(session_id=session_id, max_chars=n_chars))
 
-        def one_is_refused() -> bool:
-            nonlocal position
-            start, answers = threading.Barrier(2), list[httpx.Response]()
-            threads = [threading.Thread(target=send, args=(start, answers)) for _ in range(2)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            answered = [answer for answer in answers if answer.status_code == 200]
-            refused = [answer for answer in answers if answer not in answered]
-            assert {answer.json()["error"]["code"] for answer in refused} <= {"session_conflict"}
-            assert {answer.status_code for answer in refused} <= {409}
-            assert answered
-            position += n_chars * len(answered)
-            assert service.client.get(f"/sessions/{session_id}").json()["position"] == position
-            return len(refused) == 1
+    def one_is_refused() -> bool:
+        nonlocal position
+        start, answers = threading.Barrier(2), list[httpx.Response]()
+        threads = [threading.Thread(target=send, args=(start, answers)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        answered = [answer for answer in answers if answer.status_code == 200]
+        refused = [answer for answer in answers if answer not in answered]
+        assert {answer.json()["error"]["code"] for answer in refused} <= {"session_conflict"}
+        assert {answer.status_code for answer in refused} <= {409}
+        assert answered
+        position += n_chars * len(answered)
+        assert crowded.client.get(f"/sessions/{session_id}").json()["position"] == position
+        return len(refused) == 1
 
-        eventually(one_is_refused)
-        assert service.generate(session_id=session_id, max_chars=5)["position"] == position + 5
+    eventually(one_is_refused)
+    assert crowded.generate(session_id=session_id, max_chars=5)["position"] == position + 5
 
 
 def test_head_changes_nothing(service: Service) -> None:
@@ -163,49 +181,44 @@ def test_unknown_characters_can_be_skipped(service: Service) -> None:
     assert skipped["usage"]["prompt_chars"] == 4
 
 
-def test_a_restart_changes_nothing(store: Path, redis_server: RedisServer, expected: str) -> None:
+def test_a_restart_changes_nothing(apart: tuple[Service, RedisServer], expected: str) -> None:
     """A session begun before a restart of the service goes on after it, and Redis may restart too."""
-    service = Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url)
-    service.start()
+    service, redis = apart
     first = service.generate(**PAYLOAD, max_chars=90)
     service.stop()
+    redis.stop()
+    redis.start()
     service.start()
     rest = service.generate(**{**PAYLOAD, "prompt": ""}, session_id=first["session_id"], max_chars=110)
     assert first["text"] + rest["text"] == expected
-    service.stop()
 
 
-def test_readers_that_leave_free_their_slots(store: Path) -> None:
+def test_readers_that_leave_free_their_slots(crowded: Service) -> None:
     """As many clients as slots and places hang up, streaming or not, running or waiting: the next is served."""
-    service = Service(CHECKPOINT_DIR=str(store), SLOTS="2", MAX_WAITING="2", MAX_CHARS="100000000")
-    service.start()
     for stream in ("true", "false"):
         leavers = []
         for _ in range(4):
             body = f'{{"max_chars": 100000000, "stream": {stream}}}'.encode()
-            s = socket.create_connection(("127.0.0.1", service.port))
+            s = socket.create_connection(("127.0.0.1", crowded.port))
             head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             head += f"Content-Length: {len(body)}"
             s.sendall(head.encode() + b"\r\n\r\n" + body)
             leavers.append(s)
-        eventually(lambda: service.client.get("/readyz").json()["in_flight"] == 4)
-        assert service.post(max_chars=1).status_code == 429
+        eventually(lambda: crowded.client.get("/readyz").json()["in_flight"] == 4)
+        assert crowded.post(max_chars=1).status_code == 429
         for s in leavers:
             s.close()
-        eventually(lambda: service.client.get("/readyz").json()["in_flight"] == 0)
-        assert service.post(max_chars=1).status_code == 200
-    service.stop()
+        eventually(lambda: crowded.client.get("/readyz").json()["in_flight"] == 0)
+        assert crowded.post(max_chars=1).status_code == 200
 
 
-def test_a_flood_is_refused_and_health_answers(store: Path) -> None:
+def test_a_flood_is_refused_and_health_answers(crowded: Service) -> None:
     """Past slots and line every request gets 429 with Retry-After, and none of it starves the health checks."""
-    service = Service(CHECKPOINT_DIR=str(store), SLOTS="2", MAX_WAITING="2")
-    service.start()
     stop = threading.Event()
     statuses: set[int] = set()
 
     def client() -> None:
-        with httpx.Client(base_url=service.url, timeout=60) as mine:
+        with httpx.Client(base_url=crowded.url, timeout=60) as mine:
             while not stop.is_set():
                 response = mine.post("/generate", json={"max_chars": 300})
                 statuses.add(response.status_code)
@@ -217,19 +230,15 @@ def test_a_flood_is_refused_and_health_answers(store: Path) -> None:
         t.start()
     eventually(lambda: statuses == {200, 429})
     for _ in range(20):
-        assert service.client.get("/healthz").status_code == 200
+        assert crowded.client.get("/healthz").status_code == 200
     stop.set()
     for t in threads:
         t.join()
-    service.stop()
 
 
-def test_without_redis_what_needs_none_goes_on(store: Path) -> None:
+def test_without_redis_what_needs_none_goes_on(apart: tuple[Service, RedisServer]) -> None:
     """Redis stopped: texts without a session are answered unsaved, sessions get 503; when it is back, both work."""
-    redis = RedisServer()
-    redis.start()
-    service = Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis.url)
-    service.start()
+    service, redis = apart
     begun = service.generate(**PAYLOAD, max_chars=20)
     redis.stop()
     unsaved = service.generate(**PAYLOAD, max_chars=20)
@@ -249,5 +258,3 @@ def test_without_redis_what_needs_none_goes_on(store: Path) -> None:
     eventually(lambda: service.client.get("/readyz").json()["session_store"] == "ok")
     assert service.generate(session_id=begun["session_id"], max_chars=5)["position"] == 30
     assert service.generate(**PAYLOAD, max_chars=20)["saved"] is True
-    service.stop()
-    redis.remove()

@@ -18,6 +18,7 @@ from model.evaluation import protocols
 from model.network.gates import gate_activations
 from service.routes.page import FOLDER
 from tests.conftest import ALPHABET, random_checkpoint
+from tests.integration.application import Application
 from tests.servers import RedisServer, Service, read_events
 
 PAYLOAD: dict[str, Any] = {"prompt": "hello", "seed": 7, "temperature": 0.7, "top_k": 12, "top_p": 0.9, "min_p": 0.01}
@@ -319,11 +320,11 @@ def test_other_cells_are_scored_but_have_other_gates(gru: Service, service: Serv
     assert (response.status_code, response.json()["error"]["code"]) == (409, "model_changed")
 
 
-def test_a_model_whose_file_is_gone_cannot_be_inspected(tmp_path: Path, redis_server: RedisServer) -> None:
+def test_a_model_whose_file_is_gone_cannot_be_inspected(tmp_path: Path) -> None:
     """It goes on writing; inspection, which would read the file again, is 503 before the first byte."""
     path = random_checkpoint().save(tmp_path)
     registry.promote(path)
-    with Service(CHECKPOINT_DIR=str(tmp_path), REDIS_URL=redis_server.url) as service:
+    with Application(CHECKPOINT_DIR=str(tmp_path)) as service:
         path.unlink()
         for response in (
             service.post(max_chars=5, logprobs=1, stream=True),

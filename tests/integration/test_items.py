@@ -18,6 +18,7 @@ import pytest
 from model.cli import main
 from model.stepper.items import PATIENCE
 from service.openapi.answers import ItemsAnswer, ScoreItemsAnswer
+from tests.integration.application import Application
 from tests.integration.lists import TRAINING, VOCAB, list_checkpoint, store_of, texts
 from tests.scrape import scraped
 from tests.servers import RedisServer, Service, eventually
@@ -258,7 +259,7 @@ def test_a_model_of_a_text_has_no_items(service: Service) -> None:
 def test_novel_items_need_the_hashes(tmp_path: Path) -> None:
     """A model without the set says so; its items are not known to be seen or not."""
     store = store_of(tmp_path, list_checkpoint(training=()))
-    with Service(CHECKPOINT_DIR=str(store)) as service:
+    with Application(CHECKPOINT_DIR=str(store)) as service:
         error = service.post(items=3, novel=True).json()["error"]
         assert (error["field"], error["expected"]) == ("novel", "false")
         assert {item["seen_in_training"] for item in service.generate(items=3)["items"]} == {None}
@@ -294,7 +295,7 @@ def test_an_item_has_the_same_score_in_every_request(lists: Service) -> None:
 def test_the_probabilities_of_all_items_add_up_to_one(tmp_path: Path) -> None:
     """Of a model whose items are short: every item of up to five characters, and the empty one that it generates."""
     store = store_of(tmp_path, list_checkpoint(end_bias=4.0, scale=0.5))
-    with Service(CHECKPOINT_DIR=str(store)) as service:
+    with Application(CHECKPOINT_DIR=str(store)) as service:
         (empty,) = service.generate(items=1, min_chars=0, max_chars=0, seed=1)["items"]
         assert empty["text"] == ""
         items = ["".join(item) for n in range(1, 6) for item in itertools.product("abc", repeat=n)]

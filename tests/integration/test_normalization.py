@@ -11,6 +11,7 @@ from model.checkpoints import registry
 from model.config import ModelConfig, TrainConfig
 from model.text.corpus import Corpus
 from model.training.loop import fit
+from tests.integration.application import Application
 from tests.servers import Service
 
 COMPOSED = "KING.\ncaf\u00e9 "
@@ -31,10 +32,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     config = TrainConfig(steps=5, batch_size=2, seq_length=8, validations=1)
     corpus = Corpus.from_text(COMPOSED * 90, config)
     registry.promote(fit(corpus, ModelConfig(len(corpus.vocab), n_hidden=8, n_embed=4), config, folder))
-    service = Service(CHECKPOINT_DIR=str(folder))
-    service.start()
-    yield service
-    service.stop()
+    with Application(CHECKPOINT_DIR=str(folder)) as service:
+        yield service
 
 
 def post(service: Service, address: str, **body: Any) -> dict[str, Any]:

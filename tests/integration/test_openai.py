@@ -17,15 +17,18 @@ import redis
 from model.checkpoints.file_format import Checkpoint
 from tests.conftest import ALPHABET, ENDLESS_CHARS
 from tests.disconnecting_clients import scoring_is_full
+from tests.integration.application import Application
 from tests.integration.test_inspection import rows
-from tests.servers import RedisServer, Service, ServiceWithoutModel, eventually
+from tests.servers import RedisServer, Service, eventually
 
 API_KEY, ADMIN_KEY = "a-readers-key-001", "the-operators-key"
 SAMPLED: dict[str, Any] = {"model": "longhand", "prompt": "hello", "seed": 7, "temperature": 0.9, "top_p": 0.95}
 
 
-def client_of(service: Service, **options: Any) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{service.url}/v1", api_key=API_KEY, **options)
+def client_of(service: Service, api_key: str = API_KEY, **options: Any) -> openai.OpenAI:
+    if isinstance(service, Application):
+        options["http_client"] = service.client
+    return openai.OpenAI(base_url=f"{service.url}/v1", api_key=api_key, **options)
 
 
 @pytest.fixture(scope="module")
@@ -252,15 +255,13 @@ def test_an_unknown_address_answers_in_the_protocols_form(client: openai.OpenAI)
     assert error.value.type == "not_found_error"
 
 
-def test_keys(store: Path, redis_server: RedisServer) -> None:
+def test_keys(store: Path) -> None:
     """A wrong key is an AuthenticationError; the right one opens /v1."""
-    with Service(CHECKPOINT_DIR=str(store), API_KEYS=API_KEY, REDIS_URL=redis_server.url) as service:
-        with openai.OpenAI(base_url=f"{service.url}/v1", api_key="not-one-of-the-keys") as stranger:
-            with pytest.raises(openai.AuthenticationError) as error:
-                stranger.completions.create(**SAMPLED)
-            assert error.value.code == "invalid_api_key"
-        with client_of(service) as client:
-            assert len(client.completions.create(**SAMPLED, max_tokens=3).choices[0].text) == 3
+    with Application(CHECKPOINT_DIR=str(store), API_KEYS=API_KEY) as service:
+        with pytest.raises(openai.AuthenticationError) as error:
+            client_of(service, "not-one-of-the-keys").completions.create(**SAMPLED)
+        assert error.value.code == "invalid_api_key"
+        assert len(client_of(service).completions.create(**SAMPLED, max_tokens=3).choices[0].text) == 3
 
 
 def test_a_foreign_origin_is_a_permission_error(service: Service) -> None:
@@ -273,12 +274,13 @@ def test_a_foreign_origin_is_a_permission_error(service: Service) -> None:
 
 def test_a_full_server_is_a_rate_limit_error_that_the_client_waits_for(store: Path) -> None:
     """429 with Retry-After; with retries, the client gets its text once there is room."""
-    with Service(CHECKPOINT_DIR=str(store), REDIS_URL="", SLOTS="1", MAX_WAITING="0") as service:
+    settings = {"SLOTS": "1", "MAX_WAITING": "0", "MAX_CHARS": str(ENDLESS_CHARS)}
+    with Application(CHECKPOINT_DIR=str(store), **settings) as service:
         begun = threading.Event()
 
         def occupy() -> None:
             with service.client.stream(
-                "POST", "/v1/completions", json={**SAMPLED, "max_tokens": 100_000, "stream": True}
+                "POST", "/v1/completions", json={**SAMPLED, "max_tokens": ENDLESS_CHARS, "stream": True}
             ) as r:
                 for _ in r.iter_lines():
                     begun.set()
@@ -289,15 +291,14 @@ def test_a_full_server_is_a_rate_limit_error_that_the_client_waits_for(store: Pa
         other = threading.Thread(target=occupy)
         other.start()
         assert begun.wait(30)
-        with client_of(service, max_retries=0) as impatient:
-            with pytest.raises(openai.RateLimitError) as error:
-                impatient.completions.create(**SAMPLED)
-            assert int(error.value.response.headers["retry-after"]) >= 1
-            assert error.value.type == "rate_limit_error"
+        with pytest.raises(openai.RateLimitError) as error:
+            client_of(service, max_retries=0).completions.create(**SAMPLED)
+        assert int(error.value.response.headers["retry-after"]) >= 1
+        assert error.value.type == "rate_limit_error"
         ended.set()
         other.join()
-        with client_of(service, max_retries=5) as patient:
-            assert len(patient.completions.create(**SAMPLED, max_tokens=3).choices[0].text) == 3
+        patient = client_of(service, max_retries=5)
+        assert len(patient.completions.create(**SAMPLED, max_tokens=3).choices[0].text) == 3
 
 
 def test_a_full_server_scores_no_prompt(endless: Service) -> None:
@@ -318,8 +319,7 @@ def test_a_full_server_scores_no_prompt(endless: Service) -> None:
 
 def test_without_a_model(tmp_path: Path) -> None:
     """No model: an empty list, and an InternalServerError of 503 that says when to come again."""
-    service = ServiceWithoutModel(CHECKPOINT_DIR=str(tmp_path), REDIS_URL="")
-    with service, client_of(service, max_retries=0) as client:
+    with Application(CHECKPOINT_DIR=str(tmp_path)) as service, client_of(service, max_retries=0) as client:
         assert list(client.models.list()) == []
         with pytest.raises(openai.InternalServerError) as error:
             client.completions.create(**SAMPLED)

@@ -19,6 +19,7 @@ import pytest
 
 from model.checkpoints.file_format import Checkpoint
 from model.network.sampling import SamplingParams
+from model.stepper import Stepper
 from model.stepper.choose import choose
 from model.stepper.generate import write
 from tests.conftest import ALPHABET
@@ -89,14 +90,18 @@ def pair(store: Path, redis_server: RedisServer) -> Iterator[tuple[Service, Serv
         yield one, two
 
 
-@pytest.fixture
-def proxy(tmp_path: Path, pair: tuple[Service, Service]) -> Iterator[Proxy]:
-    with Proxy(tmp_path, list(pair)) as proxy:
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory, pair: tuple[Service, Service]) -> Iterator[Proxy]:
+    with Proxy(tmp_path_factory.mktemp("proxy"), list(pair)) as proxy:
         yield proxy
 
 
-def expected_text(tiny: Checkpoint, seed: int, n: int) -> str:
-    stepper, _ = choose(tiny.network(), 1)
+@pytest.fixture(scope="module")
+def stepper(tiny: Checkpoint) -> Stepper:
+    return choose(tiny.network(), 1)[0]
+
+
+def expected_text(stepper: Stepper, seed: int, n: int) -> str:
     return "".join(write(stepper, ALPHABET, "hello", n, SamplingParams(0.9), seed=seed, block_steps=256))
 
 
@@ -108,7 +113,7 @@ def test_haproxy_accepts_the_file(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_any_worker_continues_any_session(proxy: Proxy, pair: tuple[Service, Service], tiny: Checkpoint) -> None:
+def test_any_worker_continues_any_session(proxy: Proxy, pair: tuple[Service, Service], stepper: Stepper) -> None:
     """100 sessions of 10 streamed turns each, on either worker: every text equals that of a plain loop."""
     clients = [Client(proxy.url) for _ in range(100)]
     turns, chars = 10, 40
@@ -122,7 +127,7 @@ def test_any_worker_continues_any_session(proxy: Proxy, pair: tuple[Service, Ser
     before = [requests_of(each) for each in pair]
     for thread in at_once([lambda s=s, c=c: talk(s, c) for s, c in enumerate(clients)]):  # type: ignore[misc]
         thread.join()
-    assert all(client.text == expected_text(tiny, seed, turns * chars) for seed, client in enumerate(clients))
+    assert all(client.text == expected_text(stepper, seed, turns * chars) for seed, client in enumerate(clients))
     assert {status for client in clients for status in client.statuses} == {200}
     done = [requests_of(each) - n for each, n in zip(pair, before, strict=True)]
     assert min(done) > 200, f"one worker served nearly all requests: {done}"
@@ -218,7 +223,7 @@ def test_a_client_is_known_by_its_own_address(tmp_path: Path, store: Path, redis
 
 
 def test_one_of_two_drains_under_a_hundred_streams(
-    tmp_path: Path, store: Path, redis_server: RedisServer, pair: tuple[Service, Service], tiny: Checkpoint
+    tmp_path: Path, store: Path, redis_server: RedisServer, pair: tuple[Service, Service], stepper: Stepper
 ) -> None:
     """Every client resumes with its exact text, and sees only 200, 429 and the error event "draining"."""
     over = threading.Event()
@@ -260,7 +265,7 @@ def test_one_of_two_drains_under_a_hundred_streams(
     assert set(newcomers) == {200}
     for seed in range(10):
         texts = [client.text for client in clients[seed::10]]
-        whole = expected_text(tiny, seed, max(map(len, texts)))
+        whole = expected_text(stepper, seed, max(map(len, texts)))
         assert all(whole.startswith(text) for text in texts), f"seed {seed}"
     assert all(len(clients[i].text) > n for i, n in interrupted_at.items())
 
@@ -272,6 +277,6 @@ def test_slow_clients_end_and_waiting_ones_do_not(tmp_path: Path, pair: tuple[Se
             slow.sendall(b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
             slow.sendall(b"Content-Length: 1000\r\n\r\n{")
             assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
-        body = {"max_chars": 10**8, "timeout_s": 4}
+        body = {"max_chars": 10**8, "timeout_s": 2}
         answer = httpx.post(f"{proxy.url}/generate", json=body, timeout=60)
         assert (answer.status_code, answer.json()["finish_reason"]) == (200, "timeout")

@@ -7,6 +7,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,29 @@ from model.stepper.generate import write
 from service.store.connect import connect
 from service.store.sessions import digest
 from tests.conftest import ALPHABET, random_checkpoint
+from tests.integration.application import Application
 from tests.servers import Event, RedisServer, Service, eventually, read_events
 
 N = 6000
+TUNED: dict[str, Any] = {
+    "repetition_penalty": 1.2,
+    "frequency_penalty": 0.4,
+    "presence_penalty": 0.6,
+    "penalty_window": 100,
+    "typical_p": 0.9,
+    "logit_bias": {"e": -2.0, " ": 1.0},
+}
 PAYLOAD = {"prompt": "hello", "seed": 7, "temperature": 0.9, "max_chars": N}
+LONG = 60_000
+"""So many characters, with log-probabilities, are more than the buffers of a connection hold: until they are read, they
+are not all generated."""
 QUICK = {"LEASE_S": "1", "SNAPSHOT_INTERVAL_S": "0.05", "MAX_PROMPT_CHARS": "200000"}
 
 
 @pytest.fixture(scope="module")
 def expected(tiny: Checkpoint) -> str:
     stepper, _ = choose(tiny.network(), 1)
-    return "".join(write(stepper, ALPHABET, "hello", N + 500, SamplingParams(0.9), seed=7, block_steps=256))
+    return "".join(write(stepper, ALPHABET, "hello", LONG + 500, SamplingParams(0.9), seed=7, block_steps=256))
 
 
 @pytest.fixture(scope="module")
@@ -40,44 +53,68 @@ def other(store: Path, redis_server: RedisServer) -> Iterator[Service]:
         yield other
 
 
-class Cut:
-    """A client that reads a stream and loses it after some characters."""
+class Client:
+    """A client that reads some characters of a stream."""
+
+    def __init__(self, service: Service, streams: ExitStack, after_chars: int, **body: Any) -> None:
+        self.text, self.at, self.session_id = "", 0, ""
+        stream = service.client.stream("POST", "/generate", json={**PAYLOAD, **body, "stream": True})
+        response = streams.enter_context(stream)
+        assert response.status_code == 200, response.read()
+        self._events = read_events(response)  # kept: with its iterator, the response would be closed
+        for event in self._events:
+            if event.name == "start":
+                self.session_id = event.data["session_id"]
+            if event.name == "message":
+                self.text += event.data["text"]
+                self.at = event.id
+            if len(self.text) >= after_chars:
+                return
+
+
+class Cut(Client):
+    """A client that loses its stream after some characters."""
 
     def __init__(self, service: Service, after_chars: int, **body: Any) -> None:
-        self.text, self.at, self.session_id = "", 0, ""
-        with service.client.stream("POST", "/generate", json={**PAYLOAD, **body, "stream": True}) as response:
-            assert response.status_code == 200, response.read()
-            for event in read_events(response):
-                if event.name == "start":
-                    self.session_id = event.data["session_id"]
-                if event.name == "message":
-                    self.text += event.data["text"]
-                    self.at = event.id
-                if len(self.text) >= after_chars:
-                    return
+        with ExitStack() as streams:
+            super().__init__(service, streams, after_chars, **body)
+
+
+@pytest.fixture(scope="module")
+def killed(store: Path, redis_server: RedisServer) -> dict[str, Client]:
+    """What clients had of their streams when kill -9 ended their service in the middle of all of them."""
+    dying = Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, **QUICK)
+    dying.start()
+    with ExitStack() as streams:
+        long = {"max_chars": LONG, "logprobs": 10}
+        clients = {
+            "later": Client(dying, streams, 2500, **long),
+            "tuned": Client(dying, streams, 200, **{**long, **TUNED, "max_chars": LONG - 1000}),
+            "interrupted": Client(dying, streams, 1000, **long),
+            "soon": Client(dying, streams, 50, **long),
+        }
+        dying.kill()
+    return clients
 
 
 def text_of(events: list[Event]) -> str:
     return "".join(e.data["text"] for e in events if e.name == "message")
 
 
-@pytest.mark.parametrize("after", [50, 2500])
+@pytest.mark.parametrize("after", ["soon", "later"])
 def test_a_killed_worker_s_stream_goes_on_elsewhere(
-    store: Path, redis_server: RedisServer, other: Service, expected: str, after: int
+    other: Service, killed: dict[str, Client], expected: str, after: str
 ) -> None:
     """kill -9 in mid-stream; another worker goes on with the very next character, and commits."""
-    dying = Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, **QUICK)
-    dying.start()
-    client = Cut(dying, after)
-    dying.kill()
+    client = killed[after]
     events = other.resume(client.session_id, client.at)
     assert events[0].data["position"] == client.at
-    assert client.text + text_of(events) == expected[:N]
+    assert client.text + text_of(events) == expected[:LONG]
     done = events[-1].data
-    assert (done["finish_reason"], done["position"], done["saved"]) == ("length", 5 + N, True)
-    assert done["usage"]["generated_chars"] == N
+    assert (done["finish_reason"], done["position"], done["saved"]) == ("length", 5 + LONG, True)
+    assert done["usage"]["generated_chars"] == LONG
     more = other.generate(session_id=client.session_id, max_chars=500, temperature=0.9)
-    assert more["text"] == expected[N:]
+    assert more["text"] == expected[LONG:]
 
 
 def test_a_lost_stream_can_be_had_from_any_character(other: Service, expected: str) -> None:
@@ -103,32 +140,19 @@ def test_a_stopped_text_ends_again_where_it_ended(other: Service, expected: str)
     assert other.client.get(f"/sessions/{client.session_id}").json()["position"] == 5 + end
 
 
-TUNED: dict[str, Any] = {
-    "repetition_penalty": 1.2,
-    "frequency_penalty": 0.4,
-    "presence_penalty": 0.6,
-    "penalty_window": 100,
-    "typical_p": 0.9,
-    "logit_bias": {"e": -2.0, " ": 1.0},
-}
-
-
-def test_what_penalties_depend_on_survives(store: Path, redis_server: RedisServer, other: Service) -> None:
+def test_what_penalties_depend_on_survives(other: Service, killed: dict[str, Client]) -> None:
     """A killed worker, a new turn, a rewound and a forked session: the text is that of one request."""
-    whole = other.generate(**{**PAYLOAD, **TUNED, "max_chars": 3000})["text"]
-    assert whole != other.generate(**{**PAYLOAD, "max_chars": 3000})["text"]
-    dying = Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, **QUICK)
-    dying.start()
-    client = Cut(dying, 200, **{**TUNED, "max_chars": 2000})
-    dying.kill()
-    assert client.text + text_of(other.resume(client.session_id, client.at)) == whole[:2000]
+    client, n = killed["tuned"], LONG - 1000
+    whole = other.generate(**{**PAYLOAD, **TUNED, "max_chars": LONG})["text"]
+    assert whole != other.generate(**{**PAYLOAD, "max_chars": LONG})["text"]
+    assert client.text + text_of(other.resume(client.session_id, client.at)) == whole[:n]
     how = {"temperature": PAYLOAD["temperature"], **TUNED}
-    assert other.generate(session_id=client.session_id, max_chars=500, **how)["text"] == whole[2000:2500]
+    assert other.generate(session_id=client.session_id, max_chars=500, **how)["text"] == whole[n : n + 500]
     fork = other.client.post(f"/sessions/{client.session_id}/fork", json={}).json()["session_id"]
     for session_id in (client.session_id, fork):
-        assert other.generate(session_id=session_id, max_chars=500, **how)["text"] == whole[2500:]
-    back = other.generate(session_id=client.session_id, position=5 + 2700, max_chars=300, **how)
-    assert back["text"] == whole[2700:]
+        assert other.generate(session_id=session_id, max_chars=500, **how)["text"] == whole[n + 500 :]
+    back = other.generate(session_id=client.session_id, position=5 + n + 700, max_chars=300, **how)
+    assert back["text"] == whole[n + 700 :]
 
 
 def test_a_stop_string_does_not_count_before_min_chars(other: Service, expected: str) -> None:
@@ -144,7 +168,7 @@ def test_a_stop_string_does_not_count_before_min_chars(other: Service, expected:
 
 def test_penalties_look_at_no_more_than_a_session_keeps(store: Path) -> None:
     """422 for a window that could not be continued with, which names the setting."""
-    with Service(CHECKPOINT_DIR=str(store), SESSION_RECENT_TEXT_CHARS="50") as service:
+    with Application(CHECKPOINT_DIR=str(store), SESSION_RECENT_TEXT_CHARS="50") as service:
         refused = service.post(max_chars=5, presence_penalty=1.0)
         assert refused.status_code == 422
         assert "at most 50, the characters that a session keeps" in refused.json()["error"]["message"]
@@ -152,13 +176,10 @@ def test_penalties_look_at_no_more_than_a_session_keeps(store: Path) -> None:
 
 
 def test_an_interrupted_turn_wants_to_be_resumed_or_placed(
-    store: Path, redis_server: RedisServer, other: Service, expected: str
+    other: Service, killed: dict[str, Client], expected: str
 ) -> None:
     """A plain POST after a crash gets 409 and is told why; with `position` it goes on from what its client has."""
-    dying = Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, **QUICK)
-    dying.start()
-    client = Cut(dying, 1000, max_chars=100_000)
-    dying.kill()
+    client = killed["interrupted"]
     eventually(lambda: other.client.get(f"/sessions/{client.session_id}").json()["turn"]["status"] == "interrupted")
     refused = other.post(session_id=client.session_id, max_chars=10)
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "turn_interrupted")
@@ -299,7 +320,7 @@ def test_an_idempotency_key_belongs_to_an_api_key(store: Path) -> None:
     """Two clients that send the same one each get a session of their own, and each gets it again."""
     api_keys = ["a-readers-key-001", "a-readers-key-002"]
     body, key = {"prompt": "mine", "max_chars": 5}, str(uuid.uuid4())
-    with Service(CHECKPOINT_DIR=str(store), API_KEYS=",".join(api_keys)) as service:
+    with Application(CHECKPOINT_DIR=str(store), API_KEYS=",".join(api_keys)) as service:
         headers = [{"Authorization": f"Bearer {each}", "Idempotency-Key": key} for each in api_keys * 2]
         answers = [service.client.post("/generate", json=body, headers=each) for each in headers]
     assert [answer.status_code for answer in answers] == [200] * 4
@@ -435,12 +456,13 @@ def test_a_new_model_reads_the_end_of_the_text(tmp_path: Path, redis_server: Red
 def test_no_text_need_be_kept(tmp_path: Path, redis_server: RedisServer, tiny: Checkpoint) -> None:
     """SESSION_RECENT_TEXT_CHARS=0: sessions continue, no text of them is stored, and a new model is a conflict."""
     registry.promote(tiny.save(tmp_path))
-    service = Service(CHECKPOINT_DIR=str(tmp_path), REDIS_URL=redis_server.url, SESSION_RECENT_TEXT_CHARS="0")
-    with service:
+    settings = {"CHECKPOINT_DIR": str(tmp_path), "REDIS_URL": redis_server.url, "SESSION_RECENT_TEXT_CHARS": "0"}
+    new = random_checkpoint(seed=5)
+    with Service(**settings) as service:
         made = service.generate(**{**PAYLOAD, "max_chars": 30})
         assert service.generate(session_id=made["session_id"], max_chars=5)["position"] == 40
         assert service.client.get(f"/sessions/{made['session_id']}").json()["recent_text"] == ""
-    registry.promote(random_checkpoint(seed=5).save(tmp_path))
-    with service:
+        registry.promote(new.save(tmp_path))
+        eventually(lambda: service.client.get("/readyz").json()["model"]["fingerprint"] == new.fingerprint)
         refused = service.post(session_id=made["session_id"], max_chars=5)
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_changed")

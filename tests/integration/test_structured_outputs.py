@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from model.stepper.generate import generate
 from model.structured_outputs.specification import StructuredOutputs
 from model.text.vocab import Vocabulary
 from tests.conftest import ALPHABET, random_checkpoint
+from tests.integration.application import Application
 from tests.integration.clients import Client, at_once
 from tests.scrape import scraped
 from tests.servers import RedisServer, Service, eventually, read_events
@@ -117,33 +119,39 @@ def test_rewinding_and_forking_in_the_middle(service: Service) -> None:
     assert rewound["text"] == service.generate(prompt="it " + text[:7], **again)["text"]
 
 
-def test_texts_survive_kills(store: Path, redis_server: RedisServer) -> None:
-    """kill -9 of the worker in the middle of a constrained text, twice: it goes on with its next character."""
+@pytest.fixture(scope="module")
+def lone(store: Path, redis_server: RedisServer) -> Iterator[Service]:
+    """A service of one worker, for tests that kill it or look at its memory."""
     settings = {"CHECKPOINT_DIR": str(store), "REDIS_URL": redis_server.url, "SNAPSHOT_INTERVAL_S": "0.05"}
+    with Service(WORKERS="1", LEASE_S="2", MAX_CHARS="1000000", **settings) as service:
+        yield service
+
+
+def test_texts_survive_kills(lone: Service) -> None:
+    """kill -9 of the worker in the middle of a constrained text, twice: it goes on with its next character."""
     body = {**LONG, "structured_outputs": {"regex": "(?:[a-m]{2} |[n-z]{3}!)+"}, "max_chars": 20_000}
-    with Service(WORKERS="1", LEASE_S="2", **settings) as service:
-        expected = service.generate(**body)
-        text, session_id, after, done = "", "", 3, dict[str, Any]()
-        kills = 0
-        while not done:
-            path = f"/sessions/{session_id}/stream"
-            request: dict[str, Any] = {"method": "POST", "url": "/generate", "json": {**body, "stream": True}}
-            if session_id:
-                request = {"method": "GET", "url": path, "headers": {"Last-Event-ID": str(after)}}
-            try:
-                with service.client.stream(**request) as response:
-                    for event in read_events(response):
-                        if event.name == "start":
-                            session_id = event.data["session_id"]
-                        elif event.name == "message":
-                            text, after = text + event.data["text"], event.id
-                            if kills < 2 and len(text) > 3000 * (kills + 1):
-                                service.kill_worker(service.workers()[0])
-                                kills += 1
-                        elif event.name == "done":
-                            done = event.data
-            except httpx.TransportError:
-                eventually(lambda: service.client.get("/readyz").status_code == 200)
+    expected = lone.generate(**body)
+    text, session_id, after, done = "", "", 3, dict[str, Any]()
+    kills = 0
+    while not done:
+        path = f"/sessions/{session_id}/stream"
+        request: dict[str, Any] = {"method": "POST", "url": "/generate", "json": {**body, "stream": True}}
+        if session_id:
+            request = {"method": "GET", "url": path, "headers": {"Last-Event-ID": str(after)}}
+        try:
+            with lone.client.stream(**request) as response:
+                for event in read_events(response):
+                    if event.name == "start":
+                        session_id = event.data["session_id"]
+                    elif event.name == "message":
+                        text, after = text + event.data["text"], event.id
+                        if kills < 2 and len(text) > 3000 * (kills + 1):
+                            lone.kill_worker(lone.workers()[0])
+                            kills += 1
+                    elif event.name == "done":
+                        done = event.data
+        except httpx.TransportError:
+            eventually(lambda: lone.client.get("/readyz").status_code == 200)
     assert kills == 2
     assert text == expected["text"]
     assert re.fullmatch(body["structured_outputs"]["regex"], text)
@@ -195,29 +203,28 @@ def test_a_budget_below_the_shortest_text_is_refused_with_that_length(service: S
     assert "at least 3" in response.json()["error"]["expected"]
 
 
-def test_hostile_patterns_do_not_disturb_other_texts(store: Path, redis_server: RedisServer) -> None:
+def test_hostile_patterns_do_not_disturb_other_texts(lone: Service) -> None:
     """While many of them are refused, a stream goes on, and the memory is back afterwards."""
-    with Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis_server.url, WORKERS="1", MAX_CHARS="1000000") as service:
-        worker = service.workers()[0]
-        service.post(structured_outputs={"regex": "(?:.?){4000}x"}, max_chars=9)
-        before = _memory(worker)
-        statuses: list[int] = []
+    worker = lone.workers()[0]
+    lone.post(structured_outputs={"regex": "(?:.?){4000}x"}, max_chars=9)
+    before = _memory(worker)
+    statuses: list[int] = []
 
-        def attack(n: int) -> None:
-            for k in range(4):
-                pattern = f"(?:.{{0,{n + 1}}}[a-f]){{20,{40 + k}}}(a|b)*a(a|b){{{14 + k}}}"
-                statuses.append(service.post(structured_outputs={"regex": pattern}, max_chars=900).status_code)
+    def attack(n: int) -> None:
+        for k in range(4):
+            pattern = f"(?:.{{0,{n + 1}}}[a-f]){{20,{40 + k}}}(a|b)*a(a|b){{{14 + k}}}"
+            statuses.append(lone.post(structured_outputs={"regex": pattern}, max_chars=900).status_code)
 
-        client = Client(service.url, enough=lambda: len(statuses) == 24)
-        threads = at_once([lambda n=n: attack(n) for n in range(6)])  # type: ignore[misc]
-        with contextlib.closing(client):
-            client.turn(prompt="a", max_chars=1_000_000, seed=1)
-        for thread in threads:
-            thread.join(60)
-        assert statuses == [422] * 24
-        assert len(client.text) > 1000
-        assert max(client.gaps_s) < 2
-        assert _memory(worker) < before + (64 << 20)
+    client = Client(lone.url, enough=lambda: len(statuses) == 24)
+    threads = at_once([lambda n=n: attack(n) for n in range(6)])  # type: ignore[misc]
+    with contextlib.closing(client):
+        client.turn(prompt="a", max_chars=1_000_000, seed=1)
+    for thread in threads:
+        thread.join(60)
+    assert statuses == [422] * 24
+    assert len(client.text) > 1000
+    assert max(client.gaps_s) < 2
+    assert _memory(worker) < before + (64 << 20)
 
 
 def _memory(pid: int) -> int:
@@ -285,7 +292,7 @@ def test_bad_values_of_completions_are_named(service: Service, body: dict[str, A
     assert response.json()["error"]["param"] == field
 
 
-def test_json(tmp_path: Path, redis_server: RedisServer) -> None:
+def test_json(tmp_path: Path) -> None:
     """A model with a vocabulary that can write JSON: a schema, a pydantic model, an object, in both protocols."""
     vocab = Vocabulary("\n" + "".join(map(chr, range(0x20, 0x7F))))
     schema = {
@@ -294,7 +301,7 @@ def test_json(tmp_path: Path, redis_server: RedisServer) -> None:
         "required": ["name", "age"],
     }
     registry.promote(random_checkpoint(alphabet=vocab).save(tmp_path))
-    with Service(CHECKPOINT_DIR=str(tmp_path), REDIS_URL=redis_server.url) as service:
+    with Application(CHECKPOINT_DIR=str(tmp_path)) as service:
         for seed in range(5):
             answer = service.generate(structured_outputs={"json": schema}, max_chars=60, seed=seed)
             value = json.loads(answer["text"])

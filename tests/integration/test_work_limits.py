@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.application import Application
 from tests.servers import Service
 
 
@@ -14,7 +15,7 @@ from tests.servers import Service
 def limited(store: Path) -> Iterator[Service]:
     """A service with small limits."""
     limits = {"MAX_PROMPT_CHARS": "100", "MAX_GENERATION_S": "0.5", "MAX_CHARS": "100000000", "CHARS_LIMIT": "1000/day"}
-    with Service(CHECKPOINT_DIR=str(store), **limits) as service:
+    with Application(CHECKPOINT_DIR=str(store), **limits) as service:
         yield service
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -23,6 +23,8 @@ from tests.conftest import ENDLESS_CHARS
 from tests.integration.test_jobs import SMALL, Stack, words
 from tests.longhand.clients import KINDS, client_of
 from tests.servers import ROOT, RedisServer, Service, ServiceWithoutModel, eventually
+
+KEY, ADMIN_KEY = "a-readers-key-001", "an-admins-key-001"
 
 
 @pytest.fixture(params=KINDS)
@@ -44,6 +46,39 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack.service.start()
     yield stack
     stack.close()
+
+
+@dataclass
+class Small:
+    """A service with keys, one slot, one place and a Redis of its own, and how its first model was waited for."""
+
+    service: Service
+    redis: RedisServer
+    refused: list[longhand.Unavailable]  # what the clients without patience got before there was a model
+    texts: list[str]  # what the others got, which had sent their requests before there was a model
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, tiny: Checkpoint) -> Iterator[Small]:
+    redis, folder = RedisServer(), tmp_path_factory.mktemp("small")
+    redis.start()
+    settings = {"CHECKPOINT_DIR": str(folder), "REDIS_URL": redis.url, "API_KEYS": KEY, "ADMIN_KEY": ADMIN_KEY}
+    settings |= {"SLOTS": "1", "MAX_WAITING": "1", "MAX_CHARS": "1000000"}
+    with ServiceWithoutModel(**settings) as service:
+        made = Small(service, redis, [], [])
+        with contextlib.ExitStack() as clients:
+            for kind in KINDS:
+                hasty = clients.enter_context(client_of(kind, service.url, key=KEY, retry_for_s=4))
+                with pytest.raises(longhand.Unavailable) as raised:
+                    hasty.generate("hello")
+                made.refused.append(raised.value)
+            patient = [clients.enter_context(client_of(kind, service.url, key=KEY)) for kind in KINDS]
+            with ThreadPoolExecutor() as pool:
+                waiting = [pool.submit(client.generate, "hello", max_chars=10) for client in patient]
+                registry.promote(tiny.save(folder))
+                made.texts += [each.result().text for each in waiting]
+        yield made
+    redis.remove()
 
 
 def test_a_text_whole_and_as_a_stream(client: longhand.Client, service: Service) -> None:
@@ -185,26 +220,26 @@ def test_the_documents_example(service: Service, document: str) -> None:
     assert len(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout) > 200
 
 
-def test_keys(store: Path) -> None:
+def test_keys(small: Small) -> None:
     """The key is sent as the API wants it; without one, 401, and for an operator's addresses, 403."""
-    with Service(CHECKPOINT_DIR=str(store), API_KEYS="a-readers-key-001", ADMIN_KEY="an-admins-key-001") as service:
-        for kind in KINDS:
-            with client_of(kind, service.url, key="a-readers-key-001") as client:
-                assert len(client.generate("a", max_chars=3).text) == 3
-                with pytest.raises(longhand.Forbidden):
-                    client.models()
-            with client_of(kind, service.url) as client, pytest.raises(longhand.Unauthorized):
-                client.generate("a")
-            with client_of(kind, service.url, key="an-admins-key-001") as client:
-                assert client.models().serving is not None
+    for kind in KINDS:
+        with client_of(kind, small.service.url, key=KEY) as client:
+            assert len(client.generate("a", max_chars=3).text) == 3
+            with pytest.raises(longhand.Forbidden):
+                client.models()
+        with client_of(kind, small.service.url) as client, pytest.raises(longhand.Unauthorized):
+            client.generate("a")
+        with client_of(kind, small.service.url, key=ADMIN_KEY) as client:
+            assert client.models().serving is not None
 
 
-def test_a_full_server_is_waited_for(store: Path) -> None:
+def test_a_full_server_is_waited_for(small: Small) -> None:
     """429 with Retry-After: sent again until there is a place; with no time to wait, an error with its code."""
-    settings, chars = {"SLOTS": "1", "MAX_WAITING": "1", "MAX_CHARS": "1000000"}, 10**6
-    with Service(CHECKPOINT_DIR=str(store), **settings) as service, contextlib.ExitStack() as clients:
-        busy = clients.enter_context(client_of("sync", service.url))
-        hasty = [clients.enter_context(client_of(kind, service.url, retry_for_s=0)) for kind in KINDS]
+    service, chars = small.service, 10**6
+    before = _refused(service)
+    with contextlib.ExitStack() as clients:
+        busy = clients.enter_context(client_of("sync", service.url, key=KEY))
+        hasty = [clients.enter_context(client_of(kind, service.url, key=KEY, retry_for_s=0)) for kind in KINDS]
         first = clients.enter_context(busy.stream("hello", max_chars=chars))
         next(iter(first))
         second = clients.enter_context(busy.stream("hello", max_chars=chars))  # waits in the server's queue
@@ -213,10 +248,10 @@ def test_a_full_server_is_waited_for(store: Path) -> None:
                 client.generate("hello")
             assert raised.value.code == "queue_full"
             assert 1 <= (raised.value.retry_after_s or 0) <= 60  # as long as the texts before it are expected to take
-        patient = [clients.enter_context(client_of(kind, service.url)) for kind in KINDS]
+        patient = [clients.enter_context(client_of(kind, service.url, key=KEY)) for kind in KINDS]
         with ThreadPoolExecutor() as pool:
             waiting = [pool.submit(client.generate, "hello", max_chars=10) for client in patient]
-            eventually(lambda: _refused(service) == 4)
+            eventually(lambda: _refused(service) >= before + 4)
             first.close()
             second.close()
             assert [len(each.result().text) for each in waiting] == [10, 10]
@@ -227,19 +262,10 @@ def _refused(service: Service) -> int:
     return round(sum(map(float, re.findall(r"^longhand_requests_refused_total\S* (\S+)$", metrics, re.MULTILINE))))
 
 
-def test_a_first_model_is_waited_for(tmp_path: Path, tiny: Checkpoint) -> None:
+def test_a_first_model_is_waited_for(small: Small) -> None:
     """503 no_model with Retry-After: sent again until there is a model; an error when the time is too short."""
-    with ServiceWithoutModel(CHECKPOINT_DIR=str(tmp_path)) as service, contextlib.ExitStack() as clients:
-        for kind in KINDS:
-            hasty = clients.enter_context(client_of(kind, service.url, retry_for_s=4))
-            with pytest.raises(longhand.Unavailable) as raised:
-                hasty.generate("hello")
-            assert (raised.value.code, raised.value.retry_after_s) == ("no_model", 5)
-        patient = [clients.enter_context(client_of(kind, service.url)) for kind in KINDS]
-        with ThreadPoolExecutor() as pool:
-            waiting = [pool.submit(client.generate, "hello", max_chars=10) for client in patient]
-            registry.promote(tiny.save(tmp_path))
-            assert [len(each.result().text) for each in waiting] == [10, 10]
+    assert [(error.code, error.retry_after_s) for error in small.refused] == [("no_model", 5)] * len(KINDS)
+    assert [len(text) for text in small.texts] == [10, 10]
 
 
 def test_a_server_that_never_comes_back(kind: str) -> None:
@@ -247,11 +273,12 @@ def test_a_server_that_never_comes_back(kind: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    with client_of(kind, url, retry_for_s=1.5) as client:
-        for call in (lambda: client.generate("hello"), client.models, lambda: client.retrain(steps=1)):
-            started = time.monotonic()
+    with client_of(kind, url, retry_for_s=1.5) as client, ThreadPoolExecutor() as pool:
+        started = time.monotonic()
+        calls = (lambda: client.generate("hello"), client.models, lambda: client.retrain(steps=1))
+        for tried in [pool.submit(call) for call in calls]:
             with pytest.raises(longhand.ConnectionFailed) as raised:
-                call()
+                tried.result()
             assert time.monotonic() - started <= 1.5 + 5  # an attempt itself takes no time here; a busy machine does
             assert str(raised.value).startswith(f"{url}: ")
             assert raised.value.attempts > 2
@@ -320,20 +347,17 @@ def test_a_job_is_followed_over_a_killed_server(stack: Stack) -> None:
         assert seen == [whole, whole]
 
 
-def test_redis_away(store: Path) -> None:
+def test_redis_away(small: Small) -> None:
     """Requests wait until the session store answers again, or say that it does not."""
-    redis = RedisServer()
-    redis.start()
-    with Service(CHECKPOINT_DIR=str(store), REDIS_URL=redis.url) as service, contextlib.ExitStack() as clients:
-        redis.stop()
+    with contextlib.ExitStack() as clients:
+        small.redis.stop()
         for kind in KINDS:
-            hasty = clients.enter_context(client_of(kind, service.url, retry_for_s=1))
+            hasty = clients.enter_context(client_of(kind, small.service.url, key=KEY, retry_for_s=1))
             with pytest.raises(longhand.Unavailable) as raised:
                 hasty.generate("hello")
             assert raised.value.code == "store_unavailable"
-        patient = [clients.enter_context(client_of(kind, service.url)) for kind in KINDS]
+        patient = [clients.enter_context(client_of(kind, small.service.url, key=KEY)) for kind in KINDS]
         with ThreadPoolExecutor() as pool:
             waiting = [pool.submit(client.generate, "hello", max_chars=10) for client in patient]
-            redis.start()
+            small.redis.start()
             assert all(each.result().saved for each in waiting)
-    redis.remove()

@@ -11,6 +11,7 @@ import pytest
 
 import longhand
 from model.checkpoints import registry
+from model.checkpoints.names import store_folder
 from tests.integration.lists import list_checkpoint, store_of
 from tests.longhand.clients import KINDS, client_of
 from tests.servers import RedisServer, Service
@@ -21,10 +22,15 @@ MANY = 8000
 
 
 @pytest.fixture(scope="module")
-def lists(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Service]:
-    """Two workers of a model of a list."""
-    store = store_of(tmp_path_factory.mktemp("lists"), list_checkpoint())
-    with Service(CHECKPOINT_DIR=str(store), WORKERS="2", REDIS_URL=redis_server.url) as service:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of checkpoints, in which a model of a list is promoted."""
+    return store_of(tmp_path_factory.mktemp("lists"), list_checkpoint())
+
+
+@pytest.fixture(scope="module")
+def lists(models: Path, redis_server: RedisServer) -> Iterator[Service]:
+    """A service of a model of a list."""
+    with Service(CHECKPOINT_DIR=str(models), WORKERS="1", REDIS_URL=redis_server.url) as service:
         yield service
 
 
@@ -86,18 +92,17 @@ def test_scores_of_items(client: longhand.Client) -> None:
     assert (unknown.bits, unknown.unknown, unknown.peak.position) == (None, "x", 1)
 
 
-def test_items_do_not_go_on_with_another_model(tmp_path: Path, redis_server: RedisServer) -> None:
+def test_items_do_not_go_on_with_another_model(lists: Service, models: Path) -> None:
     """The beginning of one model's items and the rest of another's would be no sample of either."""
-    store = store_of(tmp_path, list_checkpoint())
-    other = list_checkpoint(end_bias=0.5, val_loss=1.6).save(store)
+    folder = store_of(store_folder(models, "other"), list_checkpoint())
+    other = list_checkpoint(end_bias=0.5, val_loss=1.6).save(folder)
     with (
-        Service(CHECKPOINT_DIR=str(store), WORKERS="2", REDIS_URL=redis_server.url) as service,
-        longhand.Client(service.url) as client,
-        client.items(MANY, **{**WISH, "logit_bias": {"\n": -8.0}}) as items,
+        longhand.Client(lists.url) as client,
+        client.items(MANY, model="other", **{**WISH, "logit_bias": {"\n": -8.0}}) as items,
     ):
         next(items)
         registry.promote(other)
-        for pid in service.workers():
-            service.kill_worker(pid)
+        for pid in lists.workers():
+            lists.kill_worker(pid)
         with pytest.raises(longhand.InvalidResponse, match=r"another model, val1\.6"):
             received(items)

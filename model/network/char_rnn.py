@@ -26,15 +26,22 @@ class CharRNN(nn.Module):
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        """Create the layers with initial values from torch's global generator."""
+        """Create the layers with initial values from torch's global generator; on the meta device without values.
+
+        There, nothing random is drawn: for that, torch would import its compiler, which takes more than a second.
+        """
         super().__init__()
         self.config = config
         self.item_end: int | None = None
         rnn_class = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[config.cell]
-        self.embedding = nn.Embedding(config.vocab_size, config.n_embed)
+        embedding = torch.empty(config.vocab_size, config.n_embed)
+        if not embedding.is_meta:
+            nn.init.normal_(embedding)
+        self.embedding = nn.Embedding.from_pretrained(embedding, freeze=False)
         self.rnn = rnn_class(config.n_embed, config.n_hidden, config.n_layers, batch_first=True)
         self.head = nn.Linear(config.n_hidden, config.vocab_size)
-        self._initialize()
+        if not embedding.is_meta:
+            self._initialize()
 
     def _initialize(self) -> None:
         h = self.config.n_hidden

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,22 @@ RunOnWorkers = Callable[[Callable[[int], None]], object]
 """Calls a function with the number of each worker, and waits for all."""
 
 
+class AdamWState:
+    """What a `torch.optim.AdamW` keeps, for native steps alone.
+
+    One of torch imports torch's compiler as soon as it is made, which takes a second: as long as some trainings.
+
+    Attributes:
+        param_groups: The parameters with their settings; each group needs lr, betas, eps and weight_decay.
+        state: The number of steps and the moments of each parameter.
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> None:
+        """Give every group these settings and torch's eps."""
+        self.param_groups = [{"lr": lr, "betas": betas, "eps": 1e-8, **group} for group in groups]
+        self.state: defaultdict[Tensor, dict[str, Tensor]] = defaultdict(dict)
+
+
 class NativeAdamW:
     """Takes the steps of a `torch.optim.AdamW` whose parameters are float32 on a CPU.
 
@@ -30,7 +47,7 @@ class NativeAdamW:
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], averages: Sequence[Tensor]
+        self, optimizer: torch.optim.Optimizer | AdamWState, parameters: Sequence[Tensor], averages: Sequence[Tensor]
     ) -> None:
         """Set the moments to zero where the optimizer has none.
 

@@ -22,7 +22,7 @@ from model.config import Bf16Order, ModelConfig, TrainConfig
 from model.errors import ConfigError
 from model.network.char_rnn import CharRNN, State, detach
 from model.network.native_layer import fastest_bf16_order, supports_native_lstm
-from model.network.native_optimizer import NativeAdamW
+from model.network.native_optimizer import AdamWState, NativeAdamW
 from model.network.regularization import regularized_forward
 from model.text.corpus import Streams
 from model.text.items.streams import ItemStreams
@@ -60,7 +60,7 @@ class Learner:
     Attributes:
         network: The network that is trained.
         average: A network with the moving average of the weights, which is validated and saved.
-        optimizer: AdamW.
+        optimizer: AdamW, torch's or the state of native steps.
         native: Whether LSTM layers are computed by the native code.
         bf16_order: How its products of bfloat16 are added up; None: it has none.
         step_count: Steps so far.
@@ -97,7 +97,7 @@ class Learner:
         if self.native and config.precision == "bf16":
             self.bf16_order = bf16_order or fastest_bf16_order()
         self._parameters = list(self.network.parameters())
-        self.optimizer = _optimizer(self.network, config)
+        self.optimizer = _optimizer(self.network, config, self.native)
         self._native_adamw = None
         if self.native:
             self._native_adamw = NativeAdamW(self.optimizer, self._parameters, list(self.average.parameters()))
@@ -187,7 +187,8 @@ class Learner:
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(self._parameters, self._config.clip)
-        self.optimizer.step()
+        if isinstance(self.optimizer, torch.optim.Optimizer):  # always: the other kind has native steps
+            self.optimizer.step()
         with torch.no_grad():
             for mean, parameter in zip(self.average.parameters(), self._parameters, strict=True):
                 mean.lerp_(parameter, self._average_weight)
@@ -258,11 +259,14 @@ class Learner:
             self._generators[i].set_state(tensors[f"generator.{shard}"].clone())
 
 
-def _optimizer(network: CharRNN, config: TrainConfig) -> torch.optim.Optimizer:
+def _optimizer(network: CharRNN, config: TrainConfig, native: bool) -> torch.optim.Optimizer | AdamWState:
     matrices = [p for p in network.parameters() if p.dim() >= 2]
     others = [p for p in network.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
+    betas = (0.9, 0.99)
+    if native:
+        return AdamWState(groups, config.lr, betas)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
 
 
 def _shard_seed(seed: int, shard: int) -> int:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,37 +14,38 @@ import torch
 
 from model.atomic_files import atomic_write, remove_abandoned
 from service.jobs.tasks import _is_out_of_memory
-from tests.integration.test_jobs import ENDLESS, SMALL, Stack, words
-from tests.servers import ROOT, eventually
+from service.store.connect import close, connect
+from tests.integration.test_jobs import ENDLESS, SHORT, Stack, words
+from tests.servers import eventually
 
 TEMPORARY = ".text.0123456789abcdef.tmp"
 
 
-@pytest.fixture
-def stack(tmp_path: Path) -> Iterator[Stack]:
+FAST = "worker._KEEP_ENDED_S, worker._MAINTENANCE_INTERVAL_S = 0, 1"
+"""Changes to the worker: files of ended jobs are removed within seconds."""
+
+
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service without a model, and a worker that is not started yet."""
-    stack = Stack(tmp_path)
+    stack = Stack(tmp_path_factory.mktemp("stack"))
     stack.service.start()
     assert stack.service.client.put("/corpora/words", content=words(3000)).status_code == 201
     yield stack
-    if stack.worker.process is not None:
-        stack.worker.stop()
-    stack.service.stop()
-    stack.redis.remove()
+    stack.close()
 
 
-def start_worker(stack: Stack, changes: str) -> None:
-    """Start the worker, with changes to its modules."""
-    program = f"""
-import sys
-from pathlib import Path
-import service.jobs.__main__ as program, service.jobs.worker as worker
-worker._KEEP_ENDED_S = 0
-{changes}
-sys.argv = ["service.jobs"]
-sys.exit(program.main())
-"""
-    stack.worker.process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=stack.worker._environment)
+@pytest.fixture
+def stack(idle: Stack) -> Iterator[Stack]:
+    """The same stack for each test: no worker, no job and no run folder of another test are there."""
+    yield idle
+    if idle.worker.process is not None:
+        idle.worker.stop()
+        idle.worker.process = None
+    client = connect(idle.redis.url)
+    client.flushall()
+    close(client)
+    shutil.rmtree(idle.checkpoints.parent / "runs", ignore_errors=True)
 
 
 def folders(stack: Stack) -> list[Path]:
@@ -53,24 +53,53 @@ def folders(stack: Stack) -> list[Path]:
     return [path for path in runs.iterdir() if path.is_dir()] if runs.is_dir() else []
 
 
+def in_fit(function: str) -> str:
+    """Changes to the worker: each training calls this function of `fit` and its arguments."""
+    return f"""
+from service.jobs.queue import RetrainJob
+original = RetrainJob.func.fget
+def with_another_fit(self):
+    function = original(self)
+    import service.jobs.training
+    from functools import partial
+    service.jobs.training.fit = partial({function}, service.jobs.training.fit)
+    return function
+RetrainJob.func = property(with_another_fit)
+"""
+
+
+DIVERGES = """
+def diverges(fit, corpus, model, config, *args, **options):
+    path = fit(corpus, model, config, *args, **options)
+    if config.lr == 1:
+        from model.errors import TrainingError
+        raise TrainingError(f"step {config.steps}: the loss is nan")
+    return path
+""" + in_fit("diverges")
+
+
 def test_ended_jobs_leave_no_folder(stack: Stack) -> None:
     """Finished, cancelled while it ran, failed by its loss, killed for the last time: each run folder is removed."""
-    start_worker(stack, "")
-    assert stack.ended(stack.submit(**SMALL))["state"] == "finished"
+    stack.start_worker(f"{FAST}\n{DIVERGES}")
+    assert stack.ended(stack.submit(**SHORT))["state"] == "finished"
     assert folders(stack) == []
     running = stack.submit(**ENDLESS, promote="never")
     stack.wait_for_progress(running)
     assert [path.name for path in folders(stack)] == [running]
     assert stack.cancel(running)["state"] == "cancelled"
     assert folders(stack) == []
-    diverged = stack.ended(stack.submit(**{**SMALL, "lr": 1.0, "clip": 1e6, "steps": 4000}, promote="never"))
-    assert diverged["state"] in ("failed", "finished")
+    diverged = stack.ended(stack.submit(**{**SHORT, "lr": 1.0}, promote="never"))
+    assert (diverged["state"], diverged["error"]) == ("failed", "step 4: the loss is nan")
     assert folders(stack) == []
     killed = stack.submit(**ENDLESS, promote="never")
-    for attempt in range(1, 5):
-        eventually(lambda: stack.is_at(killed, attempt), within_s=60)  # noqa: B023 - called at once
-        eventually(lambda: stack.worker.horse() is not None)
-        os.kill(stack.worker.horse() or 0, signal.SIGKILL)
+    horses: list[int] = []
+    while len(horses) < 4:
+        eventually(lambda: stack.worker.horse() not in (None, *horses))
+        horses.append(stack.worker.horse() or 0)
+        if len(horses) == 4:
+            stack.wait_for_progress(killed)
+            assert [path.name for path in folders(stack)] == [killed]
+        os.kill(horses[-1], signal.SIGKILL)
     assert stack.ended(killed)["state"] == "failed"
     eventually(lambda: folders(stack) == [], within_s=60)
 
@@ -78,7 +107,7 @@ def test_ended_jobs_leave_no_folder(stack: Stack) -> None:
 def test_folders_of_jobs_that_nobody_knows(stack: Stack) -> None:
     """Ended while no worker was there, or without a record for a day: removed. Anything else in the folder stays."""
     runs = stack.checkpoints.parent / "runs"
-    start_worker(stack, "")
+    stack.start_worker(FAST)
     running = stack.submit(**ENDLESS, promote="never")
     stack.wait_for_progress(running)
     stack.worker.stop()
@@ -91,7 +120,7 @@ def test_folders_of_jobs_that_nobody_knows(stack: Stack) -> None:
     os.utime(other, (0, 0))
     (runs / TEMPORARY).touch()
     os.utime(runs / TEMPORARY, (0, 0))
-    start_worker(stack, "")
+    stack.start_worker(FAST)
     eventually(lambda: not (runs / running).exists() and not old.exists(), within_s=60)
     eventually(lambda: not (runs / TEMPORARY).exists())
     assert new.is_dir()
@@ -145,7 +174,7 @@ def test_a_job_killed_for_memory_is_not_repeated(stack: Stack, tmp_path: Path) -
     """The kernel's counter of processes killed for memory has risen: the job fails at once and says why."""
     counter = tmp_path / "memory.events"
     counter.write_text("low 0\noom 3\noom_kill 3\n")
-    start_worker(stack, f"worker.OOM_COUNTERS = (Path('nowhere'), Path({str(counter)!r}))")
+    stack.start_worker(f"{FAST}\nworker.OOM_COUNTERS = (Path('nowhere'), Path({str(counter)!r}))")
     job_id = stack.submit(**ENDLESS, promote="never")
     stack.wait_for_progress(job_id)
     counter.write_text("low 0\noom 4\noom_kill 4\n")
@@ -158,21 +187,16 @@ def test_a_job_killed_for_memory_is_not_repeated(stack: Stack, tmp_path: Path) -
 
 
 NO_MEMORY = """
-from service.jobs.queue import RetrainJob
-original = RetrainJob.func.fget
-def with_a_fit_that_needs_too_much(self):
-    function = original(self)
-    import service.jobs.training, torch
-    service.jobs.training.fit = lambda *a, **k: torch.empty(2**50, dtype=torch.uint8)
-    return function
-RetrainJob.func = property(with_a_fit_that_needs_too_much)
-"""
+def needs_too_much(*args, **options):
+    import torch
+    return torch.empty(2**50, dtype=torch.uint8)
+""" + in_fit("needs_too_much")
 
 
 def test_a_job_that_gets_no_memory_is_not_repeated(stack: Stack) -> None:
     """An allocation that fails, by a limit or on a full GPU: the job fails at once, says why, and leaves no folder."""
-    start_worker(stack, NO_MEMORY)
-    job = stack.ended(stack.submit(**SMALL))
+    stack.start_worker(NO_MEMORY)
+    job = stack.ended(stack.submit(**SHORT))
     assert (job["state"], job["attempt"]) == ("failed", 1)
     assert job["error"].startswith("the training ran out of memory; another attempt would, too")
     assert folders(stack) == []

@@ -7,6 +7,8 @@ import os
 import random
 import secrets
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,17 +19,20 @@ import pytest
 from model.checkpoints import registry
 from model.checkpoints.file_format import load
 from service.routes.jobs import MAX_FOLLOWERS
-from tests.servers import RedisServer, ServiceWithoutModel, Worker, eventually, read_events
+from tests.servers import ROOT, RedisServer, ServiceWithoutModel, Worker, eventually, output_file, read_events
 
 SMALL: dict[str, Any] = {
     "corpus": "words",
     "steps": 60,
+    "validations": 3,
     "batch_size": 4,
     "seq_length": 16,
     "n_hidden": 16,
     "n_embed": 8,
     "lr": 0.01,
 }
+SHORT = {**SMALL, "steps": 4, "validations": 1}
+"""For jobs of which only the way through them matters, not what was learned."""
 ENDLESS = {**SMALL, "steps": 10**7}
 
 
@@ -54,9 +59,24 @@ class Stack:
         self.service, self.worker = ServiceWithoutModel(**environment), Worker(**environment)
 
     def close(self) -> None:
-        self.worker.stop()
+        if self.worker.process is not None:
+            self.worker.stop()
         self.service.stop()
         self.redis.remove()
+
+    def start_worker(self, changes: str) -> None:
+        """Start the worker, with changes to its modules: statements that know `worker` and `Path`."""
+        program = f"""
+import sys
+from pathlib import Path
+import service.jobs.__main__ as program, service.jobs.worker as worker
+{changes}
+sys.argv = ["service.jobs"]
+sys.exit(program.main())
+"""
+        command, environment = [sys.executable, "-c", program], self.worker._environment
+        with output_file() as output:
+            self.worker.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
 
     def submit(self, **request: Any) -> str:
         response = self.service.client.post("/retrain", json=request)
@@ -87,12 +107,26 @@ class Stack:
         if moment == "training":
             eventually(lambda: self.job(id)["progress"] != progress, within_s=60)
 
-    def promote_model_of_words(self) -> Path:
-        """Train a small model on `words` and promote it, whatever another test left promoted."""
-        assert self.ended(self.submit(**SMALL, promote="always"))["result"]["decision"]["promoted"]
+    def train_model_of_words(self) -> None:
+        """Train a small model on `words`, as the first model, and keep it from what removes old checkpoints."""
+        assert self.ended(self.submit(**SMALL))["state"] == "finished"
         path = registry.promoted_path(self.checkpoints)
         assert path is not None
+        self._model_of_words = load(path)
+
+    def promote_model_of_words(self) -> Path:
+        """Promote the small model of `words`, whatever another test left promoted."""
+        self._model_of_words.save(self.checkpoints)
+        self.promote(self._model_of_words.fingerprint)
+        path = registry.promoted_path(self.checkpoints)
+        assert path is not None
+        assert load(path).fingerprint == self._model_of_words.fingerprint
         return path
+
+    def promote(self, fingerprint: str) -> None:
+        """Promote a checkpoint by hand."""
+        response = self.service.client.post(f"/models/{fingerprint}/promote", json={})
+        assert response.json()["promoted"]["id"] == fingerprint, response.text
 
     def cancel(self, id: str) -> dict[str, Any]:
         assert self.service.client.delete(f"/jobs/{id}").status_code == 202
@@ -106,14 +140,14 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack.worker.start()
     stack.service.start()
     assert stack.service.client.put("/corpora/words", content=words(3000)).status_code == 201
-    assert stack.ended(stack.submit(**SMALL))["state"] == "finished"
+    stack.train_model_of_words()
     yield stack
     stack.close()
 
 
 def test_a_job_from_request_to_result(stack: Stack) -> None:
     """Progress, falling losses, samples and a result with its decision; the same as events, which can be resumed."""
-    id = stack.submit(**SMALL, promote="always", validations=4)
+    id = stack.submit(**{**SMALL, "promote": "always", "validations": 4})
     job = stack.ended(id)
     assert (job["state"], job["error"], job["attempt"]) == ("finished", None, 1)
     assert job["request"] == {**SMALL, "promote": "always", "validations": 4, "preset": "quick", "warm_start": False}
@@ -180,7 +214,7 @@ def test_a_worse_model_is_not_promoted(stack: Stack) -> None:
 def test_a_better_model_is_promoted(stack: Stack) -> None:
     """if_better again, with more steps: promoted and served; old checkpoints beyond KEEP_CHECKPOINTS are removed."""
     stack.promote_model_of_words()
-    job = stack.ended(stack.submit(**{**SMALL, "steps": 600}))
+    job = stack.ended(stack.submit(**{**SMALL, "steps": 300}))
     decision = job["result"]["decision"]
     assert decision["promoted"] is True
     assert decision["new_val_loss"] < decision["promoted_val_loss"]
@@ -194,12 +228,12 @@ def test_a_better_model_is_promoted(stack: Stack) -> None:
 def test_a_model_of_its_own_name_is_trained(stack: Stack) -> None:
     """Its first checkpoint is promoted whatever the default one is; its history and warm starts are its own."""
     default = stack.promote_model_of_words()
-    client, named = stack.service.client, {**SMALL, "model": "drinks"}
+    client, named = stack.service.client, {**SHORT, "model": "drinks"}
     assert client.post("/generate", json={"model": "drinks", "max_chars": 1}).status_code == 404
     first = stack.ended(stack.submit(**named))
     assert (first["state"], first["request"]["model"]) == ("finished", "drinks")
     assert first["result"]["decision"]["promoted"]
-    again = stack.ended(stack.submit(**{**named, "steps": 20}, promote="always", warm_start=True))
+    again = stack.ended(stack.submit(**named, promote="always", warm_start=True))
     assert any("training starts from the weights of" in note for note in again["notes"])
     ids = [job["result"]["checkpoint"]["id"] for job in (first, again)]
     for path in ("/models/drinks", "/models?model=drinks"):
@@ -212,6 +246,7 @@ def test_a_model_of_its_own_name_is_trained(stack: Stack) -> None:
 
 def test_a_list_is_found_out_trained_and_compared_by_its_items(stack: Stack) -> None:
     """What was found is a note; the checkpoint has both losses; a list's model is not compared with a text's."""
+    stack.promote_model_of_words()
     names = "".join(f"{'tea' if n % 3 else 'milk'}{n * 7919 % 1000:03d}\n" for n in range(600))
     assert stack.service.client.put("/corpora/names", content=names).status_code == 201
     job = stack.ended(stack.submit(**{**SMALL, "corpus": "names"}))
@@ -221,12 +256,11 @@ def test_a_list_is_found_out_trained_and_compared_by_its_items(stack: Stack) -> 
     assert (checkpoint["val_protocol"], checkpoint["items"]["layout"]) == ("items", {"items": "lines"})
     assert all(v["val_loss_per_item"] > v["val_loss"] for v in job["validations"])
     assert "not comparable: the new model is of a list" in job["result"]["decision"]["reason"]
-    always = stack.ended(stack.submit(**{**SMALL, "corpus": "names"}, items="lines", promote="always"))
-    assert always["result"]["decision"]["promoted"]
+    stack.promote(checkpoint["id"])
     again = stack.ended(stack.submit(**{**SMALL, "corpus": "names"}, items="lines"))["result"]["decision"]
     assert again["protocol"] == "items"
     assert again["new_val_loss"] == pytest.approx(again["promoted_val_loss"])
-    text = stack.ended(stack.submit(**{**SMALL, "corpus": "names"}, items="text", promote="always"))
+    text = stack.ended(stack.submit(**{**SHORT, "corpus": "names"}, items="text", promote="always"))
     assert text["result"]["checkpoint"]["val_protocol"] == "stateful"
 
 
@@ -241,15 +275,15 @@ def test_a_corpus_that_was_declared_a_list_is_trained_on_as_one(stack: Stack) ->
     assert (stored.json()["layout"], stored.json()["layout_source"]) == (layout, "declared")
     assert client.get("/corpora/table").json() == stored.json()
     assert stored.json()["notes"] == ["a list of 400 items, rows of CSV, column name; 400 of them are different"]
-    job = stack.ended(stack.submit(**{**SMALL, "corpus": "table"}))
+    job = stack.ended(stack.submit(**{**SHORT, "corpus": "table"}))
     assert job["request"].items() >= layout.items()
     assert job["result"]["checkpoint"]["items"]["layout"] == layout
-    job_id = stack.submit(**{**SMALL, "corpus": "table"}, items="text")
-    assert stack.ended(job_id)["result"]["checkpoint"]["val_protocol"] == "stateful"
+    job_id = stack.submit(**{**SHORT, "corpus": "table"}, items="text")
+    stack.cancel(stack.submit(**{**SMALL, "corpus": ["table", "words"]}, items="lines"))
     refused = client.post("/retrain", json={**SMALL, "corpus": ["table", "words"]})
     assert (refused.status_code, refused.json()["error"]["field"]) == (422, "items")
     assert "(table: rows of CSV, column name, words: text)" in refused.json()["error"]["message"]
-    stack.cancel(stack.submit(**{**SMALL, "corpus": ["table", "words"]}, items="lines"))
+    assert stack.ended(job_id)["result"]["checkpoint"]["val_protocol"] == "stateful"
 
 
 @pytest.mark.parametrize(
@@ -293,7 +327,7 @@ def test_models_with_different_vocabularies_are_not_comparable(stack: Stack) -> 
     """
     stack.promote_model_of_words()
     assert stack.service.client.put("/corpora/russian", content="жщю бя\n" * 1000).status_code == 201
-    result = stack.ended(stack.submit(**{**SMALL, "corpus": ["words", "russian"]}))["result"]
+    result = stack.ended(stack.submit(**{**SHORT, "corpus": ["words", "russian"]}))["result"]
     assert {"ж", "t"} <= set(load(stack.checkpoints / result["checkpoint"]["name"]).vocab.characters)
     assert result["decision"]["promoted"] is False
     assert "not comparable: the vocabulary of the promoted model lacks" in result["decision"]["reason"]
@@ -304,7 +338,9 @@ def test_a_warm_start_begins_with_the_promoted_weights(stack: Stack) -> None:
     """It takes the promoted shape and has its loss after one step; another shape is refused before it is queued."""
     before = stack.promote_model_of_words()
     request = {k: v for k, v in SMALL.items() if k not in ("n_hidden", "n_embed")}
-    job = stack.ended(stack.submit(**{**request, "steps": 1, "lr": 1e-6}, warm_start=True, promote="never"))
+    job = stack.ended(
+        stack.submit(**{**request, "steps": 1, "validations": 1, "lr": 1e-6}, warm_start=True, promote="never")
+    )
     assert f"warm_start: training starts from the weights of {before.name}" in job["notes"]
     assert job["result"]["checkpoint"]["val_loss"] == pytest.approx(load(before).val_loss, abs=0.01)
     for wrong, field in (({"n_hidden": 8}, "n_hidden"), ({"cell": "gru"}, "cell"), ({"n_layers": 2}, "n_layers")):
@@ -317,7 +353,7 @@ def test_a_warm_start_begins_with_the_promoted_weights(stack: Stack) -> None:
 
 def test_the_queue_is_bounded_and_a_cancel_keeps_the_best_checkpoint(stack: Stack) -> None:
     """Two wait behind a running job, the next gets 429. Queued jobs end at once, a running one keeps its best model."""
-    running = stack.submit(**ENDLESS, validations=10000)
+    running = stack.submit(**{**ENDLESS, "validations": 10000})
     stack.wait_for_progress(running)
     waiting = [stack.submit(**SMALL) for _ in range(2)]
     refused = stack.service.client.post("/retrain", json=SMALL)
@@ -371,7 +407,7 @@ def test_a_killed_training_is_retried_and_then_fails(stack: Stack) -> None:
     """
     rng = random.Random(1)
     for kills, ends in ((1, "finished"), (4, "failed")):
-        job_id = stack.submit(**{**SMALL, "steps": 4000, "validations": 20}, promote="never")
+        job_id = stack.submit(**{**SMALL, "steps": 1500, "validations": 10}, promote="never")
         killed: list[int] = []
         begun = 0  # attempts that had begun when they were killed
         while len(killed) < kills:
@@ -385,7 +421,7 @@ def test_a_killed_training_is_retried_and_then_fails(stack: Stack) -> None:
         job = stack.ended(job_id)
         assert job["state"] == ends
         if ends == "finished":
-            assert len(job["validations"]) == 20
+            assert len(job["validations"]) == 10
         else:
             assert "the training process was killed (by signal 9)" in job["error"]
         for path in registry.checkpoint_paths(stack.checkpoints):
@@ -394,7 +430,9 @@ def test_a_killed_training_is_retried_and_then_fails(stack: Stack) -> None:
 
 def test_a_dead_worker_is_noticed(stack: Stack) -> None:
     """kill -9 of the worker: its forked training ends too, and the next worker resumes the job."""
-    job_id = stack.submit(**{**SMALL, "steps": 3000, "validations": 5}, promote="never")
+    stack.worker.stop()
+    stack.start_worker("worker.HEARTBEAT_S, worker.DEAD_AFTER_S = 1, 4")
+    job_id = stack.submit(**{**SMALL, "steps": 1500, "validations": 5}, promote="never")
     stack.wait_for_progress(job_id)
     horse = stack.worker.horse()
     assert horse is not None
@@ -406,12 +444,12 @@ def test_a_dead_worker_is_noticed(stack: Stack) -> None:
     job = stack.ended(job_id)
     assert (job["state"], job["attempt"]) == ("finished", 2)
     assert "resuming from the last resume state" in job["notes"]
-    assert [v["step"] for v in job["validations"]] == [600 * (i + 1) for i in range(5)]
+    assert [v["step"] for v in job["validations"]] == [300 * (i + 1) for i in range(5)]
 
 
 def test_a_stopped_worker_returns_its_job_to_the_queue(stack: Stack) -> None:
     """SIGTERM: the job is queued again without the loss of an attempt, and the next worker finishes it."""
-    job_id = stack.submit(**{**SMALL, "steps": 3000, "validations": 5}, promote="never")
+    job_id = stack.submit(**{**SMALL, "steps": 1500}, promote="never")
     stack.wait_for_progress(job_id)
     stack.worker.stop()
     assert stack.job(job_id)["state"] == "queued"
@@ -514,7 +552,7 @@ def test_small_texts_and_large_alphabets_fit(stack: Stack) -> None:
     texts = {"small": words(300)[:300], "alphabet": "".join(chr(0x4E00 + i % 4500) for i in range(9000))}
     for name, text in texts.items():
         assert stack.service.client.put(f"/corpora/{name}", content=text.encode()).status_code == 201
-    small = {k: v for k, v in SMALL.items() if k not in ("batch_size", "seq_length")}
+    small = {k: v for k, v in SHORT.items() if k not in ("batch_size", "seq_length")}
     alone = stack.ended(stack.submit(**{**small, "corpus": "small", "promote": "never"}))
     assert alone["state"] == "finished", alone["error"]
     assert "batch_size is 10 instead of 16: the training part has 270 characters" in alone["notes"]

@@ -1,4 +1,4 @@
-"""The OpenAI protocol, spoken by its official client against a real server."""
+"""The OpenAI protocol, spoken by its official client: to a real server, and without one where only answers matter."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from tests.servers import RedisServer, Service, eventually
 
 LETTERS = Vocabulary("".join(sorted("\n abcäößéñ→日本語😀🚀")))
 CHARS = 4000
-STREAMS, KILLS = int(os.environ.get("CLIENT_STREAMS", "8")), int(os.environ.get("CLIENT_KILLS", "2"))
+STREAMS, KILLS = int(os.environ.get("CLIENT_STREAMS", "16")), int(os.environ.get("CLIENT_KILLS", "3"))
 
 
 @pytest.fixture(scope="module")

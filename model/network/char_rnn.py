@@ -37,7 +37,7 @@ class CharRNN(nn.Module):
         embedding = torch.empty(config.vocab_size, config.n_embed)
         if not embedding.is_meta:
             nn.init.normal_(embedding)
-        self.embedding = nn.Embedding.from_pretrained(embedding, freeze=False)
+        self.embedding = nn.Embedding.from_pretrained(embedding, freeze=False)  # type: ignore[no-untyped-call]
         self.rnn = rnn_class(config.n_embed, config.n_hidden, config.n_layers, batch_first=True)
         self.head = nn.Linear(config.n_hidden, config.vocab_size)
         if not embedding.is_meta:

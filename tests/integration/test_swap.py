@@ -25,7 +25,7 @@ from model.text.vocab import Vocabulary
 from tests.conftest import ALPHABET, random_checkpoint
 from tests.servers import Event, RedisServer, Service, eventually, read_events
 
-STREAMS, PROMOTIONS, CHARS = 10, 3, 1800
+STREAMS, PROMOTIONS, CHARS = 16, 5, 2500
 HIDDEN = 320  # large enough for a stream to last through a promotion
 
 

@@ -26,9 +26,10 @@ from tests.conftest import ALPHABET, random_checkpoint
 from tests.load import PROMPT, Load
 from tests.servers import RedisServer, Service, Worker, eventually
 
-OPERATIONS = int(os.environ.get("EVICTING_OPERATIONS", "600"))
+OPERATIONS = int(os.environ.get("EVICTING_OPERATIONS", "300"))
 MEGABYTES = 64 if OPERATIONS >= 5000 else 6
 N_CLIENTS = 6
+IDLE_S = 10 if OPERATIONS >= 5000 else 5  # longer than anything that is in use
 LRU_CLOCK_S = 1.0  # Redis counts how long a key has been idle in whole seconds
 POLICY = ("--maxmemory-policy", "volatile-lru", "--maxmemory-samples", "10")
 CHECKPOINT = random_checkpoint(n_hidden=192, seed=3)
@@ -112,7 +113,7 @@ def _fill(client: Any, service: Service) -> None:
         keys = itertools.islice(client.scan_iter("lh:*", count=1000), 1000)
         return max(client.object("idletime", key) or 0 for key in keys)  # None: it was evicted meanwhile
 
-    eventually(lambda: longest_idle_s() >= 10, within_s=60)  # longer than anything that is in use
+    eventually(lambda: longest_idle_s() >= IDLE_S, within_s=60)
 
 
 def test_a_full_redis_without_anything_to_evict(checkpoints: Path, tmp_path: Path) -> None:

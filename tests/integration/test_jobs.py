@@ -432,7 +432,7 @@ def test_a_dead_worker_is_noticed(stack: Stack) -> None:
     """kill -9 of the worker: its forked training ends too, and the next worker resumes the job."""
     stack.worker.stop()
     stack.start_worker("worker.HEARTBEAT_S, worker.DEAD_AFTER_S = 1, 4")
-    job_id = stack.submit(**{**SMALL, "steps": 1500, "validations": 5}, promote="never")
+    job_id = stack.submit(**{**SMALL, "steps": 800, "validations": 5}, promote="never")
     stack.wait_for_progress(job_id)
     horse = stack.worker.horse()
     assert horse is not None
@@ -444,12 +444,12 @@ def test_a_dead_worker_is_noticed(stack: Stack) -> None:
     job = stack.ended(job_id)
     assert (job["state"], job["attempt"]) == ("finished", 2)
     assert "resuming from the last resume state" in job["notes"]
-    assert [v["step"] for v in job["validations"]] == [300 * (i + 1) for i in range(5)]
+    assert [v["step"] for v in job["validations"]] == [160 * (i + 1) for i in range(5)]
 
 
 def test_a_stopped_worker_returns_its_job_to_the_queue(stack: Stack) -> None:
     """SIGTERM: the job is queued again without the loss of an attempt, and the next worker finishes it."""
-    job_id = stack.submit(**{**SMALL, "steps": 1500}, promote="never")
+    job_id = stack.submit(**{**SMALL, "steps": 800}, promote="never")
     stack.wait_for_progress(job_id)
     stack.worker.stop()
     assert stack.job(job_id)["state"] == "queued"

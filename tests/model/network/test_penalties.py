@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -108,10 +111,26 @@ CASES = [
 ]
 
 
+PlainText = Callable[[SamplingParams, dict[str, float]], str]
+
+
+@pytest.fixture(scope="module")
+def plain_text(tiny: Checkpoint) -> PlainText:
+    """The text of the plain loop, written once for all kinds of steppers."""
+    network = tiny.network(torch.float64)
+
+    @cache
+    def text(params: SamplingParams, bias: tuple[tuple[str, float], ...]) -> str:
+        return generate(network, ALPHABET, "hello is it", 300, params, seed=3, logit_bias=dict(bias)).text
+
+    return lambda params, bias: text(params, tuple(bias.items()))
+
+
 @pytest.mark.parametrize("kind", ["reference", "native", "cuda"])
 @pytest.mark.parametrize(("params", "bias"), CASES)
 def test_every_stepper_writes_what_the_plain_loop_writes(
     tiny: Checkpoint,
+    plain_text: PlainText,
     kind: str,
     params: SamplingParams,
     bias: dict[str, float],
@@ -120,7 +139,7 @@ def test_every_stepper_writes_what_the_plain_loop_writes(
 ) -> None:
     """In blocks of any length, longer than a GPU's buffers, too; and a bias of -100 excludes."""
     network = tiny.network(torch.float64)
-    expected = generate(network, ALPHABET, "hello is it", 300, params, seed=3, logit_bias=bias).text
+    expected = plain_text(params, bias)
     if kind == "reference":
         stepper: Stepper = ReferenceStepper(network, 1, torch.float64)
     elif kind == "native":
@@ -131,4 +150,4 @@ def test_every_stepper_writes_what_the_plain_loop_writes(
         text = write(stepper, ALPHABET, "hello is it", 300, params, 3, block_steps, logit_bias=bias)
         assert "".join(text) == expected
     assert not any(character in expected for character, value in bias.items() if value == -100)
-    assert expected != generate(network, ALPHABET, "hello is it", 300, SamplingParams(params.temperature), seed=3).text
+    assert expected != plain_text(SamplingParams(params.temperature), {})

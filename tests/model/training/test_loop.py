@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from model.training.learner import Learner
 from model.training.loop import fit
 from model.training.run_folder import Progress, RunFolder
 from tests.model.texts import words
+from tests.servers import ROOT
 
 CONFIG = TrainConfig(steps=150, batch_size=8, seq_length=32, lr=1e-2, validations=5, seed=3)
 
@@ -140,3 +143,26 @@ def test_an_interrupt_keeps_the_best_so_far(tmp_path: Path, corpus: Corpus) -> N
             raise KeyboardInterrupt
 
     assert load(fit(corpus, model(corpus), CONFIG, tmp_path, on_progress=interrupt)).step == 90
+
+
+WITHOUT_COMPILER = """
+import sys
+from pathlib import Path
+from model.checkpoints.file_format import load
+from model.config import ModelConfig, TrainConfig
+from model.text.corpus import Corpus
+from model.training.loop import fit
+
+config = TrainConfig(steps=4, batch_size=4, seq_length=8, validations=1)
+corpus = Corpus.from_text("tea and coffee\\n" * 100, config)
+load(fit(corpus, ModelConfig(len(corpus.vocab), n_hidden=16), config, Path(sys.argv[1]))).network()
+print("torch._dynamo" in sys.modules)
+"""
+
+
+@pytest.mark.usefixtures("native_code")
+def test_torchs_compiler_is_not_imported(tmp_path: Path) -> None:
+    """Neither to train with native steps nor to load a checkpoint: it takes a second, in each process."""
+    command = [sys.executable, "-c", WITHOUT_COMPILER, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "False\n", done.stderr

@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second")
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--streams", type=int, default=16, help="of the closed loads")
-    parser.add_argument("--chars", type=int, default=50, help="of a text")
+    parser.add_argument("--chars", type=int, default=20, help="of a text: a name, a label, a command")
     parser.add_argument("--steps", type=int, default=300, help="of the training of the three models")
     parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32")
     args = parser.parse_args()
@@ -111,7 +111,7 @@ def measure(service: Service, args: argparse.Namespace) -> dict[str, Any]:
     one, one_cpu_ms = with_cpu_time(worker, closed)
     before = resident_mb(worker)
     many, many_cpu_ms = with_cpu_time(worker, {**closed, "models": args.models})
-    loads_before = n_loads(service)
+    loads_before = metric(service, "longhand_model_load_seconds_count")
     open_load = start({**common, "models": args.models, "rate": args.rate, "seconds": args.seconds})
     cold, cold_statuses, peak = [], Counter[int](), resident_mb(worker)
     names = [f"m{args.models + i:04}" for i in range(args.cold)]
@@ -126,7 +126,7 @@ def measure(service: Service, args: argparse.Namespace) -> dict[str, Any]:
         peak = max(peak, resident_mb(worker))
         time.sleep(min(pause, 0.5) if not names else pause)
     result = json.loads(open_load.communicate()[0])
-    loads = n_loads(service) - loads_before
+    loads = metric(service, "longhand_model_load_seconds_count") - loads_before
     block_ms = 20.0
     return {
         "models": args.models,
@@ -140,6 +140,7 @@ def measure(service: Service, args: argparse.Namespace) -> dict[str, Any]:
         "share": many["chars_per_s"] / one["chars_per_s"],
         "cpu_ms_per_text": {"one": one_cpu_ms, "many": many_cpu_ms},
         "loads_per_text": loads / max(1, result["calls"]),
+        "models_loaded": metric(service, "longhand_models_loaded"),
         "memory_mb": {"limit": args.memory_mb, "before": before, "peak_beyond": peak - before},
     }
 
@@ -163,10 +164,10 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def n_loads(service: Service) -> float:
-    """Return how many models the service has loaded, by its metrics."""
+def metric(service: Service, name: str) -> float:
+    """Return a value of the service's metrics."""
     lines = service.client.get("/metrics").text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("longhand_model_load_seconds_count"))
+    return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
 
 
 def start(load: dict[str, Any]) -> subprocess.Popen[str]:

@@ -45,7 +45,7 @@ from tests.servers import Service, parse_events
 
 MAKEMORE_SEED = 3407
 TEST_NAMES = 1000
-N_HIDDEN, N_EMBED = 256, 48
+N_HIDDEN, N_EMBED = 384, 48
 TRAINING = {
     "batch_size": 32,
     "seq_length": 16,
@@ -70,6 +70,7 @@ def main() -> None:
     serve.add_argument("--rounds", type=int, default=3)
     serve.add_argument("--bare-s", type=float, default=3.0, help="seconds that the engine alone is measured")
     molecules.add_arguments(benchmarks.add_parser("molecules", help="see bench/molecules.py"))
+    names.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of the training")
     names.add_argument("--makemore", type=Path, help="makemore.py, to be run in the same run")
     names.add_argument("--makemore-steps", type=int, default=7500)
     args = parser.parse_args()
@@ -90,7 +91,9 @@ def makemore_split(text: str) -> tuple[list[str], list[str]]:
 def compare_names(args: argparse.Namespace, folder: Path) -> None:
     """Print the loss of the test names after training on the list, on the sorted list, and by makemore."""
     train, test = makemore_split(args.text.read_text("utf-8"))
-    config = TrainConfig.from_dict({**TRAINING, "minutes": args.minutes, "steps": args.steps})
+    config = TrainConfig.from_dict(
+        {**TRAINING, "minutes": args.minutes, "steps": args.steps, "precision": args.precision}
+    )
     for name, items in (("as it is", train), ("sorted", sorted(train))):
         path = folder / f"{name}.txt"
         path.write_text("\n".join(items), "utf-8")

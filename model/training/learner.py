@@ -187,8 +187,8 @@ class Learner:
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(self._parameters, self._config.clip)
-        if isinstance(self.optimizer, torch.optim.Optimizer):  # always: the other kind has native steps
-            self.optimizer.step()
+        assert isinstance(self.optimizer, torch.optim.Optimizer), "native steps have been taken above"
+        self.optimizer.step()
         with torch.no_grad():
             for mean, parameter in zip(self.average.parameters(), self._parameters, strict=True):
                 mean.lerp_(parameter, self._average_weight)

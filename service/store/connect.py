@@ -176,7 +176,7 @@ def _connect_to_cluster(url: str, kind: type[RedisCluster]) -> Any:
 
 def _connect_by_sentinel(url: str, kind: type[redis.Redis]) -> Any:
     sentinels, service, options = sentinel_parts(url)
-    # With redis-py's own retries, a sentinel that is down would cost seconds before the next one is asked.
+    # With redis-py's own retries, a sentinel that is down would cost seconds before the next one is tried.
     sentinel: Any = Sentinel(sentinels, sentinel_kwargs={**_options(), "socket_timeout": 1.0})  # type: ignore[no-untyped-call]
     return sentinel.master_for(service, redis_class=kind, **options, **_options())
 

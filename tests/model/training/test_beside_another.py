@@ -48,7 +48,7 @@ def test_two_trainings_at_once_do_not_spin(tmp_path: Path) -> None:
     """In processor time, which other programs change little: threads that spin need far more for the same steps."""
     sleeping, spinning = cpu_seconds_of_two(tmp_path), cpu_seconds_of_two(tmp_path, "ACTIVE")
     print(f"processor time of two trainings at once: {sleeping:.1f} s, with threads that spin {spinning:.1f} s")
-    assert sleeping <= 0.85 * spinning
+    assert sleeping <= 0.8 * spinning
 
 
 def test_the_threads_wait_by_sleeping() -> None:

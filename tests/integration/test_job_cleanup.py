@@ -91,6 +91,7 @@ def test_ended_jobs_leave_no_folder(stack: Stack) -> None:
     diverged = stack.ended(stack.submit(**{**SHORT, "lr": 1.0}, promote="never"))
     assert (diverged["state"], diverged["error"]) == ("failed", "step 4: the loss is nan")
     assert folders(stack) == []
+    stack.wait_for_idle_worker()
     killed = stack.submit(**ENDLESS, promote="never")
     horses: list[int] = []
     while len(horses) < 4:

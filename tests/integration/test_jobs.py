@@ -99,6 +99,10 @@ sys.exit(program.main())
         """Wait until the training makes steps."""
         eventually(lambda: bool(self.job(id)["progress"]), within_s=60)
 
+    def wait_for_idle_worker(self) -> None:
+        """Wait until the process of the last job is gone, which ends a moment after its job."""
+        eventually(lambda: self.worker.horse() is None)
+
     def wait_for_moment(self, id: str, moment: str, attempt: int) -> None:
         """Wait until this attempt's process was forked, has begun the job, or makes steps."""
         progress = self.job(id)["progress"]
@@ -407,6 +411,7 @@ def test_a_killed_training_is_retried_and_then_fails(stack: Stack) -> None:
     """
     rng = random.Random(1)
     for kills, ends in ((1, "finished"), (4, "failed")):
+        stack.wait_for_idle_worker()
         job_id = stack.submit(**{**SMALL, "steps": 1500, "validations": 10}, promote="never")
         killed: list[int] = []
         begun = 0  # attempts that had begun when they were killed

@@ -116,16 +116,18 @@ class RunningBatch:
         }
 
     def parts(self, poll_interval_s: float) -> Iterator[BatchChunk | BatchResult | None]:
-        """Yield parts of the texts as they are generated, and None each time there was none for `poll_interval_s`.
+        """Yield parts of the texts as they come, and None before waiting for more: at least every `poll_interval_s`.
 
         Raises:
             TimedOut: The time was up before a prompt was read.
             ServiceError: A text cannot continue.
         """
         while not self._queue.is_finished:
-            received = self._queue.get(poll_interval_s)
+            received = self._queue.get(0)
             if received is None:
                 yield None
+                received = self._queue.get(poll_interval_s)
+            if received is None:
                 continue
             index, item = received
             if index < 0:

@@ -124,18 +124,22 @@ class RunningGeneration:
         }
 
     def chunks(self, poll_interval_s: float) -> Iterator[Chunk | None]:
-        """Yield new text, block by block, and None each time there was none for `poll_interval_s`.
+        """Yield new text, block by block, and None before waiting for more: at least every `poll_interval_s`.
 
         Raises:
             SessionConflict: Another request has taken the session over.
             ServiceError: The text cannot continue.
         """
         while self._end is None:
-            item = self._stream.get(poll_interval_s)
+            item = self._stream.get(0)
+            if item is None or (isinstance(item, Chunk) and self._takes_long(item)):
+                yield None
+            if item is None:
+                item = self._stream.get(poll_interval_s)
             self._policy.keep_alive()
             if item is None:
-                yield None
-            elif isinstance(item, Chunk):
+                continue
+            if isinstance(item, Chunk):
                 yield self._take(item)
             else:
                 self.handle(item)
@@ -221,6 +225,10 @@ class RunningGeneration:
             pass  # the request that has taken the session over saves it
         except ServiceError as e:
             log.info("a client left, and its session could not be saved where it was: %s", e.code)
+
+    def _takes_long(self, chunk: Chunk) -> bool:
+        """Whether text that came before should not wait for this chunk: its state is stored, or it is looked at."""
+        return chunk.snapshot is not None or self._logprobs is not None
 
     def _take(self, chunk: Chunk) -> Chunk | None:
         """Process a chunk; return the part of it that the client does not have yet."""

@@ -152,7 +152,7 @@ class RunningCompletion:
         return len(self._prompts) * _n_texts(self.request)
 
     def parts(self, poll_interval_s: float) -> Iterator[Part | None]:
-        """Yield parts of the choices, and None each time there was none for `poll_interval_s`.
+        """Yield parts of the choices, and None before waiting for more: at least every `poll_interval_s`.
 
         Raises:
             ServiceError: A text cannot continue.

@@ -19,6 +19,8 @@ from service.errors import ClientDisconnected, ServiceError
 HEARTBEAT_S = 5.0
 HEARTBEAT = b": waiting\n\n"
 """A comment. Proxies close a connection on which nothing is sent for a while."""
+_PUSH = b""
+"""Has the server send what it has collected of the response."""
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _PEEK_INTERVAL_S = 0.1
 _INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -121,20 +123,21 @@ class _LiveEvents:
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the events, and comments while there are none; to be called once."""
-        last_sent = time.monotonic()
+        last_sent, is_pushed = time.monotonic(), False
         try:
             for event in self._events:
                 if self._client.has_left():
                     return
-                if self._client.should_probe():
+                now = time.monotonic()
+                if self._client.should_probe() or (event is None and now - last_sent > HEARTBEAT_S):
                     yield HEARTBEAT
+                    last_sent, is_pushed = now, False
                 if event is not None:
                     yield event
-                elif time.monotonic() - last_sent > HEARTBEAT_S:
-                    yield HEARTBEAT
-                else:
-                    continue
-                last_sent = time.monotonic()
+                    last_sent, is_pushed = now, False
+                elif not is_pushed:
+                    yield _PUSH
+                    is_pushed = True
         except ServiceError as e:
             yield self._encode_error(e)
 
@@ -148,7 +151,8 @@ def event_stream_response(
     """Return the response that streams events as long as the client is there, and comments while there are none.
 
     Args:
-        events: The encoded events, and None now and then while there is none.
+        events: The encoded events, and None before each time that the next one has to be waited for: then what there
+            is, is sent.
         client: Watched; the events end when it has left.
         close: Ends what makes the events. It is called once, however the response ends, also if it is never begun.
         encode_error: Encodes the last event of a stream that ends in an error.

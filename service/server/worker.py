@@ -320,13 +320,22 @@ class BufferedThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         return Exchange(request, response, environ, body, iter(body), started)
 
     def _write(self, connection: Connection, exchange: Exchange) -> bool:
-        for part in exchange.parts:
-            exchange.response.write(part)
-            if connection.sock.unsent:
-                return False
-        if not exchange.is_written:
-            exchange.is_written = True
-            exchange.response.close()
+        sock = connection.sock
+        sock.cork()
+        try:
+            for part in exchange.parts:
+                if part:
+                    exchange.response.write(part)
+                else:  # the next part may take a while
+                    exchange.response.send_headers()
+                    sock.push()
+                if sock.unsent:
+                    return False
+            if not exchange.is_written:
+                exchange.is_written = True
+                exchange.response.close()
+        finally:
+            sock.uncork()
         if not exchange.response.should_close() and not connection.parser.finish_body():
             exchange.response.force_close()
         self._end(connection)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
-import socket
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -104,18 +102,10 @@ SEVERAL_PROMPTS = ("/v1/completions", {"prompt": ["hello", "so", "it", "is"] * 8
 
 
 def begun(service: Service, streams: ExitStack, path: str, **body: Any) -> httpx.Response:
-    """A stream that has begun: its text, or the first of its texts, has a place."""
+    """A stream that was accepted: its head is here, its texts may wait for places."""
     response = streams.enter_context(service.client.stream("POST", path, json={**body, "stream": True}))
     assert response.status_code == 200, response.read()
     return response
-
-
-def sent(service: Service, streams: ExitStack, path: str, **body: Any) -> None:
-    """A stream that may have to wait: without any text, its answer begins after seconds only."""
-    data = json.dumps({**body, "stream": True}).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    connection = streams.enter_context(socket.create_connection(("127.0.0.1", service.port)))
-    connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
 
 
 @pytest.mark.parametrize(("path", "body"), [*MANY, SEVERAL_PROMPTS])
@@ -124,7 +114,7 @@ def test_requests_for_many_texts_leave_places_to_others(endless: Service, path: 
     with ExitStack() as streams:
         begun(endless, streams, path, **body)
         eventually(lambda: in_flight(endless) == 12)
-        sent(endless, streams, path, **body)
+        begun(endless, streams, path, **body)
         eventually(lambda: in_flight(endless) == 13)
         for _ in range(3):
             begun(endless, streams, "/generate", max_chars=5)
@@ -160,6 +150,19 @@ def test_no_text_gets_a_slot_after_its_client_has_left(one_slot: Service, path: 
     assert after - before <= 1  # one may get it in the moment between
 
 
+@pytest.mark.parametrize(("path", "body"), [("/generate", {"max_chars": 3}), ("/v1/completions", {"max_tokens": 3})])
+def test_a_stream_that_waits_for_a_slot_has_its_head(one_slot: Service, path: str, body: dict[str, Any]) -> None:
+    """At once, not with the first comment or text: the client knows that it was accepted."""
+    with ExitStack() as streams:
+        with ExitStack() as first:
+            begun(one_slot, first, "/generate", max_chars=ENDLESS_CHARS)
+            eventually(lambda: in_flight(one_slot) == 1)
+            response = begun(one_slot, streams, path, **body)
+            assert in_flight(one_slot) == 2
+        assert not response.read().startswith(b":"), "the head came with a comment"
+    eventually(lambda: in_flight(one_slot) == 0)
+
+
 def refused(service: Service) -> float:
     return scraped(service.client.get("/metrics").text)["longhand_requests_refused_total"]
 
@@ -173,7 +176,7 @@ def test_only_requests_are_counted_as_refused(endless: Service, path: str, body:
             streams.enter_context(each)
             begun(endless, each, "/generate", max_chars=ENDLESS_CHARS)
         before = refused(endless)
-        sent(endless, streams, path, **body)
+        begun(endless, streams, path, **body)
         for _ in range(4):
             eventually(lambda: in_flight(endless) == 16)
             single.pop().close()

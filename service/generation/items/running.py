@@ -99,31 +99,28 @@ class RunningItems:
         return {"items": self._plan.constraints.n, "seed": self._plan.seed, "model": self._model.as_dict()}
 
     def items(self, poll_interval_s: float) -> Iterator[list[GeneratedItem]]:
-        """Yield the items that are there, and an empty list each time there was none for `poll_interval_s`.
+        """Yield the items that are there, and an empty list before waiting for more: at least every `poll_interval_s`.
 
         Raises:
             TimedOut: The time was up before the prefix was read.
             ServiceError: The items cannot be generated.
         """
-        waits_until = time.monotonic() + poll_interval_s
         while True:
             if items := self._accepted():
                 yield items
-                waits_until = time.monotonic() + poll_interval_s
-            now = time.monotonic()
-            if self._collector.is_done or (self._lanes and now >= self._plan.deadline):
+            if self._collector.is_done or (self._lanes and time.monotonic() >= self._plan.deadline):
                 self._is_late = not self._collector.is_done
                 self._engine.close_group(self._group)
                 return
             if self._lanes:
                 self._start_more()
-            if now >= waits_until:
+            event = self._group.get(0)
+            if event is None:
                 yield []
-                waits_until = now + poll_interval_s
-            if self._lanes and not self._parts:
-                time.sleep(min(poll_interval_s, _RETRY_S))  # others have every place; ours comes when they end
-                continue
-            event = self._group.get(waits_until - now)
+                if self._lanes and not self._parts:
+                    time.sleep(min(poll_interval_s, _RETRY_S))  # others have every place; ours comes when they end
+                else:
+                    event = self._group.get(poll_interval_s)
             if event is not None:
                 self._take(*event)
 

@@ -17,19 +17,23 @@ from service.store.sessions import COMPLETE, Session, SessionStore, TurnRecord
 class SessionLease:
     """The right to write one session, while its token is the store's."""
 
-    def __init__(self, store: SessionStore, session_id: str, token: str, lease_s: float) -> None:
-        """Take over a lease that was just acquired.
+    def __init__(
+        self, store: SessionStore, session_id: str, token: str, lease_s: float, *, is_new: bool = False
+    ) -> None:
+        """Take over a lease that was just acquired, or that begins with the turn.
 
         Args:
             store: Where it was acquired.
             session_id: The session.
             token: The store's proof that the lease is ours.
             lease_s: The lease ends after this time without a renewal or a save.
+            is_new: Whether the session has a new id, and the store knows nothing of it before its turn begins.
         """
         self.session_id = session_id
         self._store = store
         self._token = token
         self._lease_s = lease_s
+        self._is_new = is_new
         self._exists = True  # whether the store still has the session
         self._schedule_renewal()
 
@@ -40,7 +44,11 @@ class SessionLease:
             SessionConflict: Another request has taken the session over.
             StoreUnavailable: The store does not answer.
         """
-        self._exists = self._store.begin(self.session_id, self._token, record, start, self._lease_s)
+        if self._is_new:
+            self._store.create_turn(self.session_id, self._token, record, self._lease_s)
+            self._is_new = False
+        else:
+            self._exists = self._store.begin(self.session_id, self._token, record, start, self._lease_s)
 
     def renew_if_due(self) -> None:
         """Renew the lease when a third of its time has passed.
@@ -77,6 +85,8 @@ class SessionLease:
 
     def abandon(self) -> None:
         """Release the lease without storing anything. It would also expire."""
+        if self._is_new:  # the store knows nothing of it
+            return
         with contextlib.suppress(StoreUnavailable):
             self._store.abandon(self.session_id, self._token)
 

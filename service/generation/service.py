@@ -50,6 +50,7 @@ from service.store.sessions import (
     TurnRecord,
     digest,
     new_session_id,
+    new_token,
 )
 
 LEASE_WAIT_S = 0.5
@@ -131,7 +132,8 @@ class GenerationService:
             self._check_capacity(model, request.logprobs)
             request_digest = digest(request.model_dump_json())
             session_id, leased = self._lease_session(request.session_id, own_id, key, request_digest)
-            session_lease = self._session_lease(session_id, leased, on_error)
+            is_new = request.session_id is None and not key
+            session_lease = self._session_lease(session_id, leased, on_error, is_new=is_new)
             plan = self._plan(model, validated, key, request_digest, session_id, leased, name, check_client)
             generation = self._start(plan, lease, session_lease)
             on_error.pop_all()
@@ -336,20 +338,14 @@ class GenerationService:
         turn = self._sessions.load(session_id)[1] if key else None
         return turn if turn is not None and turn.record.key == key else None
 
-    def _lease_session(
-        self, session_id: str | None, new_id: str, key: str, request: str
-    ) -> tuple[str | None, LeasedSession | None]:
-        """Lease the request's session or a new one; (None, None) if the store does not answer and none is needed."""
-        lease_s = self._options.lease_s
+    def _lease_session(self, session_id: str | None, new_id: str, key: str, request: str) -> tuple[str, LeasedSession]:
+        """Lease the request's session or a new one. That of a random id begins with its turn, see `_session_lease`."""
         if session_id is not None:
             return session_id, self._acquire_when_free(session_id, key, request)
-        try:
-            leased = self._sessions.acquire(new_id, lease_s=lease_s, is_new=True, key=key, request=request)
-            return new_id, leased
-        except StoreUnavailable:
-            if key:
-                raise  # without the store, it is unknown whether the turn of this key has begun
-            return None, None
+        if not key:
+            return new_id, LeasedSession(new_token(), None, None)
+        lease_s = self._options.lease_s
+        return new_id, self._sessions.acquire(new_id, lease_s=lease_s, is_new=True, key=key, request=request)
 
     def _acquire_when_free(self, session_id: str, key: str, request: str) -> LeasedSession:
         """Lease a session, waiting a moment for the request that has it: its client may just have stopped it."""
@@ -363,11 +359,9 @@ class GenerationService:
             time.sleep(_LEASE_POLL_S)
 
     def _session_lease(
-        self, session_id: str | None, leased: LeasedSession | None, on_error: ExitStack
-    ) -> SessionLease | None:
-        if session_id is None or leased is None:
-            return None
-        lease = SessionLease(self._sessions, session_id, leased.token, self._options.lease_s)
+        self, session_id: str, leased: LeasedSession, on_error: ExitStack, *, is_new: bool = False
+    ) -> SessionLease:
+        lease = SessionLease(self._sessions, session_id, leased.token, self._options.lease_s, is_new=is_new)
         on_error.callback(lease.abandon)
         return lease
 

@@ -23,6 +23,7 @@ from service.store.sessions import (
     decode_model,
     decode_stored,
     digest,
+    new_token,
 )
 
 _TurnFields = dict[str, Any]  # as in Redis: token, until, key, keys, and sessions.TURN_FIELDS
@@ -71,7 +72,7 @@ class MemorySessions:
         request: str = "",
     ) -> LeasedSession:
         """Implement SessionStore.acquire."""
-        name, token = digest(session_id), secrets.token_hex(8)
+        name, token = digest(session_id), new_token()
         with self._lock:
             data, turn = self._records.get(name), self._turns.get(name, {})
             if data is None and not is_new and not turn.get("turn"):
@@ -103,6 +104,12 @@ class MemorySessions:
             new = {"turn": turn.to_bytes(), "start": start_bytes, "before": None, "end": None, "key": turn.key}
             fields.update(new, until=self._now_ms(lease_s))
             return True
+
+    def create_turn(self, session_id: str, token: str, turn: TurnRecord, lease_s: float) -> None:
+        """Implement SessionStore.create_turn."""
+        record = turn.to_bytes()
+        with self._lock:
+            self._turns[digest(session_id)] = {"token": token, "turn": record, "until": self._now_ms(lease_s)}
 
     def renew(self, session_id: str, token: str, lease_s: float) -> bool:
         """Implement SessionStore.renew."""

@@ -44,6 +44,7 @@ from service.store.sessions import (
     decode_model,
     decode_stored,
     digest,
+    new_token,
 )
 
 _NOW = """
@@ -104,6 +105,14 @@ if key ~= '' then redis.call('HSET', KEYS[2], 'keys', string.sub(keys, -max_keys
 return 1
 """
 )
+_CREATE_TURN = (
+    _NOW
+    + """
+local token, ttl, lease, turn = unpack(ARGV)
+redis.call('HSET', KEYS[2], 'token', token, 'until', now + lease, 'lease', lease, 'turn', turn, 'start', '', 'key', '')
+redis.call('PEXPIRE', KEYS[2], ttl)
+"""
+)
 _RENEW = _CHECK_LEASE + "redis.call('HSET', KEYS[2], 'until', now + ARGV[3])\nreturn 1"
 _SAVE = (
     _CHECK_LEASE
@@ -156,7 +165,7 @@ class RedisSessions:
         self._ttl_s = ttl_s
         self._turn_ttl_ms = turn_ttl_s * 1000
         sources = {"load": _LOAD, "model": _MODEL, "acquire": _ACQUIRE, "begin": _BEGIN, "renew": _RENEW, "save": _SAVE}
-        sources |= {"commit": _COMMIT, "abandon": _ABANDON, "discard": _DISCARD}
+        sources |= {"commit": _COMMIT, "abandon": _ABANDON, "discard": _DISCARD, "create_turn": _CREATE_TURN}
         self._scripts = {name: client.register_script(source) for name, source in sources.items()}
 
     def load(self, session_id: str) -> tuple[Session | None, StoredTurn | None]:
@@ -179,7 +188,7 @@ class RedisSessions:
         request: str = "",
     ) -> LeasedSession:
         """Implement SessionStore.acquire."""
-        token = secrets.token_hex(8)
+        token = new_token()
         args = (token, _ms(lease_s), self._turn_ttl_ms, int(is_new), int(force), key, request)
         reply = self._run("acquire", session_id, *args)
         if reply[0] == b"unknown":
@@ -201,6 +210,10 @@ class RedisSessions:
         record = start.to_bytes() if start else b""
         args = (_ms(lease_s), turn.to_bytes(), record, turn.key, MAX_IDEMPOTENCY_KEYS, self._ttl_s)
         return self._write("begin", session_id, token, *args)
+
+    def create_turn(self, session_id: str, token: str, turn: TurnRecord, lease_s: float) -> None:
+        """Implement SessionStore.create_turn."""
+        self._run("create_turn", session_id, token, self._turn_ttl_ms, _ms(lease_s), turn.to_bytes())
 
     def renew(self, session_id: str, token: str, lease_s: float) -> bool:
         """Implement SessionStore.renew."""

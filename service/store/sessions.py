@@ -296,6 +296,11 @@ class LeasedSession:
     has_key: bool = False  # whether a turn of this session had the request's Idempotency-Key
 
 
+def new_token() -> str:
+    """Return a random token for the lease of a session."""
+    return secrets.token_hex(8)
+
+
 def new_session_id() -> str:
     """Return a random id of 192 bits. It is a capability: who knows it can read and continue the session."""
     return secrets.token_urlsafe(24)
@@ -361,6 +366,13 @@ class SessionStore(Protocol):
 
     def begin(self, session_id: str, token: str, turn: TurnRecord, start: Session | None, lease_s: float) -> bool:
         """Store the turn that begins, in place of the last one, and set the session to where it starts."""
+        ...
+
+    def create_turn(self, session_id: str, token: str, turn: TurnRecord, lease_s: float) -> None:
+        """Store the turn that begins a session with a new id, and give its lease to the token.
+
+        Nobody else has a random id, so there is nothing to be loaded and nobody to wait for: `acquire` is not needed.
+        """
         ...
 
     def renew(self, session_id: str, token: str, lease_s: float) -> bool:

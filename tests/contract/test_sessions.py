@@ -17,13 +17,13 @@ import pytest
 from model.errors import StateError
 from model.network.sampling import SamplingParams
 from model.network.state import HiddenState
-from service.errors import KeyReused, SessionConflict, UnknownSession, UnreadableSession
+from service.errors import KeyReused, SessionBusy, SessionConflict, UnknownSession, UnreadableSession
 from service.settings import SettingsError
 from service.store.connect import close, connect
 from service.store.memory import MemorySessions
 from service.store.redis import RedisSessions
 from service.store.redis_server import find_server_program, require_supported_version
-from service.store.sessions import Session, SessionStore, TurnRecord, digest, new_session_id
+from service.store.sessions import Session, SessionStore, TurnRecord, digest, new_session_id, new_token
 from tests.contract.servers import Processes, oldest_redis, start_cluster, start_sentinel
 from tests.servers import RedisServer
 
@@ -289,6 +289,36 @@ def test_a_new_session_that_was_abandoned_never_was(sessions: SessionStore) -> N
     assert sessions.load(id)[0] is None
     with pytest.raises(UnknownSession):
         sessions.acquire(id, lease_s=10)
+
+
+@pytest.mark.parametrize("is_created", [False, True])
+def test_a_session_may_begin_with_its_turn(sessions: SessionStore, is_created: bool) -> None:
+    """With a random id, one write does what a lease and a turn's beginning do: all that follows is the same."""
+    id, token = new_session_id(), new_token()
+    if is_created:
+        sessions.create_turn(id, token, record(), 10)
+    else:
+        token = sessions.acquire(id, is_new=True, lease_s=10).token
+        assert sessions.begin(id, token, record(), None, 10)
+    session_, turn = sessions.load(id)
+    assert session_ is None
+    assert turn is not None
+    assert (turn.record, turn.start, turn.previous_save, turn.status) == (record(), None, None, "running")
+    with pytest.raises(SessionBusy):
+        sessions.acquire(id, lease_s=10)
+    with pytest.raises(SessionConflict):
+        sessions.renew(id, "of another", 10)
+    assert sessions.renew(id, token, 10)
+    assert sessions.save(id, token, session(8), 10)
+    assert sessions.save(id, token, session(9), 10)
+    other = sessions.acquire(id, lease_s=10, force=True)
+    assert other.turn is not None
+    assert other.turn.previous_save is not None
+    assert (other.session is not None, other.turn.previous_save.position) == (True, 8)
+    with pytest.raises(SessionConflict):
+        sessions.commit(id, token, session(9), "length")
+    assert sessions.commit(id, other.token, session(9), "length")
+    assert sessions.acquire(id, lease_s=10).has_key is False
 
 
 def test_a_turn_that_is_discarded_leaves_nothing(sessions: SessionStore) -> None:

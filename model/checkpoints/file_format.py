@@ -243,9 +243,13 @@ def read_info(path: Path) -> CheckpointInfo:
         CheckpointError: The file is missing, truncated, of another format, or its metadata cannot be used.
     """
     with open_safetensors(path, FORMAT) as (_, metadata):
-        config, run = ModelConfig(**_read_json(metadata["config"])), _read_run(metadata["run"])
-        info = CheckpointInfo(path, metadata["fingerprint"], config, run, path.stat().st_size)
-        info.as_dict()  # fails when a field is missing
+        return _info(path, metadata)
+
+
+def _info(path: Path, metadata: Mapping[str, str]) -> CheckpointInfo:
+    config, run = ModelConfig(**_read_json(metadata["config"])), _read_run(metadata["run"])
+    info = CheckpointInfo(path, metadata["fingerprint"], config, run, path.stat().st_size)
+    info.as_dict()  # fails when a field is missing
     return info
 
 
@@ -262,15 +266,15 @@ def load(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def load_without_weights(path: Path) -> tuple[Checkpoint, str]:
-    """Read all of a checkpoint but its weights, and the fingerprint that it says it has. Nothing is verified.
+def load_without_weights(path: Path) -> tuple[Checkpoint, CheckpointInfo]:
+    """Read all of a checkpoint but its weights, and its metadata with the fingerprint. Nothing is verified.
 
     Raises:
         CheckpointError: The file is missing, truncated, of another format, or its metadata cannot be used.
     """
     with open_safetensors(path, FORMAT) as (file, metadata):
         names = [name for name in file.keys() if name.startswith(_ITEMS)]  # noqa: SIM118 - not a mapping
-        return from_parts(metadata, {name: file.get_tensor(name) for name in names}), metadata["fingerprint"]
+        return from_parts(metadata, {name: file.get_tensor(name) for name in names}), _info(path, metadata)
 
 
 def from_parts(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Checkpoint:

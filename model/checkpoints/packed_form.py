@@ -14,10 +14,9 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from io import RawIOBase
 from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -31,8 +30,8 @@ from model.native.library import Unsupported, choose_instruction_set, library_pa
 from model.stepper.cpu.pack_weights import Packed, PackedNetwork
 
 FORMAT = "longhand-packed-1"
-VerifiedForms = dict[Path, tuple[int | str, ...]]
-"""What identifies the packed forms whose hash a process has computed."""
+VerifiedForms = dict[Path, "_PackedFile"]
+"""The packed forms whose hash a process has computed."""
 _MAX_VERIFIED = 20_000
 _MAX_HEADER_BYTES = 1 << 20
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I8": np.dtype("i1")}
@@ -64,7 +63,7 @@ def read(
         verified: The forms whose hash was right before; it is not computed again while the file is the same.
     """
     try:
-        file = _PackedFile.open(packed_path(path, precision))
+        file = _packed_file(packed_path(path, precision), verified)
         if file.metadata["format"] != FORMAT or file.metadata["made_of"] != _made_of(path, fingerprint, precision):
             return None
     except (Unsupported, OSError, KeyError, ValueError, TypeError, RecursionError):
@@ -107,6 +106,16 @@ def remove_orphans(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def _packed_file(path: Path, verified: VerifiedForms) -> _PackedFile:
+    """Return a packed form whose header has been read: now, or before if the file is the same.
+
+    Raises:
+        OSError, KeyError, ValueError, TypeError, RecursionError: It is none.
+    """
+    known = verified.get(path)
+    return known if known is not None and known.identity == _identity(os.stat(path)) else _PackedFile.open(path)
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry:
     """An array of a packed form, and where it lies in the file."""
@@ -142,7 +151,7 @@ class _PackedFile:
             if n_bytes > _MAX_HEADER_BYTES:
                 raise ValueError(f"a header of {n_bytes} bytes")
             header = json.loads(file.read(n_bytes))
-            identity = _identity(file)
+            identity = _identity(os.fstat(file.fileno()))
         metadata = header.pop("__metadata__")
         entries = {}
         for name, entry in header.items():
@@ -161,45 +170,59 @@ class _PackedFile:
         if memory.keys() != self.entries.keys():
             raise DamagedForm(f"{self.path.name}: has {sorted(self.entries)}, expected {sorted(memory)}")
         try:
-            with self.path.open("rb", buffering=0) as file:
-                if _identity(file) != self.identity:
-                    raise DamagedForm(f"{self.path.name}: was replaced while it was read")
-                for name, entry in self.entries.items():
-                    _read_into(file, entry, memory[name])
+            self._read(memory)
         except (OSError, ValueError) as error:
             raise DamagedForm(f"{self.path.name}: {error}") from error
-        identity: tuple[int | str, ...] = (*self.identity, self.metadata["sha256"])
-        if verified.get(self.path) == identity:
+        if verified.get(self.path) == self:
             return
         parts = ((name, entry.dtype, entry.shape, memory[name]) for name, entry in self.entries.items())
         if _digest(parts) != self.metadata["sha256"]:
             raise DamagedForm(f"{self.path.name}: its hash is another one")
         if len(verified) >= _MAX_VERIFIED:
             verified.clear()
-        verified[self.path] = identity
+        verified[self.path] = self
+
+    def _read(self, memory: Mapping[str, memoryview]) -> None:
+        """Read the arrays, which follow one another without a gap, into their places by one call.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: An array has another size or place, or the file is another one, or ends before its arrays.
+        """
+        entries = sorted(self.entries.items(), key=lambda item: item[1].first)
+        end = entries[0][1].first
+        for name, entry in entries:
+            if (entry.first, entry.end) != (end, end + len(memory[name])):
+                raise ValueError(
+                    f"{name} lies at {entry.first} to {entry.end}, expected {end} to {end + len(memory[name])}"
+                )
+            end = entry.end
+        file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if _identity(os.fstat(file)) != self.identity:
+                raise ValueError("was replaced while it was read")
+            os.lseek(file, entries[0][1].first, os.SEEK_SET)
+            left = [memory[name] for name, _ in entries]
+            while left:
+                n = os.readv(file, left)
+                if not n:
+                    raise ValueError("the file ends before its arrays")
+                left = _after(left, n)
+        finally:
+            os.close(file)
 
 
-def _identity(file: IO[bytes]) -> tuple[int, ...]:
-    status = os.fstat(file.fileno())
+def _after(parts: list[memoryview], n_bytes: int) -> list[memoryview]:
+    """Return what is left of some memory when so many bytes of it have been filled."""
+    for i, part in enumerate(parts):
+        if n_bytes < len(part):
+            return [part[n_bytes:], *parts[i + 1 :]]
+        n_bytes -= len(part)
+    return []
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
     return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-def _read_into(file: RawIOBase, entry: _Entry, memory: memoryview) -> None:
-    """Read an array.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: The array has another size, or the file ends before it.
-    """
-    if entry.end - entry.first != len(memory):
-        raise ValueError(f"an array of {entry.end - entry.first} bytes, expected {len(memory)}")
-    file.seek(entry.first)
-    done = 0
-    while done < len(memory):
-        n = file.readinto(memory[done:])
-        if not n:
-            raise ValueError("the file ends before its arrays")
-        done += n
 
 
 def _item_end(checkpoint: Checkpoint) -> int | None:

@@ -29,8 +29,10 @@ from service.engine.scoring import BUSY_SHARE, ScoringJob, ScoringQueue
 from service.engine.sequence import Sequence, SequenceRequest, StateArray
 from service.engine.stream import Chunk, End, Failed, FinishReason, Item, Scored, StateCapture, Stream, StreamGroup
 from service.errors import Draining, QueueFull, ServiceError
+from service.reused_threads import ReusedThreads
 
 log = logging.getLogger(__name__)
+_THREADS = ReusedThreads("engine")  # of all engines of this process
 
 
 class Engine:
@@ -89,19 +91,19 @@ class Engine:
         self._changed = threading.Condition()
         self._is_stopping = False
         self._on_device_lost = on_device_lost
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._ended: threading.Event | None = None  # of the thread; None: it has not been started
 
     def start(self) -> None:
         """Start the engine's thread."""
-        self._thread.start()
+        self._ended = _THREADS.start(self._loop)
 
     def stop(self) -> None:
         """End every sequence with an error, then the thread. Idempotent."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify()
-        if self._thread.ident is not None:
-            self._thread.join()
+        if self._ended is not None:
+            self._ended.wait()
 
     def open_group(self, max_running: int | None = None) -> StreamGroup:
         """Return the streams of a request for many sequences; `close_group` ends them.
@@ -202,6 +204,11 @@ class Engine:
                 f"all {self.n_slots} slots and all {self.max_waiting} places in the queue are taken",
                 retry_after_s=self._scheduler.estimate_wait_s(self._queued_steps),
             )
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the engine's thread has run and ended."""
+        return self._ended is not None and self._ended.is_set()
 
     @property
     def step_s(self) -> float:

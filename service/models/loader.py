@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.checkpoints import file_format, packed_form, self_test
-from model.checkpoints.file_format import Checkpoint
+from model.checkpoints.file_format import Checkpoint, CheckpointInfo
 from model.config import ModelConfig, PrecisionChoice
 from model.stepper import Stepper
 from model.stepper.choose import choose, uses_cpu
@@ -21,6 +21,7 @@ from service.engine.engine import Engine
 from service.engine.observer import Observer
 from service.models.automaton_cache import CompilationCache
 from service.models.loaded_model import LoadedModel, free_stepper
+from service.models.metadata_cache import MetadataCache
 from service.models.on_demand_network import OnDemandNetwork
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class _Loaded:
     """A checkpoint on a stepper that has been tested."""
 
     checkpoint: Checkpoint  # without weights if it was loaded by its packed form
+    info: CheckpointInfo
     fingerprint: str
     stepper: Stepper
     reason: str  # why this stepper runs it
@@ -52,6 +54,7 @@ class ModelLoader:
     automata: CompilationCache
     on_device_lost: Callable[[], None]  # a GPU will compute nothing more in this process
     cores: CoreScheduler = field(default_factory=lambda: CoreScheduler(available_cores()))  # all models share them
+    metadata: MetadataCache = field(default_factory=MetadataCache)
     verified_forms: packed_form.VerifiedForms = field(default_factory=dict)
     recent: dict[tuple[ModelConfig, str], Engine] = field(default_factory=dict)  # by shape and arithmetic
 
@@ -90,7 +93,14 @@ class ModelLoader:
         engine.start()
         network = OnDemandNetwork(path, loaded.fingerprint)
         return LoadedModel(
-            path.name, engine, stepper, network, checkpoint.items, _description(path), self.automata, loaded.reason
+            path.name,
+            engine,
+            stepper,
+            network,
+            checkpoint.items,
+            _description(loaded.info),
+            self.automata,
+            loaded.reason,
         )
 
     def publish(self, path: Path) -> None:
@@ -105,9 +115,9 @@ class ModelLoader:
         """Load a checkpoint by its packed form, which was verified when it was made; None if there is none to use."""
         if not uses_cpu(self.device):
             return None
-        checkpoint, fingerprint = file_format.load_without_weights(path)
+        checkpoint, info = self.metadata.read(path)
         precision = checkpoint.weight_precision(self.precision)
-        packed = packed_form.read(path, checkpoint, fingerprint, precision, self.verified_forms)
+        packed = packed_form.read(path, checkpoint, info.fingerprint, precision, self.verified_forms)
         if packed is None:
             return None
         try:
@@ -115,7 +125,7 @@ class ModelLoader:
         except packed_form.DamagedForm as e:
             log.warning("%s: the packed form cannot be used, the checkpoint is loaded and tested: %s", path.name, e)
             return None
-        return _Loaded(checkpoint, fingerprint, stepper, f"native, {precision}", True)
+        return _Loaded(checkpoint, info, info.fingerprint, stepper, f"native, {precision}", True)
 
     def _load_whole(self, path: Path) -> _Loaded:
         """Load and test a checkpoint, and keep its packed form for the next load."""
@@ -132,9 +142,9 @@ class ModelLoader:
         except BaseException:
             free_stepper(stepper)
             raise
-        return _Loaded(checkpoint, fingerprint, stepper, reason)
+        return _Loaded(checkpoint, file_format.read_info(path), fingerprint, stepper, reason)
 
 
-def _description(path: Path) -> dict[str, Any]:
-    info = file_format.read_info(path).as_dict()
-    return {field: info[field] for field in _DESCRIBED} | {"is_list": info["items"] is not None}
+def _description(info: CheckpointInfo) -> dict[str, Any]:
+    fields = info.as_dict()
+    return {field: fields[field] for field in _DESCRIBED} | {"is_list": fields["items"] is not None}

@@ -179,8 +179,10 @@ static void sum_offsets(const layer_t *l, int32_t activation_offset)
 {
     for (int b = 0; b < l->blocks; b++) {
         const int8_t *w = (const int8_t *)l->weights + (size_t)b * l->block_size;
-        int32_t *sum = l->offset + b * BLOCK;
-        for (size_t j = 0; j < l->block_size; j++) sum[j % STEP_BYTES / 4] -= activation_offset * w[j];
+        int32_t sum[BLOCK] = {0};
+        for (const int8_t *end = w + l->block_size; w < end; w += STEP_BYTES)
+            for (int o = 0; o < BLOCK; o++) sum[o] += w[4 * o] + w[4 * o + 1] + w[4 * o + 2] + w[4 * o + 3];
+        for (int o = 0; o < BLOCK; o++) l->offset[b * BLOCK + o] -= activation_offset * sum[o];
     }
 }
 

@@ -169,8 +169,8 @@ def test_an_evicted_model_is_stopped(folder: Folder) -> None:
     """Its engine's thread ends, so that its memory is free."""
     for id in folder.ids[: N_IN_MEMORY + 1]:
         folder.named.acquire(id).release()
-    assert not folder.models[0].engine._thread.is_alive()
-    assert folder.models[1].engine._thread.is_alive()
+    assert folder.models[0].engine.has_ended
+    assert not folder.models[1].engine.has_ended
 
 
 def test_a_model_larger_than_the_memory_says_so(folder: Folder) -> None:
@@ -212,7 +212,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_loaded_is_refused(folder: Fol
     with pytest.raises(ModelConflict, match="was replaced"):
         folder.named.acquire("names")
     assert folder.loaded() == []
-    assert not folder.models[0].engine._thread.is_alive()
+    assert folder.models[0].engine.has_ended
     with folder.named.acquire("names") as lease:
         assert lease.model.fingerprint == new.fingerprint
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from model.checkpoints import packed_form, registry, self_test
+from model.checkpoints import file_format, packed_form, registry, self_test
 from model.checkpoints.file_format import Checkpoint
 from model.errors import CheckpointError
 from model.network.sampling import SamplingParams
@@ -18,6 +19,7 @@ from service.models.automaton_cache import CompilationCache
 from service.models.loaded_model import LoadedModel
 from service.models.loader import ModelLoader
 from tests.conftest import random_checkpoint
+from tests.integration.lists import list_checkpoint
 
 pytestmark = pytest.mark.usefixtures("native_code")
 
@@ -27,9 +29,11 @@ def no_device_is_lost() -> None:
 
 
 class Loads:
-    """Loads with a self-test that counts."""
+    """Loads with a self-test that counts, by a new loader each or by one that knows the files of the loads before."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, by_one_loader: bool) -> None:
+        self.by_one_loader = by_one_loader
+        self.loaders: dict[str, ModelLoader] = {}
         self.n_tests = 0
         verify = self_test.verify_stepper
 
@@ -40,21 +44,22 @@ class Loads:
         monkeypatch.setattr(self_test, "verify_stepper", counted)
         self.models: list[LoadedModel] = []
 
-    def load(self, path: Path, precision: str = "fp32") -> str:
+    def load(self, path: Path, precision: str = "fp32", prompt: str = "hello") -> str:
         """Load a checkpoint, and return what it writes."""
-        loader = ModelLoader(
-            "cpu", precision, 4, 4, 0.02, lambda *_: NullObserver(), CompilationCache(), no_device_is_lost  # type: ignore[arg-type]
-        )  # fmt: skip
-        model = loader(path)
+        if not self.by_one_loader or precision not in self.loaders:
+            self.loaders[precision] = ModelLoader(
+                "cpu", precision, 4, 4, 0.02, lambda *_: NullObserver(), CompilationCache(), no_device_is_lost  # type: ignore[arg-type]
+            )  # fmt: skip
+        model = self.loaders[precision](path)
         self.models.append(model)
         stepper, vocab = model._stepper, model.engine.vocab
         assert stepper is not None
-        return "".join(write(stepper, vocab, "hello", 100, SamplingParams(0.9), seed=3))
+        return "".join(write(stepper, vocab, prompt, 100, SamplingParams(0.9), seed=3))
 
 
-@pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loads]:
-    loads = Loads(monkeypatch)
+@pytest.fixture(params=[False, True], ids=["a loader each", "one loader"])
+def loads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loads]:
+    loads = Loads(monkeypatch, by_one_loader=request.param)
     yield loads
     for model in loads.models:
         model.retire(lambda _: None)
@@ -75,6 +80,35 @@ def test_a_second_load_writes_the_same_text_without_a_test(
     assert (len(texts), loads.n_tests) == (1, 1)
     assert len({str(model.description) for model in loads.models}) == 1
     assert {model.fingerprint for model in loads.models} == {checkpoint.fingerprint}
+
+
+def test_a_file_that_is_the_same_is_read_once(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its metadata and its packed form's header; of a list, which may be long, nothing is kept."""
+    read, opened = Counter[str](), list[Path]()
+    load_without_weights, open_form = file_format.load_without_weights, packed_form._PackedFile.open
+
+    def counted(path: Path) -> tuple[Checkpoint, file_format.CheckpointInfo]:
+        read[path.parent.name] += 1
+        return load_without_weights(path)
+
+    monkeypatch.setattr(file_format, "load_without_weights", counted)
+
+    def noted(path: Path) -> packed_form._PackedFile:
+        opened.append(path)
+        return open_form(path)
+
+    monkeypatch.setattr(packed_form._PackedFile, "open", noted)
+    loads = Loads(monkeypatch, by_one_loader=True)
+    a_list = list_checkpoint()
+    for path in (checkpoint.save(tmp_path / "text"), a_list.save(tmp_path / "list")):
+        assert len({loads.load(path, prompt="ab") for _ in range(4)}) == 1
+    assert (read["text"], read["list"]) == (1, 4)
+    assert len(opened) == 4  # each once before it is there, and once when it is verified
+    assert loads.models[-1].items is not loads.models[-2].items
+    for model in loads.models:
+        model.retire(lambda _: None)
 
 
 def flip(path: Path) -> None:

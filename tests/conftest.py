@@ -28,8 +28,15 @@ from tests.servers import OUTPUTS, RedisServer, Service, find_secrets
 settings.register_profile("quick", max_examples=60, deadline=None)
 settings.register_profile("many", max_examples=10_000, deadline=None)
 settings.load_profile("quick")
-torch.set_num_threads(1)  # the tests' models are small: threads would only wait for each other
 ALPHABET = Vocabulary("\n !'abcdefghijklmnopqrstuvwxyz")
+
+
+def pytest_configure() -> None:
+    """Let torch use one thread: the tests' models are small, and threads would only wait for each other.
+
+    Not by an import: benchmarks import this module, too, and train on all cores.
+    """
+    torch.set_num_threads(1)
 
 
 def pytest_report_header() -> str:

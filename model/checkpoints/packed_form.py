@@ -32,7 +32,7 @@ from model.stepper.cpu.pack_weights import Packed, PackedNetwork
 FORMAT = "longhand-packed-1"
 VerifiedForms = dict[Path, "_PackedFile"]
 """The packed forms whose hash a process has computed."""
-_MAX_VERIFIED = 20_000
+_MAX_VERIFIED = 5000  # of some kilobytes each
 _MAX_HEADER_BYTES = 1 << 20
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I8": np.dtype("i1")}
 SUFFIX = ".packed"

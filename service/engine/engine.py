@@ -98,7 +98,7 @@ class Engine:
         self._ended = _THREADS.start(self._loop)
 
     def stop(self) -> None:
-        """End every sequence with an error, then the thread. Idempotent."""
+        """End every sequence with an error, then the thread. Idempotent; not for the engine's own thread."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify()

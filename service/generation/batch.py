@@ -130,6 +130,8 @@ class RunningBatch:
             if received is None:
                 continue
             index, item = received
+            if self.has_logprobs and isinstance(item, Chunk):
+                yield None  # they are computed first, and what came before does not wait for that
             if index < 0:
                 self._take_prompt(-1 - index, item)
                 continue

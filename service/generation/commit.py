@@ -25,7 +25,7 @@ class SessionLease:
         Args:
             store: Where it was acquired.
             session_id: The session.
-            token: The store's proof that the lease is ours.
+            token: Goes with every write; the store has given it, or gets it with the turn that begins a new session.
             lease_s: The lease ends after this time without a renewal or a save.
             is_new: Whether the session has a new id, and the store knows nothing of it before its turn begins.
         """

@@ -41,7 +41,7 @@ class GenerationPlan:
     """One generation."""
 
     origin: Origin
-    session_id: str | None  # None: the text will not be kept
+    session_id: str | None  # None: the text belongs to no session
     is_new_session: bool  # whether the request named no session
     record: TurnRecord
     start: Session | None  # the session before the turn; None: the turn begins the session

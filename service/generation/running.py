@@ -126,6 +126,8 @@ class RunningGeneration:
     def chunks(self, poll_interval_s: float) -> Iterator[Chunk | None]:
         """Yield new text, block by block, and None before waiting for more: at least every `poll_interval_s`.
 
+        The end is no wait: the last text goes with what `finish` brings, when the store has the session.
+
         Raises:
             SessionConflict: Another request has taken the session over.
             ServiceError: The text cannot continue.

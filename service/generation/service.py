@@ -339,7 +339,7 @@ class GenerationService:
         return turn if turn is not None and turn.record.key == key else None
 
     def _lease_session(self, session_id: str | None, new_id: str, key: str, request: str) -> tuple[str, LeasedSession]:
-        """Lease the request's session or a new one. That of a random id begins with its turn, see `_session_lease`."""
+        """Lease the request's session or a new one. That of a random id begins with its turn."""
         if session_id is not None:
             return session_id, self._acquire_when_free(session_id, key, request)
         if not key:

@@ -29,7 +29,7 @@ POLL_INTERVAL_S = 0.25
 
 
 def generation_events(running: RunningGeneration) -> Iterator[bytes | None]:
-    """Yield the events of a generation, and None while there is none."""
+    """Yield the events of a generation, and None before waiting for more."""
     yield encode_event(running.start_info(), name="start")
     for chunk in running.chunks(POLL_INTERVAL_S):
         yield encode_event(_text(chunk), id=chunk.position) if chunk is not None else None
@@ -37,7 +37,7 @@ def generation_events(running: RunningGeneration) -> Iterator[bytes | None]:
 
 
 def batch_events(batch: RunningBatch) -> Iterator[bytes | None]:
-    """Yield the events of many texts, and None while there is none."""
+    """Yield the events of many texts, and None before waiting for more."""
     yield encode_event(batch.start_info(), name="start")
     for part in batch.parts(POLL_INTERVAL_S):
         if isinstance(part, BatchChunk):

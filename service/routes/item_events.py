@@ -46,7 +46,7 @@ def items_response(
 
 
 def _item_events(running: RunningItems) -> Iterator[bytes | None]:
-    """Yield the events of items, and None while there is none."""
+    """Yield the events of items, and None before waiting for more."""
     yield encode_event(running.start_info(), name="start")
     index = 0
     for more in running.items(POLL_INTERVAL_S):  # one write for all that are there: a write costs more

@@ -100,7 +100,8 @@ def blueprint(
 
 
 def _job_events(queue: JobQueue, job_id: str, after: str, is_draining: Callable[[], bool]) -> Iterator[bytes | None]:
-    """Yield the events of a job after this one, and None now and then while there is none."""
+    """Yield the events of a job after this one, and None before waiting for more."""
+    yield None
     for batch in queue.follow(job_id, after):
         for event in batch:
             yield encode_event(event.data, name=event.name, id=event.id)

@@ -74,7 +74,7 @@ def blueprint(
 
 
 def _completion_events(completion: RunningCompletion) -> Iterator[bytes | None]:
-    """Yield `data:` lines only, the last of which is [DONE], and None while there is none."""
+    """Yield `data:` lines only, the last of which is [DONE], and None before waiting for more."""
     encoder = ChunkEncoder(completion)
     for part in completion.parts(POLL_INTERVAL_S):
         yield encode_event(encoder.chunk(part)) if part is not None else None

@@ -330,12 +330,16 @@ class BufferedThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
                     exchange.response.send_headers()
                     sock.push()
                 if sock.unsent:
+                    sock.uncork()
                     return False
             if not exchange.is_written:
                 exchange.is_written = True
                 exchange.response.close()
-        finally:
-            sock.uncork()
+        except BaseException:
+            with contextlib.suppress(OSError):  # a client that is gone does not hide what went wrong
+                sock.uncork()
+            raise
+        sock.uncork()
         if not exchange.response.should_close() and not connection.parser.finish_body():
             exchange.response.force_close()
         self._end(connection)

@@ -105,9 +105,11 @@ class RunningItems:
             TimedOut: The time was up before the prefix was read.
             ServiceError: The items cannot be generated.
         """
+        yielded_at = time.monotonic()
         while True:
             if items := self._accepted():
                 yield items
+                yielded_at = time.monotonic()
             if self._collector.is_done or (self._lanes and time.monotonic() >= self._plan.deadline):
                 self._is_late = not self._collector.is_done
                 self._engine.close_group(self._group)
@@ -115,8 +117,10 @@ class RunningItems:
             if self._lanes:
                 self._start_more()
             event = self._group.get(0)
-            if event is None:
+            if event is None or time.monotonic() - yielded_at >= poll_interval_s:
                 yield []
+                yielded_at = time.monotonic()
+            if event is None:
                 if self._lanes and not self._parts:
                     time.sleep(min(poll_interval_s, _RETRY_S))  # others have every place; ours comes when they end
                 else:

@@ -151,9 +151,9 @@ class ModelStores:
 
 
 def file_identity(path: Path) -> tuple[int, ...]:
-    """Return the inode, time of modification and size of a file; empty if there is none."""
+    """Return the inode, times of modification and change, and size of a file; empty if there is none."""
     try:
         status = os.stat(path)
     except OSError:
         return ()
-    return (status.st_ino, status.st_mtime_ns, status.st_size)
+    return (status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)

@@ -187,6 +187,24 @@ def test_a_checkpoint_that_was_written_again_is_tested(loads: Loads, checkpoint:
         loads.load(path)
 
 
+def test_a_checkpoint_that_was_replaced_by_one_of_its_size_and_time_is_loaded(
+    loads: Loads, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """As tools that set every time to the same one leave it: what was read of the old one is not used."""
+    other = self_test.record(random_checkpoint(n_hidden=40, seed=1))
+    expected = loads.load(other.save(tmp_path / "other"))
+    path = checkpoint.save(tmp_path)
+    os.utime(path, (10**9, 10**9))
+    assert loads.load(path) != expected
+    before = path.stat()
+    path.write_bytes(other.save(tmp_path / "other").read_bytes())
+    os.utime(path, (10**9, 10**9))
+    after = path.stat()
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
+    assert loads.load(path) == expected
+    assert loads.models[-1].description["id"] == other.fingerprint
+
+
 def test_a_file_that_is_replaced_while_it_is_loaded_does_not_get_the_form_of_the_other(
     loads: Loads, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import pytest
 
-from service.server.connection import CORKED_BYTES, ClientSocket
+from service.server.connection import CORKED_BYTES, ClientSocket, Connection, Exchange
+from service.server.request_buffer import RequestBuffer
+from service.server.worker import BufferedThreadWorker
 
 
 class CountingSocket(ClientSocket):
@@ -82,3 +85,35 @@ def test_a_client_that_is_gone_is_an_error(pair: tuple[CountingSocket, socket.so
     ours.sendall(b"head")
     with pytest.raises(BrokenPipeError):
         ours.push()
+
+
+class Response:
+    """A response whose head has been sent."""
+
+    headers_sent, is_closing = True, False
+
+    def __init__(self, sock: ClientSocket) -> None:
+        self.write = sock.sendall
+
+    def force_close(self) -> None:
+        self.is_closing = True
+
+
+def test_a_bug_is_logged_also_when_the_client_is_gone(
+    pair: tuple[CountingSocket, socket.socket], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was collected cannot be sent any more; that error does not take the place of the other."""
+    ours, client = pair
+
+    def parts() -> Iterator[bytes]:
+        yield b"text"
+        client.close()
+        raise RuntimeError("a bug")
+
+    connection = Connection(ours, None, None, None, RequestBuffer(1), 0.0)
+    response = Response(ours)
+    connection.exchange = Exchange(None, response, {}, None, parts(), datetime.now())  # type: ignore[arg-type]
+    worker = BufferedThreadWorker.__new__(BufferedThreadWorker)
+    assert worker._serve(connection, b"") is False
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["a bug"]
+    assert response.is_closing

@@ -32,7 +32,7 @@ SETTINGS = {
     "SLOTS": "128",
     "MAX_WAITING": "32",
     "TRUSTED_PROXIES": "1",
-    "DRAIN_NOTICE_S": "2",
+    "DRAIN_NOTICE_S": "5",  # as deploy/compose.scale.yml says
     "DRAIN_TIMEOUT_S": "0.3",
     "MAX_CHARS": "100000000",
 }
@@ -227,7 +227,7 @@ def test_one_of_two_drains_under_a_hundred_streams(
 ) -> None:
     """Every client resumes with its exact text, and sees only 200, 429 and the error event "draining"."""
     over = threading.Event()
-    newcomers: list[int] = []
+    newcomers: list[str] = []  # of each new request nothing, or its error
     interrupted_at: dict[int, int] = {}  # client -> characters that it had received
 
     with started(store, redis_server) as draining, Proxy(tmp_path, [draining, pair[1]]) as proxy:
@@ -245,7 +245,8 @@ def test_one_of_two_drains_under_a_hundred_streams(
         def come() -> None:
             with httpx.Client(base_url=proxy.url, timeout=60, verify=False) as http:
                 while not over.is_set():
-                    newcomers.append(http.post("/generate", json={"max_chars": 5}).status_code)
+                    answer = http.post("/generate", json={"max_chars": 5})
+                    newcomers.append("" if answer.status_code == 200 else answer.text)
                     time.sleep(0.02)  # newcomers come one after the other, not as fast as they can
 
         clients = [Client(proxy.url, enough=lambda i=i: has_enough(i)) for i in range(100)]  # type: ignore[misc]
@@ -262,7 +263,7 @@ def test_one_of_two_drains_under_a_hundred_streams(
     assert len(interrupted_at) >= 20
     assert {code for client in clients for code in client.errors} == {"draining"}
     assert {status for client in clients for status in client.statuses} <= {200, 429}
-    assert set(newcomers) == {200}
+    assert set(newcomers) == {""}
     for seed in range(10):
         texts = [client.text for client in clients[seed::10]]
         whole = expected_text(stepper, seed, max(map(len, texts)))

@@ -58,6 +58,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--samples", type=int, default=10_000)
     command.add_argument("--reference", type=int, default=0, help="test molecules to compare with; 0: all")
     command.add_argument("--out", type=Path, help="keep the checkpoint and molecules.smi in this folder")
+    command.add_argument("--checkpoint", type=Path, help="generate with this model, and train none")
+    command.add_argument("--temperature", type=float, default=1.0, help="of the generation")
     command.add_argument("--sampled", type=Path, help="measure these molecules, one a line, and train nothing")
 
 
@@ -72,8 +74,11 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     if args.sampled is not None:
         molecules = args.sampled.read_text("utf-8").splitlines()
     else:
-        checkpoint, found = _train(args, train, args.out or folder)
-        molecules = _generate(checkpoint, args.samples)
+        if args.checkpoint is not None:
+            checkpoint = load(args.checkpoint)
+        else:
+            checkpoint, found = _train(args, train, args.out or folder)
+        molecules = _generate(checkpoint, args.samples, args.temperature)
         ((args.out or folder) / "molecules.smi").write_text("\n".join(molecules) + "\n", "utf-8")
     found |= measure(molecules, _smiles(train), args.folder, args.reference)
     print(json.dumps(found))
@@ -98,12 +103,14 @@ def _train(args: argparse.Namespace, train: Path, folder: Path) -> tuple[Checkpo
     return checkpoint, found
 
 
-def _generate(checkpoint: Checkpoint, n: int) -> list[str]:
-    """Return so many items at temperature 1, as they come: neither unique nor novel by choice."""
+def _generate(checkpoint: Checkpoint, n: int, temperature: float) -> list[str]:
+    """Return so many items as they come: neither unique nor novel by choice."""
     assert checkpoint.items is not None
     stepper, _ = choose(checkpoint.network(), n_slots=LANES, device="cpu", precision=checkpoint.weight_precision())
     collector = ItemCollector(ItemConstraints(n, unique=False), checkpoint.items)
-    return [item.text for item in generate_items(stepper, checkpoint.vocab, collector, SamplingParams(), seed=1)]
+    return [
+        item.text for item in generate_items(stepper, checkpoint.vocab, collector, SamplingParams(temperature), seed=1)
+    ]
 
 
 def _smiles(path: Path) -> list[str]:

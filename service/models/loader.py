@@ -21,11 +21,12 @@ from service.engine.engine import Engine
 from service.engine.observer import Observer
 from service.models.automaton_cache import CompilationCache
 from service.models.loaded_model import LoadedModel, free_stepper
-from service.models.metadata_cache import MetadataCache
 from service.models.on_demand_network import OnDemandNetwork
+from service.models.stores.file_cache import FileCache
 
 log = logging.getLogger(__name__)
 _MAX_RECENT = 1000
+_MAX_METADATA = 2000  # of checkpoints, some kilobytes each
 _DESCRIBED = ("corpus", "preset", "val_loss", "val_protocol", "created", "network")
 
 
@@ -41,6 +42,11 @@ class _Loaded:
     was_packed: bool = False  # many models come and go by their packed forms: that is no news
 
 
+def _metadata_cache() -> FileCache[tuple[Checkpoint, CheckpointInfo]]:
+    """What loads need beside the weights; that of a list, which may be long, is read each time."""
+    return FileCache(file_format.load_without_weights, _MAX_METADATA, lambda read: read[0].items is None)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelLoader:
     """Loads checkpoints with the operator's choices."""
@@ -54,7 +60,7 @@ class ModelLoader:
     automata: CompilationCache
     on_device_lost: Callable[[], None]  # a GPU will compute nothing more in this process
     cores: CoreScheduler = field(default_factory=lambda: CoreScheduler(available_cores()))  # all models share them
-    metadata: MetadataCache = field(default_factory=MetadataCache)
+    metadata: FileCache[tuple[Checkpoint, CheckpointInfo]] = field(default_factory=_metadata_cache)
     verified_forms: packed_form.VerifiedForms = field(default_factory=dict)
     recent: dict[tuple[ModelConfig, str], Engine] = field(default_factory=dict)  # by shape and arithmetic
 
@@ -115,7 +121,7 @@ class ModelLoader:
         """Load a checkpoint by its packed form, which was verified when it was made; None if there is none to use."""
         if not uses_cpu(self.device):
             return None
-        checkpoint, info = self.metadata.read(path)
+        checkpoint, info = self.metadata.get(path)
         precision = checkpoint.weight_precision(self.precision)
         packed = packed_form.read(path, checkpoint, info.fingerprint, precision, self.verified_forms)
         if packed is None:

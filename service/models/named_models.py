@@ -27,7 +27,8 @@ from model.errors import CheckpointError
 from service.errors import ModelConflict, NoModel, Overloaded, UnknownModel
 from service.models.eviction import UseCounts
 from service.models.loaded_model import LoadedModel, ModelLease
-from service.models.stores.model_stores import ModelStores, file_identity
+from service.models.stores.file_cache import file_identity
+from service.models.stores.model_stores import ModelStores
 
 log = logging.getLogger(__name__)
 MAX_NAMED = 10_000

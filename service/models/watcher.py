@@ -20,7 +20,7 @@ from model.errors import CheckpointError
 from service.errors import ModelConflict
 from service.models.loaded_model import LoadedModel
 from service.models.manager import ModelManager
-from service.models.stores.model_stores import file_identity
+from service.models.stores.file_cache import file_identity
 
 log = logging.getLogger(__name__)
 POLL_INTERVAL_S = 0.5

@@ -13,12 +13,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cachetools import LRUCache
-
 from model.checkpoints import registry
 from model.checkpoints.file_format import CheckpointInfo, read_info
 from model.checkpoints.names import DEFAULT, MODELS, is_model_name, store_folder
 from model.errors import CheckpointError, StorageError
+from service.models.stores.file_cache import FileCache
 
 _MAX_CACHED = 20_000
 _N_CLOSE = 5
@@ -40,11 +39,10 @@ class ModelStores:
         """
         self.root = root
         self._clock = clock
-        self._lock = threading.Lock()
         self._scanning = threading.Lock()
         self._stores: dict[str, str] = {}  # the name of a model that has a checkpoint, by fingerprint, at the last scan
         self._scan_began, self._next_scan = -math.inf, -math.inf
-        self._infos: LRUCache[Path, tuple[tuple[int, ...], CheckpointInfo]] = LRUCache(_MAX_CACHED)
+        self._infos = FileCache(read_info, _MAX_CACHED)
 
     def folder(self, name: str) -> Path:
         """Return the store of a model, which need not exist."""
@@ -77,15 +75,7 @@ class ModelStores:
         Raises:
             CheckpointError: The file cannot be used.
         """
-        identity = file_identity(path)
-        with self._lock:
-            known = self._infos.get(path)
-        if known is not None and known[0] == identity:
-            return known[1]
-        info = read_info(path)
-        with self._lock:
-            self._infos[path] = identity, info
-        return info
+        return self._infos.get(path)
 
     def find(self, fingerprint: str, first: str = DEFAULT) -> Path | None:
         """Return a checkpoint file of this fingerprint, or None.
@@ -148,12 +138,3 @@ class ModelStores:
         """Remove what is left of models whose deletion was not finished: its process was killed, or a file stayed."""
         for folder in (self.root / MODELS).glob(f".*{_DELETED}"):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def file_identity(path: Path) -> tuple[int, ...]:
-    """Return the inode, times of modification and change, and size of a file; empty if there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return ()
-    return (status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)

@@ -259,6 +259,12 @@ class Worker:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return int(children[0]) if children else None
 
+    def running_horse(self) -> int:
+        """The process id of the training, which must run: 0 would send a signal to the tests themselves."""
+        horse = self.horse()
+        assert horse is not None, "no training runs"
+        return horse
+
     def kill(self) -> None:
         """As if its machine had lost power; what it forked is not told."""
         assert self.process is not None

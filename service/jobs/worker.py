@@ -29,6 +29,7 @@ from rq import Queue, Worker
 from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from rq.timeouts import HorseMonitorTimeoutException
 
 from model.atomic_files import remove_abandoned
 from service.errors import StoreUnavailable, UnknownJob, UnreadableJob
@@ -39,6 +40,7 @@ from service.parent_death import signal_on_parent_death
 log = logging.getLogger(__name__)
 HEARTBEAT_S = 2
 DEAD_AFTER_S = 10  # without a heartbeat for so long, a worker counts as dead and its job goes to another worker
+_POLL_S = 0.05  # between two looks at the job's process
 _MAINTENANCE_INTERVAL_S = 5  # between two searches for dead workers
 _ALIVE_WITHIN_S = 30  # for the health check
 _FULL_RETRY_S = 1.0
@@ -107,6 +109,27 @@ class RetrainWorker(Worker):
             os.setpgid(self.horse_pid, self.horse_pid)
         if self._is_stopping:
             self.kill_horse(signal.SIGKILL)
+
+    def wait_for_horse(self) -> tuple[int | None, int | None, Any]:
+        """Wait for the end of the job's process, and return its id, status and usage, or None each if it is unknown.
+
+        RQ has an alarm end this wait for each heartbeat. One that came at the moment of the end lost the status, and
+        with it the worker and the job. So the alarm is ignored, and this ends by itself.
+
+        Raises:
+            HorseMonitorTimeoutException: A heartbeat is due.
+        """
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        deadline = time.monotonic() + HEARTBEAT_S
+        while time.monotonic() < deadline:
+            try:
+                pid, status, usage = os.wait4(self.horse_pid, os.WNOHANG)
+            except ChildProcessError:
+                return None, None, None
+            if pid:
+                return pid, status, usage
+            time.sleep(_POLL_S)
+        raise HorseMonitorTimeoutException("a heartbeat is due")
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         """Return the seconds after which the worker of a running job counts as dead."""

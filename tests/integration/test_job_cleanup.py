@@ -96,7 +96,7 @@ def test_ended_jobs_leave_no_folder(stack: Stack) -> None:
     horses: list[int] = []
     while len(horses) < 4:
         eventually(lambda: stack.worker.horse() not in (None, *horses))
-        horses.append(stack.worker.horse() or 0)
+        horses.append(stack.worker.running_horse())
         if len(horses) == 4:
             stack.wait_for_progress(killed)
             assert [path.name for path in folders(stack)] == [killed]
@@ -179,12 +179,39 @@ def test_a_job_killed_for_memory_is_not_repeated(stack: Stack, tmp_path: Path) -
     job_id = stack.submit(**ENDLESS, promote="never")
     stack.wait_for_progress(job_id)
     counter.write_text("low 0\noom 4\noom_kill 4\n")
-    os.kill(stack.worker.horse() or 0, signal.SIGKILL)
+    os.kill(stack.worker.running_horse(), signal.SIGKILL)
     job = stack.ended(job_id)
     assert (job["state"], job["attempt"]) == ("failed", 1)
     assert job["error"].startswith("the training ran out of memory; another attempt would, too")
     assert "killed at" in job["error"]
     eventually(lambda: folders(stack) == [], within_s=60)
+
+
+ALARM_AT_THE_END = """
+import os, signal
+wait4 = os.wait4
+def wait4_and_alarm(pid, options):
+    result = wait4(pid, options)
+    if result[0]:
+        os.kill(os.getpid(), signal.SIGALRM)
+    return result
+os.wait4 = wait4_and_alarm
+"""
+"""The alarm of a heartbeat comes between the end of the job's process and whoever waits for it."""
+
+
+def test_a_heartbeat_at_the_moment_of_the_end_loses_no_job(stack: Stack) -> None:
+    """How it ended is known: a process that was killed is tried again, one that has finished is not."""
+    stack.start_worker(ALARM_AT_THE_END)
+    killed = stack.submit(**ENDLESS, promote="never")
+    stack.wait_for_progress(killed)
+    os.kill(stack.worker.running_horse(), signal.SIGKILL)
+    eventually(lambda: stack.job(killed)["attempt"] == 2)
+    stack.cancel(killed)
+    job = stack.ended(stack.submit(**SHORT, promote="never"))
+    assert (job["state"], job["attempt"]) == ("finished", 1)
+    assert stack.worker.process is not None
+    assert stack.worker.process.poll() is None
 
 
 NO_MEMORY = """

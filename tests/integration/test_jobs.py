@@ -418,7 +418,7 @@ def test_a_killed_training_is_retried_and_then_fails(stack: Stack) -> None:
         while len(killed) < kills:
             eventually(lambda: stack.worker.horse() not in (None, *killed), within_s=60)  # noqa: B023 - called at once
             stack.wait_for_moment(job_id, rng.choice(["forked", "begun", "training"]), begun + 1)
-            killed.append(stack.worker.horse() or 0)
+            killed.append(stack.worker.running_horse())
             os.kill(killed[-1], signal.SIGKILL)
             eventually(lambda: not _runs(killed[-1]))  # noqa: B023 - called at once
             begun = stack.job(job_id)["attempt"]

@@ -36,7 +36,7 @@ from model.config import ModelConfig, TrainConfig
 from model.evaluation.item_losses import item_losses
 from model.network.sampling import SamplingParams
 from model.stepper.choose import choose
-from model.stepper.items import LANES, Candidate, GeneratedItem, ItemCollector, ItemConstraints, generate_items
+from model.stepper.items import LANES, ItemCollector, ItemConstraints, generate_items
 from model.text.items.layout import ItemLayout
 from model.text.memory_map import read_corpora
 from model.training.loop import fit
@@ -114,17 +114,6 @@ def compare_names(args: argparse.Namespace, folder: Path) -> None:
         subprocess.run([*command, "--max-steps", str(args.makemore_steps)], check=True, cwd=folder)
 
 
-class CountingCollector(ItemCollector):
-    """Counts the characters of all candidates, their ends included."""
-
-    n_chars = 0
-
-    def offer(self, candidate: Candidate) -> GeneratedItem | None:
-        """Count and pass on."""
-        self.n_chars += len(candidate.logprobs)
-        return super().offer(candidate)
-
-
 def compare_rates(args: argparse.Namespace, folder: Path) -> None:
     """Print the rates of items over HTTP and by the command line's code, as ratios to that of the engine alone."""
     config = TrainConfig.from_dict({**TRAINING, "minutes": args.minutes, "steps": args.steps})
@@ -166,7 +155,7 @@ def local_items(checkpoint: Checkpoint, n: int, seed: int) -> tuple[list[str], i
     """Return unique novel items by the code of `sample --items`, and the characters of all candidates."""
     assert checkpoint.items is not None
     limit = checkpoint.items.layout.max_item_chars
-    collector = CountingCollector(ItemConstraints(n, novel=True, max_chars=limit), checkpoint.items)
+    collector = ItemCollector(ItemConstraints(n, novel=True, max_chars=limit), checkpoint.items)
     stepper, _ = choose(checkpoint.network(), LANES, "cpu", checkpoint.weight_precision())
     items = [item.text for item in generate_items(stepper, checkpoint.vocab, collector, SamplingParams(), seed)]
     return items, collector.n_chars

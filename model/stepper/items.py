@@ -14,7 +14,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from model.text.vocab import Vocabulary
 LANES = 64
 PATIENCE = 1000
 """After so many candidates in a row of which none was accepted, generation ends with what there is."""
-_BLOCK_STEPS = 32
+_BLOCK_STEPS, _MAX_BLOCK_STEPS = 32, 256
 _BUFFERED = 64  # candidates of a lane that wait for those of other lanes; then it pauses
 _GREEDY = SamplingParams(temperature=0)
 
@@ -87,17 +87,15 @@ class ItemConstraints:
         return record
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """An item as it was generated; `is_whole` is False for one that was longer than allowed and not read to its end."""
 
     text: str
-    logprobs: tuple[float, ...]
+    logprobs: list[float]  # of its characters, its prefix's included, and of its end if it is whole
     is_whole: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class GeneratedItem:
+class GeneratedItem(NamedTuple):
     """An item that meets the constraints."""
 
     text: str
@@ -111,14 +109,24 @@ class GeneratedItem:
 
 @dataclass(slots=True)
 class ItemCollector:
-    """Accepts candidates in their order until there are enough, or the model has no more of them."""
+    """Accepts candidates in their order until there are enough, or the model has no more of them.
+
+    Attributes:
+        constraints: Of the items.
+        record: What is known of the model's list.
+        n_accepted: Items so far.
+        n_candidates: Candidates so far.
+        n_chars: Characters of these, their ends counted.
+        rejected: How many candidates, by reason.
+    """
 
     constraints: ItemConstraints
     record: ItemRecord
     n_accepted: int = 0
     n_candidates: int = 0
+    n_chars: int = 0
     rejected: dict[Rejection, int] = field(default_factory=dict)
-    _known: set[str] = field(default_factory=set)
+    _texts: set[str] = field(default_factory=set)  # that were accepted
     _since_accepted: int = 0
 
     @property
@@ -131,20 +139,34 @@ class ItemCollector:
         """How many items are still to come."""
         return self.constraints.n - self.n_accepted
 
-    def offer(self, candidate: Candidate) -> GeneratedItem | None:
-        """Accept the next candidate, or reject it."""
-        self.n_candidates += 1
-        seen = self.record.is_training_item(candidate.text) if self.record.has_novelty else None
-        reason = self._reason_against(candidate)
-        if reason is not None:
-            self.rejected[reason] = self.rejected.get(reason, 0) + 1
-            self._since_accepted += 1
-            return None
-        self._since_accepted = 0
-        self.n_accepted += 1
-        if self.constraints.unique:
-            self._known.add(candidate.text)
-        return GeneratedItem(candidate.text, math.fsum(candidate.logprobs), seen)
+    def offer(self, candidates: Sequence[Candidate]) -> list[GeneratedItem]:
+        """Accept or reject the next candidates, many at a time, and return the items; those after the last are dropped.
+
+        Hashes are made and looked up for all of them at once: by one each, that took longer than the network on a CPU
+        with tiles.
+        """
+        is_trained: Sequence[bool | None] = [None] * len(candidates)
+        is_listed: Sequence[bool] = [False] * len(candidates)
+        if self.record.has_novelty:
+            is_trained, is_listed = (known.tolist() for known in self.record.known(c.text for c in candidates))
+        items = []
+        for candidate, trained, listed in zip(candidates, is_trained, is_listed, strict=True):
+            if self.is_done:
+                break
+            text, logprobs, _ = candidate
+            self.n_candidates += 1
+            self.n_chars += len(logprobs)
+            reason = self._reason_against(candidate, listed)
+            if reason is not None:
+                self.rejected[reason] = self.rejected.get(reason, 0) + 1
+                self._since_accepted += 1
+                continue
+            self._since_accepted = 0
+            self.n_accepted += 1
+            if self.constraints.unique:
+                self._texts.add(text)
+            items.append(GeneratedItem(text, math.fsum(logprobs), trained))
+        return items
 
     def outcome(self) -> dict[str, Any]:
         """Return how it ended: `finish_reason` is "complete", or "exhausted" where the model has no more such items."""
@@ -157,14 +179,15 @@ class ItemCollector:
             "rejected": dict(self.rejected),
         }
 
-    def _reason_against(self, candidate: Candidate) -> Rejection | None:
-        if not candidate.is_whole or len(candidate.text) > self.constraints.max_chars:
+    def _reason_against(self, candidate: Candidate, is_listed: bool) -> Rejection | None:
+        constraints, text = self.constraints, candidate.text
+        if not candidate.is_whole or len(text) > constraints.max_chars:
             return "too_long"
-        if len(candidate.text) < self.constraints.min_chars:
+        if len(text) < constraints.min_chars:
             return "too_short"
-        if self.constraints.unique and candidate.text in self._known:
+        if constraints.unique and text in self._texts:
             return "duplicate"
-        return "seen" if self.constraints.novel and self.record.is_corpus_item(candidate.text) else None
+        return "seen" if constraints.novel and is_listed else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -242,35 +265,31 @@ class Lane:
         self.window: Window = start.codes
         self._begin()
 
-    def advance(self, text: str, logprobs: Sequence[float]) -> None:
+    def advance(self, text: str, logprobs: list[float]) -> None:
         """Take what was sampled: one character or more, with their log-probabilities.
 
         What follows the end of an item whose lane starts over is not read; the caller sees `starts_over`.
         """
-        self.starts_over, first = False, 0
-        while first < len(text):
-            n_left = self._max_chars + 1 - len(self._text)  # so many characters without an end are too many
-            last = text.find(self._vocab.end, first, first + n_left)
-            is_end = last >= 0
-            if not is_end:
-                if len(text) - first < n_left:
-                    self._text += text[first:]
-                    self._logprobs += logprobs[first:]
-                    break
-                last = first + n_left - 1
-            item = self._text + text[first : last if is_end else last + 1]
-            self._logprobs += logprobs[first : last + 1]
-            self.candidates.append(Candidate(item, tuple(self._logprobs), is_whole=is_end))
-            first = last + 1
-            if self.restarts or not is_end:
-                self.position += first
+        self.starts_over, n_before, first = False, len(self._text), 0
+        text, logprobs = self._text + text, self._logprobs + logprobs
+        end, n_most, find, append = self._vocab.end, self._max_chars + 1, text.find, self.candidates.append
+        while True:  # n_most characters without an end are too many
+            last = find(end, first, first + n_most)
+            is_whole = last >= 0
+            if not is_whole and len(text) - first < n_most:
+                break
+            following = last + 1 if is_whole else first + n_most
+            append(Candidate(text[first : last if is_whole else following], logprobs[first:following], is_whole))
+            first = following
+            if self.restarts or not is_whole:
+                self.position += first - n_before
                 self._begin()
                 return
-            self._text, self._logprobs = "", []
-        self.position += len(text)
+        self._text, self._logprobs = text[first:], logprobs[first:]
+        self.position += len(text) - n_before
         self.next_input = self._vocab.characters.index(text[-1])
         if self._params.has_penalties:
-            self.window = advance_window(self._params, self.window, self._vocab.encode(text))
+            self.window = advance_window(self._params, self.window, self._vocab.encode(text[n_before:]))
 
     def _begin(self) -> None:
         self.starts_over = True
@@ -310,16 +329,28 @@ def generate_items(
         if next_lane >= len(lanes):
             n = min(LANES, next_lane + max(1, collector.n_missing))
             lanes += [Lane(vocab, constraints, params, seed, number, start) for number in range(len(lanes), n)]
-        while lanes[next_lane].candidates and not collector.is_done:
-            item = collector.offer(lanes[next_lane].candidates.popleft())
-            if item is not None:
-                yield item
-            next_lane = collector.n_candidates % LANES
-            if next_lane >= len(lanes):
-                break
-        else:
-            if not collector.is_done:
-                _run_lanes(stepper, vocab, lanes, start, params, bias)
+        candidates = take_candidates(lanes, collector.n_candidates)
+        yield from collector.offer(candidates)
+        if not candidates:
+            _run_lanes(stepper, vocab, lanes, start, params, bias, _steps_for(collector, lanes))
+
+
+def take_candidates(lanes: Sequence[Lane], n_taken: int) -> list[Candidate]:
+    """Take the candidates that are there from their lanes, in their order, after the first `n_taken`."""
+    taken = []
+    number = n_taken % LANES
+    while number < len(lanes) and (candidates := lanes[number].candidates):
+        taken.append(candidates.popleft())
+        number = (number + 1) % LANES
+    return taken
+
+
+def _steps_for(collector: ItemCollector, lanes: Sequence[Lane]) -> int:
+    """Return the steps of the next block: more where many characters are missing, since each block has its overhead."""
+    if lanes[0].restarts:
+        return _BLOCK_STEPS
+    n_chars = collector.n_missing * (collector.n_chars + 1) // (collector.n_accepted + 1) // len(lanes)
+    return max(_BLOCK_STEPS, min(_MAX_BLOCK_STEPS, n_chars))
 
 
 def _run_lanes(
@@ -329,18 +360,19 @@ def _run_lanes(
     start: ItemStart,
     params: SamplingParams,
     bias: Mapping[int, float],
+    n_steps: int,
 ) -> None:
     rows = [slot for slot, lane in enumerate(lanes) if len(lane.candidates) < _BUFFERED]
-    forced_ids = np.full((_BLOCK_STEPS, len(rows)), SAMPLE, np.int32)
+    forced_ids = np.full((n_steps, len(rows)), SAMPLE, np.int32)
     forced_ids[0] = [lanes[slot].next_input for slot in rows]
     for slot in rows:
         if lanes[slot].starts_over and start.state is not None:
             stepper.write(slot, start.state)
     block = Block(
         slots=np.array(rows, np.int32),
-        steps=np.full(len(rows), _BLOCK_STEPS, np.int32),
+        steps=np.full(len(rows), n_steps, np.int32),
         forced_ids=forced_ids,
-        random_values=random_values([lanes[s].seed for s in rows], [lanes[s].position for s in rows], _BLOCK_STEPS),
+        random_values=random_values([lanes[s].seed for s in rows], [lanes[s].position for s in rows], n_steps),
         sampling=as_batch([params] * len(rows)),
         windows=stack_windows([lanes[slot].window for slot in rows]),
         logit_bias=LogitBias.of([bias] * len(rows)),

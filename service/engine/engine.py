@@ -105,13 +105,9 @@ class Engine:
         if self._ended is not None:
             self._ended.wait()
 
-    def open_group(self, max_running: int | None = None) -> StreamGroup:
-        """Return the streams of a request for many sequences; `close_group` ends them.
-
-        Args:
-            max_running: How many of them may have a slot at a time; None: any number.
-        """
-        group = StreamGroup(max_running)
+    def open_group(self) -> StreamGroup:
+        """Return the streams of a request for many sequences; `close_group` ends them."""
+        group = StreamGroup()
         with self._changed:
             self._groups.add(group)
         return group
@@ -352,7 +348,11 @@ class Engine:
                 self._finish(slot, sequence, "timeout")
 
     def _admit(self, now: float) -> None:
-        for slot, sequence in self._scheduler.admit():
+        admitted = self._scheduler.admit()
+        while (slot := self._scheduler.part_to_end()) is not None:
+            self._finish(slot, self._scheduler.running[slot], "length")
+            admitted += self._scheduler.admit()
+        for slot, sequence in admitted:
             self._count_dequeued(sequence)
             if not sequence.request.is_part:
                 self._stats.queue_times_s.append(now - sequence.submitted_at)

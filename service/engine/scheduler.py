@@ -17,6 +17,7 @@ from model.network.sampling import as_batch, random_values
 from model.stepper import NO_SCORE, SAMPLE, Block
 from model.structured_outputs.masks import Constraints
 from service.engine.sequence import Sequence
+from service.engine.stream import StreamGroup
 
 MAX_STEPS = 256
 OUTPUT_COST_S = 0.0005
@@ -58,26 +59,21 @@ class Scheduler:
     def admit(self) -> list[tuple[int, Sequence]]:
         """Give the free slots to the sequences that have waited longest, and return who got which.
 
-        Requests with many sequences take turns with others: a free slot goes to the request that has the fewest. A
-        group that has as many as it may have gets none.
+        Requests with many sequences take turns with others: a free slot goes to the request that has the fewest.
         """
         admitted: list[tuple[int, Sequence]] = []
         if not (self._free_slots and self.waiting):
             return admitted
-        n_running = Counter(s.stream.group for s in self.running.values() if s.stream.group is not None)
+        n_running = self._slots_of_groups()
         while self._free_slots and self.waiting:
-            at, fewest = -1, None
+            at, fewest = 0, None
             for i, sequence in enumerate(self.waiting):
                 group = sequence.stream.group
                 count = n_running[group] if group is not None else 0
-                if group is not None and group.max_running is not None and count >= group.max_running:
-                    continue
                 if fewest is None or count < fewest:
                     at, fewest = i, count
                 if not count:
                     break
-            if at < 0:
-                break
             slot, sequence = self._free_slots.pop(), self.waiting[at]
             del self.waiting[at]
             if sequence.stream.group is not None:
@@ -85,6 +81,27 @@ class Scheduler:
             self.running[slot] = sequence
             admitted.append((slot, sequence))
         return admitted
+
+    def part_to_end(self) -> int | None:
+        """Return the slot of a part that should end now, because another request that has fewer slots waits for one.
+
+        A part is continued from where it ends, so it can end after every block: a text never waits for a long list. It
+        is the longest running part of the group that has the most slots. A group gives none to another one that has as
+        many, or one less.
+        """
+        if self._free_slots or not self.waiting:
+            return None
+        n_running = self._slots_of_groups()
+        parts = [(slot, s) for slot, s in self.running.items() if s.request.is_part and s.has_output]
+        slot, part = max(parts, key=lambda item: n_running[item[1].stream.group], default=(-1, None))
+        if part is None:
+            return None
+        groups = {s.stream.group for s in self.waiting}
+        fewest = -1 if None in groups else min(n_running[group] for group in groups)
+        return slot if n_running[part.stream.group] > fewest + 1 else None
+
+    def _slots_of_groups(self) -> Counter[StreamGroup | None]:
+        return Counter(s.stream.group for s in self.running.values() if s.stream.group is not None)
 
     def release(self, slot: int) -> Sequence:
         """Free a slot, and return the sequence that had it."""

@@ -105,13 +105,8 @@ class StreamGroup:
     The sequences of a group take turns with others for free slots, see Scheduler.admit. Engine.open_group creates one.
     """
 
-    def __init__(self, max_running: int | None = None) -> None:
-        """Create a group without streams.
-
-        Args:
-            max_running: How many of its sequences may have a slot at a time; None: any number.
-        """
-        self.max_running = max_running
+    def __init__(self) -> None:
+        """Create a group without streams."""
         self._items: queue.SimpleQueue[tuple[int, Item]] = queue.SimpleQueue()
         self._members: dict[int, _MemberStream] = {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, get_args
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.text.items.layout import ItemLayout
-from model.text.items.splitting import Hashes, item_hash
+from model.text.items.splitting import Hashes, item_hashes
 
 Statistic = Literal["bits", "bits_per_character", "peak_bits"]
 STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
@@ -47,16 +47,15 @@ class ItemRecord:
         """Whether it is known which items were trained on."""
         return bool(len(self.train_hashes))
 
-    def is_training_item(self, item: str) -> bool:
-        """Whether an item is one of the training part; of other items one in 2^64 / n_train is taken for one."""
-        return _contains(self.train_hashes, item)
+    def known(self, items: Iterable[str]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return of each item whether it is one of the training part, and whether it is one of the list, each (M,).
 
-    def is_corpus_item(self, item: str) -> bool:
-        """Whether an item is one of the list, also one that was held out for validation or the test.
-
-        A checkpoint of an earlier version has no hashes of the held-out items: of those it says False.
+        Of other items one in 2^64 / n_items is taken for one. A checkpoint of an earlier version has no hashes of the
+        items that were held out for validation or the test: of those it says False.
         """
-        return _contains(self.train_hashes, item) or _contains(self.held_out_hashes, item)
+        hashes = item_hashes(items)
+        is_trained = _contains(self.train_hashes, hashes)
+        return is_trained, is_trained | _contains(self.held_out_hashes, hashes)
 
     def ranks(self, values: NDArray[np.floating], statistic: Statistic) -> NDArray[np.float64]:
         """Return the percentage of the validation items that are below each value, (n,); NaN without any.
@@ -120,8 +119,10 @@ class ItemRecord:
         )
 
 
-def _contains(hashes: Hashes, item: str) -> bool:
-    """Whether the hash of an item is one of these, which ascend."""
-    value = np.uint64(item_hash(item))
-    place = int(np.searchsorted(hashes, value))
-    return place < len(hashes) and bool(hashes[place] == value)
+def _contains(known: Hashes, hashes: Hashes) -> NDArray[np.bool_]:
+    """Return which of the hashes, (M,), are among the known ones, which ascend."""
+    if not len(known):
+        return np.zeros(len(hashes), np.bool_)
+    places = np.searchsorted(known, hashes)
+    found: NDArray[np.bool_] = known[np.minimum(places, len(known) - 1)] == hashes
+    return found

@@ -7,7 +7,7 @@ a part the items lie in the order of their hashes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,14 +30,11 @@ LEFT_OUT = 3
 Hashes = NDArray[np.uint64]
 
 
-def item_hash(item: str) -> int:
-    """Return the 64-bit hash of an item, by which it is split, and recognized as one of the training items."""
-    return int.from_bytes(hashlib.blake2b(item.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-
-
-def item_hashes(items: Sequence[str]) -> Hashes:
-    """Return the hashes of items, (M,)."""
-    return np.fromiter((item_hash(item) for item in items), np.uint64, len(items))
+def item_hashes(items: Iterable[str]) -> Hashes:
+    """Return the 64-bit hashes of items, (M,): by them they are split, and recognized as training items."""
+    blake2b = hashlib.blake2b
+    digests = [blake2b(item.encode("utf-8", "surrogatepass"), digest_size=8).digest() for item in items]
+    return np.frombuffer(b"".join(digests), "<u8")
 
 
 @dataclass(frozen=True)

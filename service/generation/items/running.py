@@ -1,8 +1,9 @@
 """Items while they are generated: the lanes of model.stepper.items, each a row of sequences in the engine.
 
-A lane is one text of item after item, so that no step of a slot is lost between two items. It comes in parts of about
-TURN_S: between two of them its slot is free for other requests. Which items are accepted, and in which order, is
-decided by the code that `sample --items` runs, so the load changes nothing and both give the same items.
+A lane is one text of item after item, so that no step of a slot is lost between two items. It comes in parts; one ends
+early when another request waits for a slot, and the next part continues from its state. Which items are accepted, and
+in which order, is decided by the code that `sample --items` runs, so the load changes nothing and both give the same
+items.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -20,36 +20,23 @@ import numpy as np
 from model.network.penalties import prompt_codes
 from model.network.sampling import SamplingParams
 from model.network.state import HiddenState
-from model.stepper.items import LANES, GeneratedItem, ItemCollector, ItemStart, Lane
+from model.stepper.items import LANES, GeneratedItem, ItemCollector, ItemStart, Lane, take_candidates
 from service.engine.sequence import SequenceRequest, StateArray
 from service.engine.stream import Chunk, End, Failed, Item, Scored
 from service.errors import PROMPT_NOT_READ, QueueFull, TimedOut
 from service.generation.items.plan import ItemsPlan
 from service.models.loaded_model import LoadedModel
 
-TURN_S = 0.5
-"""The time that a part of a lane should take."""
-_FIRST_TURN_CHARS, _MIN_TURN_CHARS, _MAX_TURN_CHARS = 128, 16, 1024
+_MIN_PART_CHARS, _MAX_PART_CHARS = 16, 4096
+"""Of a lane. As many are generated ahead of a client that does not read; between two parts a block is lost."""
 _GUESSED_CHARS = 16
 """Of an item, before the first one."""
-_FREE_SHARE = 8
-"""One in so many slots is left to others."""
 _BUFFERED = 64
 """Candidates of a lane that wait for those of other lanes; then it pauses."""
 _PROMPT = -1
 """The index of the stream that reads the prefix."""
 _RETRY_S = 0.05
 _GREEDY = SamplingParams(temperature=0)
-
-
-@dataclass(slots=True)
-class _Part:
-    """A part of a lane in the engine."""
-
-    lane: int
-    started_at: float = 0.0  # when its first characters came
-    n_first: int = 0  # how many they were
-    n_chars: int = 0
 
 
 class RunningItems:
@@ -73,17 +60,14 @@ class RunningItems:
         self._is_late = self._is_counted = False
         self._has_failed = False
         self._n_chars = 0  # of the items
-        self._n_candidate_chars = 0  # of all candidates so far, their ends counted
         self._lanes: list[Lane] = []  # none until the prefix is read
         self._start_state: StateArray | None = None  # where each item begins
         self._states: dict[int, StateArray] = {}  # lane -> where its next part begins, unless the lane starts over
-        self._parts: dict[int, _Part] = {}  # index of the stream -> what it brings
+        self._parts: dict[int, int] = {}  # index of the stream -> the lane of which it brings a part
         self._n_parts = 0
-        self._turn_chars = _FIRST_TURN_CHARS
         self._prefix_logprobs: tuple[float, ...] = ()
-        n_running = max(1, engine.n_slots - max(1, engine.n_slots // _FREE_SHARE))
-        self._max_parts = min(LANES, n_running + min(n_running, engine.max_waiting // 2))
-        self._group = engine.open_group(max_running=n_running)
+        self._max_parts = min(LANES, engine.n_slots + min(engine.n_slots, engine.max_waiting // 2))
+        self._group = engine.open_group()
         with ExitStack() as on_error:
             self._lease = on_error.enter_context(model.acquire())
             on_error.callback(engine.close_group, self._group)
@@ -91,7 +75,7 @@ class RunningItems:
                 engine.submit(self._prefix_request(), self._group.stream(_PROMPT))
             else:
                 self._make_lanes(engine.vocab.start)
-                self._start_next(0, _FIRST_TURN_CHARS)
+                self._start_next(*self._needed()[0])
             on_error.pop_all()
 
     def start_info(self) -> dict[str, Any]:
@@ -105,27 +89,23 @@ class RunningItems:
             TimedOut: The time was up before the prefix was read.
             ServiceError: The items cannot be generated.
         """
-        yielded_at = time.monotonic()
         while True:
+            for _ in range(LANES):  # those of a block together: the order of the candidates goes from lane to lane
+                if (event := self._group.get(0)) is None:
+                    break
+                self._take(*event)
             if items := self._accepted():
                 yield items
-                yielded_at = time.monotonic()
             if self._collector.is_done or (self._lanes and time.monotonic() >= self._plan.deadline):
                 self._is_late = not self._collector.is_done
                 self._engine.close_group(self._group)
                 return
             if self._lanes:
                 self._start_more()
-            event = self._group.get(0)
-            if event is None or time.monotonic() - yielded_at >= poll_interval_s:
-                yield []
-                yielded_at = time.monotonic()
-            if event is None:
-                if self._lanes and not self._parts:
-                    time.sleep(min(poll_interval_s, _RETRY_S))  # others have every place; ours comes when they end
-                else:
-                    event = self._group.get(poll_interval_s)
-            if event is not None:
+            yield []
+            if self._lanes and not self._parts:
+                time.sleep(min(poll_interval_s, _RETRY_S))  # others have every place; ours comes when they end
+            elif (event := self._group.get(poll_interval_s)) is not None:
                 self._take(*event)
 
     def summary(self) -> dict[str, Any]:
@@ -154,18 +134,10 @@ class RunningItems:
 
     def _accepted(self) -> list[GeneratedItem]:
         """Offer the candidates that are there, in their order, and return those that are accepted."""
-        collector, accepted = self._collector, list[GeneratedItem]()
-        while self._lanes and not collector.is_done:
-            candidates = self._lanes[collector.n_candidates % LANES].candidates
-            if not candidates:
-                break
-            candidate = candidates.popleft()
-            self._n_candidate_chars += len(candidate.logprobs)
-            item = collector.offer(candidate)
-            if item is not None:
-                self._n_chars += len(item.text) - len(self._plan.constraints.prefix)
-                accepted.append(item)
-        return accepted
+        candidates = take_candidates(self._lanes, self._collector.n_candidates)
+        items = self._collector.offer(candidates) if candidates else []
+        self._n_chars += sum(len(item.text) for item in items) - len(items) * len(self._plan.constraints.prefix)
+        return items
 
     def _needed(self) -> list[tuple[int, int]]:
         """Return the lanes that should run and do not, and the characters that they should generate.
@@ -176,8 +148,8 @@ class RunningItems:
         first = collector.n_candidates
         per_item = (first + 1) / (collector.n_accepted + 1)
         end = first + math.ceil(collector.n_missing * min(per_item, _BUFFERED))
-        mean_chars = (self._n_candidate_chars + _GUESSED_CHARS) / (first + 1)
-        running = {part.lane for part in self._parts.values()}
+        mean_chars = (collector.n_chars + _GUESSED_CHARS) / (first + 1)
+        running = set(self._parts.values())
         needed = []
         for number, lane in enumerate(self._lanes):
             n_taken = (first - number + LANES - 1) // LANES
@@ -217,10 +189,8 @@ class RunningItems:
 
     def _start_next(self, number: int, n_chars: int) -> None:
         """Start the next part of a lane, of so many characters at most."""
-        plan, lane, turn = self._plan, self._lanes[number], self._turn_chars
-        if self._n_parts < LANES:  # the first parts have different lengths, so that slots become free one by one
-            turn = turn * (number + 1) // LANES
-        n_chars = max(_MIN_TURN_CHARS, min(turn, n_chars))
+        plan, lane = self._plan, self._lanes[number]
+        n_chars = max(_MIN_PART_CHARS, min(_MAX_PART_CHARS, n_chars))
         request = SequenceRequest(
             feed=np.array([lane.next_input], np.int32),
             start_position=lane.position,
@@ -237,7 +207,7 @@ class RunningItems:
         index = self._n_parts
         self._engine.submit(request, self._group.stream(index))
         self._n_parts += 1
-        self._parts[index] = _Part(number)
+        self._parts[index] = number
 
     def _take(self, index: int, item: Item) -> None:
         if isinstance(item, Failed):
@@ -246,39 +216,23 @@ class RunningItems:
         if index == _PROMPT:
             self._take_prefix(item)
             return
-        part = self._parts.get(index)
-        if part is None:
+        number = self._parts.get(index)
+        if number is None:
             return  # of a part that has ended for its lane: what was generated past it, and its end
         match item:
             case Chunk():
-                self._take_chunk(index, part, item)
+                lane = self._lanes[number]
+                lane.advance(item.text, item.logprobs)
+                if lane.starts_over:
+                    self._end_part(index)
             case End(state=state):
                 self._end_part(index)
                 if state is not None:  # None: it was still waiting at the deadline
-                    self._states[part.lane] = state.values
-                    self._measure(part)
-
-    def _take_chunk(self, index: int, part: _Part, chunk: Chunk) -> None:
-        if not part.n_chars:
-            part.started_at, part.n_first = time.monotonic(), len(chunk.text)
-        part.n_chars += len(chunk.text)
-        lane = self._lanes[part.lane]
-        lane.advance(chunk.text, chunk.logprobs)
-        if lane.starts_over:
-            self._end_part(index)
+                    self._states[number] = state.values
 
     def _end_part(self, index: int) -> None:
         self._group.remove(index)
         del self._parts[index]
-
-    def _measure(self, part: _Part) -> None:
-        """Learn from a part that has ended how many characters a slot generates in TURN_S."""
-        elapsed_s, turn = time.monotonic() - part.started_at, self._turn_chars
-        if part.n_chars == part.n_first:  # it was one block
-            turn *= 2
-        elif elapsed_s > 0:
-            turn = int((turn + TURN_S * (part.n_chars - part.n_first) / elapsed_s) / 2)
-        self._turn_chars = max(_MIN_TURN_CHARS, min(_MAX_TURN_CHARS, turn))
 
     def _take_prefix(self, item: Item) -> None:
         match item:

@@ -107,10 +107,9 @@ def test_what_a_checkpoint_knows_of_its_list(tmp_path: Path) -> None:
     assert checkpoint.val_characters == len(corpus.val)
     assert np.allclose(items.validation, measured.statistics(), atol=1e-4)
     val = corpus.vocab.decode(corpus.val).split("\n")[1:]
-    assert [items.is_training_item(item) for item in ITEMS] == [item not in val for item in ITEMS]
-    assert not items.is_training_item("tea-999")
-    assert all(items.is_corpus_item(item) for item in ITEMS)
-    assert not items.is_corpus_item("tea-999")
+    is_trained, is_listed = items.known([*ITEMS, "tea-999"])
+    assert is_trained.tolist() == [*(item not in val for item in ITEMS), False]
+    assert is_listed.tolist() == [True] * len(ITEMS) + [False]
     median = float(np.median(items.validation[:, 0]))
     assert items.ranks(np.array([0.0, median, 1e9]), "bits").tolist() == [0.0, pytest.approx(50, abs=3), 100.0]
     again = load(checkpoint.save(tmp_path / "again"))
@@ -120,7 +119,7 @@ def test_what_a_checkpoint_knows_of_its_list(tmp_path: Path) -> None:
     assert np.array_equal(again.items.held_out_hashes, items.held_out_hashes)
     arrays = {name: array for name, array in items.arrays().items() if name != "held_out_hashes"}
     earlier = ItemRecord.from_dict(items.as_dict(), arrays)  # as an earlier version wrote it
-    assert [earlier.is_corpus_item(item) for item in ITEMS] == [item not in val for item in ITEMS]
+    assert earlier.known(ITEMS)[1].tolist() == [item not in val for item in ITEMS]
     assert checkpoint.network().item_end == corpus.vocab.start
 
 

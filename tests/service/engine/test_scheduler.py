@@ -97,21 +97,61 @@ def test_free_slots_go_to_the_request_that_has_the_fewest() -> None:
     assert list(scheduler.waiting) == [*first[5:], pair[1]]
 
 
-def test_a_group_has_no_more_slots_than_it_may() -> None:
-    """What is free beside them goes to others, also to those that came later, or to nobody."""
-    group = StreamGroup(max_running=2)
-    members = [Sequence(sequence().request, 0.0, group.stream(i)) for i in range(4)]
-    scheduler = Scheduler(4, BLOCK_S, STEP_S)
-    scheduler.add(members)
-    assert [s for _, s in scheduler.admit()] == members[:2]
-    assert scheduler.admit() == []
-    others = [sequence() for _ in range(3)]
-    scheduler.add(others)
-    assert [s for _, s in scheduler.admit()] == others[:2]
-    scheduler.release(0)
-    assert [s for _, s in scheduler.admit()] == [others[2]]
-    scheduler.release(1)
-    assert [s for _, s in scheduler.admit()] == [members[2]]
+def part(group: StreamGroup, index: int, *, has_output: bool = True) -> Sequence:
+    """A part of a longer text."""
+    made = Sequence(replace(sequence().request, is_part=True), 0.0, group.stream(index))
+    if has_output:
+        made.advance(np.zeros(3, np.int32))
+    return made
+
+
+def test_a_part_ends_for_a_text_that_waits() -> None:
+    """Any text gets the slot of the part that has run longest; without a text that waits, no part ends."""
+    many = StreamGroup()
+    parts = [part(many, i) for i in range(3)]
+    scheduler = Scheduler(2, BLOCK_S, STEP_S)
+    scheduler.add(parts)
+    scheduler.admit()
+    assert scheduler.part_to_end() is None  # what waits is of the same group
+    single = sequence()
+    scheduler.add([single])
+    slot = scheduler.part_to_end()
+    assert slot is not None
+    assert scheduler.running[slot] is parts[0]
+    scheduler.release(slot)
+    assert scheduler.part_to_end() is None  # a slot is free
+    assert scheduler.admit() == [(slot, single)]
+    scheduler.add([sequence()])
+    slot = scheduler.part_to_end()
+    assert slot is not None
+    assert scheduler.running[slot] is parts[1]
+
+
+def test_parts_end_until_groups_have_the_same_number() -> None:
+    """Not one more: what is taken from one group would go back at once."""
+    many, other = StreamGroup(), StreamGroup()
+    scheduler = Scheduler(5, BLOCK_S, STEP_S)
+    scheduler.add([part(many, i) for i in range(8)])
+    scheduler.admit()
+    waiting = [part(other, i) for i in range(5)]
+    scheduler.add(waiting)
+    admitted = []
+    while (slot := scheduler.part_to_end()) is not None:
+        scheduler.release(slot)
+        admitted += [s for _, s in scheduler.admit()]
+    assert admitted == waiting[:2]
+
+
+@pytest.mark.parametrize("has_output", [False, True])
+def test_only_a_part_that_has_generated_ends_early(has_output: bool) -> None:
+    """A text does not, nor a part that has just been admitted: each runs a block at least."""
+    group = StreamGroup()
+    scheduler = Scheduler(2, BLOCK_S, STEP_S)
+    scheduler.add([sequence(), part(group, 0, has_output=has_output)])
+    scheduler.admit()
+    scheduler.add([sequence()])
+    slot = scheduler.part_to_end()
+    assert (slot is not None and scheduler.running[slot].request.is_part) == has_output
 
 
 def test_a_scored_row_reports_each_id_of_its_prompt() -> None:

@@ -87,12 +87,13 @@ class ItemConstraints:
         return record
 
 
-class Candidate(NamedTuple):
+@dataclass(slots=True)
+class Candidate:
     """An item as it was generated; `is_whole` is False for one that was longer than allowed and not read to its end."""
 
     text: str
     logprobs: list[float]  # of its characters, its prefix's included, and of its end if it is whole
-    is_whole: bool = True
+    is_whole: bool
 
 
 class GeneratedItem(NamedTuple):
@@ -145,18 +146,18 @@ class ItemCollector:
         Hashes are made and looked up for all of them at once: by one each, that took longer than the network on a CPU
         with tiles.
         """
-        is_trained: Sequence[bool | None] = [None] * len(candidates)
-        is_listed: Sequence[bool] = [False] * len(candidates)
+        texts = [candidate.text for candidate in candidates]
+        is_trained: Sequence[bool | None] = [None] * len(texts)
+        is_listed: Sequence[bool] = [False] * len(texts)
         if self.record.has_novelty:
-            is_trained, is_listed = (known.tolist() for known in self.record.known(c.text for c in candidates))
+            is_trained, is_listed = (known.tolist() for known in self.record.known(texts))
         items = []
-        for candidate, trained, listed in zip(candidates, is_trained, is_listed, strict=True):
+        for candidate, text, trained, listed in zip(candidates, texts, is_trained, is_listed, strict=True):
             if self.is_done:
                 break
-            text, logprobs, _ = candidate
             self.n_candidates += 1
-            self.n_chars += len(logprobs)
-            reason = self._reason_against(candidate, listed)
+            self.n_chars += len(candidate.logprobs)
+            reason = self._reason_against(text, candidate.is_whole, listed)
             if reason is not None:
                 self.rejected[reason] = self.rejected.get(reason, 0) + 1
                 self._since_accepted += 1
@@ -165,7 +166,7 @@ class ItemCollector:
             self.n_accepted += 1
             if self.constraints.unique:
                 self._texts.add(text)
-            items.append(GeneratedItem(text, math.fsum(logprobs), trained))
+            items.append(GeneratedItem(text, math.fsum(candidate.logprobs), trained))
         return items
 
     def outcome(self) -> dict[str, Any]:
@@ -179,9 +180,9 @@ class ItemCollector:
             "rejected": dict(self.rejected),
         }
 
-    def _reason_against(self, candidate: Candidate, is_listed: bool) -> Rejection | None:
-        constraints, text = self.constraints, candidate.text
-        if not candidate.is_whole or len(text) > constraints.max_chars:
+    def _reason_against(self, text: str, is_whole: bool, is_listed: bool) -> Rejection | None:
+        constraints = self.constraints
+        if not is_whole or len(text) > constraints.max_chars:
             return "too_long"
         if len(text) < constraints.min_chars:
             return "too_short"

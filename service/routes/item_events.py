@@ -17,7 +17,7 @@ from service.errors import BadRequest
 from service.generation.items.running import RunningItems
 from service.generation.service import GenerationService
 from service.routes.generation_events import POLL_INTERVAL_S
-from service.routes.sse import ClientConnection, encode_event, event_stream_response
+from service.routes.sse import ClientConnection, encode_event, encode_events, event_stream_response
 from service.schemas import GenerateRequest
 
 
@@ -50,7 +50,7 @@ def _item_events(running: RunningItems) -> Iterator[bytes | None]:
     yield encode_event(running.start_info(), name="start")
     index = 0
     for more in running.items(POLL_INTERVAL_S):  # one write for all that are there: a write costs more
-        events = [encode_event({"index": i, **item.as_dict()}, name="item") for i, item in enumerate(more, index)]
+        data = ({"index": i, **item.as_dict()} for i, item in enumerate(more, index))
+        yield encode_events(data, name="item") or None
         index += len(more)
-        yield b"".join(events) or None
     yield encode_event(running.summary(), name="done")

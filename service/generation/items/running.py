@@ -142,7 +142,8 @@ class RunningItems:
     def _needed(self) -> list[tuple[int, int]]:
         """Return the lanes that should run and do not, and the characters that they should generate.
 
-        The lane whose candidate is needed first is the first.
+        The lane whose candidate is needed first is the first. Lengths differ: with two deviations more than the mean,
+        taken to be as large as it, hardly a lane needs another part for its last candidates.
         """
         collector = self._collector
         first = collector.n_candidates
@@ -156,7 +157,8 @@ class RunningItems:
             next_number = (n_taken + len(lane.candidates)) * LANES + number
             if number not in running and next_number < end and len(lane.candidates) < _BUFFERED:
                 n_candidates = math.ceil((end - next_number) / LANES)
-                needed.append((next_number, number, math.ceil(n_candidates * mean_chars)))
+                n_chars = math.ceil((n_candidates + 2 * math.sqrt(n_candidates)) * mean_chars)
+                needed.append((next_number, number, n_chars))
         return [(number, n_chars) for _, number, n_chars in sorted(needed)]
 
     # ---- the engine

@@ -63,12 +63,12 @@ def after(marker: bytes, n: int = 1, plus: int = 0) -> Cut:
 
 def inside_a_character(sent: bytes) -> int:
     """Behind the second byte of a character of three or four bytes, in the third text or later."""
-    begin = after(b'data: {"text": "', 3)(sent)
+    begin = after(b'data: {"text":"', 3)(sent)
     places = [i for i, byte in enumerate(sent) if byte >= 0xE0 and 0 <= begin < i and i + 2 <= len(sent)]
     return places[0] + 2 if places else -1
 
 
-TEXT = b'data: {"text": "'
+TEXT = b'data: {"text":"'
 CUTS = {
     "before the response": lambda _: 0,
     "inside the response's head": after(b"HTTP/1.1 200"),
@@ -83,8 +83,8 @@ CUTS = {
     "before an event's empty line": after(b'"}\n', 3),
     "before the last event": after(b"event: done\n", plus=-len(b"event: done\n")),
     "inside the last event": after(b"event: done\ndata: ", plus=20),
-    "before the last event's empty line": after(b'"reencoded": false}\n', 2),
-    "behind the last event": after(b'"reencoded": false}\n\n', 2),
+    "before the last event's empty line": after(b'"reencoded":false}\n', 2),
+    "behind the last event": after(b'"reencoded":false}\n\n', 2),
 }
 
 

@@ -147,7 +147,7 @@ def failed_in_the_engine(service: Service, keep: Callable[[BaseException], None]
     next(events)
     service.replace_model()
     service.stepper.is_broken = True
-    assert b'"code": "internal"' in b"".join(events)
+    assert b'"code":"internal"' in b"".join(events)
     response.close()
 
 

@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+POPULAR = 10
+"""So many models, the most frequent ones, are popular: of a thousand they have four in ten requests."""
 _ID = re.compile(rb"id: (\d+)\n")
 _STATUS = re.compile(rb"HTTP/1\.1 (\d+)")
 
@@ -46,10 +48,14 @@ class Load:
         """Return the bytes of one POST /generate."""
         fields = {"prompt": self.prompt, "max_chars": self.chars, "seed": seed, "stream": True}
         if self.models:
-            fields["model"] = f"m{zipf(self.models, random.Random(seed)):04}"
+            fields["model"] = f"m{self.rank(seed):04}"
         body = json.dumps(fields)
         head = f"POST /generate HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nContent-Type: application/json\r\n"
         return f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+    def rank(self, seed: int) -> int:
+        """Return which model a request names: 0 is the most frequent one."""
+        return zipf(self.models, random.Random(seed))
 
 
 @cache
@@ -69,6 +75,7 @@ class Call:
 
     connection: socket.socket
     began: float
+    is_popular: bool = False
     status: int = 0
     retry_after: bool = False
     tail: bytes = b""
@@ -146,8 +153,10 @@ class Client:
         connection = socket.create_connection(("127.0.0.1", self.load.port))
         connection.setblocking(False)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        connection.send(self.load.request(self.rng.getrandbits(40)))
-        call = Call(connection, now, position=len(self.load.prompt))
+        seed = self.rng.getrandbits(40)
+        connection.send(self.load.request(seed))
+        is_popular = bool(self.load.models) and self.load.rank(seed) < POPULAR
+        call = Call(connection, now, is_popular, position=len(self.load.prompt))
         self.live.add(call)
         self.selector.register(connection, selectors.EVENT_READ, call)
 
@@ -182,14 +191,15 @@ class Client:
             statuses[str(call.status)] = statuses.get(str(call.status), 0) + 1
         whole = [c for c in self.over if c.done]
         gaps = [g for c in self.over for g in c.gaps]
-        first = [c.first_at - c.began for c in self.over if c.first_at and c.began >= self.counts_from]
+        counted = [c for c in self.over if c.first_at and c.began >= self.counts_from]
         refused = [c for c in self.over if c.status == 429]
         return {
             "calls": len(self.over),
             "statuses": statuses,
             "whole": len(whole),
             "chars_per_s": characters / self.load.seconds,
-            "first_ms": quantiles(first),
+            "first_ms": quantiles([c.first_at - c.began for c in counted]),
+            "popular_first_ms": quantiles([c.first_at - c.began for c in counted if c.is_popular]),
             "gap_ms": quantiles(gaps),
             "events": sum(c.events for c in self.over),
             "refused_without_retry_after": sum(not c.retry_after for c in refused),

@@ -134,7 +134,7 @@ def measure(service: Service, args: argparse.Namespace) -> dict[str, Any]:
         "errors": sum(n for status, n in result["statuses"].items() if status != "200"),
         "cold_first_ms": quantiles(cold),
         "cold_statuses": dict(cold_statuses),
-        "warm_first_in_blocks": {name: ms / block_ms for name, ms in result["first_ms"].items()},
+        "warm_first_in_blocks": {name: ms / block_ms for name, ms in result["popular_first_ms"].items()},
         "chars_per_s": {"one": one["chars_per_s"], "many": many["chars_per_s"]},
         "closed_statuses": {"one": one["statuses"], "many": many["statuses"]},
         "share": many["chars_per_s"] / one["chars_per_s"],

@@ -391,7 +391,7 @@ class Engine:
                 self._finish_at_end(slot, sequence, new, result.logprobs[n - len(new) : n, b])
                 continue
             text, logprobs, is_stopped = sequence.scan(
-                self.vocab.decode(new), result.logprobs[n - len(new) : n, b].tolist()
+                self.vocab.decode(new), result.logprobs[n - len(new) : n, b].copy()
             )
             if is_stopped:
                 self._finish_at_stop(slot, sequence, text, logprobs)
@@ -404,7 +404,7 @@ class Engine:
             if sequence.steps_left == 0:
                 self._finish(slot, sequence, sequence.finish_reason)
 
-    def _finish_at_stop(self, slot: int, sequence: Sequence, text: str, logprobs: list[float]) -> None:
+    def _finish_at_stop(self, slot: int, sequence: Sequence, text: str, logprobs: NDArray[np.float32]) -> None:
         """End a sequence before a stop string: discard what was generated past it, and find the state by replay."""
         position = sequence.sent_position
         replay_point = sequence.replay_point
@@ -422,7 +422,7 @@ class Engine:
         """End a sequence with its end_id: discard what was generated past it."""
         n = int(np.argmax(new == sequence.request.end_id)) + 1
         position = sequence.position - len(new) + n
-        self._send_chunk(sequence, Chunk(self.vocab.decode(new[:n]), position, logprobs[:n].tolist()))
+        self._send_chunk(sequence, Chunk(self.vocab.decode(new[:n]), position, logprobs[:n].copy()))
         self._release(slot, End("stop", None))
 
     def _finish(self, slot: int, sequence: Sequence, reason: FinishReason) -> None:

@@ -19,6 +19,7 @@ from service.engine.stream import FinishReason, Stream
 
 StateArray = NDArray[np.floating]
 _NO_TEXT: Window = np.empty(0, dtype=np.int32)
+_NO_LOGPROBS: NDArray[np.float32] = np.empty(0, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +101,7 @@ class Sequence:
         self.remaining = self._most_chars = self._bounded(request.max_chars)
         self.window = new_window(request.sampling, request.window)  # what penalties look at next
         self._stop_scanner = StopScanner(request.stop, request.min_chars)
-        self._held_logprobs: list[float] = []  # one per character that the scanner holds back
+        self._held_logprobs = _NO_LOGPROBS  # one per character that the scanner holds back
         self._replay_point = self._replay_point_at(request.state) if self._stop_scanner.is_active else None
         self._captures = deque(sorted(request.captures.items()))
         self._snapshots = Interval(request.snapshot_every_s, now)
@@ -190,7 +191,7 @@ class Sequence:
             self._mask_logprob += logprob
         self.remaining = self._bounded(self.remaining)
 
-    def scan(self, text: str, logprobs: list[float]) -> tuple[str, list[float], bool]:
+    def scan(self, text: str, logprobs: NDArray[np.float32]) -> tuple[str, NDArray[np.float32], bool]:
         """Search generated text for stop strings.
 
         Args:
@@ -200,20 +201,20 @@ class Sequence:
         Returns:
             The text that may be sent, its log-probabilities, and whether a stop string ended it.
         """
-        unsent = [*self._held_logprobs, *logprobs]
+        unsent = np.concatenate([self._held_logprobs, logprobs]) if len(self._held_logprobs) else logprobs
         sendable, is_stopped = self._stop_scanner.feed(text)
         self._held_logprobs = unsent[len(sendable) :]
         return sendable, unsent[: len(sendable)], is_stopped
 
-    def flush(self) -> tuple[str, list[float]]:
+    def flush(self) -> tuple[str, NDArray[np.float32]]:
         """Return what was held back, when no stop string can come any more."""
-        logprobs, self._held_logprobs = self._held_logprobs, []
+        logprobs, self._held_logprobs = self._held_logprobs, _NO_LOGPROBS
         return self._stop_scanner.flush(), logprobs
 
     @property
     def may_move_replay_point(self) -> bool:
         """Whether there is a replay point and no text is held back, so that it can be moved here."""
-        return self._replay_point is not None and not self._held_logprobs
+        return self._replay_point is not None and not len(self._held_logprobs)
 
     def move_replay_point(self, state: StateArray) -> None:
         """Replay from the present position, whose state is given, if a stop string comes later."""
@@ -227,7 +228,7 @@ class Sequence:
 
     def snapshot_is_due(self, now: float) -> bool:
         """Whether a snapshot should go with the next chunk. A state that is past the sent text is no snapshot."""
-        return not self._held_logprobs and self._snapshots.is_due(now)
+        return not len(self._held_logprobs) and self._snapshots.is_due(now)
 
     def _bounded(self, chars: int) -> int:
         """How many of so many characters can still be generated at most, in the automaton's state."""

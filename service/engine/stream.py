@@ -25,7 +25,7 @@ class Chunk:
 
     text: str
     position: int  # of the session, after this text
-    logprobs: list[float]  # one per character, natural, at temperature 1
+    logprobs: NDArray[np.float32]  # (n,) of the characters, natural, at temperature 1
     snapshot: HiddenState | None = None  # the state at exactly this position, if a snapshot was due
     token_logprobs: list[dict[str, Any]] | None = None  # one per character, if requested; the engine makes none
 

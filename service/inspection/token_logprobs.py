@@ -74,19 +74,19 @@ class TokenLogprobs:
         if self._top:
             self._scorer = Scorer(self._network.get(), state, next_input)
 
-    def compute(self, text: str, logprobs: list[float]) -> list[dict[str, Any]]:
+    def compute(self, text: str, logprobs: NDArray[np.floating]) -> list[dict[str, Any]]:
         """Return the next characters' log-probabilities; must be called with all text, in order.
 
         Args:
             text: The characters.
-            logprobs: Their log-probabilities as the stepper computed them, which the answer shows to the bit.
+            logprobs: (n,) their log-probabilities as the stepper computed them, which the answer shows to the bit.
         """
         if not self._top:
-            return [{"logprob": round(logprob, _DIGITS)} for logprob in logprobs]
+            return [{"logprob": round(logprob, _DIGITS)} for logprob in logprobs.tolist()]
         assert self._scorer is not None, "begin_at comes before the first text"
         ids = self._vocab.encode(text)
         computed = _EXECUTOR.submit(self._alternatives, self._scorer, ids).result()
-        return [{**item, "logprob": round(own, _DIGITS)} for item, own in zip(computed, logprobs, strict=True)]
+        return [{**item, "logprob": round(own, _DIGITS)} for item, own in zip(computed, logprobs.tolist(), strict=True)]
 
     def _alternatives(self, scorer: Scorer, ids: NDArray[np.int32]) -> list[dict[str, Any]]:
         logits = scorer.read(ids)

@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from service.inspection.encoded_list import EncodedList
 from service.openai.completions import Part, RunningCompletion
 from service.openai.logprobs import LogprobsLists
 
@@ -16,7 +17,7 @@ class _Choice:
     """A text as far as it is known."""
 
     text: list[str] = field(default_factory=list)
-    logprobs: LogprobsLists = field(default_factory=LogprobsLists)
+    logprobs: LogprobsLists = field(default_factory=lambda: LogprobsLists(top_logprobs=EncodedList()))
     finish_reason: str | None = None
     sum_logprobs: float = 0.0
     n_generated: int = 0

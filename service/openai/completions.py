@@ -166,7 +166,7 @@ class RunningCompletion:
         for part in self._batch.parts(poll_interval_s):
             if isinstance(part, BatchChunk):
                 chunk = part.chunk
-                yield Part(part.index, chunk.text, chunk.token_logprobs, sum_logprobs=sum(chunk.logprobs))
+                yield Part(part.index, chunk.text, chunk.token_logprobs, sum_logprobs=sum(chunk.logprobs.tolist()))
             else:
                 yield part if part is None else Part(part.index, finish_reason=part.finish_reason)
 

@@ -10,6 +10,7 @@ from service.errors import BadRequest
 from service.generation.batch import BatchChunk
 from service.generation.items.plan import check_item_fields
 from service.generation.service import GenerationService
+from service.inspection.encoded_list import EncodedList
 from service.routes.access import count_request
 from service.routes.body import idempotency_key, read_body
 from service.routes.generation_events import POLL_INTERVAL_S, batch_events, generation_events
@@ -37,12 +38,12 @@ def blueprint(generation: GenerationService) -> Blueprint:
         if body.stream:
             return event_stream_response(generation_events(running), client, running.close)
         try:
-            text, logprobs = [], list[dict[str, Any]]()
+            text, logprobs = [], EncodedList()
             for chunk in running.chunks(POLL_INTERVAL_S):
                 client.check()
                 if chunk is not None:
                     text.append(chunk.text)
-                    logprobs += chunk.token_logprobs or []
+                    logprobs.extend(chunk.token_logprobs or [])
             with_logprobs = {"logprobs": logprobs} if running.has_logprobs else {}
             return jsonify({"text": "".join(text), **with_logprobs, **running.finish().as_dict()})
         finally:
@@ -60,13 +61,13 @@ def _batch(generation: GenerationService, body: GenerateRequest, key: str, clien
         return event_stream_response(batch_events(batch), client, batch.close)
     try:
         texts = [list[str]() for _ in range(body.n)]
-        logprobs: list[list[dict[str, Any]]] = [[] for _ in range(body.n)]
+        logprobs = [EncodedList() for _ in range(body.n)]
         results: dict[int, dict[str, Any]] = {}
         for part in batch.parts(POLL_INTERVAL_S):
             client.check()
             if isinstance(part, BatchChunk):
                 texts[part.index].append(part.chunk.text)
-                logprobs[part.index] += part.chunk.token_logprobs or []
+                logprobs[part.index].extend(part.chunk.token_logprobs or [])
             elif part is not None:
                 with_logprobs = {"logprobs": logprobs[part.index]} if batch.has_logprobs else {}
                 results[part.index] = {**part.as_dict(), "text": "".join(texts[part.index]), **with_logprobs}

@@ -12,6 +12,8 @@ from typing import Any
 
 from flask.json.provider import DefaultJSONProvider
 
+from service.inspection.encoded_list import EncodedList
+
 _PART = 256
 """Elements of a list that are encoded in one call."""
 
@@ -32,17 +34,19 @@ class JsonProvider(DefaultJSONProvider):
 
 
 def _is_large(value: Any) -> bool:
-    """Whether a list of more than a part is in it."""
+    """Whether a list of more than a part is in it, or one that is encoded already."""
     if isinstance(value, dict):
-        return any(_is_large(v) for v in value.values() if isinstance(v, dict | list))
-    return isinstance(value, list) and (
-        len(value) > _PART or any(_is_large(v) for v in value if isinstance(v, dict | list))
-    )
+        return any(_is_large(v) for v in value.values() if isinstance(v, dict | list | EncodedList))
+    if isinstance(value, list):
+        return len(value) > _PART or any(_is_large(v) for v in value if isinstance(v, dict | list | EncodedList))
+    return isinstance(value, EncodedList)
 
 
 def _parts(value: Any, encode: Callable[[Any], str], comma: str, colon: str) -> Iterator[str]:
     if not _is_large(value):
         yield encode(value)
+    elif isinstance(value, EncodedList):
+        yield value.json()
     elif isinstance(value, dict):
         for i, (key, v) in enumerate(value.items()):
             yield f"{comma if i else '{'}{encode(str(key))}{colon}"

@@ -224,7 +224,7 @@ class RunningItems:
         match item:
             case Chunk():
                 lane = self._lanes[number]
-                lane.advance(item.text, item.logprobs)
+                lane.advance(item.text, item.logprobs.tolist())
                 if lane.starts_over:
                     self._end_part(index)
             case End(state=state):

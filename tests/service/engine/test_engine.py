@@ -120,12 +120,12 @@ def test_equals_the_plain_loop(tiny: Checkpoint) -> None:
 def test_a_text_ends_with_the_id_that_it_is_to_end_with(engine: Engine) -> None:
     """It is the last character, with its log-probability; what a block generated past it is not seen."""
     text, chunks, _ = read(engine.submit(request("hello", 400)))
-    logprobs = [logprob for chunk in chunks for logprob in chunk.logprobs]
+    logprobs = [logprob for chunk in chunks for logprob in chunk.logprobs.tolist()]
     for character in sorted(set(text)):
         id = int(ALPHABET.encode(character)[0])
         ended, chunks, end = read(engine.submit(replace(request("hello", 400), end_id=id)))
         assert ended == text[: text.index(character) + 1]
-        assert [logprob for chunk in chunks for logprob in chunk.logprobs] == logprobs[: len(ended)]
+        assert [logprob for chunk in chunks for logprob in chunk.logprobs.tolist()] == logprobs[: len(ended)]
         assert (end.finish_reason, end.state, chunks[-1].position) == ("stop", None, 5 + len(ended))
     last = max(set(text), key=text.index)
     before = replace(request("hello", text.index(last)), end_id=int(ALPHABET.encode(last)[0]))

@@ -46,4 +46,4 @@ def test_few_texts_are_computed_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
 def computed(network: Any, text: str) -> list[dict[str, Any]]:
     logprobs = TokenLogprobs(network, ALPHABET, SamplingParams(), 3, window=np.zeros(0, np.int32), logit_bias={})
     logprobs.begin_at(None, ALPHABET.start)
-    return logprobs.compute(text, [0.0] * len(text))
+    return logprobs.compute(text, np.zeros(len(text), np.float32))

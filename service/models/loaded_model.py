@@ -31,6 +31,9 @@ from service.models.on_demand_network import OnDemandNetwork
 from service.schemas import OnUnknown
 
 log = logging.getLogger(__name__)
+ENGINE_BYTES = 200 * 1024
+"""What a loaded model takes beside its arrays: its engine's thread and objects, and what is remembered of its files.
+Measured with 139 of them at 200 requests a second: 31 MB."""
 _MAX_LISTED = 32
 
 
@@ -86,10 +89,10 @@ class LoadedModel:
 
     @property
     def n_bytes(self) -> int:
-        """The memory that the model takes: of its stepper, of its network if that is loaded, and of its list."""
+        """The memory that the model takes: of its stepper, of its network if that is loaded, of its list, and the rest."""
         arrays = self.items.arrays().values() if self.items is not None else ()
         stepper_bytes = getattr(self._stepper, "n_bytes", 0)  # none of a stepper that holds no memory of the host
-        return stepper_bytes + self.network.n_bytes + sum(array.nbytes for array in arrays)
+        return stepper_bytes + self.network.n_bytes + sum(array.nbytes for array in arrays) + ENGINE_BYTES
 
     def as_dict(self) -> dict[str, str]:
         """Return the model as the API shows it."""

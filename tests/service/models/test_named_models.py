@@ -17,6 +17,7 @@ from model.checkpoints.file_format import Checkpoint
 from model.checkpoints.names import store_folder
 from model.errors import CheckpointError
 from service.errors import ModelConflict, NoModel, Overloaded, UnknownModel
+from service.models import loaded_model
 from service.models.loaded_model import LoadedModel
 from service.models.named_models import NamedModels
 from service.models.on_demand_network import OnDemandNetwork
@@ -70,11 +71,20 @@ class Folder:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Folder]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
+    """Models of a few kilobytes, which count their arrays alone: an engine takes more."""
+    monkeypatch.setattr(loaded_model, "ENGINE_BYTES", 0)
     folder = Folder(tmp_path)
     yield folder
     for model in folder.models:
         model.engine.stop()
+
+
+def test_the_engine_of_a_model_counts() -> None:
+    """Of a hundred small models the engines take megabytes, whatever their arrays are."""
+    model = load(checkpoint_of(1))
+    assert model.n_bytes > loaded_model.ENGINE_BYTES >= 100 * 1024
+    model.engine.stop()
 
 
 def test_the_memory_is_limited(folder: Folder) -> None:

@@ -8,9 +8,9 @@ The models are made by perturbation from three that are trained for --steps on t
 2 x 512, in the shares 7, 2, 1 of ten, and are published: promoted through the API, which keeps their packed forms.
 The load names them by Zipf's law. Throughput is that of closed loads of --streams texts at a time, on the default model
 alone and on all models, in the same run; a text's CPU time is that of the worker. A cold first character is that of a
-model that no request named before, one at a time, while the open load runs. Memory is the worker's resident memory
-beyond what it was before the first model was loaded. The last line is JSON. A service and its client share this
-machine's cores.
+model that no request named before, one at a time, while the open load runs; a warm one is that of the ten most
+frequent models, which have four in ten requests and stay loaded. Memory is the worker's resident memory beyond what it
+was before the first model was loaded. The last line is JSON. A service and its client share this machine's cores.
 """
 
 from __future__ import annotations

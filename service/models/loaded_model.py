@@ -89,7 +89,7 @@ class LoadedModel:
 
     @property
     def n_bytes(self) -> int:
-        """The memory that the model takes: of its stepper, of its network if that is loaded, of its list, and the rest."""
+        """The memory that the model takes: its stepper, its network if that is loaded, its list, and its engine."""
         arrays = self.items.arrays().values() if self.items is not None else ()
         stepper_bytes = getattr(self._stepper, "n_bytes", 0)  # none of a stepper that holds no memory of the host
         return stepper_bytes + self.network.n_bytes + sum(array.nbytes for array in arrays) + ENGINE_BYTES

@@ -61,7 +61,7 @@ def test_readyz_fails_then_requests_then_streams_end(store: Path, redis_server: 
             thread.join()
         assert draining.wait(10) == 0
         assert client.errors == ["draining"]
-        assert '"code": "draining"' in job_events[0]
+        assert '"code":"draining"' in job_events[0]
         assert (responses[0].status_code, responses[0].json()["error"]["code"]) == (
             503,
             "draining",

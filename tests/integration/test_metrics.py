@@ -62,7 +62,7 @@ def test_requests_for_items_are_counted_once(tmp_path: Path) -> None:
         assert found['longhand_requests_finished_total{finish_reason="stop"}'] == 11
         assert found['longhand_model_requests_total{model="(other)"}'] == 10
         assert found['longhand_model_requests_total{model="default"}'] == 1
-        body = {"items": 10_000, "unique": False, "stream": True}
+        body = {"items": 100_000, "unique": False, "logit_bias": {"\n": -4.0}, "stream": True}
         with service.client.stream("POST", "/generate", json=body) as response:
             next(response.iter_bytes())
         cancelled = 'longhand_requests_finished_total{finish_reason="cancelled"}'

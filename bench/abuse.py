@@ -47,7 +47,8 @@ CHARS = 3000
 SEEDS = 16
 PROMPT = "hello there "
 AGAIN_S = 0.5  # before a hostile client that was closed connects again: it must not need a core of its own
-WARM_ROUNDS, WARM_S = 6, 12.0  # attacks before what is measured, until memory no longer grows
+WARM_ROUNDS = 6  # attacks before what is measured, until memory grows by less than WARM_GROWTH
+WARM_GROWTH = 1.02
 JSON_HEAD = b"POST /generate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 
 
@@ -278,8 +279,8 @@ def measure(service: Service, port: int, args: argparse.Namespace, expected: lis
 
     # pools make their threads, which stay, each with its connection to Redis; the allocator keeps what is in pieces
     warm_kb = [0]
-    while len(warm_kb) <= WARM_ROUNDS and (len(warm_kb) < 3 or warm_kb[-1] > 1.01 * warm_kb[-2]):
-        round_of(WARM_S, args.connections)
+    while len(warm_kb) <= WARM_ROUNDS and (len(warm_kb) < 3 or warm_kb[-1] > WARM_GROWTH * warm_kb[-2]):
+        round_of(args.seconds, args.connections)
         time.sleep(RETURN_MEMORY_S + 1)
         warm_kb.append(resources(service)["rss_kb"])
     quiet = round_of(min(args.seconds, 20), 0)

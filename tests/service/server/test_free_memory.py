@@ -1,4 +1,4 @@
-"""Free memory goes back to the system, now and then."""
+"""Free memory goes back to the system, now and then; what stays is no work for the collector."""
 
 from __future__ import annotations
 
@@ -25,6 +25,27 @@ before = resident_kb()
 return_free_memory()
 print(before - resident_kb())
 """
+
+LOAD = """
+import gc
+from gunicorn.workers.gthread import ThreadWorker
+from service.server.worker import BufferedThreadWorker
+
+def load(worker):
+    worker.wsgi = type("Application", (), {"config": {}, "objects": [[] for _ in range(100_000)]})()
+
+ThreadWorker.load_wsgi = load
+worker = BufferedThreadWorker.__new__(BufferedThreadWorker)
+worker.max_body_bytes = 0
+worker.load_wsgi()
+print(len(gc.get_objects()))
+"""
+
+
+def test_what_an_application_loads_is_never_collected_again() -> None:
+    """A collection stops every thread for as long as it looks at objects: at none of those that stay."""
+    done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 10_000
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc: it has no malloc_trim")

@@ -35,6 +35,7 @@ from model.checkpoints.file_format import Checkpoint, load
 from model.config import ModelConfig, TrainConfig
 from model.evaluation.item_losses import item_losses
 from model.network.sampling import SamplingParams
+from model.stepper import Stepper
 from model.stepper.choose import choose
 from model.stepper.items import LANES, ItemCollector, ItemConstraints, generate_items
 from model.text.items.layout import ItemLayout
@@ -122,14 +123,14 @@ def compare_rates(args: argparse.Namespace, folder: Path) -> None:
     registry.promote(registry.register(path, folder / "checkpoints"))
     checkpoint = load(path)
     bare = Bare(checkpoint, args.slots, checkpoint.weight_precision(), Settings.model_fields["block_ms"].default / 1000)
+    stepper, _ = choose(checkpoint.network(), LANES, "cpu", checkpoint.weight_precision())
     bare_rates, rates, local_rates = [], [], []
     try:
         with Service(CHECKPOINT_DIR=str(folder / "checkpoints"), SLOTS=str(args.slots)) as service:
             for seed in range(args.rounds):
                 bare_rates.append(bare.chars_per_s(args.bare_s))
-                began = time.monotonic()
-                local, n_chars = local_items(checkpoint, args.items, seed)
-                local_rates.append(n_chars / (time.monotonic() - began))
+                local, n_chars, seconds = local_items(checkpoint, stepper, args.items, seed)
+                local_rates.append(n_chars / seconds)
                 began = time.monotonic()
                 body = {"items": args.items, "novel": True, "seed": seed, "stream": True}
                 received = service.client.post("/generate", json=body).raise_for_status().text
@@ -151,14 +152,14 @@ def compare_rates(args: argparse.Namespace, folder: Path) -> None:
     print(json.dumps({"engine_chars_per_s": round(engine), **{name: round(r, 3) for name, r in ratios.items()}}))
 
 
-def local_items(checkpoint: Checkpoint, n: int, seed: int) -> tuple[list[str], int]:
-    """Return unique novel items by the code of `sample --items`, and the characters of all candidates."""
+def local_items(checkpoint: Checkpoint, stepper: Stepper, n: int, seed: int) -> tuple[list[str], int, float]:
+    """Return unique novel items by the code of `sample --items`, the characters of all candidates, and the seconds."""
     assert checkpoint.items is not None
     limit = checkpoint.items.layout.max_item_chars
     collector = ItemCollector(ItemConstraints(n, novel=True, max_chars=limit), checkpoint.items)
-    stepper, _ = choose(checkpoint.network(), LANES, "cpu", checkpoint.weight_precision())
+    began = time.monotonic()
     items = [item.text for item in generate_items(stepper, checkpoint.vocab, collector, SamplingParams(), seed)]
-    return items, collector.n_chars
+    return items, collector.n_chars, time.monotonic() - began
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Self
+from itertools import chain, islice, takewhile, zip_longest
+from operator import mul
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from model.network.penalties import LogitBias, Window, advance_window, new_windo
 from model.network.sampling import SamplingParams, as_batch, random_values
 from model.stepper import SAMPLE, Block, Stepper
 from model.stepper.generate import bias_by_id, one_row_block
+from model.stepper.scoring import item_logprobs
 from model.text.items.record import ItemRecord
 from model.text.vocab import Vocabulary
 
@@ -32,7 +34,8 @@ PATIENCE = 1000
 """After so many candidates in a row of which none was accepted, generation ends with what there is."""
 _BLOCK_STEPS, _MAX_BLOCK_STEPS = 32, 256
 _BUFFERED = 64  # candidates of a lane that wait for those of other lanes; then it pauses
-_GREEDY = SamplingParams(temperature=0)
+_GUESSED_CHARS = 16  # of an item, before the first one
+T = TypeVar("T")
 
 
 Rejection = Literal["too_long", "too_short", "duplicate", "seen"]
@@ -88,12 +91,18 @@ class ItemConstraints:
 
 
 @dataclass(slots=True)
-class Candidate:
-    """An item as it was generated; `is_whole` is False for one that was longer than allowed and not read to its end."""
+class Candidates:
+    """Items as they were generated, the first one first.
 
-    text: str
-    logprobs: list[float]  # of its characters, its prefix's included, and of its end if it is whole
-    is_whole: bool
+    One that is longer than allowed was not read to its end: it has one character more than the longest item.
+
+    Attributes:
+        texts: Of the items.
+        logprobs: Natural, of each whole item, its prefix and its end included.
+    """
+
+    texts: list[str]
+    logprobs: list[float]
 
 
 class GeneratedItem(NamedTuple):
@@ -106,6 +115,23 @@ class GeneratedItem(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """Return the item as the API and the command line show it."""
         return {"text": self.text, "logprob": self.logprob, "seen_in_training": self.seen_in_training}
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedItems:
+    """Items that meet the constraints, many at a time; the columns are those of `GeneratedItem`, (n,)."""
+
+    texts: Sequence[str] = ()
+    logprobs: Sequence[float] = ()
+    seen_in_training: Sequence[bool | None] = ()
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.texts)
+
+    def __iter__(self) -> Iterator[GeneratedItem]:
+        """Yield the items one by one."""
+        return map(GeneratedItem, self.texts, self.logprobs, self.seen_in_training)
 
 
 @dataclass(slots=True)
@@ -127,6 +153,7 @@ class ItemCollector:
     n_candidates: int = 0
     n_chars: int = 0
     rejected: dict[Rejection, int] = field(default_factory=dict)
+    _n_squared_chars: int = 0  # the squares of the candidates' lengths, added up
     _texts: set[str] = field(default_factory=set)  # that were accepted
     _since_accepted: int = 0
 
@@ -140,34 +167,62 @@ class ItemCollector:
         """How many items are still to come."""
         return self.constraints.n - self.n_accepted
 
-    def offer(self, candidates: Sequence[Candidate]) -> list[GeneratedItem]:
+    def chars_for(self, n_candidates: int) -> int:
+        """Return the characters in which a lane completes so many candidates, nearly always.
+
+        Their lengths have been like those of the candidates so far, and 2.5 deviations more are nearly always enough.
+        """
+        n = self.n_candidates
+        mean = (self.n_chars + _GUESSED_CHARS) / (n + 1)
+        squares = (self._n_squared_chars + 2 * _GUESSED_CHARS**2) / (n + 1)
+        return math.ceil(n_candidates * mean + 2.5 * math.sqrt(n_candidates * (squares - mean**2)))
+
+    def candidates_needed(self) -> int:
+        """Return how many candidates bring the items that are missing, nearly always."""
+        share = (self.n_accepted + 1) / (self.n_candidates + 1)  # that is accepted
+        return math.ceil((self.n_missing + 2 * math.sqrt(self.n_missing * (1 - share))) / share)
+
+    def offer(self, candidates: Candidates) -> GeneratedItems:
         """Accept or reject the next candidates, many at a time, and return the items; those after the last are dropped.
 
-        Hashes are made and looked up for all of them at once: by one each, that took longer than the network on a CPU
-        with tiles.
+        Hashes are made and looked up for all of them at once, and nothing is done by item that can be done for all: on
+        a CPU with tiles, Python took longer for an item than the network.
         """
-        texts = [candidate.text for candidate in candidates]
+        if self.is_done:
+            return GeneratedItems()
+        constraints, texts, known = self.constraints, candidates.texts, self._texts
         is_trained: Sequence[bool | None] = [None] * len(texts)
-        is_listed: Sequence[bool] = [False] * len(texts)
+        is_refused = [False] * len(texts)
         if self.record.has_novelty:
-            is_trained, is_listed = (known.tolist() for known in self.record.known(texts))
-        items = []
-        for candidate, text, trained, listed in zip(candidates, texts, is_trained, is_listed, strict=True):
-            if self.is_done:
-                break
-            self.n_candidates += 1
-            self.n_chars += len(candidate.logprobs)
-            reason = self._reason_against(text, candidate.is_whole, listed)
-            if reason is not None:
-                self.rejected[reason] = self.rejected.get(reason, 0) + 1
-                self._since_accepted += 1
-                continue
-            self._since_accepted = 0
-            self.n_accepted += 1
-            if self.constraints.unique:
-                self._texts.add(text)
-            items.append(GeneratedItem(text, math.fsum(candidate.logprobs), trained))
-        return items
+            is_trained, is_listed = (values.tolist() for values in self.record.known(texts))
+            is_refused = is_listed if constraints.novel else is_refused
+        shortest, longest, is_unique, n_missing = (
+            constraints.min_chars,
+            constraints.max_chars,
+            constraints.unique,
+            self.n_missing,
+        )
+        accepted: list[int] = []
+        n_read = 0
+        for text, refused in zip(texts, is_refused, strict=True):
+            n_read += 1
+            if shortest <= len(text) <= longest and not refused and text not in known:
+                accepted.append(n_read - 1)
+                if is_unique:
+                    known.add(text)
+                self._since_accepted = 0
+                if len(accepted) == n_missing:
+                    break
+            else:
+                self._reject(text)
+                if self._since_accepted == PATIENCE:
+                    break
+        self._count(texts[:n_read], len(accepted))
+        return GeneratedItems(
+            [texts[i] for i in accepted],
+            [candidates.logprobs[i] for i in accepted],
+            [is_trained[i] for i in accepted],
+        )
 
     def outcome(self) -> dict[str, Any]:
         """Return how it ended: `finish_reason` is "complete", or "exhausted" where the model has no more such items."""
@@ -180,15 +235,25 @@ class ItemCollector:
             "rejected": dict(self.rejected),
         }
 
-    def _reason_against(self, text: str, is_whole: bool, is_listed: bool) -> Rejection | None:
+    def _reject(self, text: str) -> None:
         constraints = self.constraints
-        if not is_whole or len(text) > constraints.max_chars:
-            return "too_long"
-        if len(text) < constraints.min_chars:
-            return "too_short"
-        if constraints.unique and text in self._texts:
-            return "duplicate"
-        return "seen" if constraints.novel and is_listed else None
+        reason: Rejection = "seen"
+        if len(text) > constraints.max_chars:
+            reason = "too_long"
+        elif len(text) < constraints.min_chars:
+            reason = "too_short"
+        elif text in self._texts:
+            reason = "duplicate"
+        self.rejected[reason] = self.rejected.get(reason, 0) + 1
+        self._since_accepted += 1
+
+    def _count(self, texts: Sequence[str], n_accepted: int) -> None:
+        longest = self.constraints.max_chars
+        lengths = [n + 1 if n <= longest else n for n in map(len, texts)]
+        self.n_accepted += n_accepted
+        self.n_candidates += len(texts)
+        self.n_chars += sum(lengths)
+        self._n_squared_chars += sum(map(mul, lengths, lengths))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -204,7 +269,7 @@ class ItemStart:
     """
 
     prefix: str
-    logprobs: tuple[float, ...]
+    logprobs: NDArray[np.float32]
     codes: Window
     next_input: int
     state: NDArray[np.floating] | None
@@ -218,9 +283,9 @@ class ItemStart:
         """
         ids = vocab.encode(prefix)
         if not len(ids):
-            return cls(prefix, (), prompt_codes(ids), vocab.start, None)
+            return cls(prefix, np.zeros(0, np.float32), prompt_codes(ids), vocab.start, None)
         result = stepper.run(one_row_block(0, [vocab.start, *ids[:-1].tolist()], len(ids), score_ids=ids))
-        return cls(prefix, tuple(result.logprobs[:, 0].tolist()), prompt_codes(ids), int(ids[-1]), stepper.read(0))
+        return cls(prefix, result.logprobs[:, 0].copy(), prompt_codes(ids), int(ids[-1]), stepper.read(0))
 
 
 class Lane:
@@ -232,9 +297,10 @@ class Lane:
         next_input: What is fed first.
         window: Of the penalties, before the next character: of the item that is being generated alone, so that an item
             does not depend on those before it.
+        max_chars: Of an item.
         restarts: Whether each item begins with a new sequence of blocks; else the next one begins within a block.
         starts_over: Whether the lane's slot is to be set to the state of the start before that.
-        candidates: Complete items, the first one first.
+        texts: Complete items that nobody has taken, the first one first; see Candidates.
     """
 
     def __init__(
@@ -258,39 +324,54 @@ class Lane:
         """
         self.seed = _lane_seed(seed, number)
         self.position = 0
-        self.candidates: deque[Candidate] = deque()
-        self._vocab, self._max_chars, self._params, self._start = vocab, constraints.max_chars, params, start
-        self.restarts = bool(start.prefix) or params.has_penalties
+        self.texts: list[str] = []
+        self._vocab, self.max_chars, self._params, self._start = vocab, constraints.max_chars, params, start
+        self._has_penalties = params.has_penalties
+        self.restarts = bool(start.prefix) or self._has_penalties
         self._text = ""  # of the item that is being generated
-        self._logprobs: list[float] = []
+        self._logprobs = np.zeros(0, np.float32)  # of the complete items, then of this one
         self.window: Window = start.codes
         self._begin()
 
-    def advance(self, text: str, logprobs: list[float]) -> None:
-        """Take what was sampled: one character or more, with their log-probabilities.
+    def advance(self, text: str, logprobs: NDArray[np.float32]) -> None:
+        """Take what was sampled: one character or more, with their log-probabilities, (n,).
 
         What follows the end of an item whose lane starts over is not read; the caller sees `starts_over`.
         """
-        self.starts_over, n_before, first = False, len(self._text), 0
-        text, logprobs = self._text + text, self._logprobs + logprobs
-        end, n_most, find, append = self._vocab.end, self._max_chars + 1, text.find, self.candidates.append
-        while True:  # n_most characters without an end are too many
-            last = find(end, first, first + n_most)
-            is_whole = last >= 0
-            if not is_whole and len(text) - first < n_most:
-                break
-            following = last + 1 if is_whole else first + n_most
-            append(Candidate(text[first : last if is_whole else following], logprobs[first:following], is_whole))
-            first = following
-            if self.restarts or not is_whole:
-                self.position += first - n_before
-                self._begin()
-                return
-        self._text, self._logprobs = text[first:], logprobs[first:]
+        max_chars, n_before = self.max_chars, len(self._text)
+        text = self._text + text
+        *whole, rest = text.split(self._vocab.end)
+        complete = whole[:1] if self.restarts else whole
+        if max(map(len, complete), default=0) > max_chars:
+            complete = list(takewhile(lambda item: len(item) <= max_chars, complete))
+        n_read = sum(map(len, complete)) + len(complete)
+        item = rest if len(complete) == len(whole) else whole[len(complete)]
+        self.starts_over = self.restarts and bool(complete)
+        if not self.starts_over and len(item) > max_chars:
+            complete.append(item[: max_chars + 1])
+            n_read += max_chars + 1
+            self.starts_over = True
+        self.texts += complete
+        self._logprobs = np.concatenate([self._logprobs, logprobs])
+        if self.starts_over:
+            self._logprobs = self._logprobs[: len(self._logprobs) - len(text) + n_read]
+            self.position += n_read - n_before
+            self._begin()
+            return
+        self._text = rest
         self.position += len(text) - n_before
         self.next_input = self._vocab.characters.index(text[-1])
-        if self._params.has_penalties:
+        if self._has_penalties:
             self.window = advance_window(self._params, self.window, self._vocab.encode(text[n_before:]))
+
+    def take(self, n: int) -> tuple[list[str], NDArray[np.float32]]:
+        """Take so many of the complete items, and their log-probabilities, one item's after the other's."""
+        texts, self.texts = self.texts[:n], self.texts[n:]
+        n_logprobs = sum(map(len, texts)) + len(texts)
+        if max(map(len, texts), default=0) > self.max_chars:  # that were not read to their end
+            n_logprobs -= sum(len(text) > self.max_chars for text in texts)
+        logprobs, self._logprobs = self._logprobs[:n_logprobs], self._logprobs[n_logprobs:]
+        return texts, logprobs
 
     def _begin(self) -> None:
         self.starts_over = True
@@ -298,7 +379,7 @@ class Lane:
         self.next_input = self._start.next_input
         self.window = new_window(self._params, self._start.codes)
         self._text = self._start.prefix
-        self._logprobs = list(self._start.logprobs)
+        self._logprobs = np.concatenate([self._logprobs, self._start.logprobs])
 
 
 def generate_items(
@@ -332,26 +413,38 @@ def generate_items(
             lanes += [Lane(vocab, constraints, params, seed, number, start) for number in range(len(lanes), n)]
         candidates = take_candidates(lanes, collector.n_candidates)
         yield from collector.offer(candidates)
-        if not candidates:
+        if not candidates.texts:
             _run_lanes(stepper, vocab, lanes, start, params, bias, _steps_for(collector, lanes))
 
 
-def take_candidates(lanes: Sequence[Lane], n_taken: int) -> list[Candidate]:
+def take_candidates(lanes: Sequence[Lane], n_taken: int) -> Candidates:
     """Take the candidates that are there from their lanes, in their order, after the first `n_taken`."""
-    taken = []
-    number = n_taken % LANES
-    while number < len(lanes) and (candidates := lanes[number].candidates):
-        taken.append(candidates.popleft())
-        number = (number + 1) % LANES
-    return taken
+    first = n_taken % LANES
+    order = [*lanes[first:], *lanes[:first]]
+    n = min((len(lane.texts) * LANES + i for i, lane in enumerate(order)), default=0)
+    if len(lanes) < LANES:  # the candidate after the last lane's is that of a lane that has not begun
+        n = min(n, len(lanes) - first)
+    if not n:
+        return Candidates([], [])
+    rounds, n_last = divmod(n, LANES)
+    taken = [lane.take(rounds + (i < n_last)) for i, lane in enumerate(order)]
+    texts, logprobs = [each for each, _ in taken], np.concatenate([each for _, each in taken])
+    chars = np.minimum(np.fromiter(map(len, chain.from_iterable(texts)), np.int64, n), lanes[0].max_chars) + 1
+    sums = iter(item_logprobs(logprobs, np.cumsum(chars) - chars).tolist())
+    return Candidates(_in_turn(texts)[:n], _in_turn([list(islice(sums, len(each))) for each in texts])[:n])
+
+
+def _in_turn(columns: Sequence[Sequence[T]]) -> list[T]:
+    """Return the first of each, the second of each, and so on."""
+    return list(chain.from_iterable(zip_longest(*columns)))
 
 
 def _steps_for(collector: ItemCollector, lanes: Sequence[Lane]) -> int:
     """Return the steps of the next block: more where many characters are missing, since each block has its overhead."""
     if lanes[0].restarts:
         return _BLOCK_STEPS
-    n_chars = collector.n_missing * (collector.n_chars + 1) // (collector.n_accepted + 1) // len(lanes)
-    return max(_BLOCK_STEPS, min(_MAX_BLOCK_STEPS, n_chars))
+    n_each = math.ceil(collector.candidates_needed() / len(lanes))
+    return max(_BLOCK_STEPS, min(_MAX_BLOCK_STEPS, collector.chars_for(n_each)))
 
 
 def _run_lanes(
@@ -363,7 +456,7 @@ def _run_lanes(
     bias: Mapping[int, float],
     n_steps: int,
 ) -> None:
-    rows = [slot for slot, lane in enumerate(lanes) if len(lane.candidates) < _BUFFERED]
+    rows = [slot for slot, lane in enumerate(lanes) if len(lane.texts) < _BUFFERED]
     forced_ids = np.full((n_steps, len(rows)), SAMPLE, np.int32)
     forced_ids[0] = [lanes[slot].next_input for slot in rows]
     for slot in rows:
@@ -380,7 +473,7 @@ def _run_lanes(
     )
     result = stepper.run(block)
     for column, slot in enumerate(rows):
-        lanes[slot].advance(vocab.decode(result.ids[:, column]), result.logprobs[:, column].tolist())
+        lanes[slot].advance(vocab.decode(result.ids[:, column]), result.logprobs[:, column])
 
 
 def _lane_seed(seed: int, number: int) -> int:

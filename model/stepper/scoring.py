@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -244,6 +243,16 @@ def _unknown_characters(vocab: Vocabulary, item: str) -> str:
     return "".join(character for _, character in sorted(unknown))
 
 
+def item_logprobs(logprobs: NDArray[np.floating], begins: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Add up the log-probabilities of each item's characters; an item's sum depends on nothing but them.
+
+    Args:
+        logprobs: (n_chars,) of all items, one after the other.
+        begins: (n_items,) where each one begins.
+    """
+    return np.add.reduceat(logprobs.astype(np.float64), begins)
+
+
 @dataclass(frozen=True, slots=True)
 class ItemScore:
     """How probable an item is.
@@ -294,8 +303,7 @@ class ItemScores:
         if items.unknown:
             is_unknown = np.isin(packed.order, list(items.unknown))
             values[begins[1:][is_unknown] - 1] = -np.inf
-        listed: list[float] = values.tolist()
-        total = np.array([math.fsum(listed[start:end]) for start, end in pairwise(begins.tolist())])
+        total = item_logprobs(values, begins[:-1])
         least = np.minimum.reduceat(values, begins[:-1])
         places = np.flatnonzero(values == np.repeat(least, packed.lengths))
         _, first = np.unique(np.searchsorted(begins, places, side="right"), return_index=True)

@@ -23,6 +23,7 @@ class Vocabulary:
     characters: str
     normalization: Normalization = NORMALIZATION  # of the text that the characters are from
     end: str = "\n"  # what ends a line, or an item of a list, and stands before the first one
+    _points: NDArray[np.uint32] = field(init=False, repr=False, compare=False)  # (V,) id -> code point
     _table: NDArray[np.int32] = field(init=False, repr=False, compare=False)  # code point -> id, or -1
 
     def __post_init__(self) -> None:
@@ -37,6 +38,7 @@ class Vocabulary:
             raise TextError(f"got {len(points)} characters", field="vocabulary", expected=expected)
         table = np.full(int(points[-1]) + 2, -1, dtype=np.int32)  # the last entry stands for all larger code points
         table[points] = np.arange(len(points), dtype=np.int32)
+        object.__setattr__(self, "_points", points)
         object.__setattr__(self, "_table", table)
 
     @classmethod
@@ -98,8 +100,7 @@ class Vocabulary:
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """Convert ids (T,) to text."""
-        characters = self.characters
-        return "".join([characters[i] for i in ids])
+        return characters_of(self._points[np.asarray(ids, np.intp)])
 
 
 def code_points(text: str) -> NDArray[np.uint32]:

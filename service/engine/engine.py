@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -118,15 +118,15 @@ class Engine:
         with self._changed:
             self._groups.discard(group)
 
-    def has_room_for_group(self, n_running: int) -> bool:
-        """Whether a group that has so many sequences in the engine may submit another one.
+    def room_for_group(self, n_running: int) -> int:
+        """Return how many sequences may be submitted by a group that has so many in the engine.
 
-        It may while a slot is free. Beyond that, all groups together may fill the slots and half of the queue, in equal
+        As many as slots are free. Beyond that, all groups together may fill the slots and half of the queue, in equal
         shares, so that single requests always have places.
         """
         places = self.n_slots + min(self.n_slots, self.max_waiting // 2)
         share = max(1, places // max(1, len(self._groups)))
-        return self._in_flight < self.n_slots or (self._in_groups < places and n_running < share)
+        return max(0, self.n_slots - self._in_flight, min(places - self._in_groups, share - n_running))
 
     def submit(self, request: SequenceRequest, stream: Stream | None = None) -> Stream:
         """Queue a request, and return the stream of its text.
@@ -140,16 +140,36 @@ class Engine:
             Draining: The engine is stopping.
             ValueError: The request cannot be run; in a block it would end other texts, too.
         """
-        self._check(request)
-        sequence = Sequence(request, time.monotonic(), stream)
+        stream = stream or Stream()
+        self.submit_many([(request, stream)])
+        return stream
+
+    def submit_many(self, requests: Iterable[tuple[SequenceRequest, Stream]]) -> int:
+        """Queue requests together, so that the next block has all of them, and return for how many there are places.
+
+        Args:
+            requests: What to generate, and where it is put. The first ones are queued.
+
+        Raises:
+            QueueFull: Every slot and every place in the queue is taken.
+            Draining: The engine is stopping.
+            ValueError: A request cannot be run; in a block it would end other texts, too.
+        """
+        now = time.monotonic()
+        sequences = []
+        for request, stream in requests:
+            self._check(request)
+            sequences.append(Sequence(request, now, stream))
         with self._changed:
             self.check_capacity()
-            self._in_flight += 1
-            self._in_groups += sequence.stream.group is not None
-            self._queued_steps += sequence.steps_left
-            self._inbox.append(sequence)
+            queued = sequences[: self.n_slots + self.max_waiting - self._in_flight]
+            for sequence in queued:
+                self._in_flight += 1
+                self._in_groups += sequence.stream.group is not None
+                self._queued_steps += sequence.steps_left
+            self._inbox += queued
             self._changed.notify()
-        return sequence.stream
+        return len(queued)
 
     @property
     def can_score(self) -> bool:
@@ -346,6 +366,10 @@ class Engine:
                 self._finish(slot, sequence, "cancelled")
             elif sequence.is_past_deadline(now):
                 self._finish(slot, sequence, "timeout")
+            else:
+                sequence.follow_reader()
+                if sequence.steps_left == 0:
+                    self._finish(slot, sequence, sequence.finish_reason)
 
     def _admit(self, now: float) -> None:
         admitted = self._scheduler.admit()

@@ -56,7 +56,7 @@ class GroupQueue:
     def get(self, timeout_s: float) -> tuple[int, Item] | None:
         """Submit what has room; return the next item of any sequence and its index, or None if none came in time."""
         with contextlib.suppress(QueueFull):  # other requests have every place
-            while self._waiting and self._engine.has_room_for_group(self._n_running):
+            while self._waiting and self._engine.room_for_group(self._n_running):
                 self._submit_next()
         received = self._streams.get(timeout_s if self._n_running else min(timeout_s, _RETRY_S))
         if received is not None and isinstance(received[1], End | Failed):

@@ -98,7 +98,9 @@ class Sequence:
         self.to_feed = request.feed  # (n,) n >= 1: what the next block feeds before it samples
         self.position = request.start_position  # characters of the text up to and including to_feed[0]
         self._automaton_state, self._budget, self._mask_logprob = 0, request.budget, 0.0
-        self.remaining = self._most_chars = self._bounded(request.max_chars)
+        self._n_generated = 0
+        self.remaining = self._bounded(request.max_chars)
+        self.follow_reader()
         self.window = new_window(request.sampling, request.window)  # what penalties look at next
         self._stop_scanner = StopScanner(request.stop, request.min_chars)
         self._held_logprobs = _NO_LOGPROBS  # one per character that the scanner holds back
@@ -124,7 +126,7 @@ class Sequence:
     @property
     def has_output(self) -> bool:
         """Whether a character has been generated."""
-        return self.remaining < self._most_chars
+        return self._n_generated > 0
 
     @property
     def mask_bits(self) -> float | None:
@@ -169,8 +171,16 @@ class Sequence:
         self.to_feed = self.to_feed[steps:] if fed > steps else ids[-1:]
         self.position += steps
         self.remaining -= len(new)
+        self._n_generated += len(new)
+        self.follow_reader()
         self.window = advance_window(self.request.sampling, self.window, new)
         return new
+
+    def follow_reader(self) -> None:
+        """Generate as many characters as the reader of the stream needs now."""
+        needed = self.stream.needed_chars
+        if needed is not None:
+            self.remaining = max(0, self._bounded(min(self.request.max_chars, needed) - self._n_generated))
 
     def constraint(self, steps: int) -> RowConstraint | None:
         """The constraint in a block of so many steps. What a block samples before the prompt is read has none."""

@@ -72,6 +72,8 @@ class Stream:
 
     group: StreamGroup | None = None
     """The group that it is read with, if any."""
+    needed_chars: int | None = None
+    """How many characters the reader needs; None: all. It may change while they are generated."""
 
     def __init__(self) -> None:
         """Create an empty stream."""

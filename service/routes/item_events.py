@@ -10,6 +10,7 @@ event: error   data: {"error": {"code", "message"}}                 or this end:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 
 from flask import Response, jsonify
 
@@ -48,9 +49,11 @@ def items_response(
 def _item_events(running: RunningItems) -> Iterator[bytes | None]:
     """Yield the events of items, and None before waiting for more."""
     yield encode_event(running.start_info(), name="start")
-    index = 0
+    index = count()
     for more in running.items(POLL_INTERVAL_S):  # one write for all that are there: a write costs more
-        data = ({"index": i, **item.as_dict()} for i, item in enumerate(more, index))
+        data = [
+            {"index": i, "text": text, "logprob": logprob, "seen_in_training": seen}
+            for text, logprob, seen, i in zip(more.texts, more.logprobs, more.seen_in_training, index, strict=False)
+        ]
         yield encode_events(data, name="item") or None
-        index += len(more)
     yield encode_event(running.summary(), name="done")

@@ -23,6 +23,7 @@
 
 #define MAX_THREADS 256
 #define SPINS 2000                 /* before sleeping; about 30 us */
+#define FALLBACK_AFTER_NS 50000000LL /* of runs in a row in which threads mostly waited: one alone, or short ones, say little */
 #define FALLBACK_FIRST_RUNS 8      /* single-threaded runs after threads mostly waited; doubled each time it repeats */
 #define FALLBACK_MOST_RUNS 128
 #define FALLBACK_MOST_NS 100000000LL /* and never longer than this: 128 long runs would be seconds on one core */
@@ -45,6 +46,7 @@ typedef struct pool {
     _Alignas(64) atomic_uint phase;
     waiter_t between_phases, between_runs;
     atomic_llong slept_ns; /* of all threads, between the phases of this run */
+    int64_t waited_ns;     /* the time of the last runs, if threads mostly waited in each of them */
     int fallback_runs;     /* runs still to be done on a single thread */
     int next_fallback_runs;
     int64_t fallback_until_ns;
@@ -166,15 +168,19 @@ static int pool_threads(pool_t *p, int n)
     return 1;
 }
 
-/* After a run on n threads: if they slept so much that one thread would have been as fast, fall back to one. */
+/* After a run on n threads: if they have slept so much for a while that one thread would have been as fast, fall back to
+ * one. */
 static void pool_measure(pool_t *p, int n, int64_t run_ns)
 {
     int64_t slept = atomic_exchange(&p->slept_ns, 0);
     if (n == 1) return;
     if (slept < (n - 1) * run_ns / 10 * 6) {
+        p->waited_ns = 0;
         p->next_fallback_runs = FALLBACK_FIRST_RUNS;
         return;
     }
+    p->waited_ns += run_ns;
+    if (p->waited_ns < FALLBACK_AFTER_NS) return;
     p->fallback_runs = p->next_fallback_runs;
     p->fallback_until_ns = now_ns() + FALLBACK_MOST_NS;
     if (p->next_fallback_runs < FALLBACK_MOST_RUNS) p->next_fallback_runs *= 2;

@@ -33,7 +33,12 @@ Hashes = NDArray[np.uint64]
 def item_hashes(items: Iterable[str]) -> Hashes:
     """Return the 64-bit hashes of items, (M,): by them they are split, and recognized as training items."""
     blake2b = hashlib.blake2b
-    digests = [blake2b(item.encode("utf-8", "surrogatepass"), digest_size=8).digest() for item in items]
+    items = list(items)
+    try:
+        encoded = list(map(str.encode, items))
+    except UnicodeEncodeError:  # a lone surrogate
+        encoded = [item.encode("utf-8", "surrogatepass") for item in items]
+    digests = [blake2b(item, digest_size=8).digest() for item in encoded]
     return np.frombuffer(b"".join(digests), "<u8")
 
 

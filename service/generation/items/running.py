@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -20,23 +21,33 @@ import numpy as np
 from model.network.penalties import prompt_codes
 from model.network.sampling import SamplingParams
 from model.network.state import HiddenState
-from model.stepper.items import LANES, GeneratedItem, ItemCollector, ItemStart, Lane, take_candidates
+from model.stepper.items import LANES, GeneratedItems, ItemCollector, ItemStart, Lane, take_candidates
 from service.engine.sequence import SequenceRequest, StateArray
-from service.engine.stream import Chunk, End, Failed, Item, Scored
+from service.engine.stream import Chunk, End, Failed, Item, Scored, Stream
 from service.errors import PROMPT_NOT_READ, QueueFull, TimedOut
 from service.generation.items.plan import ItemsPlan
 from service.models.loaded_model import LoadedModel
 
-_MIN_PART_CHARS, _MAX_PART_CHARS = 16, 4096
-"""Of a lane. As many are generated ahead of a client that does not read; between two parts a block is lost."""
-_GUESSED_CHARS = 16
-"""Of an item, before the first one."""
+_LEAST_CHARS, _MOST_CHARS = 16, 4096
+"""That a part generates more than was read. It is given more as long as the client reads: between two parts of a lane
+lies a block."""
+_MAX_PART_CHARS = 1_000_000
+"""In all."""
 _BUFFERED = 64
 """Candidates of a lane that wait for those of other lanes; then it pauses."""
 _PROMPT = -1
 """The index of the stream that reads the prefix."""
 _RETRY_S = 0.05
 _GREEDY = SamplingParams(temperature=0)
+
+
+@dataclass(slots=True)
+class _Part:
+    """A part of a lane that runs or waits."""
+
+    lane: int
+    stream: Stream
+    n_read: int = 0  # characters
 
 
 class RunningItems:
@@ -63,9 +74,9 @@ class RunningItems:
         self._lanes: list[Lane] = []  # none until the prefix is read
         self._start_state: StateArray | None = None  # where each item begins
         self._states: dict[int, StateArray] = {}  # lane -> where its next part begins, unless the lane starts over
-        self._parts: dict[int, int] = {}  # index of the stream -> the lane of which it brings a part
+        self._parts: dict[int, _Part] = {}  # by the index of its stream
         self._n_parts = 0
-        self._prefix_logprobs: tuple[float, ...] = ()
+        self._prefix_logprobs = np.zeros(0, np.float32)
         self._max_parts = min(LANES, engine.n_slots + min(engine.n_slots, engine.max_waiting // 2))
         self._group = engine.open_group()
         with ExitStack() as on_error:
@@ -75,15 +86,15 @@ class RunningItems:
                 engine.submit(self._prefix_request(), self._group.stream(_PROMPT))
             else:
                 self._make_lanes(engine.vocab.start)
-                self._start_next(*self._needed()[0])
+                self._go_on(least_parts=1)
             on_error.pop_all()
 
     def start_info(self) -> dict[str, Any]:
         """Return what is known before any item is generated: the data of a stream's first event."""
         return {"items": self._plan.constraints.n, "seed": self._plan.seed, "model": self._model.as_dict()}
 
-    def items(self, poll_interval_s: float) -> Iterator[list[GeneratedItem]]:
-        """Yield the items that are there, and an empty list before waiting for more: at least every `poll_interval_s`.
+    def items(self, poll_interval_s: float) -> Iterator[GeneratedItems]:
+        """Yield the items that are there, and none before waiting for more: at least every `poll_interval_s`.
 
         Raises:
             TimedOut: The time was up before the prefix was read.
@@ -101,8 +112,9 @@ class RunningItems:
                 self._engine.close_group(self._group)
                 return
             if self._lanes:
-                self._start_more()
-            yield []
+                with contextlib.suppress(QueueFull):  # other requests have every place
+                    self._go_on()
+            yield GeneratedItems()
             if self._lanes and not self._parts:
                 time.sleep(min(poll_interval_s, _RETRY_S))  # others have every place; ours comes when they end
             elif (event := self._group.get(poll_interval_s)) is not None:
@@ -132,33 +144,28 @@ class RunningItems:
 
     # ---- the order of the candidates
 
-    def _accepted(self) -> list[GeneratedItem]:
+    def _accepted(self) -> GeneratedItems:
         """Offer the candidates that are there, in their order, and return those that are accepted."""
         candidates = take_candidates(self._lanes, self._collector.n_candidates)
-        items = self._collector.offer(candidates) if candidates else []
-        self._n_chars += sum(len(item.text) for item in items) - len(items) * len(self._plan.constraints.prefix)
+        items = self._collector.offer(candidates)
+        self._n_chars += sum(map(len, items.texts)) - len(items) * len(self._plan.constraints.prefix)
         return items
 
     def _needed(self) -> list[tuple[int, int]]:
-        """Return the lanes that should run and do not, and the characters that they should generate.
+        """Return each lane and the characters that it should still generate.
 
-        The lane whose candidate is needed first is the first. Lengths differ: with two deviations more than the mean,
-        taken to be as large as it, hardly a lane needs another part for its last candidates.
+        The lane whose candidate is needed first is the first.
         """
         collector = self._collector
         first = collector.n_candidates
-        per_item = (first + 1) / (collector.n_accepted + 1)
-        end = first + math.ceil(collector.n_missing * min(per_item, _BUFFERED))
-        mean_chars = (collector.n_chars + _GUESSED_CHARS) / (first + 1)
-        running = set(self._parts.values())
+        end = first + collector.candidates_needed()
         needed = []
         for number, lane in enumerate(self._lanes):
             n_taken = (first - number + LANES - 1) // LANES
-            next_number = (n_taken + len(lane.candidates)) * LANES + number
-            if number not in running and next_number < end and len(lane.candidates) < _BUFFERED:
-                n_candidates = math.ceil((end - next_number) / LANES)
-                n_chars = math.ceil((n_candidates + 2 * math.sqrt(n_candidates)) * mean_chars)
-                needed.append((next_number, number, n_chars))
+            next_number = (n_taken + len(lane.texts)) * LANES + number
+            n_candidates = max(0, math.ceil((end - next_number) / LANES))
+            n_chars = max(_LEAST_CHARS, min(_MOST_CHARS, collector.chars_for(n_candidates))) if n_candidates else 0
+            needed.append((next_number, number, n_chars))
         return [(number, n_chars) for _, number, n_chars in sorted(needed)]
 
     # ---- the engine
@@ -176,27 +183,50 @@ class RunningItems:
         start = ItemStart(prefix, self._prefix_logprobs, codes, next_input, self._start_state)
         self._lanes = [Lane(vocab, plan.constraints, plan.sampling, plan.seed, i, start) for i in range(LANES)]
 
-    def _start_more(self) -> None:
-        if not self._has_room():
-            return
-        with contextlib.suppress(QueueFull):  # other requests have every place
-            for number, n_chars in self._needed():
-                if not self._has_room():
-                    return
-                self._start_next(number, n_chars)
+    def _go_on(self, least_parts: int = 0) -> None:
+        """Have each part generate what its lane needs, and start parts of lanes that have none.
 
-    def _has_room(self) -> bool:
-        n_parts = len(self._parts)
-        return n_parts < self._max_parts and self._engine.has_room_for_group(n_parts)
+        Args:
+            least_parts: As many are started although other requests have every slot: they wait.
 
-    def _start_next(self, number: int, n_chars: int) -> None:
-        """Start the next part of a lane, of so many characters at most."""
+        Raises:
+            QueueFull: Every slot and every place in the queue is taken.
+            Draining: This worker is shutting down.
+        """
+        running = {part.lane: part for part in self._parts.values()}
+        room = min(self._max_parts - len(running), self._engine.room_for_group(len(running)))
+        starting: list[tuple[int, int]] = []
+        for number, n_chars in self._needed():
+            if part := running.get(number):
+                part.stream.needed_chars = part.n_read + n_chars
+            elif n_chars and len(self._lanes[number].texts) < _BUFFERED and len(starting) < max(room, least_parts):
+                starting.append((number, n_chars))
+        if starting:
+            self._start(starting)
+
+    def _start(self, starting: list[tuple[int, int]]) -> None:
+        """Start the next parts of lanes, as many as there are places for; each generates so many characters."""
+        parts = [_Part(lane, self._group.stream(i)) for i, (lane, _) in enumerate(starting, self._n_parts)]
+        for part, (_, n_chars) in zip(parts, starting, strict=True):
+            part.stream.needed_chars = n_chars
+        first, self._n_parts = self._n_parts, self._n_parts + len(parts)
+        n_started = 0
+        try:
+            n_started = self._engine.submit_many((self._request(part.lane), part.stream) for part in parts)
+        finally:
+            for index, part in enumerate(parts, first):
+                if index < first + n_started:
+                    self._parts[index] = part
+                else:
+                    self._group.remove(index)
+
+    def _request(self, number: int) -> SequenceRequest:
+        """Request the next part of a lane."""
         plan, lane = self._plan, self._lanes[number]
-        n_chars = max(_MIN_PART_CHARS, min(_MAX_PART_CHARS, n_chars))
-        request = SequenceRequest(
+        return SequenceRequest(
             feed=np.array([lane.next_input], np.int32),
             start_position=lane.position,
-            max_chars=n_chars,
+            max_chars=_MAX_PART_CHARS,
             sampling=plan.sampling,
             seed=lane.seed,
             state=self._start_state if lane.starts_over else self._states[number],
@@ -206,10 +236,6 @@ class RunningItems:
             end_id=self._engine.vocab.start if lane.restarts else None,
             is_part=True,
         )
-        index = self._n_parts
-        self._engine.submit(request, self._group.stream(index))
-        self._n_parts += 1
-        self._parts[index] = number
 
     def _take(self, index: int, item: Item) -> None:
         if isinstance(item, Failed):
@@ -218,19 +244,20 @@ class RunningItems:
         if index == _PROMPT:
             self._take_prefix(item)
             return
-        number = self._parts.get(index)
-        if number is None:
+        part = self._parts.get(index)
+        if part is None:
             return  # of a part that has ended for its lane: what was generated past it, and its end
         match item:
             case Chunk():
-                lane = self._lanes[number]
-                lane.advance(item.text, item.logprobs.tolist())
+                lane = self._lanes[part.lane]
+                part.n_read += len(item.text)
+                lane.advance(item.text, item.logprobs)
                 if lane.starts_over:
                     self._end_part(index)
             case End(state=state):
                 self._end_part(index)
                 if state is not None:  # None: it was still waiting at the deadline
-                    self._states[number] = state.values
+                    self._states[part.lane] = state.values
 
     def _end_part(self, index: int) -> None:
         self._group.remove(index)
@@ -239,7 +266,7 @@ class RunningItems:
     def _take_prefix(self, item: Item) -> None:
         match item:
             case Scored():
-                self._prefix_logprobs = tuple(item.logprobs.tolist())
+                self._prefix_logprobs = item.logprobs
             case End(state=None):
                 self._is_late = True
                 raise TimedOut(PROMPT_NOT_READ)

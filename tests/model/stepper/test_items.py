@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -22,10 +24,14 @@ from model.stepper.generate import write
 from model.stepper.items import (
     LANES,
     PATIENCE,
+    Candidates,
     GeneratedItem,
     ItemCollector,
     ItemConstraints,
+    ItemStart,
+    Lane,
     generate_items,
+    take_candidates,
 )
 from model.stepper.reference import ReferenceStepper
 from model.stepper.scoring import score_items
@@ -183,6 +189,78 @@ def test_an_item_comes_with_the_probability_that_scoring_gives_it(
     assert all(item.text.startswith(prefix) for item in items)
     monkeypatch.setattr(items_module, "_BLOCK_STEPS", 3)
     assert generated(ItemConstraints(100, prefix=prefix), precision=precision)[0] == items
+
+
+def test_candidates_are_taken_round_by_round() -> None:
+    """Candidate j * LANES + l is the j-th of lane l, however many each lane has at a time."""
+    rng = random.Random(4)
+    start = ItemStart.read(CpuStepper(network(), 1), VOCAB)
+    for n_lanes in (LANES, LANES, 40, 1):
+        lanes = [Lane(VOCAB, ItemConstraints(1), SamplingParams(), 1, i, start) for i in range(n_lanes)]
+        expected: list[tuple[str, float]] = []
+        made, taken = [0] * n_lanes, list[tuple[str, float]]()
+        for _ in range(12):
+            for number, lane in enumerate(lanes):
+                for _ in range(rng.choice([0, 0, 1, 3])):
+                    text, value = "abc"[made[number] % 3] * (1 + number % 4), made[number] * LANES + number
+                    lane.advance(text + "\n", np.full(len(text) + 1, value, np.float32))
+                    made[number] += 1
+            n_last = len(taken)
+            candidates = take_candidates(lanes, len(taken))
+            taken += zip(candidates.texts, candidates.logprobs, strict=True)
+            while len(expected) % LANES < n_lanes and len(expected) // LANES < made[len(expected) % LANES]:
+                number = len(expected)
+                text = "abc"[number // LANES % 3] * (1 + number % LANES % 4)
+                expected.append((text, number * (len(text) + 1)))
+            assert taken == expected
+            assert len(taken) >= n_last
+        assert len(taken) > (n_lanes if n_lanes < LANES else LANES) - 1
+
+
+@pytest.mark.parametrize("unique", [True, False])
+@pytest.mark.parametrize("novel", [True, False])
+@pytest.mark.parametrize("batch", [1, 7, 5000])
+def test_candidates_are_accepted_one_after_the_other(unique: bool, novel: bool, batch: int) -> None:
+    """In batches of any size: the items, the counts and the end are those of one decision after the other."""
+    rng = random.Random(8)
+    known = record("a", "b", "ca", "abc")
+    for n, n_letters in ((1, 2), (40, 2), (40, 3), (400, 3)):
+        constraints = ItemConstraints(n, unique, novel, min_chars=1, max_chars=4)
+        texts = ["".join(rng.choices("abc"[:n_letters], k=rng.randrange(6))) for _ in range(3000)]
+        accepted: list[str] = []
+        rejected: Counter[str] = Counter()
+        since = n_read = 0
+        for text in texts:
+            if len(accepted) == n or since == PATIENCE:
+                break
+            n_read += 1
+            reason = (
+                "too_long"
+                if len(text) > 4
+                else "too_short"
+                if not text
+                else "duplicate"
+                if unique and text in accepted
+                else "seen"
+                if novel and text in {"a", "b", "ca", "abc"}
+                else None
+            )
+            since = since + 1 if reason else 0
+            if reason:
+                rejected[reason] += 1
+            else:
+                accepted.append(text)
+        collector = ItemCollector(constraints, known)
+        items: list[GeneratedItem] = []
+        for at in range(0, len(texts), batch):
+            some = texts[at : at + batch]
+            items += collector.offer(Candidates(some, [float(at + i) for i in range(len(some))]))
+        assert [item.text for item in items] == accepted
+        assert all(texts[int(item.logprob)] == item.text for item in items)
+        assert [item.seen_in_training for item in items] == [text in {"a", "b", "ca", "abc"} for text in accepted]
+        outcome = collector.outcome()
+        assert (outcome["candidates"], outcome["rejected"]) == (n_read, dict(rejected))
+        assert collector.n_chars == sum(len(text) + (len(text) <= 4) for text in texts[:n_read])
 
 
 def test_the_items_are_a_sample_of_the_model() -> None:

@@ -21,7 +21,7 @@ from model.structured_outputs.specification import StructuredOutputs
 from service.engine.engine import Engine
 from service.engine.observer import IterationStats, NullObserver
 from service.engine.sequence import Sequence
-from service.engine.stream import Chunk, End, StateCapture
+from service.engine.stream import Chunk, End, StateCapture, Stream
 from service.errors import Draining, QueueFull, ServiceError
 from tests.conftest import ALPHABET
 from tests.servers import eventually
@@ -164,6 +164,49 @@ def test_continuing_is_the_same_as_not_having_stopped(engine: Engine, cut: int) 
     assert end.state is not None
     assert last.state is not None
     assert end.state.to_bytes() == last.state.to_bytes()
+
+
+@pytest.mark.parametrize("needed", [[10], [150, 40], [40, 150], [1, 60, 20]])
+def test_a_text_is_as_long_as_its_reader_needs(engine: Engine, needed: list[int]) -> None:
+    """The need may change while the text is generated; the text then ends where it is, and its state continues it."""
+    text = read(engine.submit(request("hello", 250)))[0]
+    group = engine.open_group()
+    stream = group.stream(0)
+    stream.needed_chars = needed[0]
+    engine.submit(request("hello", 200), stream)
+    sent, n_read = "", 0
+    while True:
+        event = group.get(30)
+        assert event is not None
+        if isinstance(event[1], End):
+            break
+        assert isinstance(event[1], Chunk)
+        sent, n_read = sent + event[1].text, n_read + 1
+        stream.needed_chars = needed[min(n_read, len(needed) - 1)]
+    assert min(needed) <= len(sent) <= max(needed)
+    assert text.startswith(sent)
+    assert event[1].finish_reason == "length"
+    assert sent + read(engine.submit(request("", 20, after=event[1].state)))[0] == text[: len(sent) + 20]
+    engine.close_group(group)
+
+
+def test_requests_that_are_submitted_together_run_together(tiny: Checkpoint) -> None:
+    """The first block has all of them; those without a place are not queued."""
+    engine = make(tiny, "reference", n_slots=3, max_waiting=2)
+    engine.submit(request())
+    together = [(request("hello", 5, seed=i), Stream()) for i in range(6)]
+    assert engine.submit_many(together) == 4
+    with pytest.raises(QueueFull, match="3 slots and all 2 places"):
+        engine.submit_many(together[4:])
+    assert engine.in_flight == 5
+    rows: list[int] = []
+    run = engine._stepper.run
+    engine._stepper.run = lambda block: rows.append(len(block.slots)) or run(block)  # type: ignore[method-assign, func-returns-value]
+    engine.start()
+    assert [len(read(stream)[0]) for _, stream in together[:4]] == [5] * 4
+    assert rows[0] == 3
+    assert together[4][1].get(timeout_s=0) is None
+    engine.stop()
 
 
 def test_a_stop_string_over_two_blocks_ends_the_text_before_it(tiny: Checkpoint, kind: str) -> None:

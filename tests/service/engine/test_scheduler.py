@@ -20,7 +20,7 @@ def sequence(unread: int = 0, has_output: bool = True) -> Sequence:
     request = SequenceRequest(np.zeros(1 + unread, np.int32), 0, 10**6, SamplingParams(), 1)
     sequence = Sequence(request, now=0.0)
     if has_output:
-        sequence.remaining -= 1
+        sequence.advance(np.zeros(1, np.int32))
     return sequence
 
 

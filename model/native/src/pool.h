@@ -117,15 +117,15 @@ static void pool_barrier(pool_t *p)
 }
 
 /* Returns the next item of this phase for this thread, or -1. `*from` is the range that it takes from; start with the
- * thread's own. */
-static int pool_take(pool_t *p, int items, int *from)
+ * thread's own. A range is gone through forwards, or backwards. */
+static int pool_take(pool_t *p, int items, int *from, int backwards)
 {
     for (int tried = 0; tried < p->active; tried++) {
         int t = *from;
         int low = (int)((int64_t)items * t / p->active), high = (int)((int64_t)items * (t + 1) / p->active);
         if (low + atomic_load_explicit(&p->worker[t].taken, memory_order_relaxed) < high) {
             int item = low + atomic_fetch_add_explicit(&p->worker[t].taken, 1, memory_order_relaxed);
-            if (item < high) return item;
+            if (item < high) return backwards ? low + high - 1 - item : item;
         }
         *from = t + 1 == p->active ? 0 : t + 1;
     }

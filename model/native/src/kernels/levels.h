@@ -15,7 +15,7 @@ static void level_layer_phase(lh_scoring *g, int layer, int level, int thread)
     int begins = g->begins[level], rows = g->begins[level + 1] - begins, each = rows_per_item(s->model.is_int8, rows);
     int panels = s->layer[layer].blocks / BLOCKS, items = panels * ((rows + each - 1) / each);
     int depth = g->level + level, now = (depth & 1) ^ 1, from = thread;
-    for (int item; (item = pool_take(&s->pool, items, &from)) >= 0;) {
+    for (int item; (item = pool_take(&s->pool, items, &from, 0)) >= 0;) {
         int first = item / panels * each, count = rows - first < each ? rows - first : each;
         int panel = item % panels;
         const float *initial[ROWS];
@@ -51,7 +51,7 @@ static void level_head_phase(lh_scoring *g, int level, int thread)
     int depth = g->level + level, from = thread;
     float *logits[HEAD_ROWS];
     for (int r = 0; r < HEAD_ROWS; r++) logits[r] = g->logits + ((size_t)thread * HEAD_ROWS + r) * s->vstride;
-    for (int item; (item = pool_take(&s->pool, items, &from)) >= 0;) {
+    for (int item; (item = pool_take(&s->pool, items, &from, 0)) >= 0;) {
         int first = item * each, count = rows - first < each ? rows - first : each;
         int32_t row[HEAD_ROWS];
         for (int r = 0; r < count; r++) row[r] = first + r;

@@ -144,7 +144,8 @@ static void layer_phase(lh_stepper *s, int layer, int k, int thread)
     int rows = s->running[k], each = rows_per_item(s->model.is_int8, rows), panels = s->layer[layer].blocks / BLOCKS;
     const int is_kept = !s->model.is_int8 || s->block->automata || s->running[k + 1] < rows; /* a row may end here */
     int groups = (rows + each - 1) / each, items = panels * groups, now = (k & 1) ^ 1, from = thread;
-    for (int item; (item = pool_take(&s->pool, items, &from)) >= 0;) {
+    /* every other step backwards: the weights that were read last are still in the cache */
+    for (int item; (item = pool_take(&s->pool, items, &from, k & 1)) >= 0;) {
         int first = item % groups * each, count = rows - first < each ? rows - first : each;
         int panel = item / groups; /* the same panels for a thread at each step: their weights stay in its cache */
         const float *initial[ROWS];
@@ -183,7 +184,7 @@ static void head_phase(lh_stepper *s, int k, int thread)
     int rows = s->drawn[k + 1] - s->drawn[k], each = rows < HEAD_ROWS ? rows : HEAD_ROWS, panels = head_panels(s);
     int items = panels * ((rows + each - 1) / each), from = thread;
     const int32_t *draws = s->draws + s->drawn[k];
-    for (int item; (item = pool_take(&s->pool, items, &from)) >= 0;) {
+    for (int item; (item = pool_take(&s->pool, items, &from, 0)) >= 0;) {
         int first = item / panels * each, count = rows - first < each ? rows - first : each;
         float *logits[HEAD_ROWS];
         for (int r = 0; r < count; r++) logits[r] = s->logits + (size_t)draws[first + r] * s->vstride;
@@ -258,7 +259,7 @@ static void draw_phase(lh_stepper *s, int k, int thread)
 {
     const lh_block *b = s->block;
     int rows = s->drawn[k + 1] - s->drawn[k], from = thread;
-    for (int item; (item = pool_take(&s->pool, rows, &from)) >= 0;) {
+    for (int item; (item = pool_take(&s->pool, rows, &from, 0)) >= 0;) {
         int row = s->draws[s->drawn[k] + item], column = s->order[row];
         size_t at = (size_t)k * b->rows + column;
         const float *logits = s->logits + (size_t)row * s->vstride;

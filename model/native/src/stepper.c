@@ -279,7 +279,7 @@ EXPORT lh_stepper *lh_open(const lh_model *model)
         l->block_size = (size_t)l->inputs * (size_t)l->steps * STEP_BYTES;
     }
     /* whole panels, and a cache line more, so that rows do not fall on the same sets of the cache */
-    s->stride = (model->hidden + 31) / 32 * 32 + 32;
+    s->stride = (model->hidden + 63) / 64 * 64 + 64;
     s->vstride = s->layer[model->layers].blocks * BLOCK;
     size_t huge = (size_t)1 << 21;
     s->arena_size = (lay_out(s, NULL) + huge - 1) / huge * huge;

@@ -278,7 +278,8 @@ EXPORT lh_stepper *lh_open(const lh_model *model)
         l->steps = model->is_int8 ? (model->hidden + 3) / 4 : model->hidden;
         l->block_size = (size_t)l->inputs * (size_t)l->steps * STEP_BYTES;
     }
-    /* whole panels, and a cache line more, so that rows do not fall on the same sets of the cache */
+    /* Rows of activations, too, begin at a cache line: a tile reads 64 bytes of each. A line more, so that rows do not
+     * fall on the same sets of the cache. */
     s->stride = (model->hidden + 63) / 64 * 64 + 64;
     s->vstride = s->layer[model->layers].blocks * BLOCK;
     size_t huge = (size_t)1 << 21;

@@ -40,7 +40,7 @@ typedef struct lh_stepper {
     lh_model model;
     const struct lh_kernels *kernels;
     layer_t layer[MAX_LAYERS + 1];
-    int stride;  /* floats (or activations) between rows of h: H in whole cache lines, and one more */
+    int stride;  /* floats (or activations) between rows of h: H in whole cache lines of activations, and one more */
     int vstride; /* floats between rows of logits */
     void *arena;
     size_t arena_size;

@@ -174,14 +174,23 @@ void lay_out_rows(const lh_stepper *s, rows_t *rows, size_t n, int separate, are
     }
 }
 
+/* Adds up the weights of some steps of a block. */
+static void add_weights(const int8_t *w, const int8_t *end, int32_t *sum)
+{
+    for (; w < end; w += STEP_BYTES)
+        for (int o = 0; o < BLOCK; o++) sum[o] += w[4 * o] + w[4 * o + 1] + w[4 * o + 2] + w[4 * o + 3];
+}
+
 /* What the offset of the activations adds to each output, negated: a sum that begins with it has no offset. */
 static void sum_offsets(const layer_t *l, int32_t activation_offset)
 {
     for (int b = 0; b < l->blocks; b++) {
         const int8_t *w = (const int8_t *)l->weights + (size_t)b * l->block_size;
+        const int8_t *end = w + l->block_size, *of_h = end - (size_t)l->steps * STEP_BYTES;
         int32_t sum[BLOCK] = {0};
-        for (const int8_t *end = w + l->block_size; w < end; w += STEP_BYTES)
-            for (int o = 0; o < BLOCK; o++) sum[o] += w[4 * o] + w[4 * o + 1] + w[4 * o + 2] + w[4 * o + 3];
+        add_weights(w, of_h, sum);
+        for (int o = 0; o < BLOCK; o++) l->offset_without_h[b * BLOCK + o] -= activation_offset * sum[o];
+        add_weights(of_h, end, sum);
         for (int o = 0; o < BLOCK; o++) l->offset[b * BLOCK + o] -= activation_offset * sum[o];
     }
 }
@@ -197,9 +206,9 @@ static size_t lay_out(lh_stepper *s, char *base)
         size_t bytes = (size_t)l->blocks * l->block_size, outputs = (size_t)l->blocks * BLOCK * sizeof(float);
         size_t initial = outputs * (i == 0 ? (size_t)m->vocab : 1);
         void *w = allocate(&at, bytes), *b = allocate(&at, initial), *c = allocate(&at, outputs);
-        int32_t *offset = allocate(&at, outputs);
+        int32_t *offset = allocate(&at, outputs), *without_h = allocate(&at, outputs);
         if (!base) continue;
-        l->weights = w, l->initial = b, l->scale = c, l->offset = offset;
+        l->weights = w, l->initial = b, l->scale = c, l->offset = offset, l->offset_without_h = without_h;
         l->initial_bytes = initial;
         if (!m->weights[0]) continue; /* the memory is new, and zero */
         memcpy(w, m->weights[i], bytes);

@@ -19,7 +19,8 @@ typedef struct {
     char *weights;
     float *initial, *scale;
     size_t initial_bytes;
-    int32_t *offset; /* (blocks, 16): where an integer sum begins */
+    int32_t *offset;           /* (blocks, 16): where an integer sum begins */
+    int32_t *offset_without_h; /* the same, where nothing of h is added: an h of zeros has activations, too */
 } layer_t;
 
 /* Memory of one thread. */

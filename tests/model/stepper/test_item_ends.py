@@ -32,17 +32,18 @@ def steppers(precision: WeightPrecision = "fp32") -> list[Stepper]:
     return [ReferenceStepper(network(), SLOTS), *(CpuStepper(network(), SLOTS, precision, threads=n) for n in (1, 2))]
 
 
-def sampled(stepper: Stepper, steps: int = 120) -> tuple[np.ndarray, np.ndarray]:
+def sampled(stepper: Stepper, steps: int = 120, seeds: range = range(SLOTS)) -> tuple[np.ndarray, np.ndarray]:
     """Ids and log-probabilities (K, B) of rows that begin with an end."""
-    forced = np.full((steps, SLOTS), SAMPLE, np.int32)
+    rows = len(seeds)
+    forced = np.full((steps, rows), SAMPLE, np.int32)
     forced[0] = END
     result = stepper.run(
         Block(
-            slots=np.arange(SLOTS, dtype=np.int32),
-            steps=np.full(SLOTS, steps, np.int32),
+            slots=np.arange(rows, dtype=np.int32),
+            steps=np.full(rows, steps, np.int32),
             forced_ids=forced,
-            random_values=random_values(range(SLOTS), [0] * SLOTS, steps),
-            sampling=as_batch([SamplingParams()] * SLOTS),
+            random_values=random_values(seeds, [0] * rows, steps),
+            sampling=as_batch([SamplingParams()] * rows),
         )
     )
     return result.ids, result.logprobs
@@ -74,6 +75,22 @@ def test_an_item_is_as_probable_after_others_as_alone(precision: WeightPrecision
             assert np.array_equal(alone.logprobs[:, 0], logprobs[before + 1 : end + 1, row])
             n_items += 1
     assert n_items > 30
+
+
+@pytest.mark.usefixtures("native_code")
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("rows", [8, 17, 40, 70])
+def test_rows_that_forget_beside_others(precision: WeightPrecision, rows: int) -> None:
+    """Bit for bit as alone, also where many rows are multiplied together and others go on; and so are their states."""
+    together, alone = CpuStepper(network(), rows, precision), CpuStepper(network(), 1, precision)
+    ids, logprobs = sampled(together, seeds=range(rows))
+    assert (ids == END).any()
+    assert not (ids == END).all(axis=1).any()
+    for row in range(rows):
+        own_ids, own_logprobs = sampled(alone, seeds=range(row, row + 1))
+        assert np.array_equal(own_ids[:, 0], ids[:, row])
+        assert np.array_equal(own_logprobs[:, 0], logprobs[:, row])
+        assert np.array_equal(alone.read(0), together.read(row))
 
 
 @pytest.mark.usefixtures("native_code", "emulated_gpu")

@@ -23,9 +23,9 @@ static void level_layer_phase(lh_scoring *g, int layer, int level, int thread)
             const int row = first + r;
             const int32_t fed = g->fed[begins + row];
             initial[r] = begin_row(s, &g->rows, t, layer, now, panel, r, row, g->source[begins + row], fed,
-                                   depth == 0 || fed == s->model.item_end);
+                                   depth == 0 || fed == s->model.item_end, 1);
         }
-        finish_rows(s, &g->rows, t, layer, now, panel, first, count, initial, !s->model.is_int8);
+        finish_rows(s, &g->rows, t, layer, now, panel, first, count, initial, NULL, !s->model.is_int8);
     }
 }
 

@@ -15,12 +15,18 @@ INLINE const void *h_of(const lh_stepper *s, const rows_t *rows, int layer, int 
     return rows->h[layer][now] + at;
 }
 
+#if defined(HAS_TILES)
+INLINE int is_by_tiles(const lh_stepper *s, int rows) { return s->model.is_int8 && rows >= TILE_MIN_ROWS; }
+#else
+INLINE int is_by_tiles(const lh_stepper *s, int rows) { return (void)s, (void)rows, 0; }
+#endif
+
 /* z += rows * weights for some blocks of a panel, all segments. */
 static void multiply(const lh_stepper *s, const layer_t *l, int block, int blocks, int rows, scratch_t *t)
 {
     const char *w = l->weights + (size_t)block * l->block_size;
 #if defined(HAS_TILES)
-    if (s->model.is_int8 && rows >= TILE_MIN_ROWS) {
+    if (is_by_tiles(s, rows)) {
         const tile_inputs inputs = {.rows = {t->row[0], t->row[1]}, .inputs = l->inputs, .steps = l->steps};
         multiply_tiles(inputs, rows, w, l->block_size, blocks, (zrow *)t->z);
         return;
@@ -84,9 +90,10 @@ static int32_t id_fed(const lh_stepper *s, int k, int column)
 }
 
 /* Prepares a row for a panel's product: its sums, its inputs, and its cells. The row continues the row `source` of the
- * step before, or the zero state where an item begins. Returns where its sums begin. */
+ * step before, or the zero state where an item begins: there its input is zero if `is_zeroed`, else what the source has.
+ * Returns where its sums begin. */
 INLINE const float *begin_row(const lh_stepper *s, const rows_t *rows, scratch_t *t, int layer, int now, int panel, int r,
-                              int row, int source, int32_t fed, int begins_item)
+                              int row, int source, int32_t fed, int begins_item, int is_zeroed)
 {
     const layer_t *l = &s->layer[layer];
     const size_t unit = (size_t)panel * UNITS, stride = (size_t)s->stride;
@@ -97,7 +104,7 @@ INLINE const float *begin_row(const lh_stepper *s, const rows_t *rows, scratch_t
     float *c = rows->c[layer][now] + row * stride + unit;
     const float *before = rows->c[layer][now ^ 1] + source * stride + unit;
     if (begins_item) {
-        *h = s->model.is_int8 ? (const void *)s->zero_hq : s->zero_h;
+        *h = !is_zeroed ? h_of(s, rows, layer, now ^ 1, source) : s->model.is_int8 ? (const void *)s->zero_hq : s->zero_h;
         memset(c, 0, UNITS * sizeof(float));
     } else {
         *h = h_of(s, rows, layer, now ^ 1, source);
@@ -128,12 +135,35 @@ static void apply_gates(const lh_stepper *s, const rows_t *memory, int layer, in
         }
 }
 
+#if defined(HAS_TILES)
+/* The product of a panel, for rows of which some begin an item and have the h of the one before: first that of h, which
+ * those rows lose again, then that of the layer below. Tiles read rows that lie evenly apart, so a row of zeros elsewhere
+ * would have all of them copied. Sums of int8 are exact in any order. */
+static void multiply_with_begins(const lh_stepper *s, const layer_t *l, int panel, int count, const float *const *initial,
+                                 const uint8_t *begins_item, scratch_t *t)
+{
+    zrow *z = (zrow *)t->z;
+    for (int i = l->inputs - 1; i >= 0; i--) {
+        const char *w = l->weights + (size_t)panel * BLOCKS * l->block_size + (size_t)i * l->steps * STEP_BYTES;
+        multiply_tiles((tile_inputs){.rows = {t->row[i]}, .inputs = 1, .steps = l->steps}, count, w, l->block_size, BLOCKS, z);
+        if (i == l->inputs - 1)
+            for (int r = 0; r < count; r++)
+                if (begins_item[r]) begin(1, &z[r], PANEL, initial[r], l->offset_without_h + panel * PANEL);
+    }
+}
+#endif
+
 /* The product of a panel and the gates, for `count` rows that begin_row has prepared. */
 static void finish_rows(const lh_stepper *s, const rows_t *rows, scratch_t *t, int layer, int now, int panel, int first,
-                        int count, const float *const *initial, int is_kept)
+                        int count, const float *const *initial, const uint8_t *begins_item, int is_kept)
 {
     const layer_t *l = &s->layer[layer];
-    multiply(s, l, panel * BLOCKS, BLOCKS, count, t);
+#if defined(HAS_TILES)
+    if (begins_item) multiply_with_begins(s, l, panel, count, initial, begins_item, t);
+    else
+#endif
+        multiply(s, l, panel * BLOCKS, BLOCKS, count, t);
+    (void)begins_item;
     size_t at = (size_t)first * s->stride + (size_t)panel * UNITS;
     apply_gates(s, rows, layer, now, at, count, (zrow *)t->z, l->scale + panel * PANEL, initial, is_kept);
 }
@@ -148,13 +178,18 @@ static void layer_phase(lh_stepper *s, int layer, int k, int thread)
     for (int item; (item = pool_take(&s->pool, items, &from, k & 1)) >= 0;) {
         int first = item % groups * each, count = rows - first < each ? rows - first : each;
         int panel = item / groups; /* the same panels for a thread at each step: their weights stay in its cache */
+        const int is_zeroed = !is_by_tiles(s, count);
         const float *initial[ROWS];
+        uint8_t begins_item[ROWS];
+        int n_begins = 0;
         for (int r = 0; r < count; r++) {
             int row = first + r;
             const int32_t fed = id_fed(s, k, s->order[row]);
-            initial[r] = begin_row(s, &s->rows, t, layer, now, panel, r, row, row, fed, fed == s->model.item_end);
+            n_begins += begins_item[r] = fed == s->model.item_end;
+            initial[r] = begin_row(s, &s->rows, t, layer, now, panel, r, row, row, fed, begins_item[r], is_zeroed);
         }
-        finish_rows(s, &s->rows, t, layer, now, panel, first, count, initial, is_kept);
+        finish_rows(s, &s->rows, t, layer, now, panel, first, count, initial,
+                    n_begins && !is_zeroed ? begins_item : NULL, is_kept);
     }
 }
 

@@ -113,7 +113,7 @@ def area_under_curve(scores: NDArray[np.float64], is_anomaly: NDArray[np.bool_])
     return float(np.mean((below + up_to) / 2) / len(usual_scores))
 
 
-def found_share(scores: NDArray[np.float64], is_anomaly: NDArray[np.bool_]) -> float:
+def recall(scores: NDArray[np.float64], is_anomaly: NDArray[np.bool_]) -> float:
     """Return the share of anomalies whose score is above that of all but FALSE_ALARMS of the usual lines."""
     threshold = np.quantile(scores[~is_anomaly], 1 - FALSE_ALARMS, method="higher")
     return float(np.mean(scores[is_anomaly] > threshold))
@@ -169,7 +169,7 @@ def main() -> None:
     args = parser.parse_args()
     lines, damaged = make_log(args.lines, args.anomalies, seed=2)
     is_anomaly = np.isin(np.arange(len(lines)), list(damaged))
-    found: dict[str, Any] = {}
+    matches: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "usual.log").write_text("\n".join(make_log(args.lines, 0, seed=1)[0]), "utf-8")
@@ -184,7 +184,7 @@ def main() -> None:
             settings = {"CHECKPOINT_DIR": str(folder / "checkpoints"), "PRECISION": precision}
             with Service(**settings, SLOTS=str(args.slots), MAX_BODY_BYTES=str(1 << 24)) as service:
                 scores, rate = scored(service, some, args.batch, args.clients)
-            found[f"{precision}_lines_per_s"] = round(rate)
+            matches[f"{precision}_lines_per_s"] = round(rate)
             characters = rate * sum(len(line) + 1 for line in some) / len(some)
             share = characters / limit(precision, args.n_hidden, len(corpus.vocab))
             print(
@@ -192,17 +192,17 @@ def main() -> None:
             )
             if precision == "int8":
                 for statistic, values in scores.items():
-                    figures = {"auc": area_under_curve(values, is_anomaly), "found": found_share(values, is_anomaly)}
+                    figures = {"auc": area_under_curve(values, is_anomaly), "found": recall(values, is_anomaly)}
                     print(f"{statistic}: AUC {figures['auc']:.4f}, found {figures['found']:.1%}", flush=True)
                     if statistic == DEFAULT_STATISTIC:
-                        found |= figures
+                        matches |= figures
                 for kind in KINDS:
                     places = [place for place, its in damaged.items() if its == kind]
                     of_kind = ~is_anomaly
                     of_kind[places] = True
-                    part = found_share(scores[DEFAULT_STATISTIC][of_kind], is_anomaly[of_kind])
+                    part = recall(scores[DEFAULT_STATISTIC][of_kind], is_anomaly[of_kind])
                     print(f"{kind}: {part:.1%} of {len(places)} at {FALSE_ALARMS:.1%} false alarms", flush=True)
-    print(json.dumps(found))
+    print(json.dumps(matches))
 
 
 if __name__ == "__main__":

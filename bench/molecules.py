@@ -70,18 +70,18 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     except ImportError:
         raise SystemExit("bench.items molecules needs rdkit: pip install rdkit") from None
     train = args.folder / "dataset" / "data" / "train.csv.gz"
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if args.sampled is not None:
         molecules = args.sampled.read_text("utf-8").splitlines()
     else:
         if args.checkpoint is not None:
             checkpoint = load(args.checkpoint)
         else:
-            checkpoint, found = _train(args, train, args.out or folder)
+            checkpoint, result = _train(args, train, args.out or folder)
         molecules = _generate(checkpoint, args.samples, args.temperature)
         ((args.out or folder) / "molecules.smi").write_text("\n".join(molecules) + "\n", "utf-8")
-    found |= measure(molecules, _smiles(train), args.folder, args.reference)
-    print(json.dumps(found))
+    result |= measure(molecules, _smiles(train), args.folder, args.reference)
+    print(json.dumps(result))
 
 
 def _train(args: argparse.Namespace, train: Path, folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
@@ -93,14 +93,14 @@ def _train(args: argparse.Namespace, train: Path, folder: Path) -> tuple[Checkpo
     began = time.monotonic()
     checkpoint = load(fit(corpus, shape, config, folder / "run"))
     read = checkpoint.step * config.batch_size * config.seq_length
-    found = {
+    result = {
         "minutes": round((time.monotonic() - began) / 60, 2),
         "characters_read": read,
         "epochs": round(read / len(corpus.train), 3),
         "val_loss": round(checkpoint.val_loss, 4),
     }
-    print(f"1x{args.n_hidden}, {args.precision}: {found}", flush=True)
-    return checkpoint, found
+    print(f"1x{args.n_hidden}, {args.precision}: {result}", flush=True)
+    return checkpoint, result
 
 
 def _generate(checkpoint: Checkpoint, n: int, temperature: float) -> list[str]:
@@ -128,12 +128,12 @@ def measure(molecules: list[str], train: list[str], folder: Path, n_reference: i
     different = set(valid)
     if not valid:
         raise SystemExit(f"rdkit reads none of the {len(molecules):,} molecules")
-    found = {
+    result = {
         "valid": len(valid) / len(molecules),
         "unique": len(different) / len(valid),
         "novel": len(different - set(train)) / len(different),
     }
-    print(_line(found), flush=True)
+    print(_line(result), flush=True)
     test = _smiles(folder / "dataset" / "data" / "test.csv.gz")
     if n_reference:
         test = [test[i] for i in np.random.default_rng(1).permutation(len(test))[:n_reference]]
@@ -143,19 +143,19 @@ def measure(molecules: list[str], train: list[str], folder: Path, n_reference: i
     own, other = _fingerprints(generated), _fingerprints(reference)
     fragments = [Counter(f for facts in some for f in facts[1]) for some in (generated, reference)]
     scaffolds = [Counter(facts[2] for facts in some if facts[2]) for some in (generated, reference)]
-    found |= {
+    result |= {
         "filters": float(np.mean([facts[3] for facts in generated])),
         "int_div": 1.0 - _similarity(own, own, "mean"),
         "snn": _similarity(own, other, "max"),
         "frag": _cosine(*fragments),
         "scaf": _cosine(*scaffolds),
     }
-    print(_line(found), flush=True)
-    return {**{name: round(value, 4) for name, value in found.items()}, "reference": len(test)}
+    print(_line(result), flush=True)
+    return {**{name: round(value, 4) for name, value in result.items()}, "reference": len(test)}
 
 
-def _line(found: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+def _line(result: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in result.items())
 
 
 _folder = Path()

@@ -80,7 +80,7 @@ def number(
             raise unexpected(text, words)
         return value
 
-    return _shown_as(parse, "N")
+    return _with_metavar(parse, "N")
 
 
 def setting(f: Field[Any]) -> Callable[[str], Any]:
@@ -97,7 +97,7 @@ def setting(f: Field[Any]) -> Callable[[str], Any]:
             raise unexpected(text, e.expected) from None
         return value
 
-    return _shown_as(parse, "N" if kind in (int, float) else "")
+    return _with_metavar(parse, "N" if kind in (int, float) else "")
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:
@@ -108,10 +108,10 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
             raise unexpected(text, f"one of {', '.join(choices)}")
         return text
 
-    return _shown_as(parse, "{" + ",".join(choices) + "}")
+    return _with_metavar(parse, "{" + ",".join(choices) + "}")
 
 
-def _shown_as(parse: Callable[[str], Any], metavar: str) -> Callable[[str], Any]:
+def _with_metavar(parse: Callable[[str], Any], metavar: str) -> Callable[[str], Any]:
     """Return the type of an argument, with what the help shows for its value."""
     parse.metavar = metavar  # type: ignore[attr-defined]
     return parse

@@ -64,8 +64,8 @@ def random_checkpoint(
 def _no_secret_is_printed() -> Iterator[None]:
     """Search all that the run's processes have printed for the password that they were given."""
     yield
-    found = find_secrets()
-    assert not found, f"a process printed the planted secret: see {OUTPUTS}/{found[0]}"
+    result = find_secrets()
+    assert not result, f"a process printed the planted secret: see {OUTPUTS}/{result[0]}"
     shutil.rmtree(OUTPUTS)
 
 

@@ -28,8 +28,8 @@ def imports(path: Path) -> set[str]:
 def test_a_library_is_used_where_it_is_named(path: Path) -> None:
     """Flask and Redis are used only by the modules that are named here; the engine holds no tensor."""
     name = str(path.relative_to(ROOT))
-    found = imports(path)
-    roots = {f.split(".")[0] for f in found}
+    result = imports(path)
+    roots = {f.split(".")[0] for f in result}
     if name.startswith("model/"):
         assert not roots & {"flask", "redis", "gunicorn", "pydantic"}
         assert "threading" not in roots or name.startswith(("model/stepper/cpu/", "model/stepper/cuda/"))

@@ -110,8 +110,8 @@ def add_commands(subparsers: argparse._SubParsersAction[ArgumentParser]) -> None
         command = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         modules[name].configure(command)
         positionals = [a for a in command._actions if not a.option_strings]
-        shown = "".join(f" [{action.metavar or action.dest}]" for action in positionals)
-        command.usage = f"%(prog)s{shown} [options]"
+        displayed = "".join(f" [{action.metavar or action.dest}]" for action in positionals)
+        command.usage = f"%(prog)s{displayed} [options]"
         if name in EXAMPLES:
             command.epilog = "examples:\n" + "\n".join(f"  {subparsers._prog_prefix} {e}" for e in EXAMPLES[name])
         command.set_defaults(run=modules[name].run)

@@ -39,9 +39,9 @@ def script(prog: str, shell: str, commands: Mapping[str, argparse.ArgumentParser
         for action in parser._actions if parser is not None else []:
             names = [name for name in action.option_strings if name.startswith("--")]
             words += names
-            shown = getattr(action.type, "metavar", "") or action.metavar or ""
-            if names and isinstance(shown, str) and shown.startswith("{"):
-                values = shown.strip("{}").replace(",", " ")
+            displayed = getattr(action.type, "metavar", "") or action.metavar or ""
+            if names and isinstance(displayed, str) and displayed.startswith("{"):
+                values = displayed.strip("{}").replace(",", " ")
                 choices += [f'      {command}:{name}) words="{values}" ;;' for name in names]
         options.append(f'      {command}) words="{" ".join(words)}" ;;')
     head = "autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else ""

@@ -428,10 +428,10 @@ def take_candidates(lanes: Sequence[Lane], n_taken: int) -> Candidates:
         return Candidates([], [])
     rounds, n_last = divmod(n, LANES)
     taken = [lane.take(rounds + (i < n_last)) for i, lane in enumerate(order)]
-    texts, logprobs = [each for each, _ in taken], np.concatenate([each for _, each in taken])
+    texts, logprobs = [element for element, _ in taken], np.concatenate([element for _, element in taken])
     chars = np.minimum(np.fromiter(map(len, chain.from_iterable(texts)), np.int64, n), lanes[0].max_chars) + 1
     sums = iter(item_logprobs(logprobs, np.cumsum(chars) - chars).tolist())
-    return Candidates(_in_turn(texts)[:n], _in_turn([list(islice(sums, len(each))) for each in texts])[:n])
+    return Candidates(_in_turn(texts)[:n], _in_turn([list(islice(sums, len(element))) for element in texts])[:n])
 
 
 def _in_turn(columns: Sequence[Sequence[T]]) -> list[T]:
@@ -443,8 +443,8 @@ def _steps_for(collector: ItemCollector, lanes: Sequence[Lane]) -> int:
     """Return the steps of the next block: more where many characters are missing, since each block has its overhead."""
     if lanes[0].restarts:
         return _BLOCK_STEPS
-    n_each = math.ceil(collector.candidates_needed() / len(lanes))
-    return max(_BLOCK_STEPS, min(_MAX_BLOCK_STEPS, collector.chars_for(n_each)))
+    n_per_lane = math.ceil(collector.candidates_needed() / len(lanes))
+    return max(_BLOCK_STEPS, min(_MAX_BLOCK_STEPS, collector.chars_for(n_per_lane)))
 
 
 def _run_lanes(

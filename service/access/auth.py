@@ -118,10 +118,10 @@ class Authenticator:
         key = _bearer_key(source.authorization)
         if key is not None and self._admin_key and hmac.compare_digest(key, self._admin_key):
             return None
-        found = self._api_keys.find(key) if key is not None else None
-        if found is None:
+        result = self._api_keys.find(key) if key is not None else None
+        if result is None:
             raise self._unauthorized(key, source.address)
-        return found
+        return result
 
     def key_id(self, source: RequestSource) -> str:
         """Return a hash of the key of a request that was let through; empty if none is required."""

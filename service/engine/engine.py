@@ -313,7 +313,7 @@ class Engine:
             self._score_texts()
 
     def _run_block(self) -> None:
-        asked_at = time.monotonic()
+        began = time.monotonic()
         if self._scheduler.is_idle:
             return
         with self._turn() as turn:
@@ -329,7 +329,7 @@ class Engine:
             started = time.monotonic()
             result = self._run(block, turn)
             self._stats.block_s = time.monotonic() - started
-        self._scheduler.record(block, self._stats.block_s, now - asked_at)
+        self._scheduler.record(block, self._stats.block_s, now - began)
         self._process(block.slots, block.steps, result)
 
     def _score_texts(self) -> None:

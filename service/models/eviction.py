@@ -27,7 +27,7 @@ class UseCounts:
             half_life: Uses for each model in memory, after which a use counts half.
         """
         self._now = 0  # uses of all models
-        self._uses_each = half_life
+        self._uses_per_model = half_life
         self._half_life = float(half_life)
         self._counts: OrderedDict[str, tuple[float, int]] = OrderedDict()  # the count, and when it was that
 
@@ -39,7 +39,7 @@ class UseCounts:
             n_loaded: The number of models in memory.
         """
         self._now += 1
-        self._half_life = float(self._uses_each * max(1, n_loaded))
+        self._half_life = float(self._uses_per_model * max(1, n_loaded))
         self._counts[key] = (self.count(key) + 1.0, self._now)
         self._counts.move_to_end(key)
         if len(self._counts) > _MAX_COUNTED:

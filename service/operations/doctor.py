@@ -151,14 +151,14 @@ def _gpu() -> str:
     try:
         gpu = driver.Gpu()
         memory = f"{gpu.free_bytes() >> 20} of {gpu.memory_bytes >> 20} MiB free"
-        found = (
+        result = (
             f"{gpu.name}, {gpu.architecture}, {gpu.processors} multiprocessors, {memory}, driver for CUDA {gpu.cuda}"
         )
         gpu.close()
         probe()
     except driver.CudaError as error:
         raise Problem(f"{error}. Texts are generated on the CPU") from error
-    return f"{found}; it computes the bits of the CPU"
+    return f"{result}; it computes the bits of the CPU"
 
 
 def _kernels() -> str:

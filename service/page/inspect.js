@@ -99,9 +99,9 @@ async function inspect(onUnknown = "error") {
 		const { layer = 0, units: _, ...fields } = readFields(form);
 		const body = { ...fields, layer: Number(layer), on_unknown: onUnknown, model };
 		if (unit === null) {
-			const { unit_correlations: found } = await requestJson("POST", "/inspect", { body: { ...body, map: undefined } });
+			const { unit_correlations: units } = await requestJson("POST", "/inspect", { body: { ...body, map: undefined } });
 			if (request !== requests) return;
-			unit = byCorrelation(found, body.layer)[0]?.unit ?? 0;
+			unit = byCorrelation(units, body.layer)[0]?.unit ?? 0;
 		}
 		const answer = await requestJson("POST", "/inspect", { body: { ...body, units: [unit] } });
 		if (request !== requests) return;
@@ -149,15 +149,15 @@ function draw() {
 	$("#map").setAttribute("aria-label", `${name} of ${hidden} units (rows) by ${characters} characters (columns)`);
 	$("#map-hint").textContent = `${name}: a row is a unit, a column a character, sorted by the mean. ${meaning}`;
 	const correlations = Object.entries(result.unit_correlations);
-	$("#unit-correlations").replaceChildren(...correlations.map(([feature, found]) => ranking(feature, found)));
+	$("#unit-correlations").replaceChildren(...correlations.map(([feature, units]) => ranking(feature, units)));
 }
 
 function drawText() {
 	const { of } = result.map;
 	const values = result.units[0][of];
-	const shown = of === "c" ? values.map(Math.tanh) : values;
+	const plotted = of === "c" ? values.map(Math.tanh) : values;
 	const label = `${QUANTITIES[of][0]} of unit ${unit} by character`;
-	const box = coloredText(result.text, toColorRange(of, shown), label, goTo);
+	const box = coloredText(result.text, toColorRange(of, plotted), label, goTo);
 	box.dataset.gate = of;
 	box.addEventListener("keydown", (event) => {
 		const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -201,8 +201,8 @@ function drawStep() {
 		),
 	);
 	const kept = `It keeps ${percentOf(f[at])} of its memory, adds ${percentOf(i[at])} of the candidate`;
-	const said = `At ${wordFor(character)}: ${kept} and uses ${percentOf(o[at])} of the result.`;
-	$("#walk-voice").textContent = [said, describeStart()].filter(Boolean).join(" ");
+	const sentence = `At ${wordFor(character)}: ${kept} and uses ${percentOf(o[at])} of the result.`;
+	$("#walk-voice").textContent = [sentence, describeStart()].filter(Boolean).join(" ");
 }
 
 /** Where the old memory comes from, if not from the character before. */

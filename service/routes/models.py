@@ -36,14 +36,14 @@ def blueprint(
     def listing() -> Response:
         """A page of names, and the checkpoints of one model."""
         after, limit = model_name_argument("after", ""), limit_argument()
-        shown = model_name_argument()
+        displayed = model_name_argument()
         names = stores.names()
         first = 0 if not after else 1 if after == DEFAULT else 1 + sum(name <= after for name in names[1:])
         page = list(islice(names, first, first + limit))
         return jsonify(
             names=[_summary(stores, manager, name) for name in page],
             next=page[-1] if first + limit < len(names) else None,
-            models=_checkpoints(existing(shown)),
+            models=_checkpoints(existing(displayed)),
             serving=_current(manager),
         )
 

@@ -36,7 +36,7 @@ def encode_events(data: Iterable[Mapping[str, Any]], *, name: str | None = None,
     id_line = f"id: {id}\n" if id is not None else ""
     name_line = f"event: {name}\n" if name is not None else ""
     head = f"{id_line}{name_line}data: ".encode()
-    return b"".join([b"%s%s\n\n" % (head, to_json(each)) for each in data])  # a quarter of the json module's time
+    return b"".join([b"%s%s\n\n" % (head, to_json(element)) for element in data])  # a quarter of the json module's time
 
 
 def encode_error_event(error: ServiceError) -> bytes:

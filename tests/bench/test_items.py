@@ -35,6 +35,6 @@ def test_items_over_http_beside_the_engine(tmp_path: Path) -> None:
     options = ["--steps", "10", "--items", "50", "--slots", "4", "--rounds", "1", "--bare-s", "0.2"]
     command = [sys.executable, "-m", "bench.items", "serve", str(path), *options]
     output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    *_, found, rates = output.splitlines()
-    assert found.startswith("seed 0: ")
+    *_, result, rates = output.splitlines()
+    assert result.startswith("seed 0: ")
     assert {"engine_chars_per_s", "http", "command_line"} == set(json.loads(rates))

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from bench.logs import KINDS, area_under_curve, found_share, make_log
+from bench.logs import KINDS, area_under_curve, make_log, recall
 from tests.servers import ROOT
 
 
@@ -16,11 +16,11 @@ def test_the_figures_of_known_scores() -> None:
     """AUC: 1 where every anomaly is higher, 1/2 where all are equal; found: above all but a thousandth."""
     is_anomaly = np.arange(2002) >= 2000
     ordered = np.arange(2002, dtype=float)
-    assert (area_under_curve(ordered, is_anomaly), found_share(ordered, is_anomaly)) == (1.0, 1.0)
+    assert (area_under_curve(ordered, is_anomaly), recall(ordered, is_anomaly)) == (1.0, 1.0)
     equal = np.ones(2002)
-    assert (area_under_curve(equal, is_anomaly), found_share(equal, is_anomaly)) == (0.5, 0.0)
+    assert (area_under_curve(equal, is_anomaly), recall(equal, is_anomaly)) == (0.5, 0.0)
     half = np.concatenate([ordered[:2000], [1990.5, 5000.0]])
-    assert found_share(half, is_anomaly) == 0.5
+    assert recall(half, is_anomaly) == 0.5
 
 
 def test_a_log_has_as_many_anomalies_of_each_kind() -> None:
@@ -36,6 +36,6 @@ def test_a_small_run() -> None:
     options = ["--lines", "1500", "--anomalies", "50", "--steps", "120", "--n-hidden", "48", "--batch", "500"]
     command = [sys.executable, "-m", "bench.logs", *options]
     output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    found = json.loads(output.splitlines()[-1])
-    assert {"int8_lines_per_s", "fp32_lines_per_s", "auc", "found"} == set(found)
-    assert found["auc"] > 0.8
+    result = json.loads(output.splitlines()[-1])
+    assert {"int8_lines_per_s", "fp32_lines_per_s", "auc", "found"} == set(result)
+    assert result["auc"] > 0.8

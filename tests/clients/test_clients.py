@@ -60,12 +60,12 @@ def test_lm_eval(service: Service, store: Path, tmp_path: Path, capsys: pytest.C
     The harness puts the tokenizer's first token before the text: the newline, which /score then reads as text.
     """
     (tmp_path / "held_out.jsonl").write_text(json.dumps({"text": HELD_OUT}) + "\n")
-    found = json.loads(
+    result = json.loads(
         run("tests/clients/use_lm_eval.py", f"{service.url}/v1", str(tmp_path), HF_HOME=str(tmp_path)).splitlines()[-1]
     )
     scored = service.client.post("/score", json={"text": "\n" + HELD_OUT}).json()
     bits = scored["bits_per_character"] * scored["characters"] - scored["surprisal"][0]
-    assert found["bits_per_byte,none"] == pytest.approx(bits / len(HELD_OUT), abs=1e-4)
+    assert result["bits_per_byte,none"] == pytest.approx(bits / len(HELD_OUT), abs=1e-4)
     file = tmp_path / "held_out.txt"
     file.write_text("\n\n" + HELD_OUT)  # the first character of a file is read, and not predicted
     checkpoint = str(next(store.glob("*.safetensors")))

@@ -19,11 +19,11 @@ task = {
     "metric_list": [{"metric": "bits_per_byte"}],
 }
 (folder / "held_out.yaml").write_text(json.dumps(task))  # JSON is YAML
-found = lm_eval.simple_evaluate(
+result = lm_eval.simple_evaluate(
     model="local-completions",
     model_args={"base_url": f"{url}/completions", "model": "longhand", "max_length": 100_000, "max_retries": 1},
     tasks=["held_out"],
     task_manager=TaskManager(include_path=str(folder)),
     bootstrap_iters=0,
 )
-print(json.dumps(found["results"]["held_out"], default=str))
+print(json.dumps(result["results"]["held_out"], default=str))

@@ -112,5 +112,5 @@ def _answers(client: Any) -> bool:
 
 
 def _is_whole(client: Any) -> bool:
-    found = client.execute_command("CLUSTER", "INFO")
-    return b"cluster_state:ok" in (found if isinstance(found, bytes) else str(found).encode())
+    result = client.execute_command("CLUSTER", "INFO")
+    return b"cluster_state:ok" in (result if isinstance(result, bytes) else str(result).encode())

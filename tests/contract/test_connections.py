@@ -83,14 +83,14 @@ def test_a_password_of_any_characters(urls: dict[str, str], way: str) -> None:
     store = RedisSessions(client, ttl_s=60, turn_ttl_s=60)
     assert loaded(store, saved(store, session(9))).position == 9
     clients = [client, connect(url)]
-    one, other = (RateLimiter("2/hour", each) for each in clients)
+    one, other = (RateLimiter("2/hour", element) for element in clients)
     for limiter in (one, other):
         limiter.require_working("RATE_LIMIT")
         limiter.hit("shared")
     with pytest.raises(RateLimited):
         one.hit("shared")
-    for each in clients:
-        close(each)
+    for element in clients:
+        close(element)
 
 
 def test_parts_of_a_sentinel_url() -> None:

@@ -134,9 +134,9 @@ def test_a_session_comes_back_with_the_bits_it_had(sessions: SessionStore) -> No
     """What is committed is what is loaded, to the bit, and so is what the next turn is given, and the turn itself."""
     id = saved(sessions, session())
     leased = sessions.acquire(id, lease_s=10)
-    for found in (loaded(sessions, id), leased.session):
-        assert found is not None
-        assert found.to_bytes() == session().to_bytes()
+    for result in (loaded(sessions, id), leased.session):
+        assert result is not None
+        assert result.to_bytes() == session().to_bytes()
     assert leased.turn is not None
     assert (leased.turn.record, leased.turn.start, leased.turn.finish_reason) == (record(), None, "length")
 

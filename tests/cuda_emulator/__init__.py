@@ -33,14 +33,14 @@ def build(folder: Path, old: str = "", new: str = "", *, optimize: bool = True) 
     """
     sources = folder / "src"
     sources.mkdir(parents=True)
-    found = 0
+    result = 0
     for path in [*compiler.HEADERS, *(_FOLDER.glob("emulator.*")), compiler.SOURCE]:
         text = path.read_text()
         if old and path in (compiler.SOURCE, *compiler.HEADERS):
-            found += text.count(old)
+            result += text.count(old)
             text = text.replace(old, new)
         (sources / path.name).write_text(text)
-    assert not old or found, f"the kernels have no {old!r}"
+    assert not old or result, f"the kernels have no {old!r}"
     fma = ["-mfma"] if os.uname().machine == "x86_64" else []
     target = folder / driver.LIBRARY
     options = [*_OPTIONS, "-O2" if optimize else "-O0", *fma]

@@ -36,16 +36,16 @@ def environment(service: dict[str, Any]) -> dict[str, str]:
 
 def example() -> dict[str, tuple[str, str]]:
     """.env.example: name -> (value, the reason above it)."""
-    found: dict[str, tuple[str, str]] = {}
+    result: dict[str, tuple[str, str]] = {}
     reason = ""
     for line in (ROOT / ".env.example").read_text().splitlines():
         setting = re.fullmatch(r"#([A-Z_]+)=(.*)", line)
         if setting is not None:
-            assert setting[1] not in found, f"{setting[1]} stands there twice"
-            found[setting[1]] = (setting[2], reason)
+            assert setting[1] not in result, f"{setting[1]} stands there twice"
+            result[setting[1]] = (setting[2], reason)
         elif line.startswith("# "):
             reason = line[2:]
-    return found
+    return result
 
 
 def rendered(folder: Path) -> list[dict[str, Any]]:

@@ -79,8 +79,8 @@ def test_the_parser_accepts_it(module: str, arguments: list[str]) -> None:
 
 def test_all_kinds_of_files_have_commands() -> None:
     """The search above finds something in each kind of file: it can fail."""
-    for found in (in_compose(), in_manifests(), in_documents()):
-        assert any(program_of(command) for _, command in found)
+    for result in (in_compose(), in_manifests(), in_documents()):
+        assert any(program_of(command) for _, command in result)
 
 
 @pytest.mark.parametrize("module", ["service", "service.jobs"])

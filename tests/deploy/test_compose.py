@@ -38,8 +38,8 @@ def test_a_wrong_key_would_be_seen(tmp_path: Path) -> None:
 
 
 def services() -> list[tuple[str, dict[str, Any]]]:
-    found = [(f"{path.name}:{name}", s) for path in COMPOSE for name, s in compose(path)["services"].items()]
-    return [(name, s) for name, s in found if "image" in s and "gpu" not in name]
+    result = [(f"{path.name}:{name}", s) for path in COMPOSE for name, s in compose(path)["services"].items()]
+    return [(name, s) for name, s in result if "image" in s and "gpu" not in name]
 
 
 @pytest.mark.parametrize(("name", "service"), services(), ids=[name for name, _ in services()])
@@ -73,7 +73,7 @@ def test_keys_and_passwords_reach_only_who_needs_them() -> None:
     assert "${REDIS_PASSWORD:?" in environment(services["api"])["REDIS_URL"]
     assert environment(services["redis"]) == {"REDISCLI_AUTH": "${REDIS_PASSWORD}"}
     assert 'requirepass $$REDISCLI_AUTH"' in services["redis"]["command"][-1]
-    for container in containers([each for folder in KUSTOMIZATIONS for each in rendered(folder)]):
+    for container in containers([element for folder in KUSTOMIZATIONS for element in rendered(folder)]):
         if container["name"] != "api":
             assert not {"ADMIN_KEY", "API_KEYS"} & {variable["name"] for variable in container["env"]}
 

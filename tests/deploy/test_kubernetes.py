@@ -18,9 +18,9 @@ JOB = ROOT / "deploy/kubernetes/gpu/train-job.yaml"
 
 def every() -> list[tuple[str, dict[str, Any]]]:
     """Return all objects: those of each kustomization, and the job that is applied by hand."""
-    found = [(folder.name, item) for folder in KUSTOMIZATIONS for item in rendered(folder)]
-    found += [("job", item) for item in yaml.safe_load_all(JOB.read_text())]
-    return found
+    result = [(folder.name, item) for folder in KUSTOMIZATIONS for item in rendered(folder)]
+    result += [("job", item) for item in yaml.safe_load_all(JOB.read_text())]
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_names_that_are_referred_to_exist(objects: list[tuple[str, dict[str, Any
             selected = selector.get("matchLabels", selector)
             if item["kind"] in ("Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy"):
                 assert selected
-                assert [found for found in labels if selected.items() <= found.items()], item["metadata"]["name"]
+                assert [result for result in labels if selected.items() <= result.items()], item["metadata"]["name"]
             if item["kind"] == "HorizontalPodAutoscaler":
                 names = {e["metadata"]["name"] for e in ours if e["kind"] == spec["scaleTargetRef"]["kind"]}
                 assert spec["scaleTargetRef"]["name"] in names

@@ -37,8 +37,8 @@ def alerts() -> list[tuple[str, str]]:
 def panels() -> list[tuple[str, str]]:
     """Titles and queries of the dashboard, Grafana's own variable filled in."""
     dashboard = json.loads((FOLDER / "grafana/dashboards/longhand.json").read_text())
-    found = [(panel["title"], target["expr"]) for panel in dashboard["panels"] for target in panel["targets"]]
-    return [(title, query.replace("$__rate_interval", "1m")) for title, query in found]
+    result = [(panel["title"], target["expr"]) for panel in dashboard["panels"] for target in panel["targets"]]
+    return [(title, query.replace("$__rate_interval", "1m")) for title, query in result]
 
 
 def selectors(node: Any) -> Iterator[tuple[str, set[str]]]:
@@ -77,10 +77,10 @@ def test_every_metric_is_in_a_panel(exposed: set[str]) -> None:
 
 
 def tool(name: str) -> str:
-    found = shutil.which(name, path=f"{UNPACKED}{os.pathsep}{os.environ['PATH']}")
-    if found is None:
+    result = shutil.which(name, path=f"{UNPACKED}{os.pathsep}{os.environ['PATH']}")
+    if result is None:
         pytest.skip(f"no {name}: neither on the PATH, nor an apt that `make test` could have it from")
-    return found
+    return result
 
 
 @pytest.mark.parametrize("file", ["prometheus.yml", "alerts.yml"])
@@ -128,8 +128,8 @@ def ask(url: str, query: str) -> list[dict[str, Any]]:
         answer = httpx.get(f"{url}/api/v1/query", params={"query": query})
     except httpx.TransportError:
         return []
-    found: list[dict[str, Any]] = answer.json()["data"]["result"] if answer.status_code == 200 else []
-    return found
+    result: list[dict[str, Any]] = answer.json()["data"]["result"] if answer.status_code == 200 else []
+    return result
 
 
 def test_prometheus_scrapes_the_service(prometheus: str, service: Service) -> None:
@@ -138,8 +138,8 @@ def test_prometheus_scrapes_the_service(prometheus: str, service: Service) -> No
     before = service.generate(max_chars=100)
 
     def written() -> float:
-        found = ask(prometheus, "sum(longhand_generation_tokens_total)")
-        return float(found[0]["value"][1]) if found else 0.0
+        result = ask(prometheus, "sum(longhand_generation_tokens_total)")
+        return float(result[0]["value"][1]) if result else 0.0
 
     eventually(lambda: written() >= 100)
     count = written()

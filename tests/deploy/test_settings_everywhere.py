@@ -24,9 +24,9 @@ def written(default: Any) -> str:
 
 def test_the_example_has_every_setting_with_its_default_and_description() -> None:
     """The descriptions are those of `python -m service --help`."""
-    found = example()
+    result = example()
     for name, field in SETTINGS.items():
-        assert found[name] == (written(field.default), field.description)
+        assert result[name] == (written(field.default), field.description)
 
 
 def test_compose_passes_every_setting() -> None:
@@ -60,8 +60,8 @@ def test_the_image_sets_known_settings() -> None:
     """Apart from Python's variables the image's environment consists of valid settings."""
     lines = (ROOT / "deploy/Dockerfile").read_text().replace("\\\n", " ").splitlines()
     final = lines[next(i for i, line in enumerate(lines) if re.match("FROM .* AS user$", line)) :]
-    found = dict(pair.split("=", 1) for line in final if line.startswith("ENV ") for pair in line.split()[1:])
-    ours = {k: v for k, v in found.items() if not k.startswith("PYTHON") and k not in ("PATH", "MPLCONFIGDIR")}
+    result = dict(pair.split("=", 1) for line in final if line.startswith("ENV ") for pair in line.split()[1:])
+    ours = {k: v for k, v in result.items() if not k.startswith("PYTHON") and k not in ("PATH", "MPLCONFIGDIR")}
     assert ours
     assert set(ours) <= set(SETTINGS)
     Settings.model_validate({k.lower(): v for k, v in ours.items()})

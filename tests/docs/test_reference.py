@@ -55,9 +55,9 @@ def test_the_overview_has_every_address() -> None:
 
 def test_the_length_of_the_program_that_loads_a_folder_is_true() -> None:
     """docs/export.md says it."""
-    said = re.search(r"`load_model\.py` \| (\d+) lines", (ROOT / "docs" / "export.md").read_text())
-    assert said is not None
-    assert int(said[1]) == len((ROOT / "model" / "export" / "hf" / "load_model.py").read_text().splitlines())
+    message = re.search(r"`load_model\.py` \| (\d+) lines", (ROOT / "docs" / "export.md").read_text())
+    assert message is not None
+    assert int(message[1]) == len((ROOT / "model" / "export" / "hf" / "load_model.py").read_text().splitlines())
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -120,14 +120,14 @@ class Clone:
 
     def processes(self) -> list[str]:
         """Return the command lines of the processes that run in the clone or from it."""
-        found = []
+        result = []
         for line in subprocess.run(["ps", "-axo", "pid=,command="], capture_output=True, text=True).stdout.splitlines():
             pid, _, command = line.strip().partition(" ")
             folder = Path(f"/proc/{pid}/cwd")
             with_folder = os.path.realpath(folder) if os.access(folder, os.R_OK) else ""
             if int(pid) != os.getpid() and str(self.folder) in f"{command} {with_folder}":
-                found.append(f"{pid} {command}")
-        return found
+                result.append(f"{pid} {command}")
+        return result
 
     def output(self) -> str:
         """Return what the last command printed."""
@@ -179,13 +179,13 @@ def try_out(repository: Path, python: str, folder: Path) -> None:
 
 def supported_pythons() -> list[str]:
     """Return every Python on this machine that is supported, one of each version, the system's first."""
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     for minor in range(SUPPORTED[0][1], SUPPORTED[1][1] + 1):
         for place in SEARCHED:
             pattern = Path(place).expanduser()
             for path in sorted(Path("/").glob(f"{str(pattern).lstrip('/')}/python3.{minor}")):
-                found.setdefault(f"3.{minor}", str(path))
-    return list(found.values())
+                result.setdefault(f"3.{minor}", str(path))
+    return list(result.values())
 
 
 def _say(text: str) -> None:

@@ -91,8 +91,8 @@ class Stack:
 
     def inspect(self, container: str) -> dict[str, Any]:
         out = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, check=True).stdout
-        found: dict[str, Any] = json.loads(out)[0]
-        return found
+        result: dict[str, Any] = json.loads(out)[0]
+        return result
 
     def code(self, path: str = "/readyz") -> int:
         try:

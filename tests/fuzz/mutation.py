@@ -92,11 +92,11 @@ def failures(damage: Callable[[random.Random], Callable[[], None]], n: int = N) 
         damage: Makes a damaged record with this source of chance, and returns what uses it: it raises on a failure.
         n: How many.
     """
-    found = []
+    result = []
     for seed in range(n):
         use = damage(random.Random(seed))
         try:
             use()
         except Exception as e:
-            found.append(f"seed {seed}: {type(e).__name__}: {e}")
-    return found
+            result.append(f"seed {seed}: {type(e).__name__}: {e}")
+    return result

@@ -165,8 +165,8 @@ def damaged_job(client: redis.Redis) -> Callable[[random.Random], Callable[[], N
         def act() -> None:
             listed = queue.listing()
             assert others <= {job.job_id for job in listed}, "another job is missing"
-            shown = [job.as_dict() for job in listed] + [e.data for e in queue.events(job_id, "0", wait_ms=1)]
-            json.dumps(shown, ensure_ascii=False, allow_nan=False).encode()
+            displayed = [job.as_dict() for job in listed] + [e.data for e in queue.events(job_id, "0", wait_ms=1)]
+            json.dumps(displayed, ensure_ascii=False, allow_nan=False).encode()
             queue.bootstrap_job_id()
             tolerated(lambda: queue.get(job_id))
             tolerated(lambda: queue.cancel(job_id))

@@ -135,7 +135,7 @@ class Service:
             lambda: self._read(self.hurried.resume(session_id, None)),
             lambda: self._read(self.hurried.resume(session_id, position)),
             lambda: self.hurried.fork(session_id, rng.choice((None, position)), None),
-            lambda: _shown(self.store, session_id),
+            lambda: _displayed(self.store, session_id),
         ]
         act = rng.choice(acts)
         return lambda: self.use(act)
@@ -159,7 +159,7 @@ def _is_plausible(data: bytes, original: bytes) -> bool:
     return same == (right.next_input, right.position, right.fingerprint, right.numerics)
 
 
-def _shown(store: MemorySessions, session_id: str) -> None:
+def _displayed(store: MemorySessions, session_id: str) -> None:
     session, turn = store.load(session_id)
     if session is not None:
         json.dumps([session.recent_text, session.position, session.seed], ensure_ascii=False, allow_nan=False).encode()

@@ -24,6 +24,6 @@ def _signals_as_in_a_terminal() -> Iterator[None]:
 def _no_launcher_goes_on() -> Iterator[None]:
     """Kill the launchers that a test started and, because it failed, has not stopped."""
     yield
-    for launched in [each for each in Launched.running if each not in Launched.shared]:
+    for launched in [element for element in Launched.running if element not in Launched.shared]:
         launched.process.send_signal(signal.SIGKILL)
         launched.wait()

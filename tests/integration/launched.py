@@ -104,14 +104,14 @@ class Launched:
 
         Redis writes its title over its environment: it is known by the folder that it works in.
         """
-        found = {}
+        result = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it has just ended
                 environment = (folder / "environ").read_bytes().split(b"\0")
                 is_redis = (folder / "cwd").readlink() == self.folder / "data" / "redis"
                 if f"{_MARK}={self.mark}".encode() in environment or is_redis:
-                    found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        return found
+                    result[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        return result
 
     def pid_of(self, part: str) -> int:
         """The process whose command line contains this; of parent and forks, the parent."""

@@ -57,12 +57,12 @@ def bound(service: Service) -> Iterator[httpx.Client]:
 @pytest.fixture
 def sessions(service: Service) -> dict[str, str]:
     """A session of each model."""
-    found = {}
+    result = {}
     with client_of(service, UNBOUND) as client:
         for name in SEEDS:
             answer = client.post("/generate", json={"prompt": "hello", "max_chars": 5, "model": name}).json()
-            found[name] = answer["session_id"]
-    return found
+            result[name] = answer["session_id"]
+    return result
 
 
 Request = tuple[str, str, dict[str, Any] | None]

@@ -68,13 +68,13 @@ def test_an_origin_is_the_same_in_any_case(shared: Service) -> None:
 
 def test_another_origin_gets_nothing(shared: Service, service: Service) -> None:
     """Neither on a service with other origins nor on one with none: its browser refuses the answer."""
-    for each in (shared, service):
+    for element in (shared, service):
         for headers in (
             {**PREFLIGHT, "Origin": "https://evil.example"},
             {"Origin": "https://app.example.evil.example"},
         ):
             for method in ("OPTIONS", "GET"):
-                answer = each.client.request(method, "/readyz", headers=headers)
+                answer = element.client.request(method, "/readyz", headers=headers)
                 assert not [name for name in answer.headers if name.startswith("access-control-allow")]
 
 

@@ -165,8 +165,8 @@ def test_sessions_can_be_looked_at_and_forgotten(service: Service) -> None:
     """GET tells position, seed and tail; after DELETE there is nothing, and it cannot be gone on with."""
     made = service.generate(**PAYLOAD, max_chars=20)
     path = f"/sessions/{made['session_id']}"
-    found = service.client.get(path).json()
-    assert (found["position"], found["seed"], found["recent_text"]) == (25, 7, "hello" + made["text"])
+    result = service.client.get(path).json()
+    assert (result["position"], result["seed"], result["recent_text"]) == (25, 7, "hello" + made["text"])
     assert service.client.delete(path).status_code == 204
     for gone in (service.client.get(path), service.client.delete(path), service.post(session_id=made["session_id"])):
         assert gone.status_code == 404

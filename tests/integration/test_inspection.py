@@ -31,8 +31,8 @@ def rows(tiny: Checkpoint, text: str) -> torch.Tensor:
     network = tiny.network(torch.float64)
     with torch.inference_mode():
         logits, _ = network(ids[:, :-1], network.zero_state(1))
-    found: torch.Tensor = logits[0]
-    return found
+    result: torch.Tensor = logits[0]
+    return result
 
 
 def drawn_from(
@@ -221,32 +221,32 @@ def test_score_skips_what_the_model_does_not_know(service: Service) -> None:
 def test_inspect_is_model_gates(service: Service, tiny: Checkpoint, layer: int, of: str) -> None:
     """Gates, c and h of the units that were named, and one of them of all units, equal model.network.gates."""
     body = {"text": TEXT, "layer": layer, "units": [0, 5, 23], "map": of}
-    found = service.client.post("/inspect", json=body).json()
+    result = service.client.post("/inspect", json=body).json()
     oracle = gate_activations(tiny.network(), [ALPHABET.start, *ALPHABET.encode(TEXT)])[layer]
-    for unit in found["units"]:
+    for unit in result["units"]:
         for name in ("i", "f", "g", "o", "c", "h"):
             assert unit[name] == pytest.approx(getattr(oracle, name)[1:, unit["unit"]].tolist(), abs=1e-5)
         assert unit["old_c"] == pytest.approx(oracle.c[:-1, unit["unit"]].tolist(), abs=1e-5)
-    assert found["item_starts"] == []
+    assert result["item_starts"] == []
     values = getattr(oracle, of)[1:]
     expected = np.tanh(values) if of == "c" else values
-    assert np.array(found["map"]["values"]) == pytest.approx(expected.T, abs=1e-3)
-    assert (found["n_layers"], found["n_hidden"], found["characters"]) == (2, 24, len(TEXT))
+    assert np.array(result["map"]["values"]) == pytest.approx(expected.T, abs=1e-3)
+    assert (result["n_layers"], result["n_hidden"], result["characters"]) == (2, 24, len(TEXT))
 
 
 def test_inspect_ranks_units_by_what_they_tell(service: Service, tiny: Checkpoint) -> None:
     """The correlations that it tells are numpy's, of tanh(c) with the feature; what does not vary is not ranked."""
-    found = service.client.post("/inspect", json={"text": TEXT}).json()["unit_correlations"]
+    result = service.client.post("/inspect", json={"text": TEXT}).json()["unit_correlations"]
     layers = gate_activations(tiny.network(), [ALPHABET.start, *ALPHABET.encode(TEXT)])
     in_line = [len(TEXT[: i + 1].rpartition("\n")[2]) for i in range(len(TEXT))]
-    best = found["position_in_line"]["units"]
+    best = result["position_in_line"]["units"]
     assert len(best) == 8
     for unit in best:
         values = np.tanh(layers[unit["layer"]].c[1:, unit["unit"]])
         assert unit["r"] == pytest.approx(float(np.corrcoef(values, in_line)[0, 1]), abs=1e-3)
     every = [abs(np.corrcoef(np.tanh(layer.c[1:, u]), in_line)[0, 1]) for layer in layers for u in range(24)]
     assert abs(best[0]["r"]) == pytest.approx(max(every), abs=1e-3)
-    assert found["inside_quotes"]["units"] == []
+    assert result["inside_quotes"]["units"] == []
 
 
 BAD: list[tuple[str, dict[str, Any], str, str]] = [

@@ -96,11 +96,11 @@ def test_items_are_those_of_the_command_line(
 def test_items_hold_what_the_request_asks_for(lists: Service) -> None:
     """Whole, different, novel, of these lengths, with the prompt as their beginning; a training item says so."""
     answer = lists.generate(items=100, prompt="a", novel=True, min_chars=2, max_chars=6, seed=1)
-    found = texts(answer["items"])
-    assert len(set(found)) == 100
-    assert all(item.startswith("a") and 2 <= len(item) <= 6 and set(item) <= set("abc") for item in found)
-    assert not set(found) & set(TRAINING)
-    assert answer["usage"] == {"prompt_chars": 1, "generated_chars": sum(map(len, found)) - 100}
+    matches = texts(answer["items"])
+    assert len(set(matches)) == 100
+    assert all(item.startswith("a") and 2 <= len(item) <= 6 and set(item) <= set("abc") for item in matches)
+    assert not set(matches) & set(TRAINING)
+    assert answer["usage"] == {"prompt_chars": 1, "generated_chars": sum(map(len, matches)) - 100}
     assert answer["generated"] + sum(answer["rejected"].values()) == answer["candidates"]
     known = lists.generate(items=100, seed=1)["items"]
     assert {item["text"] for item in known if item["seen_in_training"]} == set(TRAINING) & set(texts(known))
@@ -150,9 +150,9 @@ def test_load_changes_no_item(lists: Service) -> None:
 def test_a_wish_that_cannot_be_met_ends_with_what_there_is(lists: Service) -> None:
     """All items of one or two characters, each once; the answer says why there are no more, after how many tries."""
     answer = lists.generate(items=500, max_chars=2, seed=1)
-    found = set(texts(answer["items"]))
-    assert found <= {"".join(item) for n in (1, 2) for item in itertools.product("abc", repeat=n)}
-    assert len(found) == len(answer["items"]) == answer["generated"] < 13
+    matches = set(texts(answer["items"]))
+    assert matches <= {"".join(item) for n in (1, 2) for item in itertools.product("abc", repeat=n)}
+    assert len(matches) == len(answer["items"]) == answer["generated"] < 13
     assert (answer["finish_reason"], answer["requested"]) == ("exhausted", 500)
     assert PATIENCE <= answer["candidates"] <= PATIENCE * (answer["generated"] + 1)
 
@@ -317,10 +317,10 @@ def test_scores_are_those_of_the_command_line(
     command = ["score", str(path), "--store", str(models), "--items", "lines", "--each", "--json"]
     assert main([*command, *(["--rank-by", rank_by] if rank_by else [])]) == 0
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    found = scores(lists, items, on_unknown="skip", **({"rank_by": rank_by} if rank_by else {}))
-    assert [score.pop("characters") for score in found] == [2, 3, 7, 13, 4, 91]
-    assert [{"text": item, **score} for item, score in zip(items, found, strict=True)] == printed
-    assert (found[4]["bits"], found[4]["rank"], found[4]["unknown"]) == (None, 100.0, "x")
+    matches = scores(lists, items, on_unknown="skip", **({"rank_by": rank_by} if rank_by else {}))
+    assert [score.pop("characters") for score in matches] == [2, 3, 7, 13, 4, 91]
+    assert [{"text": item, **score} for item, score in zip(items, matches, strict=True)] == printed
+    assert (matches[4]["bits"], matches[4]["rank"], matches[4]["unknown"]) == (None, 100.0, "x")
 
 
 def test_all_items_together_are_their_mean(lists: Service) -> None:

@@ -45,15 +45,15 @@ def listening(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator
             environment = {"HOST": host, "CHECKPOINT_DIR": str(store), **own.get(host, {})}
             launched[host] = Launched(folder, address="[::1]" if ":" in host else host, **environment)
             Launched.shared.append(launched[host])
-        for each in launched.values():
-            eventually(each.is_ready, within_s=60)
+        for element in launched.values():
+            eventually(element.is_ready, within_s=60)
         yield launched
-        sockets = [socket_of(each) for each in launched.values()]
+        sockets = [socket_of(element) for element in launched.values()]
     finally:
-        for each in launched.values():
-            each.process.send_signal(signal.SIGTERM)
-        for each in launched.values():
-            assert each.wait() == 128 + signal.SIGTERM
+        for element in launched.values():
+            element.process.send_signal(signal.SIGTERM)
+        for element in launched.values():
+            assert element.wait() == 128 + signal.SIGTERM
     assert not [path for path in sockets if path.parent.exists()]  # wherever it was
 
 
@@ -192,10 +192,10 @@ def test_two_that_start_at_once_are_one_which_ends_without_its_data_folder(tmp_p
     A data folder that was deleted does not prevent the end: Redis cannot write any more, and ends all the same.
     """
     started = [Launched(tmp_path, CHECKPOINT_DIR=str(store)) for _ in range(4)]
-    eventually(lambda: sum(each.process.poll() is None for each in started) == 1, within_s=60)
-    (running,) = [each for each in started if each.process.poll() is None]
+    eventually(lambda: sum(element.process.poll() is None for element in started) == 1, within_s=60)
+    (running,) = [element for element in started if element.process.poll() is None]
     eventually(running.is_ready, within_s=60)
-    assert [each.process.returncode for each in started if each is not running] == [1, 1, 1]
+    assert [element.process.returncode for element in started if element is not running] == [1, 1, 1]
     shutil.rmtree(tmp_path / "data" / "redis")
     assert running.stop(signal.SIGTERM) == 128 + signal.SIGTERM
 

@@ -172,9 +172,9 @@ def test_only_requests_are_counted_as_refused(endless: Service, path: str, body:
     """The texts of a request that find no place wait for one, and are no refusals."""
     with ExitStack() as streams:
         single = [ExitStack() for _ in range(15)]
-        for each in single:
-            streams.enter_context(each)
-            begun(endless, each, "/generate", max_chars=ENDLESS_CHARS)
+        for element in single:
+            streams.enter_context(element)
+            begun(endless, element, "/generate", max_chars=ENDLESS_CHARS)
         before = refused(endless)
         begun(endless, streams, path, **body)
         for _ in range(4):

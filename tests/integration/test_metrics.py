@@ -39,9 +39,9 @@ def test_a_scrape_is_the_sum_over_all_processes(store: Path, redis_server: Redis
         eventually(lambda: scrape(service)["longhand_requests_running"] == 0)
         (tmp_path / path.name).write_bytes(b"no checkpoint")
         eventually(lambda: scrape(service)["longhand_model_swaps_refused_total"] == 2)
-        found = scrape(service)
-        assert_exact(found, expected)
-        assert (found["longhand_slots"], found["longhand_slots_in_use"], found["longhand_requests_waiting"]) == (
+        result = scrape(service)
+        assert_exact(result, expected)
+        assert (result["longhand_slots"], result["longhand_slots_in_use"], result["longhand_requests_waiting"]) == (
             8,
             0,
             0,
@@ -58,10 +58,10 @@ def test_requests_for_items_are_counted_once(tmp_path: Path) -> None:
     with Service(CHECKPOINT_DIR=str(folder), METRICS_MODELS="5") as service:
         for seed in range(11):
             assert len(service.generate(items=20, seed=seed)["items"]) == 20
-        found = scrape(service)
-        assert found['longhand_requests_finished_total{finish_reason="stop"}'] == 11
-        assert found['longhand_model_requests_total{model="(other)"}'] == 10
-        assert found['longhand_model_requests_total{model="default"}'] == 1
+        result = scrape(service)
+        assert result['longhand_requests_finished_total{finish_reason="stop"}'] == 11
+        assert result['longhand_model_requests_total{model="(other)"}'] == 10
+        assert result['longhand_model_requests_total{model="default"}'] == 1
         body = {"items": 100_000, "unique": False, "logit_bias": {"\n": -4.0}, "stream": True}
         with service.client.stream("POST", "/generate", json=body) as response:
             next(response.iter_bytes())
@@ -81,9 +81,9 @@ def test_refusals_by_key_and_rate_are_counted(store: Path) -> None:
         ]
         assert statuses == [401, 401, 200, 429]
         assert service.client.get("/jobs", headers=key).status_code == 403
-        found = scrape(service)
+        result = scrape(service)
     counts = {"unauthorized": 2, "forbidden": 1, "model_not_allowed": 0, "rate_limited": 1}
-    assert {code: found[f'longhand_requests_denied_total{{code="{code}"}}'] for code in counts} == counts
+    assert {code: result[f'longhand_requests_denied_total{{code="{code}"}}'] for code in counts} == counts
 
 
 def test_refusals_and_disconnects_are_counted(store: Path) -> None:
@@ -95,9 +95,9 @@ def test_refusals_and_disconnects_are_counted(store: Path) -> None:
             eventually(lambda: scrape(service)["longhand_slots_in_use"] == 1)
             assert [service.post(max_chars=1).status_code for _ in range(3)] == [429] * 3
         eventually(lambda: scrape(service)["longhand_slots_in_use"] == 0)
-        found = scrape(service)
-        assert found["longhand_requests_refused_total"] == 3
-        assert found['longhand_requests_finished_total{finish_reason="cancelled"}'] == 1
+        result = scrape(service)
+        assert result["longhand_requests_refused_total"] == 3
+        assert result['longhand_requests_finished_total{finish_reason="cancelled"}'] == 1
 
 
 def ask(service: Service, **body: Any) -> dict[str, Any]:
@@ -124,15 +124,15 @@ def totals(answers: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def assert_exact(found: dict[str, float], expected: dict[str, float]) -> None:
-    assert found["longhand_prompt_tokens_total"] == expected["prompt"]
-    assert found["longhand_generation_tokens_total"] == expected["generated"]
-    assert found["longhand_reused_characters_total"] == expected["reused"]
-    assert found["longhand_time_to_first_token_seconds_count"] == expected["wrote"]
-    assert found["longhand_queue_time_seconds_count"] == expected["all"]
-    assert found['longhand_requests_finished_total{finish_reason="stop"}'] == expected["stopped"]
-    length = found['longhand_requests_finished_total{finish_reason="length"}']
+def assert_exact(result: dict[str, float], expected: dict[str, float]) -> None:
+    assert result["longhand_prompt_tokens_total"] == expected["prompt"]
+    assert result["longhand_generation_tokens_total"] == expected["generated"]
+    assert result["longhand_reused_characters_total"] == expected["reused"]
+    assert result["longhand_time_to_first_token_seconds_count"] == expected["wrote"]
+    assert result["longhand_queue_time_seconds_count"] == expected["all"]
+    assert result['longhand_requests_finished_total{finish_reason="stop"}'] == expected["stopped"]
+    length = result['longhand_requests_finished_total{finish_reason="length"}']
     assert length == expected["all"] - expected["stopped"]
-    assert found["longhand_requests_refused_total"] == 0
-    assert 0 < found["longhand_inter_token_latency_seconds_count"] < expected["generated"]
-    assert found["longhand_block_seconds_sum"] > 0
+    assert result["longhand_requests_refused_total"] == 0
+    assert 0 < result["longhand_inter_token_latency_seconds_count"] < expected["generated"]
+    assert result["longhand_block_seconds_sum"] > 0

@@ -263,9 +263,9 @@ def test_loads_and_evictions_are_counted(service: Service, named: Named) -> None
     """A model that a request needs is one more in memory, and one less when it was deleted."""
 
     def counts() -> list[float]:
-        found = scraped(service.client.get("/metrics").text)
+        result = scraped(service.client.get("/metrics").text)
         names = ("models_loaded", "model_load_seconds_count", "model_evictions_total")
-        return [found[f"longhand_{name}"] for name in names]
+        return [result[f"longhand_{name}"] for name in names]
 
     registry.promote(random_checkpoint(seed=23).save(store_folder(named.folder, "counted")))
     n_loaded, n_loads, n_evicted = counts()

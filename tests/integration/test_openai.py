@@ -128,12 +128,12 @@ def test_echo_with_logprobs(client: openai.OpenAI, tiny: Checkpoint, max_tokens:
     text = "".join(part.text for part in parts)
     assert text.startswith("hello")
     assert len(text) == 5 + max_tokens
-    shown = [part.logprobs for part in parts if part.logprobs is not None]
-    tokens = [token for part in shown for token in part.tokens or ()]
-    logprobs = [value for part in shown for value in part.token_logprobs or ()]
-    top = [values for part in shown for values in part.top_logprobs or ()]
+    displayed = [part.logprobs for part in parts if part.logprobs is not None]
+    tokens = [token for part in displayed for token in part.tokens or ()]
+    logprobs = [value for part in displayed for value in part.token_logprobs or ()]
+    top = [values for part in displayed for values in part.top_logprobs or ()]
     assert "".join(tokens) == text
-    assert [offset for part in shown for offset in part.text_offset or ()] == list(range(len(text)))
+    assert [offset for part in displayed for offset in part.text_offset or ()] == list(range(len(text)))
     assert (logprobs[0], top[0]) == (None, None)
     oracle = rows(tiny, text).log_softmax(-1)
     for i, character in enumerate(text[1:], start=1):

@@ -39,8 +39,8 @@ def api(app: Flask) -> dict[str, Any]:
     """The document as a client gets it."""
     answer = app.test_client().get("/openapi.json")
     assert answer.status_code == 200
-    found: dict[str, Any] = answer.get_json()
-    return found
+    result: dict[str, Any] = answer.get_json()
+    return result
 
 
 def test_the_official_validator_accepts_it(api: dict[str, Any]) -> None:

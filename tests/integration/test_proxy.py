@@ -124,18 +124,18 @@ def test_any_worker_continues_any_session(proxy: Proxy, pair: tuple[Service, Ser
             client.turn(temperature=0.9, max_chars=chars)
         client.close()
 
-    before = [requests_of(each) for each in pair]
+    before = [requests_of(element) for element in pair]
     for thread in at_once([lambda s=s, c=c: talk(s, c) for s, c in enumerate(clients)]):  # type: ignore[misc]
         thread.join()
     assert all(client.text == expected_text(stepper, seed, turns * chars) for seed, client in enumerate(clients))
     assert {status for client in clients for status in client.statuses} == {200}
-    done = [requests_of(each) - n for each, n in zip(pair, before, strict=True)]
+    done = [requests_of(element) - n for element, n in zip(pair, before, strict=True)]
     assert min(done) > 200, f"one worker served nearly all requests: {done}"
 
 
 def requests_of(service: Service) -> int:
-    found = re.findall(r"^longhand_requests_finished_total\{.*\} (\S+)$", service.client.get("/metrics").text, re.M)
-    return round(sum(map(float, found)))
+    result = re.findall(r"^longhand_requests_finished_total\{.*\} (\S+)$", service.client.get("/metrics").text, re.M)
+    return round(sum(map(float, result)))
 
 
 def test_events_are_not_delayed(tmp_path: Path, pair: tuple[Service, Service]) -> None:

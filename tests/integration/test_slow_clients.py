@@ -191,8 +191,8 @@ def test_a_byte_at_a_time_is_still_a_request(crowded: Service) -> None:
 def test_what_is_not_http_is_refused_with_its_status(crowded: Service, data: bytes, status: int) -> None:
     """Never a 500: the answer is the API's error, and the connection closes."""
     with connect(crowded, data) as connection:
-        found, body = answer(connection)
-    assert found == status
+        matches, body = answer(connection)
+    assert matches == status
     assert set(json.loads(body)["error"]) >= {"code", "message"}
 
 

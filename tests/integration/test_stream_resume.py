@@ -204,8 +204,8 @@ def test_a_stopped_process_that_wakes_up_writes_nothing(
             *_, last = events
         assert last.data["error"]["code"] == "session_conflict"
     assert placed["text"] == expected[:50]
-    found = other.client.get(f"/sessions/{id}").json()
-    assert (found["position"], found["recent_text"]) == (55, "hello" + expected[:50])
+    result = other.client.get(f"/sessions/{id}").json()
+    assert (result["position"], result["recent_text"]) == (55, "hello" + expected[:50])
 
 
 def test_a_session_can_be_put_back(other: Service, expected: str) -> None:
@@ -321,8 +321,8 @@ def test_an_idempotency_key_belongs_to_an_api_key(store: Path) -> None:
     api_keys = ["a-readers-key-001", "a-readers-key-002"]
     body, key = {"prompt": "mine", "max_chars": 5}, str(uuid.uuid4())
     with Application(CHECKPOINT_DIR=str(store), API_KEYS=",".join(api_keys)) as service:
-        headers = [{"Authorization": f"Bearer {each}", "Idempotency-Key": key} for each in api_keys * 2]
-        answers = [service.client.post("/generate", json=body, headers=each) for each in headers]
+        headers = [{"Authorization": f"Bearer {element}", "Idempotency-Key": key} for element in api_keys * 2]
+        answers = [service.client.post("/generate", json=body, headers=element) for element in headers]
     assert [answer.status_code for answer in answers] == [200] * 4
     first, second, first_again, second_again = [answer.json()["session_id"] for answer in answers]
     assert (first, second) == (first_again, second_again)

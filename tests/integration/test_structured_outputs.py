@@ -237,9 +237,9 @@ def test_equal_specifications_are_compiled_once(service: Service) -> None:
     """The metrics count what was found in the cache and what was not."""
 
     def lookups() -> tuple[float, float]:
-        found = scraped(service.client.get("/metrics").text)
+        matches = scraped(service.client.get("/metrics").text)
         names = ("hits", "misses")
-        return tuple(found[f"longhand_structured_outputs_cache_{name}_total"] for name in names)  # type: ignore[return-value]
+        return tuple(matches[f"longhand_structured_outputs_cache_{name}_total"] for name in names)  # type: ignore[return-value]
 
     pattern = "[a-e]{3}, [f-h]{4}"
     hits, misses = lookups()

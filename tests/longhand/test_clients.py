@@ -76,7 +76,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, tiny: Checkpoint) -> Iterato
             with ThreadPoolExecutor() as pool:
                 waiting = [pool.submit(client.generate, "hello", max_chars=10) for client in patient]
                 registry.promote(tiny.save(folder))
-                made.texts += [each.result().text for each in waiting]
+                made.texts += [element.result().text for element in waiting]
         yield made
     redis.remove()
 
@@ -88,8 +88,8 @@ def test_a_text_whole_and_as_a_stream(client: longhand.Client, service: Service)
     whole = client.generate("hello", **options)
     assert (whole.text, whole.position, whole.finish_reason) == (plain["text"], 305, "length")
     assert whole.logprobs is not None
-    assert [each.model_dump() for each in whole.logprobs] == [
-        {**each, "top": [tuple(entry) for entry in each["top"]]} for each in plain["logprobs"]
+    assert [element.model_dump() for element in whole.logprobs] == [
+        {**element, "top": [tuple(entry) for entry in element["top"]]} for element in plain["logprobs"]
     ]
     assert whole.usage.generated_chars == 300
     form: longhand.StructuredOutputs = {"choice": ["yes", "no"]}
@@ -111,7 +111,7 @@ def test_log_probabilities_alone(client: longhand.Client) -> None:
     """logprobs=0: that of each character, and nothing else."""
     made = client.generate("hello", max_chars=5, logprobs=0)
     assert made.logprobs is not None
-    assert [(each.probability, each.top) for each in made.logprobs] == [(None, [])] * 5
+    assert [(element.probability, element.top) for element in made.logprobs] == [(None, [])] * 5
     assert len(client.score("hello", logprobs=0).logprobs or []) == 5
 
 
@@ -254,7 +254,7 @@ def test_a_full_server_is_waited_for(small: Small) -> None:
             eventually(lambda: _refused(service) >= before + 4)
             first.close()
             second.close()
-            assert [len(each.result().text) for each in waiting] == [10, 10]
+            assert [len(element.result().text) for element in waiting] == [10, 10]
 
 
 def _refused(service: Service) -> int:
@@ -307,7 +307,7 @@ def test_training_from_a_text_to_its_promotion(stack: Stack) -> None:
             jobs.append(events.result)
         ids = [job.result["checkpoint"]["id"] for job in jobs if job.result]
         for client in both:
-            assert {"tea-40", "tea-60"} <= {each.name for each in client.corpora()}
+            assert {"tea-40", "tea-60"} <= {element.name for element in client.corpora()}
             client.delete_corpus(client.put_corpus("gone", words(3000)).name)
             rows = "kind,name\n" + "".join(f"{n % 3},tea{n}\n" for n in range(20))
             table = client.put_corpus("table", rows, items="csv", column="name", novelty=False, max_item_chars=9)
@@ -315,7 +315,7 @@ def test_training_from_a_text_to_its_promotion(stack: Stack) -> None:
             with pytest.raises(longhand.NotFound):
                 client.delete_corpus("gone")
             assert client.job(jobs[1].job_id).state == client.jobs()[0].state == "finished"
-            assert [each.id for each in client.models().models if each.promoted] == ids[1:]
+            assert [element.id for element in client.models().models if element.promoted] == ids[1:]
             assert client.rollback().id == ids[0]
             assert client.promote(ids[1]).id == ids[1]
             with pytest.raises(longhand.Conflict) as raised:
@@ -341,7 +341,7 @@ def test_a_job_is_followed_over_a_killed_server(stack: Stack) -> None:
         eventually(lambda: all(len(kept) >= 3 for kept in seen), within_s=60)
         for pid in stack.service.workers():
             stack.service.kill_worker(pid)
-        assert all(each.result() >= 1 for each in following)
+        assert all(element.result() >= 1 for element in following)
         with client.follow_job(job.job_id) as again:
             whole = list(again)
         assert seen == [whole, whole]
@@ -360,4 +360,4 @@ def test_redis_away(small: Small) -> None:
         with ThreadPoolExecutor() as pool:
             waiting = [pool.submit(client.generate, "hello", max_chars=10) for client in patient]
             small.redis.start()
-            assert all(each.result().saved for each in waiting)
+            assert all(element.result().saved for element in waiting)

@@ -70,11 +70,11 @@ def test_no_item_is_lost_or_changed_when_a_worker_is_killed(client: longhand.Cli
     """kill -9 of every worker in the middle: the next one sends the same items, and the known ones are dropped."""
     expected = lists.generate(items=MANY, **WISH)["items"]
     with client.items(MANY, **WISH) as items:
-        found = [next(items).model_dump() for _ in range(10)]
+        matches = [next(items).model_dump() for _ in range(10)]
         for pid in lists.workers():
             lists.kill_worker(pid)
-        found += received(items)
-    assert found == expected
+        matches += received(items)
+    assert matches == expected
     assert items.reconnects >= 1
     assert (items.result.finish_reason, items.result.generated) == ("complete", MANY)
 

@@ -109,7 +109,7 @@ def test_delays_grow_and_end() -> None:
 
 
 def service_errors(kind: type[errors.ServiceError] = errors.ServiceError) -> list[type[errors.ServiceError]]:
-    return [kind, *(each for sub in kind.__subclasses__() for each in service_errors(sub))]
+    return [kind, *(element for sub in kind.__subclasses__() for element in service_errors(sub))]
 
 
 @pytest.mark.parametrize("kind", service_errors(), ids=lambda kind: kind.__name__)

@@ -32,13 +32,13 @@ def test_a_thread_runs_one_after_the_other() -> None:
     threads = ReusedThreads("test")
     first, release, ended = running(threads, 3)
     assert len(set(first)) == 3
-    assert not any(each.is_set() for each in ended)
+    assert not any(element.is_set() for element in ended)
     release.set()
-    assert all(each.wait(30) for each in ended)
+    assert all(element.wait(30) for element in ended)
     second, release, ended = running(threads, 4)
     assert len(set(second) - set(first)) == 1
     release.set()
-    assert all(each.wait(30) for each in ended)
+    assert all(element.wait(30) for element in ended)
 
 
 def test_not_every_thread_is_kept() -> None:
@@ -46,7 +46,7 @@ def test_not_every_thread_is_kept() -> None:
     threads, before = ReusedThreads("test"), threading.active_count()
     _, release, ended = running(threads, MAX_IDLE + 5)
     release.set()
-    assert all(each.wait(30) for each in ended)
+    assert all(element.wait(30) for element in ended)
     eventually(lambda: threading.active_count() - before <= MAX_IDLE)
 
 

@@ -90,11 +90,11 @@ def _export_hf(args: argparse.Namespace, path: Path, checkpoint: Checkpoint) -> 
             field="precision", value=args.precision, expected="fp32: the folder has the weights as they are"
         )
     out: Path = args.out or path.with_name(f"{path.stem}-hf")
-    found = contents.contents(args, path, checkpoint)
+    result = contents.contents(args, path, checkpoint)
     losses: dict[str, float] = {checkpoint.val_protocol: checkpoint.val_loss}
-    if checkpoint.items is None and found.corpus is not None:
-        losses["windowed"] = protocols.loss(checkpoint.network(), found.corpus.val, "windowed")
-    folder.write_folder(checkpoint, out, card.render(checkpoint, found.sections, losses))
+    if checkpoint.items is None and result.corpus is not None:
+        losses["windowed"] = protocols.loss(checkpoint.network(), result.corpus.val, "windowed")
+    folder.write_folder(checkpoint, out, card.render(checkpoint, result.sections, losses))
     return out
 
 

@@ -95,18 +95,18 @@ def run(args: argparse.Namespace, loaded: Checkpoint) -> None:
     saved = {name: value for name, value in record.layout.as_dict().items() if name != "novelty"}
     if args.items or args.separator or args.column:  # another kind of file than that of the training
         saved = {name: value for name, value in saved.items() if name in ("max_item_chars", "long_items")}
-    is_each = bool(args.each) or args.above is not None
-    if is_each:
+    is_by_text = bool(args.each) or args.above is not None
+    if is_by_text:
         options.refuse(args, ("part",), "none with --each or --above: every item is scored")
         saved.pop("duplicates", None)  # equal items are printed as often as they occur
     else:
         options.refuse(args, ("rank_by", "json"), "none without --each or --above")
     layout = options.item_layout(args, saved)
-    if is_each:
+    if is_by_text:
         precision: WeightPrecision = args.precision or loaded.weight_precision()
         stepper, _ = choose(loaded.network(), n_slots=_SLOTS, device="cpu", precision=precision)
         for batch in _batches(args.corpus, layout, loaded):
-            _print_each(args, record, score_items(stepper, loaded.vocab, batch))
+            _print_scores(args, record, score_items(stepper, loaded.vocab, batch))
         return
     _print_loss(args, loaded, layout)
 
@@ -214,7 +214,7 @@ def _print_changes(listed: ItemList) -> None:
         print(f"note: {change}", file=sys.stderr)
 
 
-def _print_each(args: argparse.Namespace, record: ItemRecord, scores: ItemScores) -> None:
+def _print_scores(args: argparse.Namespace, record: ItemRecord, scores: ItemScores) -> None:
     statistic = args.rank_by or DEFAULT_STATISTIC
     ranks = record.ranks(scores.statistic(statistic), statistic)
     chosen: Sequence[int] = range(len(scores))

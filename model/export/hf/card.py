@@ -114,13 +114,13 @@ def _table(rows: Mapping[str, str]) -> str:
 
 def _text(value: str) -> str:
     """Return plain text as Markdown that shows it: whatever might be markup is a character reference."""
-    shown = "".join(c if c.isprintable() else " " for c in value)
-    return "".join(c if c.isalnum() or c in _PLAIN else f"&#{ord(c)};" for c in shown)
+    displayed = "".join(c if c.isprintable() else " " for c in value)
+    return "".join(c if c.isalnum() or c in _PLAIN else f"&#{ord(c)};" for c in displayed)
 
 
 def _quoted(text: str) -> str:
     """Return a text as a block of code, in a fence that is longer than any in the text."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    shown = "".join(c if c == "\n" or c.isprintable() else "\ufffd" for c in text)
-    return f"{fence}text\n{shown}\n{fence}"
+    displayed = "".join(c if c == "\n" or c.isprintable() else "\ufffd" for c in text)
+    return f"{fence}text\n{displayed}\n{fence}"

@@ -42,11 +42,11 @@ function begin(task) {
 	});
 }
 
-// Work that pauses from time to time; `each` is called until it returns false. `after` shows what is new.
-async function inSlices(isCurrent, each, after = () => {}) {
+// Work that pauses from time to time; `slice` is called until it returns false. `after` shows what is new.
+async function inSlices(isCurrent, slice, after = () => {}) {
 	for (let more = true; more && isCurrent(); ) {
 		const end = performance.now() + SLICE_MS;
-		do more = each();
+		do more = slice();
 		while (more && performance.now() < end);
 		after();
 		await pause();
@@ -146,9 +146,9 @@ function write(event) {
 		showAll();
 		readFromStart();
 		const began = performance.now();
-		let shown = 0;
+		let visible = 0;
 		let worked = 0;
-		const each = () => {
+		const slice = () => {
 			if (read < promptLength) text.push({ id: given[read], logprob: engine.score(given[read]) });
 			else {
 				const [id, logprob] = engine.draw(temperature, Arithmetic.randomValue(seed, read));
@@ -158,9 +158,9 @@ function write(event) {
 			measure();
 			return read < length;
 		};
-		await inSlices(isCurrent, each, () => {
-			show(shown);
-			shown = text.length;
+		await inSlices(isCurrent, slice, () => {
+			show(visible);
+			visible = text.length;
 			worked = performance.now() - began;
 		});
 		isWriting = false;
@@ -222,8 +222,8 @@ function choosePoint(event) {
 	const place = document.caretPositionFromPoint?.(event.clientX, event.clientY);
 	const range = place ? null : document.caretRangeFromPoint?.(event.clientX, event.clientY);
 	const [node, offset] = place ? [place.offsetNode, place.offset] : [range?.startContainer, range?.startOffset];
-	const found = spans.find(([, span]) => span.firstChild === node);
-	if (found) choose(found[0] + [...node.data.slice(0, offset)].length);
+	const match = spans.find(([, span]) => span.firstChild === node);
+	if (match) choose(match[0] + [...node.data.slice(0, offset)].length);
 }
 
 view.addEventListener("click", choosePoint);

@@ -101,12 +101,12 @@ def compile_for(architecture: str) -> tuple[bytes, str]:
 
 def spills(log: str) -> dict[str, tuple[int, int]]:
     """The registers, and the bytes of spilled registers, of each kernel, from the compiler's log."""
-    found: dict[str, tuple[int, int]] = {}
+    result: dict[str, tuple[int, int]] = {}
     for part in log.split("Compiling entry function '")[1:]:
         stores, loads = (int(n) for n in re.findall(r"(\d+) bytes spill", part)[:2])
         used = re.search(r"Used (\d+) registers", part)
-        found[part[: part.index("'")]] = (int(used[1]) if used else 0, stores + loads)
-    return found
+        result[part[: part.index("'")]] = (int(used[1]) if used else 0, stores + loads)
+    return result
 
 
 def _nvrtc() -> ctypes.CDLL:

@@ -124,5 +124,5 @@ def _contains(known: Hashes, hashes: Hashes) -> NDArray[np.bool_]:
     if not len(known):
         return np.zeros(len(hashes), np.bool_)
     places = np.searchsorted(known, hashes)
-    found: NDArray[np.bool_] = known[np.minimum(places, len(known) - 1)] == hashes
-    return found
+    result: NDArray[np.bool_] = known[np.minimum(places, len(known) - 1)] == hashes
+    return result

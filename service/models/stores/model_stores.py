@@ -60,10 +60,10 @@ class ModelStores:
         """Return all names: `default`, then the others in order."""
         try:
             with os.scandir(self.root / MODELS) as entries:
-                found = sorted(entry.name for entry in entries if is_model_name(entry.name) and entry.is_dir())
+                result = sorted(entry.name for entry in entries if is_model_name(entry.name) and entry.is_dir())
         except (FileNotFoundError, NotADirectoryError):
-            found = []
-        return [DEFAULT, *(name for name in found if name != DEFAULT)]
+            result = []
+        return [DEFAULT, *(name for name in result if name != DEFAULT)]
 
     def close_names(self, name: str) -> list[str]:
         """Return the names that are most similar to one that does not exist."""

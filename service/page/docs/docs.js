@@ -66,14 +66,14 @@ function example(method, path, content) {
 function answers(operation) {
 	const rows = Object.entries(operation.responses).map(([status, answer]) => {
 		const value = Object.values(answer.content ?? {})[0]?.example;
-		const shown = value === undefined ? "" : h("pre", {}, JSON.stringify(value, null, 2));
+		const example = value === undefined ? "" : h("pre", {}, JSON.stringify(value, null, 2));
 		return h(
 			"tr",
 			{},
 			h("th", { scope: "row" }, status),
 			h("td", {}, answer.description),
 			h("td", {}, Object.keys(answer.content ?? {}).join(", ")),
-			h("td", {}, shown),
+			h("td", {}, example),
 		);
 	});
 	return table(["status", "meaning", "type", "example"], rows);

@@ -130,12 +130,12 @@ def test_a_view_is_accessible_and_fits(visit: Visiting, page_service: Service, v
     v.page.screenshot(path=SHOTS / f"{view}-{device}.png")
     v.page.evaluate(AXE.read_text())
     report = v.page.evaluate("() => axe.run({resultTypes: ['violations']})")
-    found = [
+    result = [
         f"{rule['id']}: {node['target']} {node['failureSummary']}"
         for rule in report["violations"]
         for node in rule["nodes"]
     ]
-    assert found == []
+    assert result == []
     wide = v.page.evaluate("() => document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert wide <= 0
     assert v.page.evaluate(CUT_OFF) == []

@@ -207,9 +207,11 @@ def test_the_gates_of_a_unit(exported: Opening) -> None:
         page.page.keyboard.press(key)
     details = page.page.locator("#details", has_text="Character 2, ")
     details.wait_for()
-    shown = dict(part.split(" ") for part in details.inner_text().partition("after it: ")[2].rstrip(".").split(", "))
+    displayed = dict(
+        part.split(" ") for part in details.inner_text().partition("after it: ")[2].rstrip(".").split(", ")
+    )
     for name in "ifgoch":
-        assert float(shown[name]) == pytest.approx(getattr(layers[1], name)[2, 4], abs=0.05), name
+        assert float(displayed[name]) == pytest.approx(getattr(layers[1], name)[2, 4], abs=0.05), name
     page.page.select_option("#color", "4")
     page.page.locator("#text [class^=hot], #text [class^=cold]").first.wait_for()
     assert page.text() == text

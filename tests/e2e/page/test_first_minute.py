@@ -122,14 +122,14 @@ def test_new_and_back_lose_nothing(visit: Visiting, service: Service) -> None:
     assert v.text() == ""
     v.generate(prompt="so it", max_chars=40)
     second = v.wait_until_done()
-    shown = "t => document.querySelector('.letters')?.textContent === t"
+    displayed = "t => document.querySelector('.letters')?.textContent === t"
     v.page.go_back()
-    v.page.wait_for_function(shown, arg=first)
+    v.page.wait_for_function(displayed, arg=first)
     v.page.locator("#recent summary").click()
     v.page.locator("#recent-list button", has_text="so it").click()
-    v.page.wait_for_function(shown, arg=second)
+    v.page.wait_for_function(displayed, arg=second)
     v.page.reload()
-    v.page.wait_for_function(shown, arg=second)
+    v.page.wait_for_function(displayed, arg=second)
     assert v.page.locator(".letters .prompt").all_inner_texts() == list("so it")
 
 

@@ -46,7 +46,7 @@ def choose(v: Visit, name: str, pane: str = "main") -> None:
     v.page.keyboard.press("Enter")
 
 
-def shown(v: Visit, name: str) -> None:
+def displayed(v: Visit, name: str) -> None:
     v.page.locator("[data-part=model-name]", has_text=f"({name})").first.wait_for()
 
 
@@ -54,19 +54,19 @@ def shown(v: Visit, name: str) -> None:
 def test_a_model_is_chosen_by_its_name(visit: Visiting, named: Service, device: dict[str, Any]) -> None:
     """All names are offered; the text is the chosen model's, also after a reload; its session remembers it."""
     v = visit(named, **device).open()
-    shown(v, "default")
+    displayed(v, "default")
     v.page.wait_for_function("() => document.querySelectorAll('#model-names option').length === 3")
     assert v.page.locator("#model-names option").evaluate_all("all => all.map(e => e.value)") == NAMES
     choose(v, "verses")
-    shown(v, "verses")
+    displayed(v, "verses")
     v.generate(prompt="hello", max_chars=50, seed=7)
     expected = "hello" + named.generate(prompt="hello", max_chars=50, seed=7, model="verses")["text"]
     assert v.wait_until_done() == expected
     v.page.reload()
     v.page.wait_for_function("t => document.querySelector('.letters')?.textContent === t", arg=expected)
-    shown(v, "verses")
+    displayed(v, "verses")
     other = visit(named, **device).open(v.page.url.partition("#")[2].replace("&s.model=verses", ""))
-    shown(other, "verses")  # by the session alone
+    displayed(other, "verses")  # by the session alone
     other.generate(max_chars=30)
     assert len(other.wait_until_done()) == 85
 
@@ -75,11 +75,11 @@ def test_the_default_model_takes_a_session_back(visit: Visiting, named: Service)
     """A session remembers the model; another choice moves it, and the text before stays."""
     v = visit(named).open()
     choose(v, "verses")
-    shown(v, "verses")
+    displayed(v, "verses")
     v.generate(prompt="hello", max_chars=40)
     before = v.wait_until_done()
     choose(v, "default")
-    shown(v, "default")
+    displayed(v, "default")
     v.generate(max_chars=40)
     after = v.wait_until_done()
     assert after.startswith(before)
@@ -92,13 +92,13 @@ def test_an_unknown_name_is_answered_with_close_ones(visit: Visiting, named: Ser
     """In the service's words, at the field; what was chosen before stays."""
     v = visit(named).open()
     v.allowed += ["404", "422"]
-    shown(v, "default")
+    displayed(v, "default")
     for name, says in (("verse", "verses"), ("No Name!", "a string that matches")):
         v.page.locator("#main-model").fill("")
         choose(v, name)
         v.page.locator("#main-model-error", has_text=says).wait_for()
         assert v.page.get_attribute("#main-model", "aria-describedby") == "main-model-error"
-        shown(v, "default")
+        displayed(v, "default")
 
 
 def test_all_views_use_the_chosen_model(visit: Visiting, named: Service) -> None:
@@ -110,12 +110,12 @@ def test_all_views_use_the_chosen_model(visit: Visiting, named: Service) -> None
     v.page.get_by_role("button", name="Score").click()
     for name in ("default", "verses"):
         choose(v, name)
-        shown(v, name)
+        displayed(v, name)
         scores[name] = named.client.post("/score", json={"text": text, "model": name}).json()["bits_per_character"]
         v.page.locator("#score-status", has_text=f"{scores[name]:.3f} bits per character").wait_for()
     assert scores["default"] != scores["verses"]
     v.page.get_by_role("link", name="Look inside").click()
-    shown(v, "verses")
+    displayed(v, "verses")
     v.page.locator("#inspect-status", has_text="layer 1 of 2").wait_for()
     choose(v, "names")
     v.page.locator("#inspect-status", has_text="This model is a GRU").wait_for()
@@ -123,14 +123,14 @@ def test_all_views_use_the_chosen_model(visit: Visiting, named: Service) -> None
     identity = named.client.get("/model?model=names").json()["id"]
     v.page.locator("#tiles", has_text=f"fingerprint {identity}").wait_for()
     v.page.get_by_role("link", name="Write").click()
-    shown(v, "names")
+    displayed(v, "names")
 
 
 @pytest.mark.parametrize("device", [{}, PHONE], ids=["desktop", "phone"])
 def test_two_models_write_from_one_beginning(visit: Visiting, named: Service, device: dict[str, Any]) -> None:
     """One button, one choice: both write, with the same seed; another choice has both write again."""
     v = visit(named, **device).open()
-    shown(v, "default")
+    displayed(v, "default")
     v.page.fill("#main-prompt", "hello")
     v.pane().get_by_role("button", name="Compare").click()
     for other in ("verses", "names"):
@@ -163,7 +163,7 @@ def test_a_key_that_is_bound_to_some_models(
         v.page.get_by_role("button", name="Use this key").click()
         says = "this key may not use the model 'default'; it may use: names, verses"
         v.pane().locator("[data-part=status]", has_text=says).wait_for()
-        shown(v, "names")
+        displayed(v, "names")
         offered = v.page.locator("#model-names option").evaluate_all("all => all.map(e => e.value)")
         assert offered == ["names", "verses"]
         v.generate(max_chars=40)
@@ -171,7 +171,7 @@ def test_a_key_that_is_bound_to_some_models(
         choose(v, "default")
         v.page.locator("#main-model-error", has_text=says).wait_for()
         assert v.page.locator("#key[open]").count() == 0
-        shown(v, "names")
+        displayed(v, "names")
         v.pane().get_by_role("button", name="Compare").press("Enter")
         v.pane("fork").get_by_text("(names)").wait_for()  # a second text begins with what this key may use
         assert v.pane("fork").locator(".error").count() == 0

@@ -83,13 +83,13 @@ def test_the_walk_shows_the_gates(visit: Visiting, service: Service, tiny: Check
             v.page.locator(f"#strips [aria-label*='unit {unit} ']").wait_for()
             for at in (0, 9, len(text) - 1):
                 v.page.locator("#strips .strip > span").nth(at).hover()
-                shown = {e["term"]: e["value"] for e in v.page.evaluate(TERMS)}
+                displayed = {e["term"]: e["value"] for e in v.page.evaluate(TERMS)}
                 old, new = float(layer.c[at, unit]), float(layer.c[1 + at, unit])
                 gates = {name: float(getattr(layer, name)[1 + at, unit]) for name in "figoch"}
                 expected = {**gates, "old": old, "tanh": float(np.tanh(new))}
-                assert set(shown) == set(expected)
+                assert set(displayed) == set(expected)
                 for name, value in expected.items():
-                    assert float(shown[name]) == pytest.approx(value, abs=0.5001e-3)
+                    assert float(displayed[name]) == pytest.approx(value, abs=0.5001e-3)
     size = v.page.evaluate("() => [document.querySelector('#map').width, document.querySelector('#map').height]")
     assert size == [len(text), 24]
     first = v.page.locator("[data-feature=position_in_line] button").first
@@ -116,22 +116,22 @@ def test_the_equations_hold_at_every_character(
         v = visit(service).open()
         v.pane().get_by_text("bits per character").wait_for()
         v.page.get_by_role("link", name="Look inside").click()
-        for shown in (text, f"\n{text}"):
-            v.page.fill("#inspect-text", shown)
+        for displayed in (text, f"\n{text}"):
+            v.page.fill("#inspect-text", displayed)
             v.page.get_by_role("button", name="Look inside", exact=True).click()
             v.page.wait_for_function(
-                "n => document.querySelector('#strips .strip')?.children.length === n", arg=len(shown)
+                "n => document.querySelector('#strips .strip')?.children.length === n", arg=len(displayed)
             )
-            for at, character in enumerate(shown):
+            for at, character in enumerate(displayed):
                 v.page.locator("#strips .strip > span").nth(at).dispatch_event("pointerover")
-                v.page.locator("#walk-at", has_text=f"Character {at + 1} of {len(shown)}").wait_for()
+                v.page.locator("#walk-at", has_text=f"Character {at + 1} of {len(displayed)}").wait_for()
                 t = {e["term"]: float(e["value"]) for e in v.page.evaluate(TERMS)}
                 assert t["c"] == pytest.approx(t["f"] * t["old"] + t["i"] * t["g"], abs=3e-3), (at, t)
                 assert t["h"] == pytest.approx(t["o"] * t["tanh"], abs=2e-3), (at, t)
-                said = v.page.inner_text("#walk-voice")
+                reply = v.page.inner_text("#walk-voice")
                 is_end = kind == "list" and character == "\n"
-                assert ("An item ends here: the memory begins again at 0." in said) == is_end
-                assert ("begins after an unseen line end" in said) == (at == 0 and not is_end)
+                assert ("An item ends here: the memory begins again at 0." in reply) == is_end
+                assert ("begins after an unseen line end" in reply) == (at == 0 and not is_end)
                 if is_end:
                     assert t["old"] == 0
         v.page.goto("about:blank")

@@ -24,9 +24,9 @@ def test_the_examples_of_the_help_can_be_parsed(command: str, capsys: pytest.Cap
     parser = cli.parser("longhand")
     with pytest.raises(SystemExit):
         parser.parse_args([command, "--help"])
-    shown = capsys.readouterr().out
+    displayed = capsys.readouterr().out
     for example in cli.EXAMPLES[command]:
-        assert f"longhand {example}" in shown
+        assert f"longhand {example}" in displayed
         assert parser.parse_args(shlex.split(example)).run
 
 
@@ -34,11 +34,11 @@ def test_the_help_lists_choices_groups_and_the_presets_defaults(capsys: pytest.C
     """What `quick` uses is what the help says of it; every option with choices shows them."""
     with pytest.raises(SystemExit):
         cli.parser().parse_args(["train", "--help"])
-    shown = " ".join(capsys.readouterr().out.split())
-    assert f"quick: {PRESETS['quick']['n_hidden']}, standard: {PRESETS['standard']['n_hidden']}" in shown
-    assert f"quick: {PRESETS['quick']['lr']:g}, " in shown
+    displayed = " ".join(capsys.readouterr().out.split())
+    assert f"quick: {PRESETS['quick']['n_hidden']}, standard: {PRESETS['standard']['n_hidden']}" in displayed
+    assert f"quick: {PRESETS['quick']['lr']:g}, " in displayed
     for text in ("the network:", "the training:", "lists:", "--long-items {refuse,cut,skip}", "--lr N"):
-        assert text in shown
+        assert text in displayed
     with pytest.raises(SystemExit):
         cli.parser().parse_args(["sample", "--help"])
     sample = capsys.readouterr().out
@@ -79,11 +79,11 @@ def test_one_set_of_defaults() -> None:
     temperature = SamplingParams().temperature
     assert (request["temperature"], sample.temperature) == (temperature, temperature)
     assert request["max_chars"] == DEFAULT_CHARS
-    shown = dict(re.findall(r'\[\s*"(\w+)",\s*"\w+",\s*"([\d.]*)"', knobs))
-    assert float(shown["temperature"]) == temperature
-    assert int(shown["max_chars"]) == DEFAULT_CHARS
+    displayed = dict(re.findall(r'\[\s*"(\w+)",\s*"\w+",\s*"([\d.]*)"', knobs))
+    assert float(displayed["temperature"]) == temperature
+    assert int(displayed["max_chars"]) == DEFAULT_CHARS
     for name in ("top_k", "top_p", "min_p", "typical_p", "repetition_penalty"):
-        assert float(shown[name]) == request[name]
+        assert float(displayed[name]) == request[name]
     form = (ROOT / "service/page/training-form.js").read_text()
     minutes = {name: float(value) for name, value in re.findall(r'\s(\w+): \["(\d+)", "', form)}
     assert minutes == {name: preset["minutes"] for name, preset in PRESETS.items()}

@@ -246,5 +246,5 @@ def test_novelty_without_the_hashes(names: Path, tmp_path: Path, capsys: pytest.
     capsys.readouterr()
     assert main(["sample", "--store", out, "--items", "2", "--novel"]) == 2
     assert "novel: the checkpoint has no hashes of its training items" in capsys.readouterr().err
-    shown, _ = output(["sample", "--store", out, "--items", "2", "--json"], capsys)
-    assert all(json.loads(line)["seen_in_training"] is None for line in shown.splitlines())
+    displayed, _ = output(["sample", "--store", out, "--items", "2", "--json"], capsys)
+    assert all(json.loads(line)["seen_in_training"] is None for line in displayed.splitlines())

@@ -28,12 +28,12 @@ class Elements(HTMLParser):
 
     def __init__(self, page: bytes) -> None:
         super().__init__()
-        self.found: list[tuple[str, dict[str, str | None], str]] = []
+        self.elements: list[tuple[str, dict[str, str | None], str]] = []
         self._is_open = False
         self.feed(page.decode())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs), ""))
+        self.elements.append((tag, dict(attrs), ""))
         self._is_open = True
 
     def handle_endtag(self, tag: str) -> None:
@@ -41,11 +41,11 @@ class Elements(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self._is_open:
-            tag, attributes, text = self.found[-1]
-            self.found[-1] = (tag, attributes, text + data)
+            tag, attributes, text = self.elements[-1]
+            self.elements[-1] = (tag, attributes, text + data)
 
     def of(self, tag: str) -> list[tuple[dict[str, str | None], str]]:
-        return [(attributes, text) for name, attributes, text in self.found if name == tag]
+        return [(attributes, text) for name, attributes, text in self.elements if name == tag]
 
 
 def test_the_module_is_built_from_these_sources() -> None:
@@ -59,7 +59,7 @@ def test_hostile_characters_and_names_stay_data() -> None:
         Elements(to_page(checkpoint, name))
         for checkpoint, name in ((random_checkpoint(), "m"), (random_checkpoint(alphabet=HOSTILE), NAME))
     )
-    assert [tag for tag, _, _ in hostile.found] == [tag for tag, _, _ in usual.found]
+    assert [tag for tag, _, _ in hostile.elements] == [tag for tag, _, _ in usual.elements]
     (_, data), (_, weights), (_, script) = hostile.of("script")
     assert json.loads(data)["characters"] == HOSTILE.characters
     assert "<" not in data

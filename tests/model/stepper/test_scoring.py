@@ -52,8 +52,8 @@ def packed(chosen: list[NDArray[np.int32]], is_sorted: bool = True, first: int =
 def by_text(of: PackedTexts, logprobs: NDArray[np.float32]) -> list[bytes]:
     """The bits of each text's log-probabilities, in the order of the caller."""
     starts = of.scored_starts
-    found = {int(i): logprobs[starts[at] : starts[at + 1]].tobytes() for at, i in enumerate(of.order)}
-    return [found[i] for i in range(len(of))]
+    result = {int(i): logprobs[starts[at] : starts[at + 1]].tobytes() for at, i in enumerate(of.order)}
+    return [result[i] for i in range(len(of))]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -84,8 +84,8 @@ def test_instruction_sets_have_the_same_bits(precision: WeightPrecision) -> None
     """As for blocks."""
     of = packed(texts(40))
     sets = available_instruction_sets(load_library(library_path()))
-    found = {name: score_texts(CpuStepper(network(), 1, precision, instruction_set=name), of) for name in sets}
-    assert len({logprobs.tobytes() for logprobs in found.values()}) == 1
+    result = {name: score_texts(CpuStepper(network(), 1, precision, instruction_set=name), of) for name in sets}
+    assert len({logprobs.tobytes() for logprobs in result.values()}) == 1
 
 
 def test_equal_beginnings_are_read_once() -> None:
@@ -102,16 +102,16 @@ def test_equal_beginnings_are_read_once() -> None:
 @pytest.mark.skipif(not TASKS.is_dir(), reason="the system does not list the threads of a process")
 def test_no_more_cores_are_used_than_allowed() -> None:
     """Threads of the stepper begin with the first run that may use them; they change no bit."""
-    chosen, found = packed(texts()), []
+    chosen, result = packed(texts()), []
     for n_cores in (1, 2, 0):
         stepper, n_before = CpuStepper(network(hidden=96), 1, threads=3), len(list(TASKS.iterdir()))
         scoring = PackedScoring(stepper, chosen)
         while scoring.run(5000, n_cores):
             pass
-        found.append((len(list(TASKS.iterdir())) - n_before, scoring.logprobs.tobytes()))
+        result.append((len(list(TASKS.iterdir())) - n_before, scoring.logprobs.tobytes()))
         stepper.close()
-    assert [n for n, _ in found] == [0, 1, 2]
-    assert len({logprobs for _, logprobs in found}) == 1
+    assert [n for n, _ in result] == [0, 1, 2]
+    assert len({logprobs for _, logprobs in result}) == 1
 
 
 def test_a_stepper_that_has_only_blocks_reads_texts_too() -> None:

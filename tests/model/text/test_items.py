@@ -170,8 +170,8 @@ def test_a_list_that_cannot_be_used_is_one_clear_error(
 def test_paragraphs_keep_their_indentation() -> None:
     """The blank lines between two items are left out, with the spaces in them, and nothing of the items."""
     text = "\n\n  one\n    two\n \t \n\n\tthree\n\n    four  \n  \nfive\n\n"
-    found = items_of(text, ItemLayout(items="paragraphs"))
-    assert found.items == ["  one\n    two", "\tthree", "    four  ", "five"]
+    result = items_of(text, ItemLayout(items="paragraphs"))
+    assert result.items == ["  one\n    two", "\tthree", "    four  ", "five"]
 
 
 @pytest.mark.parametrize(
@@ -233,10 +233,10 @@ def test_a_list_is_detected() -> None:
     verse = "".join(f"Speak, I am {n}.\nAnd so am I, {n + 1}\n\n" for n in range(300))
     code = "".join(f"def f{n}():\n    return {n}\n" for n in range(300))
     table = "".join(json.dumps({"name": f"n{n}"}) + "\n" for n in range(300))
-    found = {text: detect(text, ItemLayout()).items for text in (names, logs, commands, prose, verse, code, table)}
-    assert [found[t] for t in (names, logs, commands)] == ["lines"] * 3
+    result = {text: detect(text, ItemLayout()).items for text in (names, logs, commands, prose, verse, code, table)}
+    assert [result[t] for t in (names, logs, commands)] == ["lines"] * 3
     assert all(detect(t, ItemLayout()).items == "text" for t in (prose, verse, code, names[:300]))
-    assert found[table] == "jsonl"
+    assert result[table] == "jsonl"
     assert detect("a\tb\n", ItemLayout(), "x.tsv.gz").items == "tsv"
     assert detect(names, ItemLayout(items="text")).items == "text"
 

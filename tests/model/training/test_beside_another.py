@@ -137,8 +137,8 @@ def test_a_training_beside_a_serving_engine(tmp_path: Path) -> None:
                 beside = trainings(tmp_path / "beside", 1, MINUTES)
             finally:
                 is_over.set()
-            for each in writing:
-                each.result()
+            for element in writing:
+                element.result()
     report("beside a service", alone, beside)
 
 

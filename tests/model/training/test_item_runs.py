@@ -95,11 +95,11 @@ def test_what_a_checkpoint_knows_of_its_list(tmp_path: Path) -> None:
     """Its protocol, both losses, which items it was trained on, and the statistics of the validation items."""
     corpus = corpus_of(ITEMS, tmp_path)
     path = fit(corpus, model(corpus), CONFIG, tmp_path)
-    checkpoint, shown = load(path), read_info(path).as_dict()
+    checkpoint, displayed = load(path), read_info(path).as_dict()
     items = checkpoint.items
     assert items is not None
-    assert checkpoint.val_protocol == shown["val_protocol"] == "items"
-    assert shown["items"]["layout"] == {"items": "lines"}
+    assert checkpoint.val_protocol == displayed["val_protocol"] == "items"
+    assert displayed["items"]["layout"] == {"items": "lines"}
     assert items.n_train + items.n_val == len(ITEMS)
     measured = item_losses(checkpoint.network(), corpus.val, corpus.vocab.start)
     assert checkpoint.val_loss == pytest.approx(measured.per_character)

@@ -143,8 +143,8 @@ def test_a_storage_of_another_kind_is_refused_by_name(
     with pytest.raises(SystemExit) as error:
         main(["sweep", str(text), "--out", str(tmp_path / "models"), "--storage", storage])
     assert error.value.code == 2
-    shown = storage.replace("u:secret", "...")
-    assert capsys.readouterr().err == f"error: --storage: got {shown!r}, expected {STORAGE_ERROR}\n"
+    displayed = storage.replace("u:secret", "...")
+    assert capsys.readouterr().err == f"error: --storage: got {displayed!r}, expected {STORAGE_ERROR}\n"
     assert sorted(tmp_path.rglob("*")) == before
 
 

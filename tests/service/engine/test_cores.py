@@ -75,15 +75,15 @@ def test_an_engine_that_was_idle_gains_nothing() -> None:
 def test_cores_that_are_free_are_shared_by_weight() -> None:
     """An engine gets all cores while it is alone, its share while others have work, and all again when they rest."""
     cores = CoreScheduler(8)
-    crowd, single = cores.queue(), cores.queue()
-    with crowd.turn() as turn:
+    batching, single = cores.queue(), cores.queue()
+    with batching.turn() as turn:
         assert turn.extend(8, 3.0) == 8
     with single.turn() as turn:
         assert turn.extend(8, 1.0) == 2
-        with crowd.turn() as other:
+        with batching.turn() as other:
             assert (other.extend(4, 3.0), other.extend(8, 3.0)) == (4, 6)
     single.rest()
-    with crowd.turn() as turn:
+    with batching.turn() as turn:
         assert turn.extend(8, 3.0) == 8
 
 

@@ -315,7 +315,7 @@ def test_first_come_is_first_served(tiny: Checkpoint) -> None:
         return new
 
     engine._scheduler.admit = watched  # type: ignore[method-assign]
-    streams = [engine.submit(each) for each in requests]
+    streams = [engine.submit(element) for element in requests]
     engine.start()
     for stream in streams:
         read(stream)

@@ -93,8 +93,8 @@ def test_a_gpu(
     monkeypatch.setenv("CHECKPOINT_DIR", str(store))
     self_test.tried.cache_clear()
     status, lines = examined(capsys, "--device", "cuda")
-    found = r"emulated GPU, sm_90, 4 multiprocessors, \d+ of 1024 MiB free, driver for CUDA 13\.0"
-    assert re.fullmatch(f"{found}; it computes the bits of the CPU", lines["gpu"])
+    result = r"emulated GPU, sm_90, 4 multiprocessors, \d+ of 1024 MiB free, driver for CUDA 13\.0"
+    assert re.fullmatch(f"{result}; it computes the bits of the CPU", lines["gpu"])
     assert lines["kernels"].startswith(f"{len(KERNELS)} kernels, at most ")
     assert status == 1
     assert "emulated GPU is slower" in lines["stepper"]

@@ -72,12 +72,12 @@ def test_a_value_is_in_the_first_bucket_that_holds_it(counters: SharedCounters) 
         1e6,
     ]
     collector.engine_observer(1).on_iteration(IterationStats(first_chunk_times_s=values))
-    found = exposed(collector)
+    result = exposed(collector)
     name = "longhand_time_to_first_token_seconds"
     for bound in BUCKETS_S:
-        assert found[f'{name}_bucket{{le="{bound!r}"}}'] == sum(v <= bound for v in values)
-    assert found[f'{name}_bucket{{le="+Inf"}}'] == found[f"{name}_count"] == len(values)
-    assert found[f"{name}_sum"] == pytest.approx(sum(values))
+        assert result[f'{name}_bucket{{le="{bound!r}"}}'] == sum(v <= bound for v in values)
+    assert result[f'{name}_bucket{{le="+Inf"}}'] == result[f"{name}_count"] == len(values)
+    assert result[f"{name}_sum"] == pytest.approx(sum(values))
 
 
 def test_an_engine_counts_what_it_does(tiny: Checkpoint, counters: SharedCounters) -> None:
@@ -92,29 +92,29 @@ def test_an_engine_counts_what_it_does(tiny: Checkpoint, counters: SharedCounter
     )
     requests = [request("hello", 50, seed=i) for i in range(4)]
     requests += [request("a" * 20, 0), request("to", 200, stop=("e",))]
-    streams = [engine.submit(each) for each in requests]
+    streams = [engine.submit(element) for element in requests]
     engine.start()
     written = sum(len(read(stream)[0]) for stream in streams)
     assert read(engine.submit(request("", 10**7, deadline=0.0)))[0] == ""  # its time is up in the queue
     engine.stop()
-    found = exposed(collector)
-    assert found["longhand_prompt_tokens_total"] == 4 * 5 + 20 + 2
-    assert found["longhand_generation_tokens_total"] == written
-    finished = {r: found[f'longhand_requests_finished_total{{finish_reason="{r}"}}'] for r in metrics.FINISH_REASONS}
+    result = exposed(collector)
+    assert result["longhand_prompt_tokens_total"] == 4 * 5 + 20 + 2
+    assert result["longhand_generation_tokens_total"] == written
+    finished = {r: result[f'longhand_requests_finished_total{{finish_reason="{r}"}}'] for r in metrics.FINISH_REASONS}
     assert finished == {"length": 5, "stop": 1, "cancelled": 0, "timeout": 1, "failed": 0}
-    assert found["longhand_queue_time_seconds_count"] == 6
-    assert found["longhand_time_to_first_token_seconds_count"] == 5
-    assert 0 < found["longhand_inter_token_latency_seconds_count"] <= written - 5
-    assert found["longhand_block_seconds_count"] > 0
+    assert result["longhand_queue_time_seconds_count"] == 6
+    assert result["longhand_time_to_first_token_seconds_count"] == 5
+    assert 0 < result["longhand_inter_token_latency_seconds_count"] <= written - 5
+    assert result["longhand_block_seconds_count"] > 0
     gauges = ("requests_running", "requests_waiting", "slots", "slots_in_use")
-    assert [found[f"longhand_{name}"] for name in gauges] == [0, 0, 0, 0]
+    assert [result[f"longhand_{name}"] for name in gauges] == [0, 0, 0, 0]
 
 
 def by_model(collector: Metrics, name: str = "model_requests") -> dict[str, float]:
     """The values of a metric by the label of the model."""
-    found = exposed(collector)
+    result = exposed(collector)
     return {
-        sample.split('"')[1]: value for sample, value in found.items() if sample.startswith(f"longhand_{name}_total{{")
+        sample.split('"')[1]: value for sample, value in result.items() if sample.startswith(f"longhand_{name}_total{{")
     }
 
 

@@ -58,9 +58,9 @@ def put(corpora: Corpora, name: str, data: bytes, layout: ItemLayout | None = No
 def test_a_corpus_is_found_out_to_be_a_list_or_not(tmp_path: Path) -> None:
     """From its first lines, and said with what was counted."""
     corpora = Corpora(tmp_path, 10**6)
-    found = put(corpora, "names", LINES)
-    assert (found.layout, found.is_declared) == ({"items": "lines"}, False)
-    assert found.notes == ["a list of 500 items, one a line; 500 of them are different"]
+    result = put(corpora, "names", LINES)
+    assert (result.layout, result.is_declared) == ({"items": "lines"}, False)
+    assert result.notes == ["a list of 500 items, one a line; 500 of them are different"]
     prose = put(corpora, "prose", b"It was a dark and stormy night.\n" * 500)
     assert (prose.layout, prose.is_declared, prose.notes) == ({"items": "text"}, False, [])
     assert put(corpora, "t.csv", b"name\nx\n").notes[0].startswith("it seems to be a list, but cannot be trained on")

@@ -12,11 +12,11 @@ static void level_layer_phase(lh_scoring *g, int layer, int level, int thread)
 {
     lh_stepper *s = g->stepper;
     scratch_t *t = s->scratch[thread];
-    int begins = g->begins[level], rows = g->begins[level + 1] - begins, each = rows_per_item(s->model.is_int8, rows);
-    int panels = s->layer[layer].blocks / BLOCKS, items = panels * ((rows + each - 1) / each);
+    int begins = g->begins[level], rows = g->begins[level + 1] - begins, item_rows = rows_per_item(s->model.is_int8, rows);
+    int panels = s->layer[layer].blocks / BLOCKS, items = panels * ((rows + item_rows - 1) / item_rows);
     int depth = g->level + level, now = (depth & 1) ^ 1, from = thread;
     for (int item; (item = pool_take(&s->pool, items, &from, 0)) >= 0;) {
-        int first = item / panels * each, count = rows - first < each ? rows - first : each;
+        int first = item / panels * item_rows, count = rows - first < item_rows ? rows - first : item_rows;
         int panel = item % panels;
         const float *initial[ROWS];
         for (int r = 0; r < count; r++) {
@@ -47,12 +47,12 @@ static void level_head_phase(lh_scoring *g, int level, int thread)
     lh_stepper *s = g->stepper;
     scratch_t *t = s->scratch[thread];
     int begins = g->begins[level], rows = g->begins[level + 1] - begins, panels = head_panels(s);
-    int each = rows < HEAD_ROWS ? rows : HEAD_ROWS, items = (rows + each - 1) / each;
+    int item_rows = rows < HEAD_ROWS ? rows : HEAD_ROWS, items = (rows + item_rows - 1) / item_rows;
     int depth = g->level + level, from = thread;
     float *logits[HEAD_ROWS];
     for (int r = 0; r < HEAD_ROWS; r++) logits[r] = g->logits + ((size_t)thread * HEAD_ROWS + r) * s->vstride;
     for (int item; (item = pool_take(&s->pool, items, &from, 0)) >= 0;) {
-        int first = item * each, count = rows - first < each ? rows - first : each;
+        int first = item * item_rows, count = rows - first < item_rows ? rows - first : item_rows;
         int32_t row[HEAD_ROWS];
         for (int r = 0; r < count; r++) row[r] = first + r;
         for (int panel = 0; panel < panels; panel++)

@@ -79,7 +79,7 @@ static int rows_per_item(int is_int8, int rows)
     const int tile = TILE_ROWS_F32;
     (void)is_int8;
 #endif
-    int items = (rows + ROWS - 1) / ROWS, each = (rows + items - 1) / items, whole = (each + tile - 1) / tile * tile;
+    int items = (rows + ROWS - 1) / ROWS, item_rows = (rows + items - 1) / items, whole = (item_rows + tile - 1) / tile * tile;
     return whole < ROWS ? whole : ROWS;
 }
 
@@ -171,12 +171,12 @@ static void finish_rows(const lh_stepper *s, const rows_t *rows, scratch_t *t, i
 static void layer_phase(lh_stepper *s, int layer, int k, int thread)
 {
     scratch_t *t = s->scratch[thread];
-    int rows = s->running[k], each = rows_per_item(s->model.is_int8, rows), panels = s->layer[layer].blocks / BLOCKS;
+    int rows = s->running[k], item_rows = rows_per_item(s->model.is_int8, rows), panels = s->layer[layer].blocks / BLOCKS;
     const int is_kept = !s->model.is_int8 || s->block->automata || s->running[k + 1] < rows; /* a row may end here */
-    int groups = (rows + each - 1) / each, items = panels * groups, now = (k & 1) ^ 1, from = thread;
+    int groups = (rows + item_rows - 1) / item_rows, items = panels * groups, now = (k & 1) ^ 1, from = thread;
     /* every other step backwards: the weights that were read last are still in the cache */
     for (int item; (item = pool_take(&s->pool, items, &from, k & 1)) >= 0;) {
-        int first = item % groups * each, count = rows - first < each ? rows - first : each;
+        int first = item % groups * item_rows, count = rows - first < item_rows ? rows - first : item_rows;
         int panel = item / groups; /* the same panels for a thread at each step: their weights stay in its cache */
         const int is_zeroed = !is_by_tiles(s, count);
         const float *initial[ROWS];
@@ -216,11 +216,11 @@ INLINE int head_panels(const lh_stepper *s) { return (s->layer[s->model.layers].
 
 static void head_phase(lh_stepper *s, int k, int thread)
 {
-    int rows = s->drawn[k + 1] - s->drawn[k], each = rows < HEAD_ROWS ? rows : HEAD_ROWS, panels = head_panels(s);
-    int items = panels * ((rows + each - 1) / each), from = thread;
+    int rows = s->drawn[k + 1] - s->drawn[k], item_rows = rows < HEAD_ROWS ? rows : HEAD_ROWS, panels = head_panels(s);
+    int items = panels * ((rows + item_rows - 1) / item_rows), from = thread;
     const int32_t *draws = s->draws + s->drawn[k];
     for (int item; (item = pool_take(&s->pool, items, &from, 0)) >= 0;) {
-        int first = item / panels * each, count = rows - first < each ? rows - first : each;
+        int first = item / panels * item_rows, count = rows - first < item_rows ? rows - first : item_rows;
         float *logits[HEAD_ROWS];
         for (int r = 0; r < count; r++) logits[r] = s->logits + (size_t)draws[first + r] * s->vstride;
         head_of(s, &s->rows, s->scratch[thread], (k & 1) ^ 1, draws + first, count, item % panels, logits);

@@ -155,9 +155,9 @@ function draw() {
 function drawText() {
 	const { of } = result.map;
 	const values = result.units[0][of];
-	const plotted = of === "c" ? values.map(Math.tanh) : values;
+	const drawn = of === "c" ? values.map(Math.tanh) : values;
 	const label = `${QUANTITIES[of][0]} of unit ${unit} by character`;
-	const box = coloredText(result.text, toColorRange(of, plotted), label, goTo);
+	const box = coloredText(result.text, toColorRange(of, drawn), label, goTo);
 	box.dataset.gate = of;
 	box.addEventListener("keydown", (event) => {
 		const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -201,8 +201,8 @@ function drawStep() {
 		),
 	);
 	const kept = `It keeps ${percentOf(f[at])} of its memory, adds ${percentOf(i[at])} of the candidate`;
-	const sentence = `At ${wordFor(character)}: ${kept} and uses ${percentOf(o[at])} of the result.`;
-	$("#walk-voice").textContent = [sentence, describeStart()].filter(Boolean).join(" ");
+	const line = `At ${wordFor(character)}: ${kept} and uses ${percentOf(o[at])} of the result.`;
+	$("#walk-voice").textContent = [line, describeStart()].filter(Boolean).join(" ");
 }
 
 /** Where the old memory comes from, if not from the character before. */

@@ -83,7 +83,7 @@ async function chooseJob(id) {
 			}
 			state = job.state;
 			if (jobs.isLive(job)) return;
-			jobList = jobList.map((listed) => (listed.job_id === id ? { ...listed, ...job } : listed));
+			jobList = jobList.map((old) => (old.job_id === id ? { ...old, ...job } : old));
 			drawJobs();
 		});
 	} catch (error) {
@@ -107,7 +107,7 @@ const cancel = (id) =>
 
 function drawJobs() {
 	const empty = h("tr", {}, h("td", { colspan: 7 }, "No trainings yet."));
-	const job = jobList.find((listed) => listed.job_id === queued);
+	const job = jobList.find((job) => job.job_id === queued);
 	const isQueued = job?.state === "queued";
 	const about = [isQueued ? "Queued." : "It is running.", isQueued ? describeProgress(job) : ""].join(" ");
 	$("#retrain-status").textContent = job && jobs.isLive(job) ? about.trim() : "";

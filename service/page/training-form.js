@@ -174,7 +174,7 @@ async function train(onQueued) {
 		setStatus(status, "");
 		showError(error);
 		// A text that cannot be trained on is not kept.
-		for (const storedName of stored) await requestJson("DELETE", `/corpora/${storedName}`).catch(() => {});
+		for (const entry of stored) await requestJson("DELETE", `/corpora/${entry}`).catch(() => {});
 	});
 }
 
@@ -187,11 +187,11 @@ function layoutQuery() {
 /** Upload the chosen files, one alone under this name. Return the names; new ones are appended to `stored`. */
 async function upload(name, status, stored) {
 	const names = files.length > 1 ? corpusNames(files) : [name];
-	for (const [i, storedName] of names.entries()) {
+	for (const [i, entry] of names.entries()) {
 		setStatus(status, names.length > 1 ? `Uploading text ${i + 1} of ${names.length}…` : "Uploading the text…");
-		const path = `/corpora/${encodeURIComponent(storedName)}${layoutQuery()}`;
+		const path = `/corpora/${encodeURIComponent(entry)}${layoutQuery()}`;
 		const response = await request("PUT", path, { body: files[i] });
-		if (response.status === 201) stored.push(storedName);
+		if (response.status === 201) stored.push(entry);
 	}
 	return names;
 }

@@ -80,12 +80,21 @@ static const struct {
 } sets[] = {LONGHAND_SETS(SET_ENTRY)};
 enum { SETS = sizeof sets / sizeof *sets };
 
+/* Whether this CPU has a set. It is looked up once: cpuid ends a virtual machine's turn on the core, and a training step
+ * that did so in each of its calls took a tenth of its time for it. */
+static int is_available(int set)
+{
+    static _Atomic signed char known[SETS]; /* 1: yes, -1: no, 0: nobody knows yet; threads find out the same */
+    if (!known[set]) known[set] = sets[set].available() ? 1 : -1;
+    return known[set] > 0;
+}
+
 const lh_kernels *kernels_named(const char *name)
 {
     for (int i = 0; i < SETS; i++) {
         const char *own = sets[i].kernels->name;
         if (name ? strcmp(name, own) : !strcmp(own, "plain")) continue;
-        if (sets[i].available()) return sets[i].kernels;
+        if (is_available(i)) return sets[i].kernels;
     }
     return NULL;
 }
@@ -95,6 +104,6 @@ const lh_kernels *kernels_named(const char *name)
 EXPORT const char *lh_instruction_set(int32_t i, int32_t *available)
 {
     if (i < 0 || i >= SETS) return NULL;
-    *available = sets[i].available();
+    *available = is_available(i);
     return sets[i].kernels->name;
 }

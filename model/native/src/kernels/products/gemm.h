@@ -31,6 +31,8 @@ typedef union { float f[PANEL]; int32_t i[PANEL]; } zrow;
 #define ROWS_4(M, ...) ROWS_3(M, __VA_ARGS__) M(3, __VA_ARGS__)
 #define ROWS_5(M, ...) ROWS_4(M, __VA_ARGS__) M(4, __VA_ARGS__)
 #define ROWS_6(M, ...) ROWS_5(M, __VA_ARGS__) M(5, __VA_ARGS__)
+#define ROWS_7(M, ...) ROWS_6(M, __VA_ARGS__) M(6, __VA_ARGS__)
+#define ROWS_8(M, ...) ROWS_7(M, __VA_ARGS__) M(7, __VA_ARGS__)
 #define VECS_1(M, ...) M(0, __VA_ARGS__)
 #define VECS_2(M, ...) VECS_1(M, __VA_ARGS__) M(1, __VA_ARGS__)
 #define VECS_4(M, ...) VECS_2(M, __VA_ARGS__) M(2, __VA_ARGS__) M(3, __VA_ARGS__)
@@ -143,6 +145,10 @@ typedef void tile_fn(const void *const *a, int k0, int n, const char *w, size_t 
 TILE(f32_3, F32, 3, 4, BY_WEIGHT, NO_PREFETCH)
 #endif
 TILES(F32, f32)
+#if LANES == 16
+TILE(f32_7, F32, 7, 2, BY_ROW, NO_PREFETCH)
+TILE(f32_8, F32, 8, 2, BY_ROW, NO_PREFETCH)
+#endif
 TILES(I8, i8)
 TILES(BF16, bf16)
 
@@ -224,6 +230,12 @@ INLINE void multiply_segment(int is_int8, const void *const *a, const void *cons
     }
 #endif
 #if LANES == 16
+    if (blocks == BLOCKS && !is_int8 && (rows == 7 || rows == 8)) {
+        /* One tile of two blocks reads the weights once; two tiles of all four would wait for the L2 cache. */
+        for (; b < blocks; b += 2)
+            (rows == 7 ? f32_7 : f32_8)(a, 0, steps, w + b * block, block, sums_of(z, b), NULL);
+        return;
+    }
     if (blocks == BLOCKS) {
         many_rows(is_int8 ? i8_panel : f32_panel, most, a, rows, steps, w, block, BLOCKS, z);
         return;

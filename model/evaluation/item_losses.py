@@ -13,7 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from model.evaluation.native_reader import native_reader
 from model.network.char_rnn import CharRNN
+from model.stepper.cpu import CpuStepper
+from model.stepper.scoring import PackedTexts, score_texts
 from model.text.corpus import Ids
 
 _BATCH_CHARACTERS = 16_384
@@ -64,6 +67,9 @@ def item_losses(network: CharRNN, ids: Ids, item_end: int, max_characters: int |
     if max_characters is not None:
         n = max(1, int(np.searchsorted(np.cumsum(lengths), max_characters, side="right")))
         first, lengths = first[:n], lengths[:n]
+    with native_reader(network, n_slots=1) as stepper:
+        if stepper is not None:
+            return _by_stepper(stepper, ids, first, lengths, item_end)
     order = np.argsort(lengths, kind="stable")
     nats, peaks = np.zeros(len(first)), np.zeros(len(first))
     device, was_training = network.head.weight.device, network.training
@@ -90,4 +96,20 @@ def item_losses(network: CharRNN, ids: Ids, item_end: int, max_characters: int |
                 nats[some], peaks[some] = counted.sum(dim=1).cpu().numpy(), counted.amax(dim=1).cpu().numpy()
     finally:
         network.train(was_training)
+    return ItemLosses(nats, lengths.astype(np.int64), peaks)
+
+
+def _by_stepper(
+    stepper: CpuStepper, ids: Ids, first: NDArray[np.int64], lengths: NDArray[np.int64], item_end: int
+) -> ItemLosses:
+    """Return the losses of the items that begin after `first`, of so many characters with their ends."""
+    spans = zip(first.tolist(), lengths.tolist(), strict=True)
+    keys = [ids[begin + 1 : begin + length].tobytes() for begin, length in spans]
+    order = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)  # those that begin alike side by side
+    characters = np.concatenate([np.frombuffer(key, ids.dtype) for key in keys]).astype(np.int32)
+    texts = PackedTexts.of(characters, lengths - 1, order, item_end, item_end)
+    losses = -score_texts(stepper, texts).astype(np.float64)
+    begins = np.cumsum(lengths[order]) - lengths[order]
+    nats, peaks = np.empty(len(first)), np.empty(len(first))
+    nats[order], peaks[order] = np.add.reduceat(losses, begins), np.maximum.reduceat(losses, begins)
     return ItemLosses(nats, lengths.astype(np.int64), peaks)

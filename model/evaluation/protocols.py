@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from model.config import PROTOCOLS, EvaluationProtocol, protocol_name
 from model.errors import ConfigError
 from model.evaluation.dynamic_evaluation import dynamic_loss
+from model.evaluation.native_reader import native_reader
 from model.network.char_rnn import CharRNN
 from model.network.sampling import SamplingParams, as_batch
 from model.stepper import Block, Stepper
@@ -87,29 +88,7 @@ def stepper_loss(stepper: Stepper, ids: Ids) -> float:
     """
     n, rows = len(ids) - 1, min(stepper.n_slots, max(1, (len(ids) - 1) // (4 * WARM_UP)))
     bounds = np.array([n * i // rows for i in range(rows + 1)])
-    starts, ends = bounds[:-1], bounds[1:]
-    first_read = np.maximum(starts - WARM_UP, 0)
-    slots = np.arange(rows, dtype=np.int32)
-    for slot in slots.tolist():
-        stepper.write(slot, None)
-    total, width = 0.0, int((ends - first_read).max())
-    for t in range(0, width, _BLOCK_STEPS):
-        offsets = np.arange(t, min(t + _BLOCK_STEPS, width))[:, None]
-        unbounded = first_read + offsets  # (K, B)
-        positions = np.minimum(unbounded, n - 1)
-        result = stepper.run(
-            Block(
-                slots=slots,
-                steps=np.full(rows, len(offsets), np.int32),
-                forced_ids=ids[positions].astype(np.int32),
-                random_values=np.zeros(positions.shape),
-                sampling=as_batch([SamplingParams(temperature=0)] * rows),
-                score_ids=ids[positions + 1].astype(np.int32),
-            )
-        )
-        counted = (unbounded >= starts) & (unbounded < ends)
-        total -= float(result.logprobs[counted].sum(dtype=np.float64))
-    return total / n
+    return _stepper_span_loss(stepper, ids, bounds[:-1], bounds[1:], WARM_UP)
 
 
 def bits(nats: float) -> float:
@@ -151,6 +130,9 @@ def _span_loss(network: CharRNN, ids: Ids, starts: Bounds, ends: Bounds, warm_up
     Each span first reads up to `warm_up` characters that are not counted. Only a chunk of each span is in memory: the
     text may be larger than memory.
     """
+    with native_reader(network, len(starts)) as stepper:
+        if stepper is not None:
+            return _stepper_span_loss(stepper, ids, starts, ends, warm_up)
     device = network.head.weight.device
     first_read = np.maximum(starts - warm_up, 0)
     width = int((ends - first_read).max())
@@ -168,6 +150,34 @@ def _span_loss(network: CharRNN, ids: Ids, starts: Bounds, ends: Bounds, warm_up
         counted = (at >= first[:, None]) & (at < last[:, None])
         total += torch.where(counted, losses, 0.0).sum(dtype=torch.float64)
     return float(total / int((ends - starts).sum()))
+
+
+def _stepper_span_loss(stepper: Stepper, ids: Ids, starts: Bounds, ends: Bounds, warm_up: int) -> float:
+    """Return what `_span_loss` does, by a stepper with a slot for each span."""
+    n, rows = len(ids) - 1, len(starts)
+    first_read = np.maximum(starts - warm_up, 0)
+    slots = np.arange(rows, dtype=np.int32)
+    for slot in slots.tolist():
+        stepper.write(slot, None)
+    total, width = 0.0, int((ends - first_read).max())
+    sampling = as_batch([SamplingParams(temperature=0)] * rows)
+    for t in range(0, width, _BLOCK_STEPS):
+        offsets = np.arange(t, min(t + _BLOCK_STEPS, width))[:, None]
+        unbounded = first_read + offsets  # (K, B)
+        positions = np.minimum(unbounded, n - 1)
+        result = stepper.run(
+            Block(
+                slots=slots,
+                steps=np.full(rows, len(offsets), np.int32),
+                forced_ids=ids[positions].astype(np.int32),
+                random_values=np.zeros(positions.shape),
+                sampling=sampling,
+                score_ids=ids[positions + 1].astype(np.int32),
+            )
+        )
+        counted = (unbounded >= starts) & (unbounded < ends)
+        total -= float(result.logprobs[counted].sum(dtype=np.float64))
+    return total / int((ends - starts).sum())
 
 
 def _crop_loss(network: CharRNN, ids: Ids, crop: int) -> float:

@@ -98,7 +98,7 @@ clean: ## forget the environment; models and sessions in data/ stay
 	@touch $@
 
 # The native code is compiled here, once; a machine without a compiler gets one as a Python package.
-.venv/.kernel: .venv/.ready $(wildcard model/native/src/*.[ch] model/native/src/kernels/*.[ch] model/native/src/kernels/products/*.h)
+.venv/.kernel: .venv/.ready $(wildcard model/native/src/*.[ch] model/native/src/kernels/*.[ch] model/native/src/kernels/*/*.h)
 	@command -v cc gcc clang >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check ziglang==0.17.1
 	@$(BIN)/python -m model.native.build --optional
 	@touch $@

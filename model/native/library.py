@@ -108,13 +108,21 @@ class TextsArrays(ctypes.Structure):
     _fields_ = [("texts", ctypes.c_int32), *[(name, POINTER) for name in ("ids", "starts", "logprobs")]]
 
 
-class LstmLayerArrays(ctypes.Structure):
-    """lh_lstm_layer in api.h: the arrays of one LSTM layer over T characters."""
+class PassArrays(ctypes.Structure):
+    """lh_pass in api.h: a window of a training step."""
 
     _fields_ = [
-        *[(name, ctypes.c_int32) for name in ("rows", "steps", "hidden", "products")],
-        *[(name, POINTER) for name in ("ids", "inputs", "weights", "h0", "c0", "starts", "h", "c", "gates")],
-        *[(name, POINTER) for name in ("d_h", "d_gates", "d_inputs", "d_weights")],
+        *[(name, ctypes.c_int32) for name in ("rows", "steps", "layers", "hidden", "embed", "vocab", "products")],
+        *[(name, ctypes.c_int32) for name in ("embed_threshold", "weight_threshold", "output_threshold")],
+        *[(name, POINTER) for name in ("ids", "targets")],
+        *[(name, ctypes.c_int64) for name in ("ids_stride", "targets_stride")],
+        *[(name, POINTER) for name in ("starts", "reset_draws")],
+        ("reset", ctypes.c_float),
+        ("embed_draws", POINTER),
+        ("weight_draws", POINTER * MAX_LAYERS),
+        ("output_draws", POINTER * MAX_LAYERS),
+        *[(name, POINTER) for name in ("parameters", "gradients", "state")],
+        ("loss", ctypes.c_double),
         ("instruction_set", ctypes.c_char_p),
     ]
 
@@ -126,11 +134,11 @@ class OptimizerArrays(ctypes.Structure):
         ("tensors", ctypes.c_int32),
         ("shards", ctypes.c_int32),
         *[(name, POINTER) for name in ("sizes", "gradients", "parameters", "means", "squares", "averages", "keeps")],
-        *[(name, ctypes.c_float) for name in ("divisor", "clip", "new_mean", "new_square", "step_size")],
+        *[(name, ctypes.c_float) for name in ("divisor", "max_norm", "new_mean", "new_square", "step_size")],
         *[(name, ctypes.c_float) for name in ("square_scale", "epsilon", "average_weight")],
-        ("begin", ctypes.c_int64),
-        ("end", ctypes.c_int64),
+        ("chunks", ctypes.c_int64),
         ("norms", POINTER),
+        ("threads", ctypes.c_int32),
         ("instruction_set", ctypes.c_char_p),
     ]
 
@@ -202,10 +210,8 @@ def load_library(path: Path) -> ctypes.CDLL:
     library.lh_score_run.argtypes = [POINTER, ctypes.c_int32, ctypes.c_int32]
     library.lh_score_run.restype = ctypes.c_int64
     library.lh_score_close.argtypes, library.lh_score_close.restype = [POINTER], None
-    for layer in (library.lh_lstm_forward, library.lh_lstm_backward):
-        layer.argtypes, layer.restype = [ctypes.POINTER(LstmLayerArrays)], ctypes.c_int
-    for update in (library.lh_optimizer_sum, library.lh_optimizer_step):
-        update.argtypes, update.restype = [ctypes.POINTER(OptimizerArrays)], ctypes.c_int
+    library.lh_train.argtypes, library.lh_train.restype = [ctypes.POINTER(PassArrays)], ctypes.c_int
+    library.lh_optimize.argtypes, library.lh_optimize.restype = [ctypes.POINTER(OptimizerArrays)], ctypes.c_int
     library.lh_sample.argtypes = [ctypes.c_char_p, POINTER, ctypes.c_int32, POINTER, ctypes.c_double, POINTER]
     library.lh_sample.restype = ctypes.c_int32
     library.lh_layout.argtypes, library.lh_layout.restype = [], ctypes.POINTER(FieldLayout)

@@ -1,7 +1,7 @@
-"""AdamW, clipping and the moving average of the weights in native code, divided among the worker threads of a step.
+"""AdamW, clipping and the moving average of the weights in native code, divided among threads.
 
-native/src/kernels/optimizer.h has the arithmetic. The state lies in the tensors of a torch optimizer, so that a resume
-state is the same whichever of the two took the steps.
+native/src/kernels/training/optimizer.h has the arithmetic. The state lies in the tensors of a torch optimizer, so that
+a resume state is the same whichever of the two took the steps.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,6 @@ from model.native.library import OptimizerArrays, choose_instruction_set, librar
 
 _CHUNK = 8192  # elements, as in optimizer.h
 _Pointers = ctypes.Array[ctypes.c_void_p]
-RunOnWorkers = Callable[[Callable[[int], None]], object]
-"""Calls a function with the number of each worker, and waits for all."""
 
 
 class AdamWState:
@@ -62,10 +60,18 @@ class NativeAdamW:
         self.optimizer = optimizer
         self._parameters, self._averages = parameters, averages
         self._library = load_library(library_path())
-        self._instruction_set = choose_instruction_set(self._library).encode()
+        n_chunks = sum(-(-p.numel() // _CHUNK) for p in parameters)
         self._sizes = (ctypes.c_int64 * len(parameters))(*(p.numel() for p in parameters))
-        self._n_chunks = sum(-(-size // _CHUNK) for size in self._sizes)
-        self._norms = (ctypes.c_double * self._n_chunks)()
+        self._keeps = (ctypes.c_float * len(parameters))()
+        self._norms = (ctypes.c_double * n_chunks)()
+        self._arrays = OptimizerArrays(
+            tensors=len(parameters),
+            sizes=ctypes.addressof(self._sizes),
+            keeps=ctypes.addressof(self._keeps),
+            chunks=n_chunks,
+            norms=ctypes.addressof(self._norms),
+            instruction_set=choose_instruction_set(self._library).encode(),
+        )
         for parameter in parameters:
             if parameter not in optimizer.state:
                 zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
@@ -78,12 +84,10 @@ class NativeAdamW:
         """Use the tensors that the optimizer's state has now."""
         states = [self.optimizer.state[parameter] for parameter in self._parameters]
         self._step_counts = [s["step"] for s in states]
-        self._arrays = {
-            "parameters": _pointers(self._parameters),
-            "averages": _pointers(self._averages),
-            "means": _pointers([s["exp_avg"] for s in states]),
-            "squares": _pointers([s["exp_avg_sq"] for s in states]),
-        }
+        tensors = [self._parameters, self._averages, *([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq"))]
+        self._pointers = [_pointers(some) for some in tensors]  # kept, since a structure keeps no array alive
+        a = self._arrays
+        a.parameters, a.averages, a.means, a.squares = (ctypes.addressof(some) for some in self._pointers)
 
     def step(
         self,
@@ -91,8 +95,7 @@ class NativeAdamW:
         divisor: int,
         max_norm: float,
         average_weight: float,
-        run_on_workers: RunOnWorkers,
-        n_workers: int,
+        n_threads: int,
     ) -> None:
         """Take a step with the mean of the shards' gradients, and move the average of the weights.
 
@@ -101,45 +104,22 @@ class NativeAdamW:
             divisor: The sum of the shards is divided by it.
             max_norm: The mean is scaled down to this norm, if it is larger.
             average_weight: The weight of the new parameters in their average.
-            run_on_workers: Calls a function on each worker thread.
-            n_workers: How many there are.
+            n_threads: How many threads share the work.
         """
         gradients = [[gradient.contiguous() for gradient in shard] for shard in shards]
         torch._foreach_add_(self._step_counts, 1)
         count = float(self._step_counts[0])
         group = self.optimizer.param_groups[0]
         beta1, beta2 = group["betas"]
-        keeps = [1 - of_one["lr"] * of_one["weight_decay"] for of_one in self._groups]
-        values: dict[str, Any] = {
-            "tensors": len(self._parameters),
-            "shards": len(gradients),
-            "sizes": ctypes.addressof(self._sizes),
-            "divisor": divisor,
-            "new_mean": 1 - beta1,
-            "new_square": 1 - beta2,
-            "step_size": group["lr"] / (1 - beta1**count),
-            "square_scale": 1 / math.sqrt(1 - beta2**count),
-            "epsilon": group["eps"],
-            "average_weight": average_weight,
-            "norms": ctypes.addressof(self._norms),
-            "instruction_set": self._instruction_set,
-        }
-        arrays: dict[str, ctypes.Array[Any]] = {
-            "gradients": _pointers([g for shard in gradients for g in shard]),
-            "keeps": (ctypes.c_float * len(keeps))(*keeps),
-            **self._arrays,
-        }
-        values |= {name: ctypes.addressof(array) for name, array in arrays.items()}
-
-        def run(function: Callable[..., int], worker: int) -> None:
-            begin, end = (self._n_chunks * i // n_workers for i in (worker, worker + 1))
-            function(ctypes.byref(OptimizerArrays(**values, begin=begin, end=end)))
-
-        run_on_workers(lambda worker: run(self._library.lh_optimizer_sum, worker))
-        norm = math.sqrt(sum(self._norms))
-        factor = max_norm / (norm + 1e-6)
-        values["clip"] = 1.0 if factor > 1 else factor  # not a number where the norm is none
-        run_on_workers(lambda worker: run(self._library.lh_optimizer_step, worker))
+        for i, of_one in enumerate(self._groups):
+            self._keeps[i] = 1 - of_one["lr"] * of_one["weight_decay"]
+        pointers = _pointers([g for shard in gradients for g in shard])
+        a = self._arrays
+        a.shards, a.gradients, a.divisor, a.max_norm = len(gradients), ctypes.addressof(pointers), divisor, max_norm
+        a.new_mean, a.new_square, a.epsilon = 1 - beta1, 1 - beta2, group["eps"]
+        a.step_size, a.square_scale = group["lr"] / (1 - beta1**count), 1 / math.sqrt(1 - beta2**count)
+        a.average_weight, a.threads = average_weight, n_threads
+        self._library.lh_optimize(ctypes.byref(a))
 
 
 def _pointers(tensors: Sequence[Tensor]) -> _Pointers:

@@ -1,8 +1,8 @@
 """The forward pass of training: CharRNN.forward with dropout, weight drop and state resets.
 
-With every probability at zero it equals CharRNN.forward: exactly with torch's layers, to rounding with the native LSTM
-layer. It draws random numbers only from the given generator, so that a run is repeatable whatever else draws in the
-process. It goes layer by layer, because weight drop changes a matrix that nn.LSTM does not give access to.
+With every probability at zero it equals CharRNN.forward. It draws random numbers only from the given generator, so that
+a run is repeatable whatever else draws in the process. It goes layer by layer, because weight drop changes a matrix
+that nn.LSTM does not give access to. model.network.native_pass computes the same without autograd.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from model.config import Bf16Order, TrainConfig
+from model.config import TrainConfig
 from model.network.char_rnn import CharRNN, State
-from model.network.native_layer import native_lstm
 
-_LEVELS = 256  # masks are drawn as bytes: eight times faster than bernoulli_, with probabilities rounded to 1/256
+LEVELS = 256
+"""Masks are drawn as bytes: eight times faster than bernoulli_, with probabilities rounded to 1/256."""
+
 _PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -28,9 +28,7 @@ def regularized_forward(
     state: State,
     config: TrainConfig,
     generator: torch.Generator,
-    native: bool = False,
     starts: Tensor | None = None,
-    bf16: Bf16Order | None = None,
 ) -> tuple[Tensor, State]:
     """Run a window of characters under the regularization of a training run.
 
@@ -44,17 +42,13 @@ def regularized_forward(
         state: The state before the window.
         config: The probabilities.
         generator: The source of all random numbers.
-        native: Whether to compute each layer with `native_lstm`; see `supports_native_lstm`.
         starts: (B, T) bool, where a row begins a new text: its state is the zero state before that character.
-        bf16: Round the factors of the native layers' products to bfloat16, and add up in this order.
 
     Returns:
         The logits (B, T, V) of the character after each, and the state after the window.
     """
     n_rows = len(ids)
-    # The native first layer can look up its input by id: V rows to multiply instead of B x T.
-    by_id = native and not config.embed_dropout and network.config.vocab_size <= ids.numel()
-    x = network.embedding.weight if by_id else network.embedding(ids)  # (V, E) or (B, T, E)
+    x = network.embedding(ids)  # (B, T, E)
     if config.embed_dropout:
         x = x * dropout_mask((n_rows, 1, x.shape[2]), config.embed_dropout, generator)
     if config.reset and starts is None:
@@ -66,9 +60,7 @@ def regularized_forward(
         if config.weight_drop:
             weights[1] = weights[1] * dropout_mask(tuple(weights[1].shape), config.weight_drop, generator)
         layer_state = [s[layer : layer + 1] for s in state]  # S of (1, B, H)
-        if native:
-            x, new_state = _native_layer(x, layer_state, weights, ids if by_id and layer == 0 else None, starts, bf16)
-        elif starts is not None:
+        if starts is not None:
             x, new_state = _torch_layer_with_starts(network.config.cell, x, layer_state, weights, starts)
         else:
             x, new_state = _torch_layer(network.config.cell, x, layer_state, weights)
@@ -125,36 +117,25 @@ def _torch_layer_with_starts(
     return outputs[piece_of, offsets], tuple(s[:, packed.unsorted_indices][:, last] for s in after)
 
 
-def _native_layer(
-    x: Tensor,
-    state: list[Tensor],
-    weights: list[Tensor],
-    ids: Tensor | None,
-    starts: Tensor | None,
-    bf16: Bf16Order | None,
-) -> tuple[Tensor, State]:
-    """Run a window through one lstm layer by the native code; with `ids` (B, T), x (V, E) has one row per id.
-
-    With `bf16`, the factors of the products are rounded to bfloat16, but not those of an input by id: it is small.
-    """
-    w_ih, w_hh, b_ih, b_hh = weights
-    # Times one, so that each bias has a gradient tensor of its own: gradients are summed and clipped in place.
-    bias = b_ih + 1.0 * b_hh
-    rounds = bf16 and ids is None
-    inputs = F.linear(x.bfloat16(), w_ih.bfloat16()).float() + bias if rounds else F.linear(x, w_ih, bias)
-    h, c = native_lstm(inputs, w_hh, state[0][0], state[1][0], ids, starts, bf16)
-    return h, (h[None, :, -1], c[None, :, -1])
-
-
 def dropout_mask(shape: tuple[int, ...], probability: float, generator: torch.Generator) -> Tensor:
     """Draw a mask for inverted dropout.
 
     Returns:
         Zeros with the given probability, rounded to 1/256; elsewhere the factor that keeps the mean at one.
     """
-    threshold = min(max(round(probability * _LEVELS), 1), _LEVELS - 1)
+    threshold = dropout_threshold(probability)
     n = math.prod(shape)
     words = torch.empty(-(-n // 8), dtype=torch.int64, device=generator.device)
-    draws = words.random_(-(2**63), None, generator=generator).view(torch.uint8)[:n].view(shape)
+    draws = draw_bytes(words, generator)[:n].view(shape)
     # Compared as floats: torch's comparison of bytes takes five times as long.
-    return draws.to(torch.float32).ge_(threshold).mul_(_LEVELS / (_LEVELS - threshold))
+    return draws.to(torch.float32).ge_(threshold).mul_(LEVELS / (LEVELS - threshold))
+
+
+def dropout_threshold(probability: float) -> int:
+    """Return the smallest of LEVELS draws with which an element is kept."""
+    return min(max(round(probability * LEVELS), 1), LEVELS - 1)
+
+
+def draw_bytes(words: Tensor, generator: torch.Generator) -> Tensor:
+    """Fill int64 words with random bits, and return them as bytes, (8 n,) uint8."""
+    return words.random_(-(2**63), None, generator=generator).view(torch.uint8)

@@ -10,7 +10,7 @@ two workers and two processes with one worker learn the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.config import Bf16Order, ModelConfig, TrainConfig
+from model.config import Bf16Order, ModelConfig, TrainConfig, TrainPrecision
 from model.errors import ConfigError
 from model.network.char_rnn import CharRNN, State, detach
-from model.network.native_layer import fastest_bf16_order, supports_native_lstm
 from model.network.native_optimizer import AdamWState, NativeAdamW
+from model.network.native_pass import NativePass, fastest_bf16_order, has_fast_bf16, supports_native_pass
 from model.network.regularization import regularized_forward
 from model.text.corpus import Streams
 from model.text.items.streams import ItemStreams
@@ -54,6 +54,13 @@ def choose_workers(config: TrainConfig, device: str, world_size: int) -> int:
     return max(n for n in range(1, most + 1) if rows % n == 0)
 
 
+def choose_precision(config: TrainConfig, model: ModelConfig, device: str) -> TrainPrecision:
+    """Return the precision of a new run; auto is bf16 where native code trains and multiplies it faster, else fp32."""
+    if config.precision != "auto":
+        return config.precision
+    return "bf16" if device == "cpu" and model.cell == "lstm" and has_fast_bf16() else "fp32"
+
+
 class Learner:
     """A network, its optimizer and the moving average of its weights; `step` trains on one window.
 
@@ -80,7 +87,7 @@ class Learner:
 
         Args:
             model: The shape of the network.
-            config: The settings of the training.
+            config: The settings of the training; its precision is not "auto".
             device: "cpu", "cuda" or one GPU, such as "cuda:0".
             distributed: This process's place in a torchrun job.
             n_workers: Threads that share this process's rows, see `choose_workers`.
@@ -92,14 +99,16 @@ class Learner:
         self.average = CharRNN(model).to(device).eval().requires_grad_(False)
         self.average.load_state_dict(self.network.state_dict())
         self._config, self._distributed, self._device = config, distributed, device
-        self.native = native is not False and config.precision != "fp16" and supports_native_lstm(self.network)
+        self.native = native is not False and config.precision != "fp16" and supports_native_pass(self.network)
         self.bf16_order: Bf16Order | None = None
         if self.native and config.precision == "bf16":
             self.bf16_order = bf16_order or fastest_bf16_order()
         self._parameters = list(self.network.parameters())
         self.optimizer = _optimizer(self.network, config, self.native)
         self._native_adamw = None
+        self._passes: list[NativePass] = []
         if self.native:
+            self._passes = [NativePass(self.network, config, self.bf16_order) for _ in range(n_workers)]
             self._native_adamw = NativeAdamW(self.optimizer, self._parameters, list(self.average.parameters()))
         rows = config.batch_size // (distributed.world_size * n_workers)  # of a shard
         first = distributed.rank * n_workers  # this process's first shard
@@ -121,7 +130,9 @@ class Learner:
             torch.set_flush_denormal(True)
             if len(self._rows) > 1:
                 torch.set_num_threads(max(1, threads // len(self._rows)))
-                self._pool = ThreadPoolExecutor(len(self._rows), initializer=torch.set_flush_denormal, initargs=(True,))
+                self._pool = ThreadPoolExecutor(
+                    len(self._rows) - 1, initializer=torch.set_flush_denormal, initargs=(True,)
+                )
             yield
         finally:
             if self._pool is not None:
@@ -155,9 +166,10 @@ class Learner:
         count = self.step_count
         self._average_weight.fill_(self.average_weight())
         streams.prepare(count)
-        shards = self._map(
-            lambda i: self._shard_gradients(i, *streams.window(count, self._rows[i]), item_end=streams.item_end)
-        )
+        first, rows = self._rows[0].start, self._rows[0].stop - self._rows[0].start
+        x, y = streams.window(count, slice(first, self._rows[-1].stop))
+        parts = [slice(i * rows, (i + 1) * rows) for i in range(len(self._rows))]
+        shards = self._map(lambda i: self._shard_gradients(i, x[parts[i]], y[parts[i]], item_end=streams.item_end))
         loss = self._apply_gradients(shards)
         self.step_count += 1
         return loss
@@ -179,8 +191,8 @@ class Learner:
             gradients, loss = self._distributed.all_reduce(gradients, loss)
             of_shards = [gradients]
         if self._native_adamw is not None:
-            average_weight, n_workers = self.average_weight(), len(self._rows)
-            self._native_adamw.step(of_shards, n_shards, self._config.clip, average_weight, self._map, n_workers)
+            n_threads = 1 if self._pool is None else len(self._rows)
+            self._native_adamw.step(of_shards, n_shards, self._config.clip, self.average_weight(), n_threads)
             return loss / n_shards
         if n_shards > 1:
             torch._foreach_div_(gradients, n_shards)
@@ -195,26 +207,25 @@ class Learner:
         return loss / n_shards
 
     def _map(self, work: Callable[[int], _T]) -> list[_T]:
-        """Call `work` with the number of each shard, on the worker threads where there are any."""
+        """Call `work` with the number of each shard: this thread does the first, the worker threads do the others."""
         if self._pool is None:
             return [work(i) for i in range(len(self._rows))]
-        return list(self._pool.map(work, range(len(self._rows))))
+        others = [self._pool.submit(work, i) for i in range(1, len(self._rows))]
+        try:
+            first = work(0)
+        finally:
+            wait(others)
+        return [first, *(other.result() for other in others)]
 
     def _shard_gradients(self, i: int, x: Tensor, y: Tensor, item_end: int | None = None) -> _ShardResult:
         """Compute the gradients of a shard. They are returned, not accumulated: the threads share the parameters."""
         starts = None if item_end is None else x == item_end
-        # The native layer rounds to bfloat16 itself; everything else on a CPU is float32.
-        precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get("" if self.native else self._config.precision)
+        if self._passes:
+            return self._passes[i].run(x, y, self._states[i], self._generators[i], starts)
+        precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._config.precision)
         with torch.autocast(torch.device(self._device).type, dtype=precision, enabled=precision is not None):
             logits, state = regularized_forward(
-                self.network,
-                x,
-                self._states[i],
-                self._config,
-                self._generators[i],
-                self.native,
-                starts,
-                self.bf16_order,
+                self.network, x, self._states[i], self._config, self._generators[i], starts
             )
         nats = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten())
         # Small fp16 gradients would underflow; a constant factor is enough, because the gradient's norm is clipped.

@@ -84,25 +84,28 @@ typedef struct {
  * (products/gemm.h), or in that of AMX's tiles (products/bf16_tiles.h). */
 enum { LH_FP32, LH_BF16_PAIRS, LH_BF16_TILES };
 
-/* One lstm layer over T characters, for training. Everything is contiguous; hidden is a multiple of 16. */
+/* A window of a training step, forwards and backwards: see kernels/training/pass.h. */
 typedef struct {
-    int32_t rows, steps, hidden, products; /* LH_FP32, ... */
-    const int64_t *ids;   /* (rows, steps), or NULL: then `inputs` is (rows, steps, 4 hidden) */
-    const float *inputs;  /* (V, 4 hidden), by id: what the input adds to i, f, g, o, with all biases */
-    const float *weights; /* (4 hidden, hidden), recurrent */
-    const float *h0, *c0; /* (rows, hidden) */
-    const uint8_t *starts; /* (rows, steps): not 0 where a row begins again from the zero state; or NULL */
-    float *h;             /* (rows, steps, hidden), after each step */
-    float *c;             /* (steps, rows, hidden), after each step */
-    float *gates;         /* (steps, rows, hidden / 16, 4, 16), activated */
-    const float *d_h;     /* (rows, steps, hidden): the derivatives of the loss with respect to h */
-    float *d_gates;       /* (rows, steps, 4 hidden): and with respect to the sums before activation */
-    float *d_inputs;      /* (V, 4 hidden), added to; NULL without ids: then d_gates is the result */
-    float *d_weights;     /* (4 hidden, hidden), with LH_BF16_TILES; NULL: it is not computed */
-    const char *instruction_set; /* as in lh_model */
-} lh_lstm_layer;
+    int32_t rows, steps;              /* B, T */
+    int32_t layers, hidden, embed, vocab;
+    int32_t products;                 /* LH_FP32, ... */
+    int32_t embed_threshold, weight_threshold, output_threshold; /* draws below are dropped; 0: no dropout */
+    const int64_t *ids, *targets;     /* (B, T): the characters that are read, and the one after each */
+    int64_t ids_stride, targets_stride; /* between rows */
+    const uint8_t *starts;            /* (B, T): not 0 where a row begins again from the zero state; or NULL */
+    const float *reset_draws;         /* (B): below `reset`, a row's state is set to zero before the window; or NULL */
+    float reset;
+    const uint8_t *embed_draws;       /* (B, embed) */
+    const uint8_t *weight_draws[MAX_LAYERS]; /* (4 hidden, hidden) */
+    const uint8_t *output_draws[MAX_LAYERS]; /* (B * T, hidden) */
+    const float *const *parameters;   /* embedding; of each layer w_ih, w_hh, b_ih, b_hh; weights and bias of the head */
+    float *const *gradients;          /* out, in the same order */
+    float *state;                     /* h, then c: (2, layers, B, hidden); becomes the state after the window */
+    double loss;                      /* out: nats per character */
+    const char *instruction_set;      /* as in lh_model */
+} lh_pass;
 
-/* What follows the gradients of a training step, see kernels/optimizer.h. Tensors are contiguous; a pointer of each. */
+/* What follows the gradients of a training step, see kernels/training/optimizer.h. Tensors are contiguous; a pointer of each. */
 typedef struct {
     int32_t tensors, shards;
     const int64_t *sizes;      /* (tensors), elements */
@@ -111,13 +114,14 @@ typedef struct {
     float *const *averages;    /* (tensors): the moving average of the weights */
     const float *keeps;        /* (tensors): 1 - learning rate * weight decay */
     float divisor;             /* of the sum of the gradients */
-    float clip;                /* the factor that clips them */
+    float max_norm;            /* the gradient is scaled down to it */
     float new_mean, new_square; /* 1 - beta of each moment */
     float step_size;           /* learning rate / the bias of the first moment */
     float square_scale;        /* 1 / square root of the bias of the second */
     float epsilon, average_weight; /* of the newest weights in their average */
-    int64_t begin, end;        /* the chunks of this thread */
+    int64_t chunks;            /* of all tensors */
     double *norms;             /* (chunks): sums of squares */
+    int32_t threads;           /* that share the chunks; they change no bit of the result */
     const char *instruction_set;
 } lh_optimizer;
 

@@ -4,8 +4,10 @@
 
 #include <stddef.h>
 
+enum { SCRATCH_LAYER, SCRATCH_PASS, SCRATCHES }; /* memory of an LSTM layer, and of the training pass around it */
+
 /* At least so many bytes, in large pages where the system has them: with small ones, a matrix of 1.6 MB is read from the
  * L2 cache at two thirds of the speed. What they hold is what an earlier call of the thread left. NULL: no memory. */
-void *thread_scratch(size_t bytes);
+void *thread_scratch(int scratch, size_t bytes);
 
 #endif

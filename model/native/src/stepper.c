@@ -378,32 +378,19 @@ EXPORT int32_t lh_sample(const char *instruction_set, const float *logits, int32
     return id;
 }
 
-/* Computes h, c and gates. Returns 1 when there is no memory, or no such instruction set. */
-EXPORT int lh_lstm_forward(const lh_lstm_layer *layer)
+/* The gradients, the loss and the state after a window. Returns 1 when there is no memory, or no such instruction set; 2
+ * when a character is none of the network's. */
+EXPORT int lh_train(lh_pass *pass)
 {
-    const lh_kernels *kernels = kernels_named(layer->instruction_set);
-    return kernels ? kernels->lstm_forward(layer) : 1;
+    const lh_kernels *kernels = kernels_named(pass->instruction_set);
+    return kernels ? kernels->training_pass(pass) : 1;
 }
 
-/* Computes d_gates, d_inputs where there are ids, and d_weights where it is given. Returns 1 when there is no memory, or no such instruction set. */
-EXPORT int lh_lstm_backward(const lh_lstm_layer *layer)
-{
-    const lh_kernels *kernels = kernels_named(layer->instruction_set);
-    return kernels ? kernels->lstm_backward(layer) : 1;
-}
-
-/* The mean of the shards' gradients, and the sums of their squares. Returns 1 when there is no such instruction set. */
-EXPORT int lh_optimizer_sum(const lh_optimizer *optimizer)
+/* The gradients of the first shard become the mean of all; then follow the moments, the weights and their average. Returns 1
+ * when there is no such instruction set. */
+EXPORT int lh_optimize(const lh_optimizer *optimizer)
 {
     const lh_kernels *kernels = kernels_named(optimizer->instruction_set);
-    if (kernels) kernels->optimizer_sum(optimizer);
-    return !kernels;
-}
-
-/* The weights, their moments and their average after a step. Returns 1 when there is no such instruction set. */
-EXPORT int lh_optimizer_step(const lh_optimizer *optimizer)
-{
-    const lh_kernels *kernels = kernels_named(optimizer->instruction_set);
-    if (kernels) kernels->optimizer_step(optimizer);
+    if (kernels) kernels->optimize(optimizer);
     return !kernels;
 }

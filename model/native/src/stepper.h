@@ -91,10 +91,8 @@ typedef struct lh_kernels {
     void (*run_levels)(void *scoring, int thread);
     int32_t (*draw)(const float *logits, int n, const sampling_t *params, double random_value,
                     const sampling_scratch_t *scratch, float *logprob);
-    int (*lstm_forward)(const lh_lstm_layer *layer);
-    int (*lstm_backward)(const lh_lstm_layer *layer);
-    void (*optimizer_sum)(const lh_optimizer *optimizer);
-    void (*optimizer_step)(const lh_optimizer *optimizer);
+    int (*training_pass)(lh_pass *pass);
+    void (*optimize)(const lh_optimizer *optimizer);
 } lh_kernels;
 
 typedef struct {

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import BF16_ORDERS, WEIGHT_PRECISIONS, Bf16Order, ModelConfig, WeightPrecision
+from model.config import BF16_ORDERS, WEIGHT_PRECISIONS, Bf16Order, ModelConfig, TrainConfig, WeightPrecision
 from model.native import build as build_module
 from model.native.build import compile_to
 from model.native.library import INSTRUCTION_SETS, flags
-from model.network import native_layer
 from model.network.char_rnn import CharRNN
+from model.network.native_pass import NativePass
 from model.network.sampling import SamplingParams, as_batch
 from model.stepper import SAMPLE, Block
 from model.stepper.cpu import CpuStepper
@@ -28,7 +28,7 @@ from model.stepper.cpu.pack_weights import pack
 
 pytestmark = pytest.mark.usefixtures("native_code")
 ROWS, STEPS, VOCAB = 13, 20, 70
-PROGRAMS = ("run_block", "run_lstm_layer")
+PROGRAMS = ("run_block", "run_training_pass")
 Emulated = dict[str, list[str]]
 
 
@@ -96,26 +96,40 @@ def test_arm_gives_the_bits_of_this_cpu(
 
 @pytest.mark.parametrize("instruction_set", ["neon_dotprod", "neon"])
 @pytest.mark.parametrize("bf16", [None, *BF16_ORDERS])
-@pytest.mark.parametrize("rows", [1, 3, 8, 50])
-def test_a_training_step_on_arm_gives_the_bits_of_this_cpu(
-    emulated: Emulated, rows: int, bf16: Bf16Order | None, instruction_set: str, tmp_path: Path
+@pytest.mark.parametrize("shape", [(1, 5, 80), (3, 4, 13), (8, 5, 80), (50, 3, 40)])
+@pytest.mark.parametrize("embed_dropout", [0.0, 0.2])
+def test_a_training_pass_on_arm_gives_the_bits_of_this_cpu(
+    emulated: Emulated,
+    shape: tuple[int, int, int],
+    bf16: Bf16Order | None,
+    embed_dropout: float,
+    instruction_set: str,
+    tmp_path: Path,
 ) -> None:
-    """Outputs and gradients of a window of the LSTM layer, with rows that begin again inside it."""
+    """Loss, state and gradients of a window with dropout, and with rows that begin again inside it."""
     torch.manual_seed(9)
-    steps, hidden, vocab = 5, 80, 11
-    ids, starts = torch.randint(vocab, (rows, steps)), torch.rand(rows, steps) < 0.2
-    inputs, weights = torch.randn(vocab, 4 * hidden), torch.randn(4 * hidden, hidden) / hidden**0.5
-    h0, c0, d_h = torch.randn(rows, hidden), torch.randn(rows, hidden), torch.randn(rows, steps, hidden)
-    saved = {"ids": ids, "inputs": inputs, "weights": weights, "h0": h0, "c0": c0, "starts": starts}
-    head = np.array([rows, steps, hidden, native_layer._PRODUCTS.index(bf16), vocab], np.int32).tobytes()
-    arrays = b"".join(tensor.numpy().tobytes() for tensor in (*saved.values(), d_h))
-    (tmp_path / "layer").write_bytes(head + arrays)
-    command = [*emulated["run_lstm_layer"], instruction_set, str(tmp_path / "layer")]
-    arm = subprocess.run(command, capture_output=True, check=True).stdout
+    rows, steps, hidden = shape
+    net = CharRNN(ModelConfig(11, hidden, 2, 6))
+    config = TrainConfig(dropout=0.3, weight_drop=0.2, embed_dropout=embed_dropout)
+    ids, targets = torch.randint(11, (rows, steps)), torch.randint(11, (rows, steps))
+    starts, state = torch.rand(rows, steps) < 0.2, torch.randn(2, 2, rows, hidden)
+    made = NativePass(net, config, bf16)
+    gradients, after, _ = made.run(ids, targets, (state[0], state[1]), torch.Generator().manual_seed(4), starts)
 
-    made = {"h": torch.empty(rows, steps, hidden), "c": torch.empty(rows, steps, hidden)}
-    made |= {"gates": torch.empty(rows, steps, 4 * hidden)}
-    gradients = {"d_gates": torch.empty(rows, steps, 4 * hidden), "d_inputs": torch.zeros_like(inputs)}
-    native_layer._call("lh_lstm_forward", d_h.shape, bf16, saved | made)
-    native_layer._call("lh_lstm_backward", d_h.shape, bf16, saved | made | gradients | {"d_h": d_h})
-    assert arm == b"".join(tensor.numpy().tobytes() for tensor in (made | gradients).values())
+    a = made._arrays
+    head = [*shape[:2], 2, hidden, 6, 11, a.products, a.embed_threshold, a.weight_threshold, a.output_threshold]
+    sizes = {("embed", 0): rows * 6} | {("weights", i): 4 * hidden**2 for i in range(2)}
+    sizes |= {("output", i): rows * steps * hidden for i in range(2)}
+    with (tmp_path / "pass").open("wb") as file:
+        file.write(np.array(head, np.int32).tobytes())
+        for tensor in (ids, targets, starts):
+            file.write(tensor.numpy().tobytes())
+        for name, size in sizes.items():
+            draws = made._draws[name].numpy().tobytes() if name in made._draws else b"\0" * size
+            file.write(draws[:size])
+        for tensor in (state, *net.parameters()):
+            file.write(tensor.detach().numpy().tobytes())
+    command = [*emulated["run_training_pass"], instruction_set, str(tmp_path / "pass")]
+    arm = subprocess.run(command, capture_output=True, check=True).stdout
+    expected = b"".join(tensor.numpy().tobytes() for tensor in (*after, *gradients))
+    assert arm == np.float64(a.loss).tobytes() + expected

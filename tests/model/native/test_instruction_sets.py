@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import BF16_ORDERS, WEIGHT_PRECISIONS, Bf16Order, ModelConfig, WeightPrecision
+from model.config import BF16_ORDERS, WEIGHT_PRECISIONS, Bf16Order, ModelConfig, TrainConfig, WeightPrecision
 from model.errors import ConfigError
 from model.native.build import compile_to, compilers
 from model.native.library import (
@@ -20,7 +20,7 @@ from model.native.library import (
     library_path,
     load_library,
 )
-from model.network import native_layer
+from model.network import native_pass
 from model.network.char_rnn import CharRNN
 from model.network.sampling import SamplingParams, as_batch
 from model.stepper import SAMPLE, Block
@@ -79,32 +79,34 @@ def test_every_instruction_set_gives_the_same_bits(precision: WeightPrecision, s
 @pytest.mark.parametrize("bf16", [None, *BF16_ORDERS])
 # rows: of one tile, of two and three, none of which is full; units: a part of a tile, blocks that are no whole panel
 @pytest.mark.parametrize("shape", [(1, 2, 16), (3, 5, 40), (8, 4, 320), (17, 3, 80), (32, 2, 64), (50, 3, 72)])
+@pytest.mark.parametrize("layers", [1, 2])
 def test_every_instruction_set_gives_the_same_bits_in_training(
-    shape: tuple[int, int, int], bf16: Bf16Order | None, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int, int], layers: int, bf16: Bf16Order | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Outputs and gradients of a window of the LSTM layer; vdpbf16ps, tiles and fma, where the CPU has them.
+    """Loss, states and gradients of a window with all dropout; vdpbf16ps, tiles and fma, where the CPU has them.
 
-    Values go down to denormals, which bfloat16's products take as zero.
+    Values go down to denormals, which a pass takes as zero.
     """
     torch.manual_seed(6)
     rows, steps, hidden = shape
-    scale = torch.pow(10.0, -torch.rand(4 * hidden, 1) * 38)
-    w_hh, table = torch.randn(4 * hidden, hidden) * scale, torch.randn(5, 4 * hidden)
-    h0, c0, towards = torch.randn(rows, hidden), torch.randn(rows, hidden), torch.randn(rows, steps, hidden)
-    h0, towards = h0 * scale[:hidden, 0], towards * scale[-hidden:, 0]
-    ids = torch.randint(5, (rows, steps))
+    net = CharRNN(ModelConfig(13, hidden, layers, 9))
+    for parameter in net.parameters():
+        parameter.data *= torch.pow(10.0, -torch.rand(parameter.shape) * 38)
+    config = TrainConfig(dropout=0.3, embed_dropout=0.2 if hidden == 40 else 0.0, weight_drop=0.2)
+    state = tuple(torch.randn(layers, rows, hidden) for _ in range(2))
+    ids, starts = torch.randint(13, (rows, steps + 1)), torch.rand(rows, steps) < 0.2
     sets = available_instruction_sets(load_library(library_path()))
     results = []
     for instruction_set in sets:
         monkeypatch.setattr(
-            native_layer, "_library", lambda s=instruction_set: (load_library(library_path()), s.encode())
+            native_pass, "native_library", lambda s=instruction_set: (load_library(library_path()), s.encode())
         )
-        given = table.clone().requires_grad_(), w_hh.clone().requires_grad_()
-        h, c = native_layer.native_lstm(given[0], given[1], h0, c0, ids, None, bf16)
-        results.append((h, c, *torch.autograd.grad((h * towards).sum(), given)))
+        generator = torch.Generator().manual_seed(3)
+        made = native_pass.NativePass(net, config, bf16)
+        gradients, after, loss = made.run(ids[:, :-1], ids[:, 1:], state, generator, starts)
+        results.append([tensor.numpy().tobytes() for tensor in (loss, *after, *gradients)])
     for instruction_set, result in zip(sets, results, strict=True):
-        for ours, plain in zip(result, results[-1], strict=True):
-            assert ours.detach().numpy().tobytes() == plain.detach().numpy().tobytes(), instruction_set
+        assert result == results[-1], instruction_set
 
 
 def test_avx_vnni_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from model.native.library import (
     BlockArrays,
-    LstmLayerArrays,
     ModelArrays,
     OptimizerArrays,
+    PassArrays,
     TextsArrays,
     library_path,
     load_library,
@@ -25,7 +25,7 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "lh_model": ModelArrays,
     "lh_block": BlockArrays,
     "lh_texts": TextsArrays,
-    "lh_lstm_layer": LstmLayerArrays,
+    "lh_pass": PassArrays,
     "lh_optimizer": OptimizerArrays,
 }
 

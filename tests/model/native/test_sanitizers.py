@@ -32,9 +32,7 @@ TESTS = [
     f"{STEPPER}/test_scoring.py::test_the_bits_are_those_of_blocks[3-40-2-fp32]",
     f"{STEPPER}/test_scoring.py::test_the_bits_are_those_of_blocks[None-33-3-int8]",
     f"{STEPPER}/test_scoring.py::test_what_is_closed_says_so",
-    "tests/model/network/test_native_layer.py::test_a_window_is_that_of_nn_lstm",
-    "tests/model/network/test_native_layer.py::test_bf16_rounds_the_factors_of_the_recurrent_product_only",
-    "tests/model/network/test_native_layer.py::test_no_value_and_no_gradient_passes_a_start",
+    "tests/model/network/test_native_pass.py",
 ]
 
 

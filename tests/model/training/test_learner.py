@@ -14,7 +14,7 @@ from model.checkpoints.file_format import load
 from model.config import BF16_ORDERS, Bf16Order, ModelConfig, TrainConfig
 from model.errors import ConfigError
 from model.native.library import available_instruction_sets, library_path, load_library
-from model.network import native_layer
+from model.network import native_pass
 from model.network.char_rnn import CharRNN
 from model.network.regularization import dropout_mask, regularized_forward
 from model.text.corpus import Corpus, Streams
@@ -90,9 +90,8 @@ def test_two_workers_learn_what_one_does(tmp_path: Path) -> None:
     """With nothing dropped, two threads with half the rows each come to the same weights, but for rounding."""
     corpus = Corpus.from_text(words(4000), CONFIG)
     model = ModelConfig(len(corpus.vocab), n_hidden=16, n_embed=8)
-    one, two = (
-        load(fit(corpus, model, replace(PLAIN, workers=n, steps=12), tmp_path / str(n))).weights for n in (1, 2)
-    )
+    config = replace(PLAIN, steps=12, precision="fp32")
+    one, two = (load(fit(corpus, model, replace(config, workers=n), tmp_path / str(n))).weights for n in (1, 2))
     for name in one:
         assert torch.allclose(one[name], two[name], atol=1e-4), name
 
@@ -134,17 +133,21 @@ def test_bf16_on_a_cpu_learns_as_fp32_does_and_continues_to_the_bit() -> None:
 
 
 @pytest.mark.usefixtures("native_code")
-@pytest.mark.parametrize("order", BF16_ORDERS)
-def test_a_bf16_run_has_the_same_bits_by_any_instruction_set(order: Bf16Order, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be resumed where the instruction is missing with which it began; the two orders differ."""
+@pytest.mark.parametrize("order", [None, *BF16_ORDERS])
+def test_steps_have_the_same_bits_by_any_instruction_set(
+    order: Bf16Order | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the same weights; so a run may be resumed on another CPU. The precisions, and the two orders, differ."""
     corpus = Corpus.from_text(words(4000), CONFIG)
     model = ModelConfig(len(corpus.vocab), n_hidden=80, n_embed=8)
-    config = replace(CONFIG, batch_size=4, seq_length=16, precision="bf16")
+    config = replace(CONFIG, batch_size=4, seq_length=16, dropout=0.2)
     library = load_library(library_path())
 
-    def weights(instruction_set: str, order: Bf16Order) -> list[Tensor]:
-        monkeypatch.setattr(native_layer, "_library", lambda: (library, instruction_set.encode()))
-        learner = Learner(model, config, "cpu", Distributed(), 1, bf16_order=order)
+    def weights(instruction_set: str, order: Bf16Order | None) -> list[Tensor]:
+        monkeypatch.setattr(native_pass, "native_library", lambda: (library, instruction_set.encode()))
+        made = replace(config, precision="bf16" if order else "fp32")
+        learner = Learner(model, made, "cpu", Distributed(), 1, bf16_order=order)
+        assert learner.native
         assert learner.bf16_order == order
         for _ in range(5):
             learner.step(Streams(corpus.train, 4, 16), 5e-3)
@@ -154,8 +157,8 @@ def test_a_bf16_run_has_the_same_bits_by_any_instruction_set(order: Bf16Order, m
     expected = weights("plain", order)
     for instruction_set in sets:
         assert all(map(torch.equal, weights(instruction_set, order), expected)), instruction_set
-    other: Bf16Order = "pairs" if order == "tiles" else "tiles"
-    assert not all(map(torch.equal, weights("plain", other), expected))
+    for other in (None, *BF16_ORDERS):
+        assert (other == order) == all(map(torch.equal, weights("plain", other), expected))
 
 
 def test_workers_fit_the_cores_and_the_batch(two_threads: None) -> None:

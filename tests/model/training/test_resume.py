@@ -18,7 +18,7 @@ from torch import Tensor
 from model.checkpoints.file_format import load
 from model.config import ModelConfig, TrainConfig
 from model.errors import CheckpointError, ConfigError, StorageError
-from model.network.native_layer import fastest_bf16_order
+from model.network.native_pass import fastest_bf16_order
 from model.text.corpus import Corpus, Streams
 from model.training.learner import Learner
 from model.training.loop import fit

@@ -2,9 +2,9 @@
  * sets and their compiler flags.
  */
 #include "levels.h"
-#include "lstm_layer.h"
-#include "optimizer.h"
 #include "steps.h"
+#include "training/optimizer.h"
+#include "training/pass.h"
 
 #define NAME_OF(set) lh_kernels_##set
 #define NAME(set) NAME_OF(set)
@@ -12,6 +12,6 @@
 #define TEXT(set) TEXT_OF(set)
 
 const lh_kernels NAME(KERNELS) = {
-    TEXT(KERNELS), ACTIVATION_OFFSET, ACTIVATION_BYTES, quantize, run_steps, run_levels, draw, lstm_forward, lstm_backward,
-    optimizer_sum, optimizer_step,
+    TEXT(KERNELS), ACTIVATION_OFFSET, ACTIVATION_BYTES, quantize, run_steps, run_levels, draw, training_pass,
+    optimize,
 };

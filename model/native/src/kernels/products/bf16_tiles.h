@@ -24,18 +24,20 @@ static int bf16_tiles_begin(int rows)
 
 static void bf16_tiles_end(void) { tiles_release(); }
 
-#define LOAD_SUMS(tile, r, b) _tile_loadd(tile, z[r].f + (b) * BLOCK, sizeof *z)
-#define SAVE_SUMS(tile, r, b) _tile_stored(tile, z[r].f + (b) * BLOCK, sizeof *z)
+/* `sums`: of the rows, `sums_stride` bytes apart. */
+#define SUMS(r, b) (char *)sums + (size_t)(r) * sums_stride + (b) * STEP_BYTES
+#define SAVE_SUMS(tile, r, b) _tile_stored(tile, SUMS(r, b), sums_stride)
 #define LOAD_ROWS(tile, r) _tile_loadd(tile, (const char *)a[r] + 4 * k, stride)
 #define LOAD_WEIGHTS(tile, b) _tile_loadd(tile, w + (b) * block + (size_t)k * STEP_BYTES, STEP_BYTES)
 
 /* A group of rows, times four blocks. */
-INLINE void bf16_tiles_1x4(const void *const *a, size_t stride, int steps, const char *w, size_t block, zrow *z)
+INLINE void bf16_tiles_1x4(const void *const *a, size_t stride, int steps, const char *w, size_t block, void *sums,
+                           size_t sums_stride)
 {
-    LOAD_SUMS(0, 0, 0);
-    LOAD_SUMS(1, 0, 1);
-    LOAD_SUMS(2, 0, 2);
-    LOAD_SUMS(3, 0, 3);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
     for (int k = 0; k < steps; k += TILE_PAIRS) {
         LOAD_ROWS(4, 0);
         LOAD_WEIGHTS(6, 0);
@@ -55,12 +57,12 @@ INLINE void bf16_tiles_1x4(const void *const *a, size_t stride, int steps, const
 
 /* Two groups, times two blocks: weights are read once for both. */
 INLINE void bf16_tiles_2x2(const void *const *a, size_t stride, int group, int steps, const char *w, size_t block,
-                           zrow *z)
+                           void *sums, size_t sums_stride)
 {
-    LOAD_SUMS(0, 0, 0);
-    LOAD_SUMS(1, 0, 1);
-    LOAD_SUMS(2, group, 0);
-    LOAD_SUMS(3, group, 1);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
     for (int k = 0; k < steps; k += TILE_PAIRS) {
         LOAD_WEIGHTS(6, 0);
         LOAD_ROWS(4, 0);
@@ -78,9 +80,9 @@ INLINE void bf16_tiles_2x2(const void *const *a, size_t stride, int group, int s
 }
 
 /* A group of rows, times one block. */
-INLINE void bf16_tiles_1x1(const void *const *a, size_t stride, int steps, const char *w, zrow *z)
+INLINE void bf16_tiles_1x1(const void *const *a, size_t stride, int steps, const char *w, void *sums, size_t sums_stride)
 {
-    LOAD_SUMS(0, 0, 0);
+    _tile_zero(0);
     for (int k = 0; k < steps; k += TILE_PAIRS) {
         LOAD_ROWS(4, 0);
         _tile_loadd(6, w + (size_t)k * STEP_BYTES, STEP_BYTES);
@@ -89,9 +91,9 @@ INLINE void bf16_tiles_1x1(const void *const *a, size_t stride, int steps, const
     SAVE_SUMS(0, 0, 0);
 }
 
-/* rows: as bf16_tiles_begin returned it. */
+/* rows: as bf16_tiles_begin returned it. sums: of each row, `sums_stride` bytes apart. */
 static void multiply_bf16_tiles(const void *const *a, int rows, int steps, const char *w, size_t block, int blocks,
-                                zrow *z)
+                                void *sums, size_t sums_stride)
 {
     const int group = tile_rows(rows, TILE_GROUP);
     const size_t stride = rows > 1 ? (size_t)((const char *)a[1] - (const char *)a[0]) : STEP_BYTES;
@@ -100,12 +102,11 @@ static void multiply_bf16_tiles(const void *const *a, int rows, int steps, const
         const int is_pair = rows - r >= 2 * group && blocks == BLOCKS;
         if (is_pair)
             for (int b = 0; b < blocks; b += 2)
-                bf16_tiles_2x2(a + r, stride, group, steps, w + b * block, block, sums_of(z + r, b));
+                bf16_tiles_2x2(a + r, stride, group, steps, w + b * block, block, SUMS(r, b), sums_stride);
         else if (blocks == BLOCKS)
-            bf16_tiles_1x4(a + r, stride, steps, w, block, z + r);
+            bf16_tiles_1x4(a + r, stride, steps, w, block, SUMS(r, 0), sums_stride);
         else
-            for (int b = 0; b < blocks; b++)
-                bf16_tiles_1x1(a + r, stride, steps, w + b * block, sums_of(z + r, b));
+            for (int b = 0; b < blocks; b++) bf16_tiles_1x1(a + r, stride, steps, w + b * block, SUMS(r, b), sums_stride);
         r += is_pair ? 2 * group : group;
     }
     MEMORY_IS_READ;
@@ -148,9 +149,8 @@ TILED_TILE(6, TILED_VECTORS)
 static tile_fn *const bf16_tiled[] = {bf16_tiled_1, bf16_tiled_2, bf16_tiled_3, bf16_tiled_4, bf16_tiled_5, bf16_tiled_6};
 #endif
 
-/* rows: as bf16_tiles_begin returned it. */
-static void multiply_bf16_tiles(const void *const *a, int rows, int steps, const char *w, size_t block, int blocks,
-                                zrow *z)
+/* The same without the instruction; z begins at zero. */
+static void emulate_bf16_tiles(const void *const *a, int rows, int steps, const char *w, size_t block, int blocks, zrow *z)
 {
     for (int k = 0; k < steps; k += TILE_PAIRS, w += TILE_PAIRS * STEP_BYTES)
         for (int b = 0; b < blocks; b++)

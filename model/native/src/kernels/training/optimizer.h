@@ -9,12 +9,14 @@
 #define LONGHAND_OPTIMIZER_H
 
 #include <math.h>
+#include <pthread.h>
 
-#include "../api.h"
-#include "simd.h"
+#include "../../api.h"
+#include "../simd.h"
 
 #define CHUNK 8192 /* elements; model/network/native_optimizer.py knows it, too */
 #define LANES_OF_NORM 16
+#define OPTIMIZER_THREADS 64
 
 /* A chunk: elements `first` to `first + count` of a tensor. */
 typedef struct {
@@ -54,12 +56,12 @@ static double sum_chunk(const lh_optimizer *o, chunk_t c)
     return total;
 }
 
-static void step_chunk(const lh_optimizer *o, chunk_t c)
+static void step_chunk(const lh_optimizer *o, chunk_t c, float clip)
 {
     const float *restrict g = o->gradients[c.tensor] + c.first;
     float *restrict p = o->parameters[c.tensor] + c.first, *restrict m = o->means[c.tensor] + c.first;
     float *restrict v = o->squares[c.tensor] + c.first, *restrict average = o->averages[c.tensor] + c.first;
-    const float clip = o->clip, keep = o->keeps[c.tensor], step = o->step_size, scale = o->square_scale;
+    const float keep = o->keeps[c.tensor], step = o->step_size, scale = o->square_scale;
     const float new_mean = o->new_mean, new_square = o->new_square, epsilon = o->epsilon, weight = o->average_weight;
     for (int j = 0; j < c.count; j++) {
         const float gradient = g[j] * clip;
@@ -72,19 +74,58 @@ static void step_chunk(const lh_optimizer *o, chunk_t c)
     }
 }
 
-static void optimizer_run(const lh_optimizer *o, int is_step)
+/* Returns the factor that scales the gradient down to the maximum; not a number where the norm is none. */
+static float clip_factor(const lh_optimizer *o)
 {
-    const uint64_t mode = float_mode_flush();
-    chunk_t c = {0, 0, 0};
-    for (int64_t n = 0; n < o->end && next_chunk(o, &c); n++) {
-        if (n < o->begin) continue;
-        if (is_step) step_chunk(o, c);
-        else o->norms[n] = sum_chunk(o, c);
-    }
-    float_mode_leave(mode);
+    double sum = 0.0;
+    for (int64_t n = 0; n < o->chunks; n++) sum += o->norms[n];
+    const double factor = (double)o->max_norm / (sqrt(sum) + 1e-6);
+    return factor > 1.0 ? 1.0f : (float)factor;
 }
 
-static void optimizer_sum(const lh_optimizer *o) { optimizer_run(o, 0); }
-static void optimizer_step(const lh_optimizer *o) { optimizer_run(o, 1); }
+/* What a thread does in one of the two passes: its chunks. */
+typedef struct {
+    const lh_optimizer *o;
+    int64_t begin, end; /* chunks */
+    int is_step;
+    float clip;
+} share_t;
+
+static void *do_share(void *of_thread)
+{
+    const share_t *share = of_thread;
+    const uint64_t mode = float_mode_flush();
+    chunk_t c = {0, 0, 0};
+    for (int64_t n = 0; n < share->end && next_chunk(share->o, &c); n++) {
+        if (n < share->begin) continue;
+        if (share->is_step) step_chunk(share->o, c, share->clip);
+        else share->o->norms[n] = sum_chunk(share->o, c);
+    }
+    float_mode_leave(mode);
+    return NULL;
+}
+
+/* A thread is started for each share but the first, and ends with it: that takes a few hundredths of a millisecond. A share
+ * that gets no thread is done here. */
+static void do_shares(const lh_optimizer *o, int is_step, float clip)
+{
+    share_t shares[OPTIMIZER_THREADS];
+    pthread_t threads[OPTIMIZER_THREADS];
+    int has_thread[OPTIMIZER_THREADS] = {0};
+    const int n = o->threads < 1 ? 1 : o->threads > OPTIMIZER_THREADS ? OPTIMIZER_THREADS : o->threads;
+    for (int i = n - 1; i >= 0; i--) {
+        shares[i] = (share_t){o, o->chunks * i / n, o->chunks * (i + 1) / n, is_step, clip};
+        has_thread[i] = i && pthread_create(&threads[i], NULL, do_share, &shares[i]) == 0;
+        if (!has_thread[i]) do_share(&shares[i]);
+    }
+    for (int i = 0; i < n; i++)
+        if (has_thread[i]) pthread_join(threads[i], NULL);
+}
+
+static void optimize(const lh_optimizer *o)
+{
+    do_shares(o, 0, 1.0f);
+    do_shares(o, 1, clip_factor(o));
+}
 
 #endif

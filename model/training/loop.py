@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from model.text.corpus import Corpus
 from model.training.checkpointer import Checkpointer, RunState, delete_superseded
 from model.training.cuda_graph import CudaGraphLearner
 from model.training.distributed import Distributed
-from model.training.learner import Learner, choose_workers
+from model.training.learner import Learner, choose_precision, choose_workers
 from model.training.run_folder import Progress, ProgressCallback, RunFolder
 from model.training.schedule import CALIBRATION, Budget, learning_rate
 from model.training.warm_start import load_matching_weights
@@ -118,12 +118,13 @@ class _Trainer:
         distributed: Distributed,
         origin: Mapping[str, str],
     ) -> None:
-        self.corpus, self.config, self.device, self.distributed = corpus, config, device, distributed
+        self.corpus, self.device, self.distributed = corpus, device, distributed
         self.on_progress = on_progress if distributed.is_main else lambda _progress: None
         self.sample_chars = sample_chars
         self.run_folder, self.resume = run_folder, resume and run_folder is not None
         if device.startswith("cuda:"):
             torch.cuda.set_device(device)  # streams and graphs are those of the current GPU
+        self.config = config = self._with_precision(config, model)
         n_workers, native, bf16_order = self._numerics()
         # A graph has fixed shapes; the items of a window have not.
         has_graph = device.startswith("cuda") and distributed.world_size == 1 and corpus.items is None
@@ -142,6 +143,15 @@ class _Trainer:
             "native": learner.native if native is None else native,
             "bf16_order": bf16_order or learner.bf16_order,
         }
+
+    def _with_precision(self, config: TrainConfig, model: ModelConfig) -> TrainConfig:
+        """Return the settings with a precision chosen; a resumed run keeps its own."""
+        if config.precision != "auto":
+            return config
+        if not self.resume:
+            return replace(config, precision=choose_precision(config, model, self.device))
+        assert self.run_folder is not None
+        return replace(config, precision=self.run_folder.settings()["train"]["precision"])
 
     def _numerics(self) -> tuple[int, bool | None, Bf16Order | None]:
         """Return the worker threads of each process, whether layers are native, and the order of their bf16 sums.

@@ -123,7 +123,7 @@ def test_a_window_holds_the_items_of_a_list() -> None:
     fitted = fit_to_text(preset("quick"), sizes_of(items), 10)
     assert fitted.config == replace(preset("quick"), seq_length=41)
     assert "the end of an item may depend on its beginning" in fitted.notes[0]
-    assert fit_to_text(preset("quick"), sizes_of(items), 10, explicit=["seq_length"]).config.seq_length == 24
+    assert fit_to_text(preset("quick"), sizes_of(items), 10, explicit=["seq_length"]).config.seq_length == 32
     assert fit_to_text(preset("quick"), sizes_of([f"{i:0400d}" for i in range(500)]), 10).config.seq_length == 128
     assert fit_to_text(preset("quick"), sizes_of([f"{i:07d}" for i in range(500)]), 10).notes == ()
     few = fit_to_text(preset("quick"), sizes_of([f"{i:060d}" for i in range(12)]), 10).config

@@ -19,7 +19,7 @@ from model.network.char_rnn import CharRNN
 from model.network.regularization import dropout_mask, regularized_forward
 from model.text.corpus import Corpus, Streams
 from model.training.distributed import Distributed
-from model.training.learner import Learner, choose_workers
+from model.training.learner import Learner, choose_precision, choose_workers
 from model.training.loop import fit
 from tests.model.texts import words
 
@@ -159,6 +159,18 @@ def test_steps_have_the_same_bits_by_any_instruction_set(
         assert all(map(torch.equal, weights(instruction_set, order), expected)), instruction_set
     for other in (None, *BF16_ORDERS):
         assert (other == order) == all(map(torch.equal, weights("plain", other), expected))
+
+
+def test_auto_is_bf16_where_native_code_is_faster_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other cells and GPUs have float32 unless somebody names another; a precision that is named stays."""
+    lstm, gru = ModelConfig(5), ModelConfig(5, cell="gru")
+    for is_fast in (True, False):
+        monkeypatch.setattr("model.training.learner.has_fast_bf16", lambda is_fast=is_fast: is_fast)
+        assert choose_precision(TrainConfig(), lstm, "cpu") == ("bf16" if is_fast else "fp32")
+        assert choose_precision(TrainConfig(), gru, "cpu") == "fp32"
+        assert choose_precision(TrainConfig(), lstm, "cuda") == "fp32"
+        for named in ("fp32", "bf16", "fp16"):
+            assert choose_precision(TrainConfig(precision=named), lstm, "cpu") == named  # type: ignore[arg-type]
 
 
 def test_workers_fit_the_cores_and_the_batch(two_threads: None) -> None:

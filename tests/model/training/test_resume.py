@@ -316,6 +316,25 @@ def test_a_resumed_run_keeps_the_order_of_its_bf16_sums(tmp_path: Path, saved: s
 
 
 @pytest.mark.usefixtures("native_code")
+@pytest.mark.parametrize("began_with", ["fp32", "bf16"])
+def test_a_run_keeps_the_precision_that_was_chosen(
+    tmp_path: Path, began_with: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` is decided once: it is in run.json and the checkpoint, and another CPU does not decide again."""
+    corpus = Corpus.from_text(words(4000), TrainConfig())
+    model = ModelConfig(len(corpus.vocab), n_hidden=16, n_embed=8)
+    config = TrainConfig(steps=20, batch_size=4, seq_length=8, validations=2)
+    assert config.precision == "auto"
+    monkeypatch.setattr("model.training.learner.has_fast_bf16", lambda: began_with == "bf16")
+    checkpoint = fit(corpus, model, config, tmp_path / "models", run=tmp_path / "run")
+    assert load(checkpoint).options["precision"] == began_with
+    assert RunFolder(tmp_path / "run").settings()["train"]["precision"] == began_with
+    monkeypatch.setattr("model.training.learner.has_fast_bf16", lambda: began_with != "bf16")
+    seen = values_of_a_resumed_learner("bf16_order", corpus, model, config, tmp_path)
+    assert seen == {fastest_bf16_order() if began_with == "bf16" else None}
+
+
+@pytest.mark.usefixtures("native_code")
 def test_a_run_with_an_unknown_order_is_refused(tmp_path: Path) -> None:
     """The error names the value and what was expected."""
     corpus = Corpus.from_text(words(400), TrainConfig())

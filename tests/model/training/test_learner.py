@@ -170,7 +170,7 @@ def test_auto_is_bf16_where_native_code_is_faster_with_it(monkeypatch: pytest.Mo
         assert choose_precision(TrainConfig(), gru, "cpu") == "fp32"
         assert choose_precision(TrainConfig(), lstm, "cuda") == "fp32"
         for named in ("fp32", "bf16", "fp16"):
-            assert choose_precision(TrainConfig(precision=named), lstm, "cpu") == named  # type: ignore[arg-type]
+            assert choose_precision(TrainConfig(precision=named), lstm, "cpu") == named
 
 
 def test_workers_fit_the_cores_and_the_batch(two_threads: None) -> None:

@@ -560,7 +560,7 @@ def test_small_texts_and_large_alphabets_fit(stack: Stack) -> None:
     small = {k: v for k, v in SHORT.items() if k not in ("batch_size", "seq_length")}
     alone = stack.ended(stack.submit(**{**small, "corpus": "small", "promote": "never"}))
     assert alone["state"] == "finished", alone["error"]
-    assert "batch_size is 10 instead of 16: the training part has 270 characters" in alone["notes"]
+    assert "batch_size is 8 instead of 16: the training part has 270 characters" in alone["notes"]
     both = stack.ended(stack.submit(**{**small, "corpus": ["small", "alphabet"], "promote": "never"}))
     assert both["state"] == "finished", both["error"]
     distinct = len(set("".join(texts.values())))

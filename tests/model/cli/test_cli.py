@@ -87,7 +87,7 @@ def test_several_texts_small_texts_and_large_alphabets(tmp_path: Path, capsys: p
     alphabet.write_text("".join(chr(0x4E00 + i % 4500) for i in range(9000)))
     quick = ["--out", str(out), "--n-hidden", "16", "--steps", "4"]
     assert main(["train", str(small), *quick]) == 0
-    note = "note: batch_size is 11 instead of 16: the training part has 284 characters"
+    note = "note: batch_size is 8 instead of 16: the training part has 284 characters"
     assert note in capsys.readouterr().out
     assert main(["train", str(small), str(alphabet), *quick]) == 0
     output = capsys.readouterr().out

@@ -53,8 +53,8 @@ def test_a_text_that_fits_changes_nothing() -> None:
 def test_a_text_of_300_characters() -> None:
     """The batch shrinks first: the window, which says how far a gradient reaches, stays as long as it can."""
     fitted = fit_to_text(preset("quick"), TextSizes([300]), 40)
-    assert (fitted.config.batch_size, fitted.config.seq_length) == (10, 24)
-    assert fitted.notes == ("batch_size is 10 instead of 16: the training part has 270 characters",)
+    assert (fitted.config.batch_size, fitted.config.seq_length) == (8, 32)
+    assert fitted.notes == ("batch_size is 8 instead of 16: the training part has 270 characters",)
     tiny = fit_to_text(preset("best"), TextSizes([30]), 20)
     assert (tiny.config.batch_size, tiny.config.seq_length) == (1, 26)
     assert len(tiny.notes) == 2

@@ -302,7 +302,8 @@ def test_the_same_key_twice_is_one_turn(other: Service, expected: str, existing:
 def test_another_request_with_a_used_key_leaves_the_running_turn_alone(other: Service) -> None:
     """It gets 409 before the lease is touched; the stream with the key goes on to its end."""
     key = {"Idempotency-Key": str(uuid.uuid4())}
-    body = {"prompt": "once", "max_chars": 20_000, "seed": 3, "stream": True, "logprobs": 5}
+    # Far longer than four requests take, on a busy machine, too.
+    body = {"prompt": "once", "max_chars": 100_000, "seed": 3, "stream": True, "logprobs": 5}
     with other.client.stream("POST", "/generate", json=body, headers=key) as response:
         stream = read_events(response)
         start = next(stream)

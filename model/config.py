@@ -22,7 +22,7 @@ Device = Literal["auto", "cpu", "cuda"]
 EvaluationProtocol = Literal["windowed", "stateful", "dynamic", "items"]
 
 BF16_ORDERS: tuple[Bf16Order, ...] = get_args(Bf16Order)
-"""The orders in which the native LSTM layer adds up products of bfloat16: that of the instruction vdpbf16ps, and that
+"""The orders in which native training adds up products of bfloat16: that of the instruction vdpbf16ps, and that
 of AMX's tiles. Each gives the same bits on every CPU, and is fast where the CPU has the instruction."""
 
 WEIGHT_PRECISIONS: tuple[WeightPrecision, ...] = get_args(WeightPrecision)

@@ -47,8 +47,6 @@ INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
 INSTRUCTION_SET_VARIABLE = "LONGHAND_INSTRUCTION_SET"
 """The environment variable that forces an instruction set, for tests and measurements."""
 MAX_LAYERS = 8
-LANES = 16
-"""The floats of the longest vector (simd.h)."""
 POINTER = ctypes.c_void_p
 
 

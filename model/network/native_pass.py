@@ -111,12 +111,8 @@ class NativePass:
         c, a = self._config, self._arrays
         (rows, steps), (ids, targets) = ids.shape, (t if t.stride(1) == 1 else t.contiguous() for t in (ids, targets))
         a.rows, a.steps = rows, steps
-        a.ids, a.ids_stride, a.targets, a.targets_stride = (
-            ids.data_ptr(),
-            ids.stride(0),
-            targets.data_ptr(),
-            targets.stride(0),
-        )
+        a.ids, a.targets = ids.data_ptr(), targets.data_ptr()
+        a.ids_stride, a.targets_stride = ids.stride(0), targets.stride(0)
         if c.embed_dropout:
             a.embed_draws = self._draw("embed", 0, rows * a.embed, generator)
         a.reset_draws = None

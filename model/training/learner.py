@@ -68,7 +68,7 @@ class Learner:
         network: The network that is trained.
         average: A network with the moving average of the weights, which is validated and saved.
         optimizer: AdamW, torch's or the state of native steps.
-        native: Whether LSTM layers are computed by the native code.
+        native: Whether windows are computed by the native code.
         bf16_order: How its products of bfloat16 are added up; None: it has none.
         step_count: Steps so far.
     """
@@ -87,11 +87,11 @@ class Learner:
 
         Args:
             model: The shape of the network.
-            config: The settings of the training; its precision is not "auto".
+            config: The settings of the training; a precision of "auto" counts as "fp32".
             device: "cpu", "cuda" or one GPU, such as "cuda:0".
             distributed: This process's place in a torchrun job.
             n_workers: Threads that share this process's rows, see `choose_workers`.
-            native: Whether to compute LSTM layers by the native code where it is available; None: yes.
+            native: Whether to compute windows by the native code where it is available; None: yes.
             bf16_order: How the native code adds up products of bfloat16; None: as it is fastest here.
         """
         torch.manual_seed(config.seed)

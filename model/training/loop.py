@@ -151,7 +151,7 @@ class _Trainer:
         if not self.resume:
             return replace(config, precision=choose_precision(config, model, self.device))
         assert self.run_folder is not None
-        return replace(config, precision=self.run_folder.settings()["train"]["precision"])
+        return replace(config, precision=(self.run_folder.settings().get("train") or {}).get("precision", "fp32"))
 
     def _numerics(self) -> tuple[int, bool | None, Bf16Order | None]:
         """Return the worker threads of each process, whether layers are native, and the order of their bf16 sums.

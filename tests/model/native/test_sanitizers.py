@@ -65,7 +65,7 @@ def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPro
 
 
 def test_the_c_code_has_no_memory_error_and_no_undefined_behaviour(environment: dict[str, str]) -> None:
-    """The stepper's tests and those of training's LSTM layer pass, and no sanitizer reports anything."""
+    """The stepper's tests and those of the training pass succeed, and no sanitizer reports anything."""
     plugins = ("-p", "tests.model.native.other_library", "-p", "no:cacheprovider", "-p", "no:randomly")
     result = run(environment, "-m", "pytest", "-q", *plugins, *TESTS)
     assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]

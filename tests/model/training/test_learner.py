@@ -106,7 +106,7 @@ def test_two_workers_are_repeatable(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("native_code")
 def test_bf16_on_a_cpu_learns_as_fp32_does_and_continues_to_the_bit() -> None:
-    """The native layer runs; losses stay near those of fp32; from a state, the steps are those of the first run."""
+    """The native code runs; losses stay near those of fp32; from a state, the steps are those of the first run."""
     corpus = Corpus.from_text(words(4000), CONFIG)
     model = ModelConfig(len(corpus.vocab), n_hidden=48, n_layers=2, n_embed=8)
     config = replace(CONFIG, batch_size=16, seq_length=16, dropout=0.2, weight_drop=0.2, precision="bf16")

@@ -332,6 +332,10 @@ def test_a_run_keeps_the_precision_that_was_chosen(
     monkeypatch.setattr("model.training.learner.has_fast_bf16", lambda: began_with != "bf16")
     seen = values_of_a_resumed_learner("bf16_order", corpus, model, config, tmp_path)
     assert seen == {fastest_bf16_order() if began_with == "bf16" else None}
+    path = tmp_path / "run" / "run.json"
+    path.write_text(path.read_text().replace('"precision"', '"nothing"'))
+    with pytest.raises(ConfigError, match="precision is None in the run, 'fp32' now"):
+        fit(corpus, model, config, tmp_path / "models", run=tmp_path / "run", resume=True)
 
 
 @pytest.mark.usefixtures("native_code")
@@ -350,7 +354,7 @@ def test_a_run_with_an_unknown_order_is_refused(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("native_code")
 @pytest.mark.parametrize("setting", ['"native": false', '"nothing": 0'])
 def test_a_resumed_run_keeps_its_implementation(tmp_path: Path, setting: str) -> None:
-    """A run that began with torch's layers continues with them, also where the native layer is supported."""
+    """A run that began with torch's layers continues with them, also where the native code is supported."""
     corpus = Corpus.from_text(words(4000), TrainConfig())
     model = ModelConfig(len(corpus.vocab), n_hidden=16, n_embed=8)
     config = TrainConfig(steps=20, batch_size=4, seq_length=8, validations=2)

@@ -146,6 +146,8 @@ def test_texts_survive_kills(lone: Service) -> None:
                     elif event.name == "message":
                         text, after = text + event.data["text"], event.id
                         if kills < 2 and len(text) > 3000 * (kills + 1):
+                            # What the killed worker sent may reach here before the next one is there.
+                            eventually(lambda: bool(lone.workers()))
                             lone.kill_worker(lone.workers()[0])
                             kills += 1
                     elif event.name == "done":

@@ -210,7 +210,7 @@ static size_t lay_out(lh_stepper *s, char *base)
         if (!base) continue;
         l->weights = w, l->initial = b, l->scale = c, l->offset = offset, l->offset_without_h = without_h;
         l->initial_bytes = initial;
-        if (!m->weights[0]) continue; /* the memory is new, and zero */
+        if (!m->weights[0]) continue; /* the memory is zero */
         memcpy(w, m->weights[i], bytes);
         memcpy(b, m->initial[i], initial);
         if (m->is_int8) memcpy(c, m->scale[i], outputs);
@@ -242,14 +242,53 @@ static size_t lay_out(lh_stepper *s, char *base)
     return at.used;
 }
 
+/* The memory of steppers that were closed last, for the next ones of their sizes: where a small model is loaded as another
+ * one goes, zeroing new pages took the kernel longer than all the rest of a load. A lock that is taken is not waited for:
+ * after a fork nobody gives it back. */
+#define KEPT 2
+#define KEPT_BYTES ((size_t)1 << 21) /* the most of one */
+static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct {
+    void *memory;
+    size_t size;
+} kept[KEPT];
+
+static void *new_arena(size_t size)
+{
+    void *memory = NULL;
+    if (size <= KEPT_BYTES && pthread_mutex_trylock(&kept_lock) == 0) {
+        for (int i = 0; i < KEPT && !memory; i++)
+            if (kept[i].size == size) memory = kept[i].memory, kept[i].memory = NULL, kept[i].size = 0;
+        pthread_mutex_unlock(&kept_lock);
+    }
+    if (memory) return memset(memory, 0, size);
+    memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) return NULL;
+#ifdef MADV_HUGEPAGE
+    madvise(memory, size, MADV_HUGEPAGE); /* 12 MB of weights are more 4 KB pages than the TLB holds */
+#endif
+    return memory;
+}
+
+static void free_arena(void *memory, size_t size)
+{
+    ASAN_UNPOISON_MEMORY_REGION(memory, size);
+    if (size <= KEPT_BYTES && pthread_mutex_trylock(&kept_lock) == 0) {
+        void *before = kept[KEPT - 1].memory;
+        size_t before_size = kept[KEPT - 1].size;
+        memmove(&kept[1], &kept[0], (KEPT - 1) * sizeof kept[0]);
+        kept[0].memory = memory, kept[0].size = size;
+        pthread_mutex_unlock(&kept_lock);
+        memory = before, size = before_size;
+    }
+    if (memory) munmap(memory, size);
+}
+
 EXPORT void lh_close(lh_stepper *s)
 {
     if (!s) return;
     pool_close(&s->pool);
-    if (s->arena) {
-        ASAN_UNPOISON_MEMORY_REGION(s->arena, s->arena_size);
-        munmap(s->arena, s->arena_size);
-    }
+    if (s->arena) free_arena(s->arena, s->arena_size);
     free(s);
 }
 
@@ -291,17 +330,13 @@ EXPORT lh_stepper *lh_open(const lh_model *model)
      * fall on the same sets of the cache. */
     s->stride = (model->hidden + 63) / 64 * 64 + 64;
     s->vstride = s->layer[model->layers].blocks * BLOCK;
-    size_t huge = (size_t)1 << 21;
-    s->arena_size = (lay_out(s, NULL) + huge - 1) / huge * huge;
-    s->arena = mmap(NULL, s->arena_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (s->arena == MAP_FAILED) {
-        s->arena = NULL;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    s->arena_size = (lay_out(s, NULL) + page - 1) / page * page;
+    s->arena = new_arena(s->arena_size);
+    if (!s->arena) {
         lh_close(s);
         return NULL;
     }
-#ifdef MADV_HUGEPAGE
-    madvise(s->arena, s->arena_size, MADV_HUGEPAGE); /* 12 MB of weights are more 4 KB pages than the TLB holds */
-#endif
     lay_out(s, s->arena);
     if (model->weights[0]) lh_filled(s);
     return s;

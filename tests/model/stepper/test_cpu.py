@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from model.network.char_rnn import CharRNN
 from model.network.sampling import SamplingBatch, SamplingParams, as_batch, as_tensors, sample
 from model.stepper import SAMPLE, Block, BlockResult
 from model.stepper.cpu import CpuStepper, Unsupported
+from model.stepper.cpu.pack_weights import Packed, PackedNetwork
 from tests.random_batching import (
     Progress,
     Text,
@@ -350,6 +352,26 @@ def test_closing_twice_is_fine_and_a_closed_stepper_says_so() -> None:
     stepper.close()
     with pytest.raises(ValueError, match="closed"):
         stepper.run(plain_block(40, 2))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_memory_of_a_closed_stepper_leaves_no_trace_in_the_next_one(precision: WeightPrecision) -> None:
+    """A stepper of the same size takes over that memory: its states begin at zero, and it computes its own bits."""
+    packed = PackedNetwork.of(network(), precision)
+    assert isinstance(packed.packed, Packed)
+    arrays = packed.packed.arrays()
+
+    def fill(memory: Mapping[str, memoryview]) -> None:
+        for name, array in arrays.items():
+            memory[name][:] = array.tobytes()
+
+    kept_open = CpuStepper(packed, 30, precision)
+    expected = bits(kept_open, kept_open.run(plain_block(30, 40)))
+    for network_to_load in [packed, replace(packed, packed=fill), replace(packed, packed=fill)]:
+        stepper = CpuStepper(network_to_load, 30, precision)
+        assert not any(stepper.read(slot).any() for slot in range(30))
+        assert bits(stepper, stepper.run(plain_block(30, 40))) == expected
+        stepper.close()
 
 
 def test_two_steppers_run_at_once() -> None:

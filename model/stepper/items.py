@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, takewhile, zip_longest
@@ -190,33 +191,13 @@ class ItemCollector:
         """
         if self.is_done:
             return GeneratedItems()
-        constraints, texts, known = self.constraints, candidates.texts, self._texts
+        constraints, texts = self.constraints, candidates.texts
         is_trained: Sequence[bool | None] = [None] * len(texts)
         is_refused = [False] * len(texts)
         if self.record.has_novelty:
             is_trained, is_listed = (values.tolist() for values in self.record.known(texts))
             is_refused = is_listed if constraints.novel else is_refused
-        shortest, longest, is_unique, n_missing = (
-            constraints.min_chars,
-            constraints.max_chars,
-            constraints.unique,
-            self.n_missing,
-        )
-        accepted: list[int] = []
-        n_read = 0
-        for text, refused in zip(texts, is_refused, strict=True):
-            n_read += 1
-            if shortest <= len(text) <= longest and not refused and text not in known:
-                accepted.append(n_read - 1)
-                if is_unique:
-                    known.add(text)
-                self._since_accepted = 0
-                if len(accepted) == n_missing:
-                    break
-            else:
-                self._reject(text)
-                if self._since_accepted == PATIENCE:
-                    break
+        accepted, n_read = self._choose(texts, is_refused)
         self._count(texts[:n_read], len(accepted))
         return GeneratedItems(
             [texts[i] for i in accepted],
@@ -235,17 +216,41 @@ class ItemCollector:
             "rejected": dict(self.rejected),
         }
 
-    def _reject(self, text: str) -> None:
-        constraints = self.constraints
-        reason: Rejection = "seen"
-        if len(text) > constraints.max_chars:
-            reason = "too_long"
-        elif len(text) < constraints.min_chars:
-            reason = "too_short"
-        elif text in self._texts:
-            reason = "duplicate"
-        self.rejected[reason] = self.rejected.get(reason, 0) + 1
-        self._since_accepted += 1
+    def _choose(self, texts: Sequence[str], is_refused: Sequence[bool]) -> tuple[list[int], int]:
+        """Return the indices of the texts that are accepted, and how many texts were read until there are enough.
+
+        Args:
+            texts: The next candidates.
+            is_refused: Which of them are items of the list that nobody wants.
+        """
+        constraints, known, n_missing = self.constraints, self._texts, self.n_missing
+        shortest, longest, is_unique = constraints.min_chars, constraints.max_chars, constraints.unique
+        accepted: list[int] = []
+        reasons: list[Rejection] = []
+        since_accepted, n_read = self._since_accepted, 0
+        for text, refused in zip(texts, is_refused, strict=True):
+            n_read += 1
+            if not shortest <= len(text) <= longest:
+                reasons.append("too_short" if len(text) < shortest else "too_long")
+            elif text in known:
+                reasons.append("duplicate")
+            elif refused:
+                reasons.append("seen")
+            else:
+                accepted.append(n_read - 1)
+                if is_unique:
+                    known.add(text)
+                since_accepted = 0
+                if len(accepted) == n_missing:
+                    break
+                continue
+            since_accepted += 1
+            if since_accepted == PATIENCE:
+                break
+        self._since_accepted = since_accepted
+        for reason, n in Counter(reasons).items():
+            self.rejected[reason] = self.rejected.get(reason, 0) + n
+        return accepted, n_read
 
     def _count(self, texts: Sequence[str], n_accepted: int) -> None:
         longest = self.constraints.max_chars

@@ -10,7 +10,6 @@ event: error   data: {"error": {"code", "message"}}                 or this end:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import count
 
 from flask import Response, jsonify
 
@@ -18,7 +17,7 @@ from service.errors import BadRequest
 from service.generation.items.running import RunningItems
 from service.generation.service import GenerationService
 from service.routes.generation_events import POLL_INTERVAL_S
-from service.routes.sse import ClientConnection, encode_event, encode_events, event_stream_response
+from service.routes.sse import ClientConnection, encode_event, encode_rows, event_stream_response
 from service.schemas import GenerateRequest
 
 
@@ -49,11 +48,14 @@ def items_response(
 def _item_events(running: RunningItems) -> Iterator[bytes | None]:
     """Yield the events of items, and None before waiting for more."""
     yield encode_event(running.start_info(), name="start")
-    index = count()
+    n_sent = 0
     for more in running.items(POLL_INTERVAL_S):  # one write for all that are there: a write costs more
-        data = [
-            {"index": i, "text": text, "logprob": logprob, "seen_in_training": seen}
-            for text, logprob, seen, i in zip(more.texts, more.logprobs, more.seen_in_training, index, strict=False)
-        ]
-        yield encode_events(data, name="item") or None
+        columns = {
+            "index": range(n_sent, n_sent + len(more)),
+            "text": more.texts,
+            "logprob": more.logprobs,
+            "seen_in_training": more.seen_in_training,
+        }
+        n_sent += len(more)
+        yield encode_rows(columns, name="item") or None
     yield encode_event(running.summary(), name="done")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flask import Response, request
@@ -28,15 +28,34 @@ _INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 def encode_event(data: Mapping[str, Any], *, name: str | None = None, id: int | str | None = None) -> bytes:
     """Encode one event; `name` None is an event of the default type, "message"."""
-    return encode_events([data], name=name, id=id)
-
-
-def encode_events(data: Iterable[Mapping[str, Any]], *, name: str | None = None, id: int | str | None = None) -> bytes:
-    """Encode events of one type."""
     id_line = f"id: {id}\n" if id is not None else ""
-    name_line = f"event: {name}\n" if name is not None else ""
-    head = f"{id_line}{name_line}data: ".encode()
-    return b"".join([b"%s%s\n\n" % (head, to_json(element)) for element in data])  # a quarter of the json module's time
+    return b"%s%s%s\n\n" % (id_line.encode(), _begin(name), to_json(data))  # a quarter of the json module's time
+
+
+def encode_rows(columns: Mapping[str, Sequence[Any]], *, name: str | None = None) -> bytes:
+    """Encode an event for each row of a table, in half of the time of an event by itself.
+
+    Args:
+        columns: Of equal lengths, by their names: the data of the i-th event has the i-th value of each.
+        name: Of all events; None: "message".
+    """
+    n_rows, n_pieces = len(next(iter(columns.values()))), 2 * len(columns) + 1
+    pieces = [b"}\n\n"] * (n_rows * n_pieces)
+    before = _begin(name) + b"{"
+    for i, (key, values) in enumerate(columns.items()):
+        pieces[2 * i :: n_pieces] = [b"%s%s:" % (before, to_json(key))] * n_rows
+        pieces[2 * i + 1 :: n_pieces] = _encode_each(values)
+        before = b","
+    return b"".join(pieces)
+
+
+def _begin(name: str | None) -> bytes:
+    return f"event: {name}\ndata: ".encode() if name is not None else b"data: "
+
+
+def _encode_each(values: Sequence[Any]) -> list[bytes]:
+    """Encode values that are no lists or objects; in JSON with line breaks, each has a line of its own."""
+    return to_json(list(values), indent=1)[3:-2].split(b",\n ") if values else []
 
 
 def encode_error_event(error: ServiceError) -> bytes:

@@ -141,14 +141,51 @@ static void store_rows(lh_stepper *s)
     }
 }
 
+/* The multiplications of a row's step. */
+static double products_of(const lh_stepper *s)
+{
+    double products = 0.0;
+    for (int i = 0; i <= s->model.layers; i++)
+        products += (double)s->layer[i].blocks * BLOCK * s->layer[i].inputs * s->model.hidden;
+    return products;
+}
+
 /* The threads for a run. A phase must be worth the barrier at its end (0.2 us), a run the waking of threads (30 us). */
 int threads_for(const lh_stepper *s, double rows, double steps)
 {
-    double products = 0.0; /* of a step */
-    for (int i = 0; i <= s->model.layers; i++)
-        products += (double)s->layer[i].blocks * BLOCK * s->layer[i].inputs * s->model.hidden * rows;
+    double products = products_of(s) * rows; /* of a step */
     double worth = products * steps < 4e6 ? 1.0 : products / 65536.0;
     return worth < 2.0 ? 1 : worth < s->model.threads ? (int)worth : s->model.threads;
+}
+
+/* Rows that a thread advances by itself read all weights, not its share of them: they must be so many that reading takes
+ * less time than computing. See docs/decisions/0050-rows-by-thread.md. */
+#define GROUP_ROWS 16
+#define TURN_PRODUCTS 3e7
+
+/* Returns how many groups of rows a run forms, each advanced by one thread at a time; 0: none, threads share phases. */
+static int groups_for(const lh_stepper *s, int rows, int threads)
+{
+    size_t bytes = 0;
+    for (int i = 0; i <= s->model.layers; i++) bytes += (size_t)s->layer[i].blocks * s->layer[i].block_size;
+    int least = bytes <= (size_t)1 << 20 ? 4 : bytes <= (size_t)1 << 24 ? GROUP_ROWS : 4 * GROUP_ROWS;
+    if (threads < 2 || rows < threads * least || (s->model.is_int8 && s->kernels->has_tiles)) return 0;
+    int turns = rows / (GROUP_ROWS * threads);
+    return threads * (turns > 1 ? turns : 1);
+}
+
+static void form_groups(lh_stepper *s, row_group_t *groups, int n)
+{
+    const lh_block *b = s->block;
+    double products = products_of(s) * ((double)b->rows / n);
+    s->groups = groups, s->n_groups = n;
+    s->turn_steps = products * 2.0 > TURN_PRODUCTS ? 1 : (int)(TURN_PRODUCTS / products);
+    for (int i = 0; i < n; i++) {
+        row_group_t *g = &groups[i];
+        g->first = (int)((int64_t)b->rows * i / n), g->end = (int)((int64_t)b->rows * (i + 1) / n);
+        g->made = 0, g->steps = b->row_steps[s->order[g->first]]; /* rows with more steps come first */
+        atomic_init(&g->is_taken, 0);
+    }
 }
 
 /* ---- what Python calls ---- */
@@ -350,20 +387,28 @@ EXPORT int lh_run(lh_stepper *s, lh_block *b)
     int code = check(s, b);
     if (code != LH_OK) return code;
     size_t steps = (size_t)b->steps + 1, draws = (size_t)b->steps * (size_t)b->rows;
+    int threads = threads_for(s, b->rows, b->steps);
+    if (b->threads > 0 && b->threads < threads) threads = b->threads;
+    int n_groups = groups_for(s, b->rows, threads);
+    row_group_t *groups = n_groups ? malloc((size_t)n_groups * sizeof *groups) : NULL;
     int32_t *lists = malloc((2 * steps + draws) * sizeof(int32_t));
-    if (!lists) return LH_MEMORY;
+    if (!lists || (n_groups && !groups)) {
+        free(groups);
+        free(lists);
+        return LH_MEMORY;
+    }
     s->block = b, s->running = lists, s->drawn = lists + steps, s->draws = lists + 2 * steps;
     uint64_t mode = float_mode_enter();
     plan(s, b);
+    if (n_groups) form_groups(s, groups, n_groups);
     if (b->automata) memcpy(b->made_steps, b->row_steps, (size_t)b->rows * sizeof(int32_t));
     load_rows(s);
-    int threads = threads_for(s, b->rows, b->steps);
-    if (b->threads > 0 && b->threads < threads) threads = b->threads;
     pool_run(&s->pool, threads, s->kernels->run_steps, s);
     store_rows(s);
     float_mode_leave(mode);
     free(lists);
-    s->block = NULL;
+    free(groups);
+    s->block = NULL, s->groups = NULL;
     return LH_OK;
 }
 

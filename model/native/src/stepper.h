@@ -36,6 +36,13 @@ typedef struct {
     uint8_t *hq[MAX_LAYERS][2];                 /* int8: h as activations, see kernels/simd.h */
 } rows_t;
 
+/* Rows that one thread at a time advances through all phases. */
+typedef struct {
+    int first, end;      /* rows */
+    int made, steps;     /* steps so far, and of the row that has most */
+    atomic_int is_taken; /* by a thread */
+} row_group_t;
+
 typedef struct lh_stepper {
     pool_t pool;
     lh_model model;
@@ -58,6 +65,8 @@ typedef struct lh_stepper {
     int32_t *running;   /* (steps + 1,) rows with more than k steps */
     int32_t *drawn;     /* (steps + 1,) where the rows that step k samples or scores begin in `draws` */
     int32_t *draws;     /* rows, for one step after another */
+    row_group_t *groups; /* NULL: threads share the items of each phase */
+    int n_groups, turn_steps;
 } lh_stepper;
 
 /* Texts that are read side by side, each from the zero state. Equal beginnings are read once: a row stands for all texts
@@ -86,6 +95,7 @@ typedef struct lh_scoring {
 typedef struct lh_kernels {
     const char *name;
     int32_t activation_offset, activation_bytes; /* see kernels/simd.h */
+    int32_t has_tiles;                           /* of AMX */
     void (*quantize)(const float *h, int first, int n, int stride, uint8_t *row);
     void (*run_steps)(void *stepper, int thread);
     void (*run_levels)(void *scoring, int thread);

@@ -11,7 +11,13 @@
 #define TEXT_OF(set) #set
 #define TEXT(set) TEXT_OF(set)
 
+#if defined(HAS_TILES)
+#define TILES_OF_SET 1
+#else
+#define TILES_OF_SET 0
+#endif
+
 const lh_kernels NAME(KERNELS) = {
-    TEXT(KERNELS), ACTIVATION_OFFSET, ACTIVATION_BYTES, quantize, run_steps, run_levels, draw, training_pass,
-    optimize,
+    TEXT(KERNELS), ACTIVATION_OFFSET, ACTIVATION_BYTES, TILES_OF_SET, quantize, run_steps, run_levels, draw,
+    training_pass, optimize,
 };

@@ -168,28 +168,35 @@ static void finish_rows(const lh_stepper *s, const rows_t *rows, scratch_t *t, i
     apply_gates(s, rows, layer, now, at, count, (zrow *)t->z, l->scale + panel * PANEL, initial, is_kept);
 }
 
+/* One panel of a layer, for `count` rows at step k. */
+static void layer_item(const lh_stepper *s, scratch_t *t, int layer, int k, int panel, int first, int count)
+{
+    const int is_zeroed = !is_by_tiles(s, count), now = (k & 1) ^ 1;
+    const int is_kept = !s->model.is_int8 || s->block->automata || s->running[k + 1] < s->running[k]; /* a row may end */
+    const float *initial[ROWS];
+    uint8_t begins_item[ROWS];
+    int n_begins = 0;
+    for (int r = 0; r < count; r++) {
+        int row = first + r;
+        const int32_t fed = id_fed(s, k, s->order[row]);
+        n_begins += begins_item[r] = fed == s->model.item_end;
+        initial[r] = begin_row(s, &s->rows, t, layer, now, panel, r, row, row, fed, begins_item[r], is_zeroed);
+    }
+    finish_rows(s, &s->rows, t, layer, now, panel, first, count, initial, n_begins && !is_zeroed ? begins_item : NULL,
+                is_kept);
+}
+
+INLINE int layer_panels(const lh_stepper *s, int layer) { return s->layer[layer].blocks / BLOCKS; }
+
 static void layer_phase(lh_stepper *s, int layer, int k, int thread)
 {
-    scratch_t *t = s->scratch[thread];
-    int rows = s->running[k], item_rows = rows_per_item(s->model.is_int8, rows), panels = s->layer[layer].blocks / BLOCKS;
-    const int is_kept = !s->model.is_int8 || s->block->automata || s->running[k + 1] < rows; /* a row may end here */
-    int groups = (rows + item_rows - 1) / item_rows, items = panels * groups, now = (k & 1) ^ 1, from = thread;
+    int rows = s->running[k], item_rows = rows_per_item(s->model.is_int8, rows);
+    int groups = (rows + item_rows - 1) / item_rows, items = layer_panels(s, layer) * groups, from = thread;
     /* every other step backwards: the weights that were read last are still in the cache */
     for (int item; (item = pool_take(&s->pool, items, &from, k & 1)) >= 0;) {
         int first = item % groups * item_rows, count = rows - first < item_rows ? rows - first : item_rows;
-        int panel = item / groups; /* the same panels for a thread at each step: their weights stay in its cache */
-        const int is_zeroed = !is_by_tiles(s, count);
-        const float *initial[ROWS];
-        uint8_t begins_item[ROWS];
-        int n_begins = 0;
-        for (int r = 0; r < count; r++) {
-            int row = first + r;
-            const int32_t fed = id_fed(s, k, s->order[row]);
-            n_begins += begins_item[r] = fed == s->model.item_end;
-            initial[r] = begin_row(s, &s->rows, t, layer, now, panel, r, row, row, fed, begins_item[r], is_zeroed);
-        }
-        finish_rows(s, &s->rows, t, layer, now, panel, first, count, initial,
-                    n_begins && !is_zeroed ? begins_item : NULL, is_kept);
+        /* the same panels for a thread at each step: their weights stay in its cache */
+        layer_item(s, s->scratch[thread], layer, k, item / groups, first, count);
     }
 }
 
@@ -214,16 +221,21 @@ static void head_of(const lh_stepper *s, const rows_t *rows, scratch_t *t, int n
 
 INLINE int head_panels(const lh_stepper *s) { return (s->layer[s->model.layers].blocks + BLOCKS - 1) / BLOCKS; }
 
+/* One panel of the head, for `count` of the rows that step k samples or scores. */
+static void head_item(const lh_stepper *s, scratch_t *t, int k, int panel, const int32_t *draws, int count)
+{
+    float *logits[HEAD_ROWS];
+    for (int r = 0; r < count; r++) logits[r] = s->logits + (size_t)draws[r] * s->vstride;
+    head_of(s, &s->rows, t, (k & 1) ^ 1, draws, count, panel, logits);
+}
+
 static void head_phase(lh_stepper *s, int k, int thread)
 {
     int rows = s->drawn[k + 1] - s->drawn[k], item_rows = rows < HEAD_ROWS ? rows : HEAD_ROWS, panels = head_panels(s);
     int items = panels * ((rows + item_rows - 1) / item_rows), from = thread;
-    const int32_t *draws = s->draws + s->drawn[k];
     for (int item; (item = pool_take(&s->pool, items, &from, 0)) >= 0;) {
         int first = item / panels * item_rows, count = rows - first < item_rows ? rows - first : item_rows;
-        float *logits[HEAD_ROWS];
-        for (int r = 0; r < count; r++) logits[r] = s->logits + (size_t)draws[first + r] * s->vstride;
-        head_of(s, &s->rows, s->scratch[thread], (k & 1) ^ 1, draws + first, count, item % panels, logits);
+        head_item(s, s->scratch[thread], k, item % panels, s->draws + s->drawn[k] + first, count);
     }
 }
 
@@ -290,47 +302,98 @@ static void advance_constraint(lh_stepper *s, const lh_automaton *a, int k, int 
     if (k + 1 < b->row_steps[column]) store_row(s, row, k + 1);
 }
 
-static void draw_phase(lh_stepper *s, int k, int thread)
+/* Draws the id of a row at step k, or scores one. */
+static void draw_row(lh_stepper *s, int k, int row, const sampling_scratch_t *scratch)
 {
     const lh_block *b = s->block;
-    int rows = s->drawn[k + 1] - s->drawn[k], from = thread;
-    for (int item; (item = pool_take(&s->pool, rows, &from, 0)) >= 0;) {
-        int row = s->draws[s->drawn[k] + item], column = s->order[row];
-        size_t at = (size_t)k * b->rows + column;
-        const float *logits = s->logits + (size_t)row * s->vstride;
-        const sampling_scratch_t *scratch = &s->scratch[thread]->sampling;
-        const lh_automaton *automaton = NULL;
-        if (b->automata && b->automaton_of[column] >= 0) {
-            automaton = &b->automata[b->automaton_of[column]];
-            if (b->made_steps[column] <= k) { /* stopped before this step */
-                if (b->ids[at] == SAMPLE_ID) b->ids[at] = 0;
-                continue;
-            }
+    int column = s->order[row];
+    size_t at = (size_t)k * b->rows + column;
+    const float *logits = s->logits + (size_t)row * s->vstride;
+    const lh_automaton *automaton = NULL;
+    if (b->automata && b->automaton_of[column] >= 0) {
+        automaton = &b->automata[b->automaton_of[column]];
+        if (b->made_steps[column] <= k) { /* stopped before this step */
+            if (b->ids[at] == SAMPLE_ID) b->ids[at] = 0;
+            return;
         }
-        if (b->ids[at] == SAMPLE_ID) {
-            const float *drawn_from = logits_to_draw(s, k, column, logits, scratch);
-            double log_total = 0.0;
-            if (automaton) {
-                b->mask_logprobs[at] = mask(automaton, b->states[column], b->budgets[column], logits, drawn_from,
-                                            s->model.vocab, scratch, &log_total);
-                drawn_from = scratch->adjusted;
-            }
-            b->ids[at] = draw(drawn_from, s->model.vocab, &b->sampling[column], b->random_values[at], scratch,
-                              &b->logprobs[at]);
-            if (automaton) {
-                double max = logits[argmax(logits, s->model.vocab)];
-                b->logprobs[at] = (float)((double)logits[b->ids[at]] - max - log_total);
-                advance_constraint(s, automaton, k, row, b->ids[at]);
-            } else if (drawn_from != logits) b->logprobs[at] = score(logits, s->model.vocab, b->ids[at], scratch);
-        }
-        if (b->score_ids && b->score_ids[at] >= 0)
-            b->logprobs[at] = score(logits, s->model.vocab, b->score_ids[at], scratch);
     }
+    if (b->ids[at] == SAMPLE_ID) {
+        const float *drawn_from = logits_to_draw(s, k, column, logits, scratch);
+        double log_total = 0.0;
+        if (automaton) {
+            b->mask_logprobs[at] = mask(automaton, b->states[column], b->budgets[column], logits, drawn_from,
+                                        s->model.vocab, scratch, &log_total);
+            drawn_from = scratch->adjusted;
+        }
+        b->ids[at] = draw(drawn_from, s->model.vocab, &b->sampling[column], b->random_values[at], scratch,
+                          &b->logprobs[at]);
+        if (automaton) {
+            double max = logits[argmax(logits, s->model.vocab)];
+            b->logprobs[at] = (float)((double)logits[b->ids[at]] - max - log_total);
+            advance_constraint(s, automaton, k, row, b->ids[at]);
+        } else if (drawn_from != logits) b->logprobs[at] = score(logits, s->model.vocab, b->ids[at], scratch);
+    }
+    if (b->score_ids && b->score_ids[at] >= 0)
+        b->logprobs[at] = score(logits, s->model.vocab, b->score_ids[at], scratch);
+}
+
+static void draw_phase(lh_stepper *s, int k, int thread)
+{
+    int rows = s->drawn[k + 1] - s->drawn[k], from = thread;
+    for (int item; (item = pool_take(&s->pool, rows, &from, 0)) >= 0;)
+        draw_row(s, k, s->draws[s->drawn[k] + item], &s->scratch[thread]->sampling);
+}
+
+/* Takes the group that has most steps left of those that no thread has; NULL: none. */
+static row_group_t *take_group(lh_stepper *s)
+{
+    for (;;) {
+        row_group_t *best = NULL;
+        int most = 0;
+        for (row_group_t *g = s->groups; g < s->groups + s->n_groups; g++) {
+            int left = atomic_load_explicit(&g->is_taken, memory_order_acquire) ? 0 : g->steps - g->made;
+            if (left > most) best = g, most = left;
+        }
+        if (!best || !atomic_exchange_explicit(&best->is_taken, 1, memory_order_acquire)) return best;
+    }
+}
+
+static void leave_group(row_group_t *g) { atomic_store_explicit(&g->is_taken, 0, memory_order_release); }
+
+/* Step k of the rows of a group, all of it by this thread. */
+static void group_step(lh_stepper *s, const row_group_t *g, int k, scratch_t *t)
+{
+    int end = s->running[k] < g->end ? s->running[k] : g->end, rows = end - g->first;
+    for (int layer = 0; layer < s->model.layers; layer++)
+        for (int i = 0, panels = layer_panels(s, layer); i < panels; i++) {
+            const int panel = k & 1 ? panels - 1 - i : i, item_rows = rows_per_item(s->model.is_int8, rows);
+            for (int r = 0; r < rows; r += item_rows)
+                layer_item(s, t, layer, k, panel, g->first + r, rows - r < item_rows ? rows - r : item_rows);
+        }
+    const int32_t *draws = s->draws + s->drawn[k], *draws_end = s->draws + s->drawn[k + 1];
+    while (draws < draws_end && *draws < g->first) draws++; /* they ascend */
+    while (draws < draws_end && draws_end[-1] >= end) draws_end--;
+    for (const int32_t *d = draws; d < draws_end; d += HEAD_ROWS)
+        for (int panel = 0; panel < head_panels(s); panel++)
+            head_item(s, t, k, panel, d, draws_end - d < HEAD_ROWS ? (int)(draws_end - d) : HEAD_ROWS);
+    for (const int32_t *d = draws; d < draws_end; d++) draw_row(s, k, *d, &t->sampling);
+}
+
+/* Advances groups of rows, some steps of one and then of another, until each is at its end or another thread has it. */
+static void run_groups(lh_stepper *s, int thread)
+{
+    for (row_group_t *g; (g = take_group(s)) != NULL; leave_group(g))
+        for (int n = 0; n < s->turn_steps && g->made < g->steps; n++, g->made++)
+            group_step(s, g, g->made, s->scratch[thread]);
 }
 
 static void run_steps(void *stepper, int thread)
 {
     lh_stepper *s = stepper;
+    if (s->groups) {
+        run_groups(s, thread);
+        return;
+    }
     for (int k = 0; k < s->block->steps && s->running[k]; k++) {
         for (int layer = 0; layer < s->model.layers; layer++) {
             layer_phase(s, layer, k, thread);

@@ -97,17 +97,19 @@ static void wake_all(waiter_t *waiter)
     pthread_mutex_unlock(&waiter->lock);
 }
 
-/* Waits for all active threads; the last to arrive opens the next phase. */
+/* Waits for all active threads; the last to arrive opens the next phase. The number of them is read before this thread
+ * arrives: after that, the run may be over and the next one have another number. */
 static void pool_barrier(pool_t *p)
 {
-    if (p->active == 1) {
+    const int active = p->active;
+    if (active == 1) {
         atomic_store_explicit(&p->worker[0].taken, 0, memory_order_relaxed);
         return;
     }
     unsigned seen = atomic_load_explicit(&p->phase, memory_order_acquire);
-    if (atomic_fetch_add_explicit(&p->arrived, 1, memory_order_acq_rel) == p->active - 1) {
+    if (atomic_fetch_add_explicit(&p->arrived, 1, memory_order_acq_rel) == active - 1) {
         atomic_store_explicit(&p->arrived, 0, memory_order_relaxed);
-        for (int t = 0; t < p->active; t++) atomic_store_explicit(&p->worker[t].taken, 0, memory_order_relaxed);
+        for (int t = 0; t < active; t++) atomic_store_explicit(&p->worker[t].taken, 0, memory_order_relaxed);
         atomic_fetch_add(&p->phase, 1);
         wake_all(&p->between_phases);
     } else {

@@ -183,7 +183,8 @@ static void form_groups(lh_stepper *s, row_group_t *groups, int n)
     for (int i = 0; i < n; i++) {
         row_group_t *g = &groups[i];
         g->first = (int)((int64_t)b->rows * i / n), g->end = (int)((int64_t)b->rows * (i + 1) / n);
-        g->made = 0, g->steps = b->row_steps[s->order[g->first]]; /* rows with more steps come first */
+        g->steps = b->row_steps[s->order[g->first]]; /* rows with more steps come first */
+        atomic_init(&g->made, 0);
         atomic_init(&g->is_taken, 0);
     }
 }

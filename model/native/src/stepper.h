@@ -39,7 +39,8 @@ typedef struct {
 /* Rows that one thread at a time advances through all phases. */
 typedef struct {
     int first, end;      /* rows */
-    int made, steps;     /* steps so far, and of the row that has most */
+    int steps;           /* of the row that has most */
+    atomic_int made;     /* steps so far; only the thread that has taken the group changes it */
     atomic_int is_taken; /* by a thread */
 } row_group_t;
 

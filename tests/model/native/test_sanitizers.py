@@ -1,8 +1,9 @@
-"""The C code under AddressSanitizer and UndefinedBehaviorSanitizer: its tests, run again with a sanitized build."""
+"""The C code under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer: its tests, with builds that check."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from model.native.library import Unsupported, flags
 
 ROOT = Path(__file__).parents[3]
 SANITIZE = ("-O0", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZE_THREADS = ("-O1", "-g", "-fsanitize=thread")
 # Changing batches, every kind of tile, every check of a block, sampling, scores, threads, closing; training's layer.
 STEPPER, BATCHES, BATCH = (
     "tests/model/stepper",
@@ -34,34 +36,56 @@ TESTS = [
     f"{STEPPER}/test_scoring.py::test_what_is_closed_says_so",
     "tests/model/network/test_native_pass.py",
 ]
+# Threads that share phases, that take turns with groups of rows, that read texts, and those of training.
+TESTS_OF_THREADS = [
+    f"{STEPPER}/test_cpu.py::test_{BATCH}_bits[fp32-3]",
+    f"{STEPPER}/test_cpu.py::test_threads_that_take_turns_with_groups_of_rows_change_no_bit[int8-3]",
+    f"{STEPPER}/test_cpu.py::test_two_steppers_run_at_once",
+    f"{STEPPER}/test_scoring.py::test_the_bits_are_those_of_blocks[None-40-2-fp32]",
+    "tests/model/network/test_native_pass.py",
+]
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a process that loads a sanitized build."""
+    """The environment of a process that loads a build which checks accesses."""
+    build = sanitized_build(tmp_path_factory.mktemp("sanitized"), SANITIZE, "libasan.so", "libubsan.so")
+    return build | {"ASAN_OPTIONS": "detect_leaks=0"}  # Python itself leaks by design at its exit
+
+
+@pytest.fixture(scope="module")
+def environment_of_threads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a process that loads a build which checks that threads do not race for memory."""
+    build = sanitized_build(tmp_path_factory.mktemp("sanitized"), SANITIZE_THREADS, "libtsan.so")
+    probe = run(build, "-c", "pass")
+    if probe.returncode != 0:
+        pytest.skip(f"ThreadSanitizer cannot run here: {probe.stderr.strip()[-200:]}")
+    return build
+
+
+def sanitized_build(folder: Path, options: tuple[str, ...], *libraries: str) -> dict[str, str]:
+    """Build the C code with a compiler's sanitizers, and return the environment of a process that loads it."""
     if not compilers():
         pytest.skip("no C compiler here")
-    compiler, library = compilers()[0], tmp_path_factory.mktemp("sanitized") / "kernel.so"
+    compiler, library = compilers()[0], folder / "kernel.so"
     runtimes = [
         subprocess.run([*compiler, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
-        for name in ("libasan.so", "libubsan.so")
+        for name in libraries
     ]
     if not all(map(os.path.isabs, runtimes)):
         pytest.skip(f"{compiler[0]} has no sanitizers as shared libraries")
     try:
-        compile_to(library, compiler, (*(flag for flag in flags() if flag != "-O3"), *SANITIZE))
+        compile_to(library, compiler, (*(flag for flag in flags() if flag != "-O3"), *options))
     except (BuildError, Unsupported) as reason:
         pytest.skip(str(reason))
-    # Python itself leaks by design at its exit.
-    return os.environ | {
-        "LD_PRELOAD": ":".join(runtimes),
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "NATIVE_LIBRARY": str(library),
-    }
+    return os.environ | {"LD_PRELOAD": ":".join(runtimes), "NATIVE_LIBRARY": str(library)}
 
 
 def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True)
+    # ThreadSanitizer needs its memory where randomized addresses may already be something else.
+    fixed = [setarch, "-R"] if (setarch := shutil.which("setarch")) and "tsan" in environment["LD_PRELOAD"] else []
+    command = [*fixed, sys.executable, *arguments]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_the_c_code_has_no_memory_error_and_no_undefined_behaviour(environment: dict[str, str]) -> None:
@@ -69,6 +93,33 @@ def test_the_c_code_has_no_memory_error_and_no_undefined_behaviour(environment: 
     plugins = ("-p", "tests.model.native.other_library", "-p", "no:cacheprovider", "-p", "no:randomly")
     result = run(environment, "-m", "pytest", "-q", *plugins, *TESTS)
     assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+
+
+def test_threads_do_not_race_for_memory(environment_of_threads: dict[str, str]) -> None:
+    """The tests in which threads share a run succeed, and ThreadSanitizer reports nothing."""
+    plugins = ("-p", "tests.model.native.other_library", "-p", "no:cacheprovider", "-p", "no:randomly")
+    result = run(environment_of_threads, "-m", "pytest", "-q", *plugins, *TESTS_OF_THREADS)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+
+
+def test_the_sanitizer_notices_a_race(environment_of_threads: dict[str, str]) -> None:
+    """The control: two runs of one stepper at a time, which its lock rules out, end the process with a report."""
+    code = """
+import contextlib
+import threading
+from model.config import ModelConfig
+from model.network.char_rnn import CharRNN
+from model.stepper.cpu import CpuStepper
+from tests.model.native import other_library
+from tests.model.stepper.test_cpu import plain_block
+stepper = CpuStepper(CharRNN(ModelConfig(65, 64, 1, 4)), 8, threads=1)
+stepper._lock = contextlib.nullcontext()
+threads = [threading.Thread(target=lambda: stepper.run(plain_block(8, 200))) for _ in range(2)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+    result = run(environment_of_threads, "-c", code)
+    assert "ThreadSanitizer: data race" in result.stderr
 
 
 @pytest.mark.skipif("FUZZ" not in os.environ, reason="minutes: make fuzz")

@@ -131,6 +131,18 @@ def test_every_size_of_a_batch_gives_the_same_bits(rows: int, precision: WeightP
         assert one.read(0).tobytes() == many.read(row).tobytes()
 
 
+@pytest.mark.parametrize("threads", [2, 3, 5])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_threads_that_take_turns_with_groups_of_rows_change_no_bit(threads: int, precision: WeightPrecision) -> None:
+    """A group goes from thread to thread every few steps, and its rows end at different ones."""
+    net, rows, steps = network(hidden=260, layers=2), 200, 40
+    block = plain_block(rows, steps)
+    block = replace(block, steps=np.random.default_rng(1).integers(1, steps + 1, rows).astype(np.int32))
+    alone, together = (CpuStepper(net, rows, precision, threads=n) for n in (1, threads))
+    for _ in range(3):
+        assert bits(together, together.run(block)) == bits(alone, alone.run(block))
+
+
 def _columns(block: Block, columns: range | list[int], slots: list[int] | None = None) -> Block:
     pick = list(columns)
     return Block(

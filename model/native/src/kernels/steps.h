@@ -351,7 +351,8 @@ static row_group_t *take_group(lh_stepper *s)
         row_group_t *best = NULL;
         int most = 0;
         for (row_group_t *g = s->groups; g < s->groups + s->n_groups; g++) {
-            int left = atomic_load_explicit(&g->is_taken, memory_order_acquire) ? 0 : g->steps - g->made;
+            int left = g->steps - atomic_load_explicit(&g->made, memory_order_relaxed);
+            if (atomic_load_explicit(&g->is_taken, memory_order_relaxed)) left = 0;
             if (left > most) best = g, most = left;
         }
         if (!best || !atomic_exchange_explicit(&best->is_taken, 1, memory_order_acquire)) return best;
@@ -382,9 +383,12 @@ static void group_step(lh_stepper *s, const row_group_t *g, int k, scratch_t *t)
 /* Advances groups of rows, some steps of one and then of another, until each is at its end or another thread has it. */
 static void run_groups(lh_stepper *s, int thread)
 {
-    for (row_group_t *g; (g = take_group(s)) != NULL; leave_group(g))
-        for (int n = 0; n < s->turn_steps && g->made < g->steps; n++, g->made++)
-            group_step(s, g, g->made, s->scratch[thread]);
+    for (row_group_t *g; (g = take_group(s)) != NULL; leave_group(g)) {
+        int k = atomic_load_explicit(&g->made, memory_order_relaxed);
+        int end = k + s->turn_steps < g->steps ? k + s->turn_steps : g->steps;
+        for (; k < end; k++) group_step(s, g, k, s->scratch[thread]);
+        atomic_store_explicit(&g->made, end, memory_order_relaxed);
+    }
 }
 
 static void run_steps(void *stepper, int thread)

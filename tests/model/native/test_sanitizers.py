@@ -1,4 +1,4 @@
-"""The C code under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer: its tests, with builds that check."""
+"""The C code under sanitizers of addresses, undefined behaviour and threads: its tests, run again with such builds."""
 
 from __future__ import annotations
 

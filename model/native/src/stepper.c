@@ -158,9 +158,10 @@ int threads_for(const lh_stepper *s, double rows, double steps)
     return worth < 2.0 ? 1 : worth < s->model.threads ? (int)worth : s->model.threads;
 }
 
-/* Rows that a thread advances by itself read all weights, not its share of them: they must be so many that reading takes
- * less time than computing. See docs/decisions/0050-rows-by-thread.md. */
-#define GROUP_ROWS 16
+/* A thread that advances rows by itself reads all weights for them: they must be so many that reading them takes less time
+ * than computing. See docs/decisions/0050-groups-of-rows.md. */
+#define FAST_BYTES ((size_t)1 << 20)    /* weights that are read from the L2 cache */
+#define GROUPED_BYTES ((size_t)1 << 24) /* with more, threads share each phase */
 #define TURN_PRODUCTS 3e7
 
 /* Returns how many groups of rows a run forms, each advanced by one thread at a time; 0: none, threads share phases. */
@@ -168,10 +169,10 @@ static int groups_for(const lh_stepper *s, int rows, int threads)
 {
     size_t bytes = 0;
     for (int i = 0; i <= s->model.layers; i++) bytes += (size_t)s->layer[i].blocks * s->layer[i].block_size;
-    int least = bytes <= (size_t)1 << 20 ? 4 : bytes <= (size_t)1 << 24 ? GROUP_ROWS : 4 * GROUP_ROWS;
-    if (threads < 2 || rows < threads * least || (s->model.is_int8 && s->kernels->has_tiles)) return 0;
-    int turns = rows / (GROUP_ROWS * threads);
-    return threads * (turns > 1 ? turns : 1);
+    const int least = bytes <= FAST_BYTES ? 4 : 32, enough = bytes <= FAST_BYTES ? 16 : 32; /* rows of a group */
+    if (threads < 2 || bytes > GROUPED_BYTES || rows < threads * least || (s->model.is_int8 && s->kernels->has_tiles))
+        return 0;
+    return rows < 2 * threads * enough ? threads : 2 * threads;
 }
 
 static void form_groups(lh_stepper *s, row_group_t *groups, int n)

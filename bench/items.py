@@ -68,7 +68,7 @@ def main() -> None:
         benchmark.add_argument("--steps", type=int, default=0, help="a budget in steps instead of minutes")
     serve.add_argument("--items", type=int, default=10_000)
     serve.add_argument("--slots", type=int, default=64)
-    serve.add_argument("--rounds", type=int, default=3)
+    serve.add_argument("--rounds", type=int, default=7)
     serve.add_argument("--bare-s", type=float, default=3.0, help="seconds that the engine alone is measured")
     molecules.add_arguments(benchmarks.add_parser("molecules", help="see bench/molecules.py"))
     names.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of the training")

@@ -170,8 +170,8 @@ static int groups_for(const lh_stepper *s, int rows, int threads)
     size_t bytes = 0;
     for (int i = 0; i <= s->model.layers; i++) bytes += (size_t)s->layer[i].blocks * s->layer[i].block_size;
     const int least = bytes <= FAST_BYTES ? 4 : 32, enough = bytes <= FAST_BYTES ? 16 : 32; /* rows of a group */
-    if (threads < 2 || bytes > GROUPED_BYTES || rows < threads * least || (s->model.is_int8 && s->kernels->has_tiles))
-        return 0;
+    if (!s->kernels->has_groups[s->model.is_int8]) return 0;
+    if (threads < 2 || bytes > GROUPED_BYTES || rows < threads * least) return 0;
     return rows < 2 * threads * enough ? threads : 2 * threads;
 }
 

@@ -96,7 +96,7 @@ typedef struct lh_scoring {
 typedef struct lh_kernels {
     const char *name;
     int32_t activation_offset, activation_bytes; /* see kernels/simd.h */
-    int32_t has_tiles;                           /* of AMX */
+    int32_t has_groups[2]; /* in fp32 and in int8: whether a thread advances rows by itself, see stepper.c */
     void (*quantize)(const float *h, int first, int n, int stride, uint8_t *row);
     void (*run_steps)(void *stepper, int thread);
     void (*run_levels)(void *scoring, int thread);

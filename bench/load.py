@@ -188,7 +188,8 @@ class Client:
         """Return rates, percentiles of the waiting times in milliseconds, and counts of statuses."""
         statuses: dict[str, int] = {}
         for call in self.over:
-            statuses[str(call.status)] = statuses.get(str(call.status), 0) + 1
+            name = str(call.status) if call.status else "unanswered at the end"
+            statuses[name] = statuses.get(name, 0) + 1
         whole = [c for c in self.over if c.done]
         gaps = [g for c in self.over for g in c.gaps]
         counted = [c for c in self.over if c.first_at and c.began >= self.counts_from]

@@ -221,7 +221,7 @@ class ItemCollector:
 
         Args:
             texts: The next candidates.
-            is_refused: Which of them are items of the list that nobody wants.
+            is_refused: Which of them are items of the list, if these are to be rejected.
         """
         constraints, known, n_missing = self.constraints, self._texts, self.n_missing
         shortest, longest, is_unique = constraints.min_chars, constraints.max_chars, constraints.unique

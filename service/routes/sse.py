@@ -33,7 +33,7 @@ def encode_event(data: Mapping[str, Any], *, name: str | None = None, id: int | 
 
 
 def encode_rows(columns: Mapping[str, Sequence[Any]], *, name: str | None = None) -> bytes:
-    """Encode an event for each row of a table, in half of the time of an event by itself.
+    """Encode an event for each row of a table, in two thirds of the time that they take one by one.
 
     Args:
         columns: Of equal lengths, by their names: the data of the i-th event has the i-th value of each.

@@ -150,11 +150,12 @@ static double products_of(const lh_stepper *s)
     return products;
 }
 
-/* The threads for a run. A phase must be worth the barrier at its end (0.2 us), a run the waking of threads (30 us). */
+/* The threads for a run. A phase must be worth the barrier at its end (0.2 us), a run the waking of threads (30 us, more on
+ * a busy machine): it must take about 100 us by itself. */
 int threads_for(const lh_stepper *s, double rows, double steps)
 {
     double products = products_of(s) * rows; /* of a step */
-    double worth = products * steps < 4e6 ? 1.0 : products / 65536.0;
+    double worth = products * steps < (s->model.is_int8 ? 16e6 : 4e6) ? 1.0 : products / 65536.0;
     return worth < 2.0 ? 1 : worth < s->model.threads ? (int)worth : s->model.threads;
 }
 
@@ -284,7 +285,7 @@ static size_t lay_out(lh_stepper *s, char *base)
 /* The memory of steppers that were closed last, for the next ones of their sizes: where a small model is loaded as another
  * one goes, zeroing new pages took the kernel longer than all the rest of a load. A lock that is taken is not waited for:
  * after a fork nobody gives it back. */
-#define KEPT 2
+#define KEPT 8
 #define KEPT_BYTES ((size_t)1 << 21) /* the most of one */
 static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct {

@@ -50,7 +50,7 @@ N_HIDDEN, N_EMBED = 384, 48
 TRAINING = {
     "batch_size": 32,
     "seq_length": 16,
-    "lr": 6e-3,
+    "lr": 4e-3,
     "dropout": 0.35,
     "weight_drop": 0.2,
     "val_fraction": 0.03,

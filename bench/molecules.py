@@ -59,29 +59,33 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--reference", type=int, default=0, help="test molecules to compare with; 0: all")
     command.add_argument("--out", type=Path, help="keep the checkpoint and molecules.smi in this folder")
     command.add_argument("--checkpoint", type=Path, help="generate with this model, and train none")
-    command.add_argument("--temperature", type=float, default=1.0, help="of the generation")
+    command.add_argument(
+        "--temperatures", type=float, nargs="+", default=[1.0], help="of the generation: a line of figures for each"
+    )
     command.add_argument("--sampled", type=Path, help="measure these molecules, one a line, and train nothing")
 
 
 def run(args: argparse.Namespace, folder: Path) -> None:
-    """Train, generate, measure and print; the last line is JSON."""
+    """Train, generate, measure and print; for each temperature a line is JSON."""
     try:
         import rdkit  # noqa: F401 - an extra of this benchmark
     except ImportError:
         raise SystemExit("bench.items molecules needs rdkit: pip install rdkit") from None
     train = args.folder / "dataset" / "data" / "train.csv.gz"
-    result: dict[str, Any] = {}
+    references = References(_smiles(train), args.folder, args.reference)
     if args.sampled is not None:
-        molecules = args.sampled.read_text("utf-8").splitlines()
+        print(json.dumps(references.measure(args.sampled.read_text("utf-8").splitlines())))
+        return
+    trained: dict[str, Any] = {}
+    if args.checkpoint is not None:
+        checkpoint = load(args.checkpoint)
     else:
-        if args.checkpoint is not None:
-            checkpoint = load(args.checkpoint)
-        else:
-            checkpoint, result = _train(args, train, args.out or folder)
-        molecules = _generate(checkpoint, args.samples, args.temperature)
-        ((args.out or folder) / "molecules.smi").write_text("\n".join(molecules) + "\n", "utf-8")
-    result |= measure(molecules, _smiles(train), args.folder, args.reference)
-    print(json.dumps(result))
+        checkpoint, trained = _train(args, train, args.out or folder)
+    for temperature in args.temperatures:
+        molecules = _generate(checkpoint, args.samples, temperature)
+        file = (args.out or folder) / f"molecules-{temperature:g}.smi"
+        file.write_text("\n".join(molecules) + "\n", "utf-8")
+        print(json.dumps({**trained, "temperature": temperature, **references.measure(molecules)}), flush=True)
 
 
 def _train(args: argparse.Namespace, train: Path, folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
@@ -118,40 +122,51 @@ def _smiles(path: Path) -> list[str]:
         return [row["SMILES"] for row in csv.DictReader(file)]
 
 
-def measure(molecules: list[str], train: list[str], folder: Path, n_reference: int = 0) -> dict[str, float]:
-    """Return MOSES' figures of generated molecules, and print them as they are there."""
-    from rdkit import Chem, RDLogger
+class References:
+    """MOSES' training and test molecules, with which generated ones are compared."""
 
-    RDLogger.DisableLog("rdApp.*")
-    read = [Chem.MolFromSmiles(smiles) for smiles in molecules]
-    valid = [Chem.MolToSmiles(molecule) for molecule in read if molecule is not None and molecule.GetNumAtoms()]
-    different = set(valid)
-    if not valid:
-        raise SystemExit(f"rdkit reads none of the {len(molecules):,} molecules")
-    result = {
-        "valid": len(valid) / len(molecules),
-        "unique": len(different) / len(valid),
-        "novel": len(different - set(train)) / len(different),
-    }
-    print(_line(result), flush=True)
-    test = _smiles(folder / "dataset" / "data" / "test.csv.gz")
-    if n_reference:
-        test = [test[i] for i in np.random.default_rng(1).permutation(len(test))[:n_reference]]
-    with ProcessPoolExecutor(initializer=_use_filters, initargs=(folder,)) as pool:
-        generated = list(pool.map(_facts, valid, chunksize=256))
-        reference = list(pool.map(_facts, test, chunksize=256))
-    own, other = _fingerprints(generated), _fingerprints(reference)
-    fragments = [Counter(f for facts in some for f in facts[1]) for some in (generated, reference)]
-    scaffolds = [Counter(facts[2] for facts in some if facts[2]) for some in (generated, reference)]
-    result |= {
-        "filters": float(np.mean([facts[3] for facts in generated])),
-        "int_div": 1.0 - _similarity(own, own, "mean"),
-        "snn": _similarity(own, other, "max"),
-        "frag": _cosine(*fragments),
-        "scaf": _cosine(*scaffolds),
-    }
-    print(_line(result), flush=True)
-    return {**{name: round(value, 4) for name, value in result.items()}, "reference": len(test)}
+    def __init__(self, train: list[str], folder: Path, n_test: int) -> None:
+        """Take the training molecules; `n_test` of the test list, 0: all, are read when they are needed."""
+        self._train, self._folder, self._n_test = set(train), folder, n_test
+        self._test: list[Facts] = []
+
+    def measure(self, molecules: list[str]) -> dict[str, float]:
+        """Return MOSES' figures of generated molecules, and print them as they are there."""
+        from rdkit import Chem, RDLogger
+
+        RDLogger.DisableLog("rdApp.*")
+        read = [Chem.MolFromSmiles(smiles) for smiles in molecules]
+        valid = [Chem.MolToSmiles(molecule) for molecule in read if molecule is not None and molecule.GetNumAtoms()]
+        different = set(valid)
+        if not valid:
+            raise SystemExit(f"rdkit reads none of the {len(molecules):,} molecules")
+        result = {
+            "valid": len(valid) / len(molecules),
+            "unique": len(different) / len(valid),
+            "novel": len(different - self._train) / len(different),
+        }
+        print(_line(result), flush=True)
+        with ProcessPoolExecutor(initializer=_use_filters, initargs=(self._folder,)) as pool:
+            generated = list(pool.map(_facts, valid, chunksize=256))
+            self._test = self._test or list(pool.map(_facts, self._test_molecules(), chunksize=256))
+        own, other = _fingerprints(generated), _fingerprints(self._test)
+        fragments = [Counter(f for facts in some for f in facts[1]) for some in (generated, self._test)]
+        scaffolds = [Counter(facts[2] for facts in some if facts[2]) for some in (generated, self._test)]
+        result |= {
+            "filters": float(np.mean([facts[3] for facts in generated])),
+            "int_div": 1.0 - _similarity(own, own, "mean"),
+            "snn": _similarity(own, other, "max"),
+            "frag": _cosine(*fragments),
+            "scaf": _cosine(*scaffolds),
+        }
+        print(_line(result), flush=True)
+        return {**{name: round(value, 4) for name, value in result.items()}, "reference": len(self._test)}
+
+    def _test_molecules(self) -> list[str]:
+        test = _smiles(self._folder / "dataset" / "data" / "test.csv.gz")
+        if not self._n_test:
+            return test
+        return [test[i] for i in np.random.default_rng(1).permutation(len(test))[: self._n_test]]
 
 
 def _line(result: dict[str, float]) -> str:

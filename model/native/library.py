@@ -242,6 +242,6 @@ def choose_instruction_set(library: ctypes.CDLL) -> str:
     if forced and forced not in available:
         problem, expected = f"this CPU has no {forced!r}", "one of " + ", ".join(available)
         raise ConfigError(problem, field=INSTRUCTION_SET_VARIABLE, value=forced, expected=expected)
-    if not forced and available[0] == "plain":
+    if not forced and available in ([], ["plain"]):
         raise Unsupported("the native code needs a CPU with AVX2 and FMA")
     return forced or available[0]

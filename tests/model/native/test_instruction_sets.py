@@ -141,9 +141,10 @@ def test_the_best_instruction_set_runs_unless_the_environment_names_another(monk
         CpuStepper(network(8, 1), 1)
 
 
-def test_a_cpu_with_plain_c_only_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain C is slower than torch, so it never runs unless it is named."""
+@pytest.mark.parametrize("sets", [["plain"], []])
+def test_a_library_without_a_set_for_this_cpu_is_not_used(sets: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain C is slower than torch, so it never runs unless it is named; a library may lack that, too."""
     monkeypatch.delenv(INSTRUCTION_SET_VARIABLE, raising=False)
-    monkeypatch.setattr("model.native.library.available_instruction_sets", lambda library: ["plain"])
+    monkeypatch.setattr("model.native.library.available_instruction_sets", lambda library: sets)
     with pytest.raises(Unsupported, match="AVX2"):
         CpuStepper(network(8, 1), 1)

@@ -1,4 +1,4 @@
-"""A sweep: many short runs over sizes, dropouts and learning rates; the best validation loss wins.
+"""A sweep: many short runs over sizes, windows, dropouts and learning rates; the best validation loss wins.
 
 Optuna suggests the settings, prunes bad runs and stores the study in a file or in Redis, so a sweep can be interrupted
 and continued, and several processes can share one. Two processes that ask at the same moment may get the same settings:
@@ -44,6 +44,7 @@ _STORAGES = "the path of a file, sqlite:///FILE, or a Redis URL: redis://, redis
 _SQLITE = "sqlite:///"
 _SQLITE_TIMEOUT_S = 60  # to wait for another process that writes to the study
 _HIDDEN, _MAX_LAYERS, _LEARNING_RATES = (128, 192, 256, 320, 384, 448, 512), 2, (1e-3, 1e-2)
+_WINDOW_STEP, _LONGEST_WINDOW = 8, 128  # characters
 _MIN_RUNS_TO_PRUNE = 3  # a median of fewer runs means little
 _MIN_VALIDATIONS_TO_PRUNE = 2
 _MIN_RUN_S = 1.0
@@ -113,7 +114,8 @@ class Sweep:
                 raise ConfigError(problem, field="study", value=study)
             self._study.set_user_attr("corpus_sha256", corpus.sha256)
             if not self._study.get_trials(deepcopy=False):
-                self._study.enqueue_trial(_initial_settings(model, config), skip_if_exists=True)
+                initial = _initial_settings(model, config, self._longest_window())
+                self._study.enqueue_trial(initial, skip_if_exists=True)
         except ModelError:
             raise
         except Exception as e:  # whatever the storage's library raises for a server or a disk that is unavailable
@@ -255,7 +257,7 @@ class Sweep:
         """Ask for settings that no other process has: of two equal trials the one with the lower number stays."""
         while True:
             trial = self._study.ask()
-            _suggest(trial)
+            _suggest(trial, self._longest_window())
             same = [
                 t
                 for t in self._study.get_trials(deepcopy=False)
@@ -267,8 +269,16 @@ class Sweep:
 
     def _settings(self, trial: Trial, minutes: float) -> tuple[ModelConfig, TrainConfig]:
         model = {name: trial.params[name] for name in ("n_hidden", "n_layers") if name in trial.params}
-        train = {name: trial.params[name] for name in ("lr", "dropout", "weight_drop") if name in trial.params}
+        searched = ("seq_length", "lr", "dropout", "weight_drop")
+        train = {name: trial.params[name] for name in searched if name in trial.params}
         return replace(self._model, **model), replace(self._config, **train, minutes=minutes)
+
+    def _longest_window(self) -> int:
+        """Return the longest window that is tried; 0: none is, since those of a list hold its items."""
+        if self._corpus.items is not None:
+            return 0
+        longest = min(_LONGEST_WINDOW, len(self._corpus.train) // self._config.batch_size - 1)
+        return longest // _WINDOW_STEP * _WINDOW_STEP
 
     def _save_best(self) -> Path:
         best = next((run for run in self.leaderboard() if run.checkpoint is not None), None)
@@ -305,9 +315,11 @@ def without_password(text: str) -> str:
     return re.sub(r"://[^@/\s]*@", "://...@", text)
 
 
-def _initial_settings(model: ModelConfig, config: TrainConfig) -> dict[str, Any]:
+def _initial_settings(model: ModelConfig, config: TrainConfig, longest_window: int) -> dict[str, Any]:
     """Return the requested settings, rounded to the search space: the first run, so that no sweep ends worse."""
+    window = max(_WINDOW_STEP, round(config.seq_length / _WINDOW_STEP) * _WINDOW_STEP)
     return {
+        **({"seq_length": min(window, longest_window)} if longest_window else {}),
         "n_hidden": min(_HIDDEN, key=lambda n: abs(n - model.n_hidden)),
         "n_layers": min(model.n_layers, _MAX_LAYERS),
         "dropout": min(round(round(config.dropout / 0.05) * 0.05, 2), 0.5),
@@ -316,8 +328,10 @@ def _initial_settings(model: ModelConfig, config: TrainConfig) -> dict[str, Any]
     }
 
 
-def _suggest(trial: Trial) -> None:
+def _suggest(trial: Trial, longest_window: int) -> None:
     """Define the search space: the settings that matter most by the figures in docs/decisions."""
+    if longest_window:
+        trial.suggest_int("seq_length", _WINDOW_STEP, longest_window, step=_WINDOW_STEP)
     trial.suggest_categorical("n_hidden", _HIDDEN)
     trial.suggest_int("n_layers", 1, _MAX_LAYERS)
     trial.suggest_float("dropout", 0.0, 0.5, step=0.05)

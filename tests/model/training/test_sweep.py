@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from optuna.trial import Trial
 
 from model.checkpoints.file_format import load
 from model.checkpoints.registry import promoted_path
@@ -21,6 +22,8 @@ from model.cli.training_console import GracefulInterrupt
 from model.config import ModelConfig, TrainConfig
 from model.errors import ConfigError, TrainingError
 from model.text.corpus import Corpus
+from model.text.items.layout import ItemLayout
+from model.text.memory_map import read_corpora
 from model.training.sweep import Sweep
 from tests.model.texts import words
 from tests.servers import ROOT, RedisServer, eventually
@@ -64,10 +67,26 @@ def test_the_first_run_has_the_requested_settings(tmp_path: Path, text: Path) ->
         sweep.run(2, 5)
         first = next(row for row in sweep.leaderboard() if row.number == 0)
         requested = {"n_hidden": expected, "n_layers": 1, "dropout": 0.15, "weight_drop": 0.0, "lr": 4.5e-3}
+        requested["seq_length"] = 8
         assert first.settings == requested
         again = Sweep(corpus, ModelConfig(len(corpus.vocab), n_hidden=128), config, tmp_path, study=name)
         again.run(1, 5)
         assert len(again.leaderboard()) == 3
+
+
+def test_windows_are_searched_as_far_as_the_text_is_long(tmp_path: Path, text: Path) -> None:
+    """Those of a text, at most as long as a row of a batch; those of a list hold its items and stay as they are."""
+    corpus = Corpus.from_file(text, CONFIG)
+    longest = len(corpus.train) // 100 - 1
+    assert 16 <= longest < 128
+    sweep = Sweep(corpus, ModelConfig(len(corpus.vocab)), replace(CONFIG, batch_size=100), tmp_path, study="text")
+    sweep.run(3, 5)
+    windows = [run.settings["seq_length"] for run in sweep.leaderboard()]
+    assert all(8 <= window <= longest and window % 8 == 0 for window in windows)
+    items = read_corpora([text], lambda _sizes, _n: CONFIG, tmp_path, layout=ItemLayout("lines"))
+    sweep = Sweep(items, ModelConfig(len(items.vocab)), CONFIG, tmp_path, study="list")
+    sweep.run(1, 5)
+    assert all("seq_length" not in run.settings for run in sweep.leaderboard())
 
 
 def test_two_processes_share_a_study_and_repeat_nothing(
@@ -97,8 +116,12 @@ def test_equal_settings_are_not_run_twice(tmp_path: Path, text: Path, monkeypatc
     corpus = Corpus.from_file(text, CONFIG)
     rates = iter([0.002, 0.002, 0.003])
 
-    monkeypatch.setattr("model.training.sweep._suggest", lambda trial: trial.suggest_float("lr", (r := next(rates)), r))
-    monkeypatch.setattr("model.training.sweep._initial_settings", lambda model, config: {})
+    def suggest(trial: Trial, _longest_window: int) -> None:
+        rate = next(rates)
+        trial.suggest_float("lr", rate, rate)
+
+    monkeypatch.setattr("model.training.sweep._suggest", suggest)
+    monkeypatch.setattr("model.training.sweep._initial_settings", lambda *_settings: {})
     sweep = Sweep(corpus, ModelConfig(len(corpus.vocab), n_hidden=8), CONFIG, tmp_path)
     sweep.run(2, 5)
     assert sorted(row.settings["lr"] for row in sweep.leaderboard()) == [0.002, 0.003]

@@ -119,12 +119,16 @@ class TrainConfig:
     warmup: float = _number(
         0.02, "part of the budget in which the learning rate rises linearly to lr", minimum=0, maximum=0.5
     )
-    dropout: float = _number(0.0, "dropout between layers and before the output", minimum=0, maximum=0.95)
+    dropout: float = _number(
+        0.0, "dropout between layers and before the output; unless set, it grows with the epochs",
+        minimum=0, maximum=0.95,
+    )  # fmt: skip
     embed_dropout: float = _number(
         0.0, "dropout of the embedding, with one mask for all characters of a window", minimum=0, maximum=0.95
     )
     weight_drop: float = _number(
-        0.0, "dropout of the recurrent weights in each step (DropConnect); for runs of many epochs",
+        0.0,
+        "dropout of the recurrent weights in each step (DropConnect); unless set, it grows with the epochs",
         minimum=0, maximum=0.95,
     )  # fmt: skip
     reset: float = _number(

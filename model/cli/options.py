@@ -191,14 +191,19 @@ def chosen_device(args: argparse.Namespace) -> Literal["cpu", "cuda"]:
         raise ConfigError(f"{problem}; {hint}", field=f"run {args.resume}") from e
 
 
-def check_model_settings(settings: dict[str, Any]) -> None:
-    """Raise ConfigError for a wrong setting of the network before a large text is read."""
-    ModelConfig(vocab_size=2, **fields_of(ModelConfig, settings))
+def requested_shape(settings: dict[str, Any]) -> ModelConfig:
+    """Return the shape of the network before a text is read, whose vocabulary is not known.
+
+    Raises:
+        ConfigError: A setting of the network is wrong.
+    """
+    return ModelConfig(vocab_size=2, **fields_of(ModelConfig, settings))
 
 
 def load_corpus(
     files: Sequence[Path],
     config: TrainConfig,
+    model: ModelConfig,
     folder: Path,
     explicit: Collection[str],
     n_processes: int = 1,
@@ -209,6 +214,7 @@ def load_corpus(
     Args:
         files: The text files; none means the default text.
         config: The settings.
+        model: The shape of the network; `vocab_size` may be any.
         folder: Large texts are encoded in `folder`/texts.
         explicit: The names of the settings that must not be changed.
         n_processes: How many processes share a batch.
@@ -225,7 +231,7 @@ def load_corpus(
 
     def config_of(sizes: CorpusSizes, n_distinct: int) -> TrainConfig:
         nonlocal fitted
-        fitted = fit_to_text(config, sizes, n_distinct, explicit=explicit, n_processes=n_processes)
+        fitted = fit_to_text(config, model, sizes, n_distinct, explicit=explicit, n_processes=n_processes)
         return fitted.config
 
     with console.encoding() as on_progress:

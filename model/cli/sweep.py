@@ -49,13 +49,13 @@ def run(args: argparse.Namespace) -> None:
     device = options.chosen_device(args)
     settings = options.all_settings(args)
     minutes = args.minutes or _MINUTES
-    config = TrainConfig.from_dict({**options.fields_of(TrainConfig, settings), "minutes": minutes})
+    config = TrainConfig.from_dict({**options.fields_of(TrainConfig, settings), "minutes": minutes / args.runs})
     store = options.store_folder(args, args.out or options.CHECKPOINT_FOLDER)
-    options.check_model_settings(settings)
+    requested = options.requested_shape(settings)
     remove_abandoned(store)
     choose_workers(config, device, world_size=1)  # an error comes before a large text is read
     explicit, layout = options.explicit_settings(args), list_options.item_layout(args)
-    corpus, config = options.load_corpus(args.corpus, config, store, explicit, layout=layout)
+    corpus, config = options.load_corpus(args.corpus, config, requested, store, explicit, layout=layout)
     training_console.print_notes(corpus)
     model = ModelConfig(vocab_size=len(corpus.vocab), **options.fields_of(ModelConfig, settings))
     sweep = Sweep(

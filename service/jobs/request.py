@@ -98,7 +98,8 @@ class JobRequest:
             ConfigError: A setting of the request cannot work with them.
             TextError: They cannot be trained on.
         """
-        return fit_to_text(self.train_config(), sizes, n_distinct, explicit=self.settings)
+        model = ModelConfig(vocab_size=2, **self.network_settings())
+        return fit_to_text(self.train_config(), model, sizes, n_distinct, explicit=self.settings)
 
     def model_config(self, vocab_size: int, source: ModelConfig | None) -> ModelConfig:
         """Return the network's shape: with a warm start that of its source, as far as the request sets no other.

@@ -25,12 +25,12 @@ _LONGEST_WINDOW = 128
 """Longer windows for longer items would make too few steps of a short run."""
 
 _WORK_PER_MINUTE = 3e12
-"""Parameters times characters that two cores train on in a minute. Machines had half to twice of it; one constant, so
-that a request means the same settings everywhere."""
-_TUNED_EPOCHS = 20.0
-"""How often the presets' texts were read when their dropout was chosen."""
-_PER_DOUBLING = {"dropout": 0.1, "weight_drop": 0.15}
-"""What is added for each doubling of the epochs beyond that: docs/decisions/0051-many-epochs.md has the losses."""
+"""Parameters times characters that two cores train on in a minute. Machines had a third to twice of it: it is not
+measured, so that a request means the same settings everywhere."""
+_FEW_EPOCHS = 10.0
+"""As many readings need no more than the preset's dropout."""
+_DROPOUT = {"dropout": (0.25, 0.07), "weight_drop": (0.0, 0.1)}
+"""What so many epochs need at least, and how much more for each doubling: docs/decisions/0051-many-epochs.md."""
 _MOST_DROPOUT = 0.5
 
 
@@ -121,12 +121,13 @@ class _Fitting:
             raise ConfigError(field="test_fraction", value=self.config.test_fraction, expected=expected)
 
     def fit_dropout(self, epochs: float) -> None:
-        for name, per_doubling in _PER_DOUBLING.items():
-            before = getattr(self.config, name)
-            if epochs > _TUNED_EPOCHS and before < _MOST_DROPOUT and name not in self._explicit:
-                more = before + per_doubling * math.log2(epochs / _TUNED_EPOCHS)
-                reason = f"the training part is read about {float(f'{epochs:.2g}'):,.0f} times"
-                self._change(name, round(min(more, _MOST_DROPOUT), 2), reason)
+        if epochs <= _FEW_EPOCHS:
+            return
+        reason = f"the training part is read about {float(f'{epochs:.2g}'):,.0f} times"
+        for name, (at_few, per_doubling) in _DROPOUT.items():
+            needed = round(min(at_few + per_doubling * math.log2(epochs / _FEW_EPOCHS), _MOST_DROPOUT), 2)
+            if name not in self._explicit and needed > getattr(self.config, name):
+                self._change(name, needed, reason)
 
     def fit_windows_to_items(self, items: SplittableItems, n_train: int) -> None:
         length = min(items.length_of(_WHOLE_SHARE), _LONGEST_WINDOW, n_train // self.config.batch_size - 1)

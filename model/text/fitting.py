@@ -29,7 +29,7 @@ _WORK_PER_MINUTE = 3e12
 measured, so that a request means the same settings everywhere."""
 _FEW_EPOCHS = 10.0
 """As many readings need no more than the preset's dropout."""
-_DROPOUT = {"dropout": (0.25, 0.07), "weight_drop": (0.0, 0.1)}
+_DROPOUT = {"dropout": (0.25, 0.08), "weight_drop": (0.0, 0.12)}
 """What so many epochs need at least, and how much more for each doubling: docs/decisions/0051-many-epochs.md."""
 _MOST_DROPOUT = 0.5
 

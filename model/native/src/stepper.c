@@ -163,7 +163,7 @@ int threads_for(const lh_stepper *s, double rows, double steps)
  * than computing. See docs/decisions/0050-groups-of-rows.md. */
 #define FAST_BYTES ((size_t)1 << 20)    /* weights that are read from the L2 cache */
 #define GROUPED_BYTES ((size_t)1 << 24) /* with more, threads share each phase */
-#define TURN_PRODUCTS 3e7
+#define TURN_PRODUCTS 3e7               /* multiply-adds after which a thread looks for another group: 0.1 to 0.5 ms */
 
 /* Returns how many groups of rows a run forms, each advanced by one thread at a time; 0: none, threads share phases. */
 static int groups_for(const lh_stepper *s, int rows, int threads)
@@ -179,9 +179,8 @@ static int groups_for(const lh_stepper *s, int rows, int threads)
 static void form_groups(lh_stepper *s, row_group_t *groups, int n)
 {
     const lh_block *b = s->block;
-    double products = products_of(s) * ((double)b->rows / n);
-    s->groups = groups, s->n_groups = n;
-    s->turn_steps = products * 2.0 > TURN_PRODUCTS ? 1 : (int)(TURN_PRODUCTS / products);
+    const int turn_steps = (int)(TURN_PRODUCTS / (products_of(s) * ((double)b->rows / n)));
+    s->groups = groups, s->n_groups = n, s->turn_steps = turn_steps > 1 ? turn_steps : 1;
     for (int i = 0; i < n; i++) {
         row_group_t *g = &groups[i];
         g->first = (int)((int64_t)b->rows * i / n), g->end = (int)((int64_t)b->rows * (i + 1) / n);

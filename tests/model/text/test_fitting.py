@@ -156,7 +156,7 @@ def test_dropout_grows_with_the_epochs_of_a_budget() -> None:
     assert 0.3 <= small.config.weight_drop <= 0.5
     assert [note.split(":")[1] for note in small.notes] == [" the training part is read about 180 times"] * 2
     assert replace(small.config, dropout=quick.dropout, weight_drop=0.0) == quick
-    enough = replace(best, epochs=25.0)  # `best` has what so many need
+    enough = replace(best, epochs=20.0)  # `best` has what so many need
     assert fit_to_text(enough, shape("best"), TextSizes([1_100_000]), 65) == FittedConfig(enough, ())
 
 

@@ -364,10 +364,11 @@ static void leave_group(row_group_t *g) { atomic_store_explicit(&g->is_taken, 0,
 /* Step k of the rows of a group, all of it by this thread. */
 static void group_step(lh_stepper *s, const row_group_t *g, int k, scratch_t *t)
 {
-    int end = s->running[k] < g->end ? s->running[k] : g->end, rows = end - g->first;
+    const int end = s->running[k] < g->end ? s->running[k] : g->end, rows = end - g->first;
+    const int item_rows = rows_per_item(s->model.is_int8, rows);
     for (int layer = 0; layer < s->model.layers; layer++)
         for (int i = 0, panels = layer_panels(s, layer); i < panels; i++) {
-            const int panel = k & 1 ? panels - 1 - i : i, item_rows = rows_per_item(s->model.is_int8, rows);
+            const int panel = k & 1 ? panels - 1 - i : i;
             for (int r = 0; r < rows; r += item_rows)
                 layer_item(s, t, layer, k, panel, g->first + r, rows - r < item_rows ? rows - r : item_rows);
         }

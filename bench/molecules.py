@@ -57,7 +57,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the training")
     command.add_argument("--samples", type=int, default=10_000)
     command.add_argument("--reference", type=int, default=0, help="test molecules to compare with; 0: all")
-    command.add_argument("--out", type=Path, help="keep the checkpoint and molecules.smi in this folder")
+    command.add_argument("--out", type=Path, help="keep the checkpoint and the molecules in this folder")
     command.add_argument("--checkpoint", type=Path, help="generate with this model, and train none")
     command.add_argument(
         "--temperatures", type=float, nargs="+", default=[1.0], help="of the generation: a line of figures for each"
@@ -72,8 +72,8 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     except ImportError:
         raise SystemExit("bench.items molecules needs rdkit: pip install rdkit") from None
     train = args.folder / "dataset" / "data" / "train.csv.gz"
-    references = References(_smiles(train), args.folder, args.reference)
     if args.sampled is not None:
+        references = References(_smiles(train), args.folder, args.reference)
         print(json.dumps(references.measure(args.sampled.read_text("utf-8").splitlines())))
         return
     trained: dict[str, Any] = {}
@@ -81,6 +81,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         checkpoint = load(args.checkpoint)
     else:
         checkpoint, trained = _train(args, train, args.out or folder)
+    references = References(_smiles(train), args.folder, args.reference)
     for temperature in args.temperatures:
         molecules = _generate(checkpoint, args.samples, temperature)
         file = (args.out or folder) / f"molecules-{temperature:g}.smi"

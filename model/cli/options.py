@@ -191,15 +191,6 @@ def chosen_device(args: argparse.Namespace) -> Literal["cpu", "cuda"]:
         raise ConfigError(f"{problem}; {hint}", field=f"run {args.resume}") from e
 
 
-def requested_shape(settings: dict[str, Any]) -> ModelConfig:
-    """Return the shape of the network before a text is read, whose vocabulary is not known.
-
-    Raises:
-        ConfigError: A setting of the network is wrong.
-    """
-    return ModelConfig(vocab_size=2, **fields_of(ModelConfig, settings))
-
-
 def load_corpus(
     files: Sequence[Path],
     config: TrainConfig,

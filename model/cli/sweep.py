@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from model import arguments
 from model.atomic_files import remove_abandoned
@@ -51,13 +52,13 @@ def run(args: argparse.Namespace) -> None:
     minutes = args.minutes or _MINUTES
     config = TrainConfig.from_dict({**options.fields_of(TrainConfig, settings), "minutes": minutes / args.runs})
     store = options.store_folder(args, args.out or options.CHECKPOINT_FOLDER)
-    requested = options.requested_shape(settings)
+    requested = ModelConfig(vocab_size=2, **options.fields_of(ModelConfig, settings))
     remove_abandoned(store)
     choose_workers(config, device, world_size=1)  # an error comes before a large text is read
     explicit, layout = options.explicit_settings(args), list_options.item_layout(args)
     corpus, config = options.load_corpus(args.corpus, config, requested, store, explicit, layout=layout)
     training_console.print_notes(corpus)
-    model = ModelConfig(vocab_size=len(corpus.vocab), **options.fields_of(ModelConfig, settings))
+    model = replace(requested, vocab_size=len(corpus.vocab))
     sweep = Sweep(
         corpus,
         model,

@@ -49,20 +49,19 @@ def _train(args: argparse.Namespace, distributed: Distributed, device: str) -> N
         remove_abandoned(folder)
     settings = options.all_settings(args)
     config = TrainConfig.from_dict(options.fields_of(TrainConfig, settings))
-    options.requested_shape(settings)  # an error comes before a large text is read
     if not args.resume:
-        choose_workers(config, device, distributed.world_size)
+        choose_workers(config, device, distributed.world_size)  # an error comes before a large text is read
     warm_start = file_format.load(args.warm_start) if args.warm_start else None
     shape = options.fields_of(ModelConfig, settings)
     if warm_start is not None:  # its shape overrides the preset's, an explicit option overrides both
         shape |= {f.name: getattr(warm_start.config, f.name) for f in fields(ModelConfig)}
         shape |= options.fields_of(ModelConfig, options.explicit_settings(args))
         check_shape(warm_start.config, ModelConfig(**shape))
+    requested = ModelConfig(**{"vocab_size": 2, **shape})
     explicit = settings if args.resume else options.explicit_settings(args)  # a resumed run keeps what it was
     saved_layout = RunFolder(args.resume).settings()["metadata"].get("layout", {"items": "text"}) if args.resume else {}
     layout = list_options.item_layout(args, saved_layout)
     list_options.refuse_for_text(args, layout)
-    requested = ModelConfig(**{"vocab_size": 2, **shape})
     corpus, config = options.load_corpus(files, config, requested, folder, explicit, distributed.world_size, layout)
     list_options.refuse_for_text(args, corpus.layout)
     model = ModelConfig(**{**shape, "vocab_size": len(corpus.vocab)})

@@ -71,7 +71,7 @@ def stepper_ratios(network: CharRNN, rows: int, rounds: int) -> Iterator[dict[st
             rows_of_block = [RowConstraint(automaton, 0, BUDGET) for automaton in automata]
             result = stepper.run(replace(plain, constraints=Constraints.of(rows_of_block)))
             assert result.constraints is not None
-            assert (result.constraints.steps == STEPS).all()
+            assert (result.steps == STEPS).all()
 
         def unconstrained(stepper: CpuStepper = stepper, plain: Any = plain) -> None:
             stepper.run(plain)

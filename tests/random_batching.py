@@ -133,7 +133,7 @@ def window_of(text: Text, done: Progress) -> NDArray[np.int32]:
 def advance(stepper: Stepper, texts: list[Text], progress: list[Progress], slots: list[int], steps: list[int]) -> None:
     """Run one block, and add its results to the progress of each text."""
     result = stepper.run(block_of(texts, progress, slots, steps))
-    made = steps if result.constraints is None else result.constraints.steps.tolist()
+    made = result.steps.tolist()
     for i, (text, done) in enumerate(zip(texts, progress, strict=True)):
         first = max(0, len(text.prompt) - 1 - done.steps)  # the first step that samples
         done.ids += result.ids[first : made[i], i].tolist()

@@ -5,6 +5,7 @@ What belongs here runs a trained network forward, bit for bit the same in any ba
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -43,23 +44,52 @@ class Block:
     windows: NDArray[np.int32] | None = None  # (B, W) of the penalties, before the first sampled id: penalties.py
     logit_bias: LogitBias | None = None  # added to the logits before sampling
     constraints: Constraints | None = None  # what the sampled ids of rows must be
+    least_steps: int = 1  # an Interrupt ends the run after so many steps at the earliest
 
 
 @dataclass(frozen=True, slots=True)
 class BlockResult:
-    """What a block produced. Entries at k >= steps[b] mean nothing.
+    """What a block produced. A row has advanced by `steps[b]`, and entries at k >= steps[b] mean nothing.
 
     `ids[k]` is the id that follows step k: `forced_ids[k + 1]` where that is not SAMPLE, else the sampled one.
     `logprobs[k]` is a natural log-probability at temperature 1 with no filter: of `score_ids[k]` where that is given,
     else of the id that was sampled; NaN where the id was forced.
 
-    A row whose constraint lets nothing follow stops there: `constraints.steps` says where. Its state is as after that
-    step, and what comes later in its column means nothing.
+    A row advances by fewer steps than requested if its constraint lets nothing follow, or if the run was interrupted.
     """
 
+    steps: NDArray[np.int32]  # (B,) at most those of the block, and at least 1
     ids: NDArray[np.int32]  # (K, B)
     logprobs: NDArray[np.float32]  # (K, B)
     constraints: ConstraintResult | None = None  # if the block has constraints
+
+
+class Interrupt:
+    """Ends runs of a stepper early, at the end of a step; another thread may set it while the stepper runs.
+
+    It changes no bit of a text: a row goes on in the next block where this one has ended.
+    """
+
+    def __init__(self) -> None:
+        """It is not set."""
+        self._is_set = ctypes.c_int32(0)
+
+    @property
+    def address(self) -> int:
+        """Of an int32 that is not 0 while it is set, for native code."""
+        return ctypes.addressof(self._is_set)
+
+    def __bool__(self) -> bool:
+        """Whether it is set."""
+        return self._is_set.value != 0
+
+    def set(self) -> None:
+        """End the present run, and each later one after its least steps, until `clear`."""
+        self._is_set.value = 1
+
+    def clear(self) -> None:
+        """End no run any more."""
+        self._is_set.value = 0
 
 
 class StepperError(Exception):
@@ -157,6 +187,12 @@ class CpuBound(Protocol):
         """Return how many cores a run of the block would use."""
         ...
 
-    def run(self, block: Block, n_cores: int = 0) -> BlockResult:
-        """Run a block on at most so many cores; 0: any number. They change no bit of the result."""
+    def run(self, block: Block, n_cores: int = 0, interrupt: Interrupt | None = None) -> BlockResult:
+        """Run a block.
+
+        Args:
+            block: The rows.
+            n_cores: The most that the run uses; 0: any number. It changes no bit of the result.
+            interrupt: While it is set, the run ends with the step that it is in. Rows may be at different steps then.
+        """
         ...

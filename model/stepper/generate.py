@@ -157,8 +157,9 @@ def write(
         )
         block = replace(block, windows=stack_windows([window]), logit_bias=bias, constraints=constraints)
         result = stepper.run(block)
+        steps = int(result.steps[0])
         if result.constraints is not None:
-            steps, constraint_state = int(result.constraints.steps[0]), int(result.constraints.states[0])
+            constraint_state = int(result.constraints.states[0])
         new = result.ids[len(fed) - 1 : steps, 0] if len(fed) == len(to_feed) else result.ids[:0, 0]
         to_feed = to_feed[steps:] if len(to_feed) > steps else result.ids[steps - 1 : steps, 0]
         position, remaining = position + steps, remaining - len(new)

@@ -15,7 +15,7 @@ from torch import Tensor
 from model.network.char_rnn import CharRNN
 from model.network.penalties import NO_CHARACTER, adjusted_logits
 from model.network.sampling import SamplingParams, as_batch, as_tensors, has_filters, has_penalties, sample
-from model.stepper import NO_SCORE, SAMPLE, Block, BlockResult
+from model.stepper import NO_SCORE, SAMPLE, Block, BlockResult, Interrupt
 from model.stepper.layers import Layers, StateTable
 from model.structured_outputs.masks import ConstraintResult, MaskTables
 
@@ -46,8 +46,8 @@ class ReferenceStepper(StateTable):
         return 1
 
     @torch.inference_mode()
-    def run(self, block: Block, n_cores: int = 0) -> BlockResult:
-        """Advance the block's rows in place."""
+    def run(self, block: Block, n_cores: int = 0, interrupt: Interrupt | None = None) -> BlockResult:
+        """Advance the block's rows in place; an interrupt ends the run after the present step."""
         k_steps, n_rows = block.forced_ids.shape
         padded = -(-n_rows // TILE) * TILE
         slots = torch.from_numpy(block.slots.astype(np.int64)).to(self._device)
@@ -105,11 +105,18 @@ class ReferenceStepper(StateTable):
                 is_sampled = is_sampled & (steps > k)
                 mask_logprobs[k] = torch.where(is_sampled, mask_logprobs[k], 0.0)
                 steps = torch.where(masks.advance(fed, is_sampled), k + 1, steps)
+            if interrupt and k + 1 >= block.least_steps:
+                steps = steps.clamp(max=k + 1)
+                break
         self._table[slots] = state[:n_rows]
+        changed = None
+        if masks is not None:
+            changed = ConstraintResult(masks.states(), _host(mask_logprobs[:, :n_rows], np.float32))
         return BlockResult(
+            _host(steps[:n_rows], np.int32),
             _host(ids[:, :n_rows], np.int32),
             _host(logprobs[:, :n_rows], np.float32),
-            None if masks is None else _constraint_result(masks, steps[:n_rows], mask_logprobs[:, :n_rows]),
+            changed,
         )
 
     def _windows(self, block: Block, n_rows: int) -> Tensor | None:
@@ -138,7 +145,3 @@ def _host(values: Tensor, dtype: type[N]) -> NDArray[N]:
     """Copy a tensor to the host."""
     copied: NDArray[N] = values.cpu().numpy().astype(dtype)
     return copied
-
-
-def _constraint_result(masks: MaskTables, steps: Tensor, logprobs: Tensor) -> ConstraintResult:
-    return ConstraintResult(masks.states(), _host(steps, np.int32), _host(logprobs, np.float32))

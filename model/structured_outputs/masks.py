@@ -59,7 +59,6 @@ class ConstraintResult:
     """What the constraints did in a block."""
 
     states: NDArray[np.int32]  # (B,) after the block
-    steps: NDArray[np.int32]  # (B,) the steps that the row advanced: fewer than requested if nothing could follow
     logprobs: NDArray[np.float32]  # (K, B) of the ids that were allowed together, at temperature 1; 0 without a mask
 
 

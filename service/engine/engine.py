@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from model.errors import StateError
 from model.network.state import HiddenState
-from model.stepper import Block, BlockResult, CpuBound, Stepper, StepperError
+from model.stepper import Block, BlockResult, CpuBound, Interrupt, Stepper, StepperError
 from model.stepper.generate import one_row_block
 from model.stepper.scoring import PackedTexts
 from model.text.vocab import Vocabulary
@@ -89,6 +89,7 @@ class Engine:
         self._groups: set[StreamGroup] = set()  # of the requests for many sequences that run; under the lock
         self._in_groups = 0  # of the sequences in flight, those of a group; under the lock
         self._changed = threading.Condition()
+        self._interrupt = Interrupt()  # set when a request that a slot is free for waits for the present block's end
         self._is_stopping = False
         self._on_device_lost = on_device_lost
         self._ended: threading.Event | None = None  # of the thread; None: it has not been started
@@ -168,8 +169,14 @@ class Engine:
                 self._in_groups += sequence.stream.group is not None
                 self._queued_steps += sequence.steps_left
             self._inbox += queued
+            if any(not sequence.request.is_part for sequence in queued) and self._may_take_a_slot():
+                self._interrupt.set()
             self._changed.notify()
         return len(queued)
+
+    def _may_take_a_slot(self) -> bool:
+        """Whether one more request would get a slot at the end of a block: parts give theirs back. The caller has the lock."""
+        return self._in_flight - self._in_groups <= self.n_slots
 
     @property
     def can_score(self) -> bool:
@@ -320,6 +327,7 @@ class Engine:
             now = time.monotonic()
             with self._changed:
                 self._take_submitted()  # those that came while this engine waited for its turn
+                self._interrupt.clear()
             self._end_cancelled_and_late(now)
             self._admit(now)
             if not self._scheduler.running:
@@ -329,8 +337,8 @@ class Engine:
             started = time.monotonic()
             result = self._run(block, turn)
             self._stats.block_s = time.monotonic() - started
-        self._scheduler.record(block, self._stats.block_s, now - began)
-        self._process(block.slots, block.steps, result)
+        self._scheduler.record(result.steps, self._stats.block_s, now - began)
+        self._process(block.slots, result)
 
     def _score_texts(self) -> None:
         """Read texts that are only scored: for the time of a block, or a share of the time of the one that has run."""
@@ -355,7 +363,7 @@ class Engine:
         if turn is None or self._cpu_stepper is None:
             return self._stepper.run(block)
         n_cores = turn.extend(self._cpu_stepper.cores_for(block), self._scheduler.block_s)
-        return self._cpu_stepper.run(block, n_cores)
+        return self._cpu_stepper.run(block, n_cores, self._interrupt)
 
     def _end_cancelled_and_late(self, now: float) -> None:
         for sequence in self._scheduler.drop_waiting(now):
@@ -392,13 +400,11 @@ class Engine:
             if sequence.steps_left == 0:
                 self._finish(slot, sequence, sequence.finish_reason)
 
-    def _process(self, slots: NDArray[np.int32], steps: NDArray[np.int32], result: BlockResult) -> None:
+    def _process(self, slots: NDArray[np.int32], result: BlockResult) -> None:
         """Turn the ids of a block into chunks, captures and ends."""
         now = time.monotonic()
         constraints = result.constraints
-        if constraints is not None:
-            steps = constraints.steps
-        for b, (slot, n) in enumerate(zip(slots.tolist(), steps.tolist(), strict=True)):
+        for b, (slot, n) in enumerate(zip(slots.tolist(), result.steps.tolist(), strict=True)):
             sequence = self._scheduler.running[slot]
             self._stats.prompt_chars += min(n, sequence.unread_chars)
             if sequence.request.is_scored:

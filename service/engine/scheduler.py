@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.network.penalties import LogitBias, stack_windows
 from model.network.sampling import as_batch, random_values
@@ -145,6 +146,7 @@ class Scheduler:
         return Block(
             slots=np.array([slot for slot, _ in rows], dtype=np.int32),
             steps=steps,
+            least_steps=self._steps_in(OUTPUT_COST_S * (len(rows)+1)),
             forced_ids=forced_ids,
             random_values=random_values([s.request.seed for _, s in rows], [s.position for _, s in rows], k),
             sampling=as_batch(s.request.sampling for _, s in rows),
@@ -154,16 +156,16 @@ class Scheduler:
             constraints=Constraints.of([s.constraint(n) for (_, s), n in zip(rows, steps.tolist(), strict=True)]),
         )
 
-    def record(self, block: Block, seconds: float, waited_s: float = 0.0) -> None:
+    def record(self, steps: NDArray[np.int32], seconds: float, waited_s: float = 0.0) -> None:
         """Learn from a block how long a step takes; the next blocks are sized by it.
 
         Args:
-            block: The block.
+            steps: (B,) how many each of its rows has advanced.
             seconds: Its time.
             waited_s: The time for which it waited for cores that other models used.
         """
-        self.step_s += 0.3 * (seconds / len(block.forced_ids) - self.step_s)
-        steps_per_s = float(block.steps.sum()) / (seconds + waited_s)
+        self.step_s += 0.3 * (seconds / int(steps.max()) - self.step_s)
+        steps_per_s = float(steps.sum()) / (seconds + waited_s)
         self._steps_per_s += 0.1 * (steps_per_s - self._steps_per_s) if self._steps_per_s else steps_per_s
 
     def estimate_wait_s(self, queued_steps: int) -> int:

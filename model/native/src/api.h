@@ -36,6 +36,8 @@ typedef struct {
 typedef struct {
     int32_t rows, steps, window_size, n_automata;
     int32_t threads;                  /* the most that the run may use, 0: any number; they change no bit of the result */
+    int32_t least_steps;              /* the steps that each row makes, or all that it has, before the run can be interrupted */
+    const int32_t *interrupt;         /* when it is not 0, the run ends after the present step; or NULL */
     const int32_t *slots, *row_steps; /* (B,) */
     const int32_t *forced_ids;        /* (K, B) */
     const double *random_values;      /* (K, B) */
@@ -48,10 +50,10 @@ typedef struct {
     const lh_automaton *automata;     /* (N,), or NULL: no row has a constraint */
     const int32_t *automaton_of;      /* (B,) the index of the row's automaton, or negative */
     int32_t *states, *budgets;        /* (B,) of the constraints before the first sampled id; changed with each */
-    int32_t *made_steps;              /* (B,) out: the steps until nothing could follow, at most row_steps */
     float *mask_logprobs;             /* (K, B) out: of the ids that were allowed together */
-    int32_t *ids;                     /* (K, B) */
-    float *logprobs;                  /* (K, B) */
+    int32_t *made_steps;              /* (B,) out: row_steps, or fewer if nothing could follow or the run was interrupted */
+    int32_t *ids;                     /* (K, B) out */
+    float *logprobs;                  /* (K, B) out */
     int32_t bad_row, bad_step;        /* where an invalid value is, if lh_run refuses the block */
 } lh_block;
 

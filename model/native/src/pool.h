@@ -71,6 +71,13 @@ static int64_t now_ns(void)
     return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
+static void init_waiter(waiter_t *waiter)
+{
+    pthread_mutex_init(&waiter->lock, NULL);
+    pthread_cond_init(&waiter->changed, NULL);
+    atomic_init(&waiter->sleepers, 0);
+}
+
 /* Waits until *word is not `seen`. Returns the ns that it slept. */
 static int64_t wait_for_change(waiter_t *waiter, atomic_uint *word, unsigned seen)
 {
@@ -97,6 +104,13 @@ static void wake_all(waiter_t *waiter)
     pthread_mutex_unlock(&waiter->lock);
 }
 
+/* The same for a thread of a run. */
+static void pool_sleep(pool_t *p, waiter_t *waiter, atomic_uint *word, unsigned seen)
+{
+    int64_t slept = wait_for_change(waiter, word, seen);
+    if (slept) atomic_fetch_add_explicit(&p->slept_ns, slept, memory_order_relaxed);
+}
+
 /* Waits for all active threads; the last to arrive opens the next phase. The number of them is read before this thread
  * arrives: after that, the run may be over and the next one have another number. */
 static void pool_barrier(pool_t *p)
@@ -113,8 +127,7 @@ static void pool_barrier(pool_t *p)
         atomic_fetch_add(&p->phase, 1);
         wake_all(&p->between_phases);
     } else {
-        int64_t slept = wait_for_change(&p->between_phases, &p->phase, seen);
-        if (slept) atomic_fetch_add_explicit(&p->slept_ns, slept, memory_order_relaxed);
+        pool_sleep(p, &p->between_phases, &p->phase, seen);
     }
 }
 
@@ -151,11 +164,8 @@ static void *worker_main(void *start)
 static void pool_init(pool_t *p)
 {
     memset(p, 0, sizeof *p);
-    for (int i = 0; i < 2; i++) {
-        waiter_t *waiter = i ? &p->between_phases : &p->between_runs;
-        pthread_mutex_init(&waiter->lock, NULL);
-        pthread_cond_init(&waiter->changed, NULL);
-    }
+    init_waiter(&p->between_phases);
+    init_waiter(&p->between_runs);
     p->started = 1;
     p->next_fallback_runs = FALLBACK_FIRST_RUNS;
     p->pid = getpid();

@@ -131,13 +131,15 @@ void store_row(lh_stepper *s, int row, int steps)
     }
 }
 
-/* Copies the states back to the table; a row that stopped before its last step was copied there. */
+/* Copies the states back to the table, but of rows that their constraint has stopped: those were copied then. */
 static void store_rows(lh_stepper *s)
 {
     const lh_block *b = s->block;
     for (int row = 0; row < b->rows; row++) {
-        int column = s->order[row];
-        if (!b->automata || b->made_steps[column] == b->row_steps[column]) store_row(s, row, b->row_steps[column]);
+        int32_t *made = &b->made_steps[s->order[row]];
+        if (*made < b->row_steps[s->order[row]]) continue;
+        if (s->reached[row] < *made) *made = s->reached[row];
+        store_row(s, row, *made);
     }
 }
 
@@ -154,7 +156,7 @@ static double products_of(const lh_stepper *s)
  * a busy machine): it must take about 100 us by itself. */
 int threads_for(const lh_stepper *s, double rows, double steps)
 {
-    double products = products_of(s) * rows; /* of a step */
+    double products = s->products * rows; /* of a step */
     double worth = products * steps < (s->model.is_int8 ? 16e6 : 4e6) ? 1.0 : products / 65536.0;
     return worth < 2.0 ? 1 : worth < s->model.threads ? (int)worth : s->model.threads;
 }
@@ -163,31 +165,34 @@ int threads_for(const lh_stepper *s, double rows, double steps)
  * than computing. See docs/decisions/0050-groups-of-rows.md. */
 #define FAST_BYTES ((size_t)1 << 20)    /* weights that are read from the L2 cache */
 #define GROUPED_BYTES ((size_t)1 << 24) /* with more, threads share each phase */
-#define TURN_PRODUCTS 3e7               /* multiply-adds after which a thread looks for another group: 0.1 to 0.5 ms */
 
-/* Returns how many groups of rows a run forms, each advanced by one thread at a time; 0: none, threads share phases. */
-static int groups_for(const lh_stepper *s, int rows, int threads)
+/* Whether each thread of a run advances rows by itself; else threads share phases. */
+static int has_groups(const lh_stepper *s, int rows, int threads)
 {
     size_t bytes = 0;
     for (int i = 0; i <= s->model.layers; i++) bytes += (size_t)s->layer[i].blocks * s->layer[i].block_size;
-    const int least = bytes <= FAST_BYTES ? 4 : 32, enough = bytes <= FAST_BYTES ? 16 : 32; /* rows of a group */
-    if (!s->kernels->has_groups[s->model.is_int8]) return 0;
-    if (threads < 2 || bytes > GROUPED_BYTES || rows < threads * least) return 0;
-    return rows < 2 * threads * enough ? threads : 2 * threads;
+    const int least = bytes <= FAST_BYTES ? 4 : 32; /* rows of a group */
+    return s->kernels->has_groups[s->model.is_int8] && threads > 1 && bytes <= GROUPED_BYTES && rows >= threads * least;
 }
 
-static void form_groups(lh_stepper *s, row_group_t *groups, int n)
+/* Forms a group for each thread; they have about equally much to do. */
+static void form_groups(lh_stepper *s, row_group_t *group, int threads)
 {
     const lh_block *b = s->block;
-    const int turn_steps = (int)(TURN_PRODUCTS / (products_of(s) * ((double)b->rows / n)));
-    s->groups = groups, s->n_groups = n, s->turn_steps = turn_steps > 1 ? turn_steps : 1;
-    for (int i = 0; i < n; i++) {
-        row_group_t *g = &groups[i];
-        g->first = (int)((int64_t)b->rows * i / n), g->end = (int)((int64_t)b->rows * (i + 1) / n);
-        g->steps = b->row_steps[s->order[g->first]]; /* rows with more steps come first */
-        atomic_init(&g->made, 0);
-        atomic_init(&g->is_taken, 0);
+    double all = 0.0, done = 0.0;
+    int n = 0;
+    for (int row = 0; row < b->rows; row++) all += b->row_steps[row];
+    for (int row = 0; row < b->rows; n++) {
+        const int first = row;
+        do done += b->row_steps[s->order[row++]];
+        while (row < b->rows && (n == threads - 1 || done < all * (n + 1) / threads));
+        group[n] = (row_group_t){first, row, 0};
     }
+    s->groups.group = group, s->groups.n = n, s->groups.taken = 0, s->groups.advancing = 0;
+    pthread_mutex_init(&s->groups.lock, NULL);
+    atomic_init(&s->groups.idle, 0);
+    atomic_init(&s->groups.changes, 0);
+    init_waiter(&s->groups.changed);
 }
 
 /* ---- what Python calls ---- */
@@ -369,6 +374,7 @@ EXPORT lh_stepper *lh_open(const lh_model *model)
      * fall on the same sets of the cache. */
     s->stride = (model->hidden + 63) / 64 * 64 + 64;
     s->vstride = s->layer[model->layers].blocks * BLOCK;
+    s->products = products_of(s);
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     s->arena_size = (lay_out(s, NULL) + page - 1) / page * page;
     s->arena = new_arena(s->arena_size);
@@ -388,29 +394,31 @@ EXPORT int lh_run(lh_stepper *s, lh_block *b)
     if (b->rows > s->model.slots) return invalid(b, LH_SLOT_TWICE, s->model.slots, 0);
     int code = check(s, b);
     if (code != LH_OK) return code;
-    size_t steps = (size_t)b->steps + 1, draws = (size_t)b->steps * (size_t)b->rows;
+    size_t steps = (size_t)b->steps + 1, rows = (size_t)b->rows, draws = (size_t)b->steps * rows;
     int threads = threads_for(s, b->rows, b->steps);
     if (b->threads > 0 && b->threads < threads) threads = b->threads;
-    int n_groups = groups_for(s, b->rows, threads);
-    row_group_t *groups = n_groups ? malloc((size_t)n_groups * sizeof *groups) : NULL;
-    int32_t *lists = malloc((2 * steps + draws) * sizeof(int32_t));
-    if (!lists || (n_groups && !groups)) {
-        free(groups);
+    const int is_grouped = has_groups(s, b->rows, threads);
+    row_group_t *group = is_grouped ? malloc(rows * sizeof *group) : NULL;
+    int32_t *lists = malloc((2 * steps + rows + draws) * sizeof(int32_t));
+    if (!lists || (is_grouped && !group)) {
+        free(group);
         free(lists);
         return LH_MEMORY;
     }
-    s->block = b, s->running = lists, s->drawn = lists + steps, s->draws = lists + 2 * steps;
+    s->block = b, s->running = lists, s->drawn = lists + steps, s->reached = lists + 2 * steps, s->draws = s->reached + rows;
     uint64_t mode = float_mode_enter();
     plan(s, b);
-    if (n_groups) form_groups(s, groups, n_groups);
-    if (b->automata) memcpy(b->made_steps, b->row_steps, (size_t)b->rows * sizeof(int32_t));
+    if (is_grouped) form_groups(s, group, threads);
+    atomic_store(&s->last_step, b->row_steps[s->order[0]] - 1); /* rows with more steps come first */
+    memcpy(b->made_steps, b->row_steps, rows * sizeof(int32_t));
     load_rows(s);
     pool_run(&s->pool, threads, s->kernels->run_steps, s);
+    for (size_t row = 0; row < rows && !is_grouped; row++) s->reached[row] = atomic_load(&s->last_step) + 1;
     store_rows(s);
     float_mode_leave(mode);
     free(lists);
-    free(groups);
-    s->block = NULL, s->groups = NULL;
+    free(group);
+    s->block = NULL, s->groups.group = NULL;
     return LH_OK;
 }
 

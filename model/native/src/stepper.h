@@ -36,13 +36,23 @@ typedef struct {
     uint8_t *hq[MAX_LAYERS][2];                 /* int8: h as activations, see kernels/simd.h */
 } rows_t;
 
-/* Rows that one thread at a time advances through all phases. */
+/* Rows that one thread advances through all phases, see kernels/groups.h. */
 typedef struct {
-    int first, end;      /* rows */
-    int steps;           /* of the row that has most */
-    atomic_int made;     /* steps so far; only the thread that has taken the group changes it */
-    atomic_int is_taken; /* by a thread */
+    int first, end; /* rows */
+    int made;       /* steps so far */
 } row_group_t;
+
+/* The groups of a run: together they have each row once. */
+typedef struct {
+    row_group_t *group;  /* (rows,), of which n are used; NULL: threads share the items of each phase */
+    int n;
+    int taken;           /* so many have been taken by a thread, the first ones */
+    int advancing;       /* threads that have a group */
+    pthread_mutex_t lock; /* of all before */
+    atomic_int idle;     /* threads that wait for a group */
+    atomic_uint changes; /* counts up when there is a group, or when there will be none */
+    waiter_t changed;
+} row_groups_t;
 
 typedef struct lh_stepper {
     pool_t pool;
@@ -66,8 +76,10 @@ typedef struct lh_stepper {
     int32_t *running;   /* (steps + 1,) rows with more than k steps */
     int32_t *drawn;     /* (steps + 1,) where the rows that step k samples or scores begin in `draws` */
     int32_t *draws;     /* rows, for one step after another */
-    row_group_t *groups; /* NULL: threads share the items of each phase */
-    int n_groups, turn_steps;
+    int32_t *reached;    /* (rows,) the steps of a row when the run ended */
+    atomic_int last_step; /* where threads share phases: the run ends with it */
+    row_groups_t groups;
+    double products; /* the multiplications of a row's step */
 } lh_stepper;
 
 /* Texts that are read side by side, each from the zero state. Equal beginnings are read once: a row stands for all texts

@@ -29,7 +29,7 @@ from model.native.library import (
 )
 from model.network.char_rnn import CharRNN
 from model.network.sampling import SAMPLING_DTYPE
-from model.stepper import Block, BlockResult, as_state
+from model.stepper import Block, BlockResult, Interrupt, as_state
 from model.stepper.cpu.pack_weights import ARRAYS, FillArrays, Packed, PackedNetwork, pack
 from model.stepper.cpu.scoring import NativeScoring
 from model.structured_outputs.masks import ConstraintResult, Constraints
@@ -151,12 +151,13 @@ class CpuStepper:
         with self._lock:
             return int(self._library.lh_threads(self._open(), rows, steps))
 
-    def run(self, block: Block, n_cores: int = 0) -> BlockResult:
+    def run(self, block: Block, n_cores: int = 0, interrupt: Interrupt | None = None) -> BlockResult:
         """Advance the block's rows in place.
 
         Args:
             block: The rows.
             n_cores: The most that the run uses; 0: any number. It changes no bit of the result.
+            interrupt: While it is set, the run ends with the step that it is in.
 
         Raises:
             ValueError: The block is invalid; no row has moved.
@@ -187,9 +188,12 @@ class CpuStepper:
                 _address("logit_bias.values", bias.values, np.float64, (n,)),
             )
         constraints = block.constraints
-        changed = None if constraints is None else _changed_by_constraints(constraints, steps, rows)
-        result = BlockResult(np.empty((steps, rows), np.int32), np.empty((steps, rows), np.float32), changed)
-        results = (result.ids.ctypes.data, result.logprobs.ctypes.data)
+        changed = None
+        if constraints is not None:
+            changed = ConstraintResult(constraints.states.copy(), np.empty((steps, rows), np.float32))
+        ids, logprobs = np.empty((steps, rows), np.int32), np.empty((steps, rows), np.float32)
+        result = BlockResult(np.zeros(rows, np.int32), ids, logprobs, changed)
+        results = (result.steps.ctypes.data, ids.ctypes.data, logprobs.ctypes.data)
         automata, masks = None, tuple[int, ...]()
         if constraints is not None and changed is not None:
             automata, budgets = self._automata(constraints), constraints.budgets.copy()
@@ -198,11 +202,12 @@ class CpuStepper:
                 _address("constraints.rows", constraints.rows, np.int32, (rows,)),
                 _address("constraints.states", changed.states, np.int32, (rows,)),
                 _address("constraints.budgets", budgets, np.int32, (rows,)),
-                *(changed.steps.ctypes.data, changed.logprobs.ctypes.data),
+                changed.logprobs.ctypes.data,
             )
         n_automata = 0 if automata is None else len(automata)
-        pointers = (*fields, window, *biases, *(masks or (None,) * 6), *results)
-        arrays = BlockArrays(rows, steps, window_size, n_automata, n_cores, *pointers)
+        pointers = (None if interrupt is None else interrupt.address, *fields, window, *biases)
+        counts = (rows, steps, window_size, n_automata, n_cores, block.least_steps)
+        arrays = BlockArrays(*counts, *pointers, *(masks or (None,) * 5), *results)
         with self._lock:
             code = self._library.lh_run(self._open(), ctypes.byref(arrays))
         if code == _MEMORY:
@@ -283,11 +288,6 @@ class CpuStepper:
         if not 0 <= slot < self.n_slots:
             raise ValueError(f"slot: got {slot}, expected 0 to {self.n_slots - 1}")
         return slot
-
-
-def _changed_by_constraints(constraints: Constraints, steps: int, rows: int) -> ConstraintResult:
-    """The arrays that the C code changes."""
-    return ConstraintResult(constraints.states.copy(), np.empty(rows, np.int32), np.empty((steps, rows), np.float32))
 
 
 def _address(name: str, array: NDArray[np.generic], dtype: DTypeLike, shape: tuple[int, ...]) -> int:

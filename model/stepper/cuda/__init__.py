@@ -131,7 +131,8 @@ class CudaStepper:
         check(block, self.n_slots, self.vocab_size)
         steps, rows = block.forced_ids.shape
         if not rows or not steps:
-            return BlockResult(np.empty((steps, rows), np.int32), np.empty((steps, rows), np.float32))
+            empty = np.empty((steps, rows), np.int32)
+            return BlockResult(np.zeros(rows, np.int32), empty, empty.astype(np.float32))
         with self._lock:
             self._open().enter()
             return self._run(block) if steps <= CAPACITY else self._run_parts(block)
@@ -199,7 +200,8 @@ class CudaStepper:
         check(replace(block, constraints=None), self.n_slots, self.vocab_size)
         steps, n_rows = block.forced_ids.shape
         ids, logprobs = np.zeros((steps, n_rows), np.int32), np.full((steps, n_rows), np.nan, np.float32)
-        changed = ConstraintResult(constraints.states.copy(), block.steps.copy(), np.zeros((steps, n_rows), np.float32))
+        made_steps = block.steps.copy()
+        changed = ConstraintResult(constraints.states.copy(), np.zeros((steps, n_rows), np.float32))
         is_constrained = constraints.rows != NO_AUTOMATON
         if self._cpu is None:
             self._cpu = CpuStepper(self._network, min(self.n_slots, _CONSTRAINED_ROWS), self._precision)
@@ -215,14 +217,14 @@ class CudaStepper:
             states |= {int(block.slots[row]): self._cpu.read(slot) for slot, row in enumerate(rows)}
             assert result.constraints is not None
             ids[:, rows], logprobs[:, rows] = result.ids, result.logprobs
-            changed.states[rows], changed.steps[rows] = result.constraints.states, result.constraints.steps
+            made_steps[rows], changed.states[rows] = result.steps, result.constraints.states
             changed.logprobs[:, rows] = result.constraints.logprobs
         if len(others):
             result = self.run(replace(rows_of(block, others), constraints=None))
             ids[:, others], logprobs[:, others] = result.ids, result.logprobs
         for table_slot, state in states.items():
             self.write(table_slot, state)
-        return BlockResult(ids, logprobs, changed)
+        return BlockResult(made_steps, ids, logprobs, changed)
 
     def _run(self, block: Block) -> BlockResult:
         """Run at most CAPACITY steps."""
@@ -248,7 +250,7 @@ class CudaStepper:
         both = out.reshape(2, steps, rows)
         ids, logprobs = np.empty((steps, rows), np.int32), np.empty((steps, rows), np.float32)
         ids[:, order], logprobs[:, order] = both[0], both[1].view(np.float32)
-        return BlockResult(ids, logprobs)
+        return BlockResult(block.steps, ids, logprobs)
 
     def _run_parts(self, block: Block) -> BlockResult:
         """Run more than CAPACITY steps, one part after another."""
@@ -268,7 +270,7 @@ class CudaStepper:
             if block.score_ids is not None:
                 is_forced &= block.score_ids[end - 1, rows] == NO_SCORE
             logprobs[end - 1, rows[is_forced]] = np.nan
-        return BlockResult(ids, logprobs)
+        return BlockResult(block.steps, ids, logprobs)
 
     def _whole_tiles(self, rows: int) -> int:
         """So many rows, rounded up to whole tiles of every kernel."""

@@ -51,7 +51,7 @@ int main(int count, char **arguments)
     block.random_values = read_array(file);
     block.sampling = read_array(file);
     size_t results = (size_t)rows * (size_t)steps, state_size = (size_t)2 * model.layers * model.hidden;
-    block.ids = calloc(results, 4), block.logprobs = calloc(results, 4);
+    block.made_steps = malloc((size_t)rows * 4), block.ids = calloc(results, 4), block.logprobs = calloc(results, 4);
     float *state = malloc(state_size * 4);
     struct lh_stepper *stepper = lh_open(&model);
     if (!stepper) return 3;

@@ -1,6 +1,7 @@
 /* Everything that is compiled once for each instruction set. KERNELS is the set's name; model/native/library.py has the
  * sets and their compiler flags.
  */
+#include "groups.h"
 #include "levels.h"
 #include "steps.h"
 #include "training/optimizer.h"
@@ -19,6 +20,14 @@
 #else
 #define GROUPS {0, 0}
 #endif
+
+static void run_steps(void *stepper, int thread)
+{
+    lh_stepper *s = stepper;
+    if (s->groups.group) run_groups(s, thread);
+    else run_phases(s, thread);
+    tiles_release();
+}
 
 const lh_kernels NAME(KERNELS) = {
     TEXT(KERNELS), ACTIVATION_OFFSET, ACTIVATION_BYTES, GROUPS, quantize, run_steps, run_levels, draw,

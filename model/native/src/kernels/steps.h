@@ -168,11 +168,11 @@ static void finish_rows(const lh_stepper *s, const rows_t *rows, scratch_t *t, i
     apply_gates(s, rows, layer, now, at, count, (zrow *)t->z, l->scale + panel * PANEL, initial, is_kept);
 }
 
-/* One panel of a layer, for `count` rows at step k. */
-static void layer_item(const lh_stepper *s, scratch_t *t, int layer, int k, int panel, int first, int count)
+/* One panel of a layer, for `count` rows at step k; `is_last`: the run ends with this step. */
+static void layer_item(const lh_stepper *s, scratch_t *t, int layer, int k, int panel, int first, int count, int is_last)
 {
     const int is_zeroed = !is_by_tiles(s, count), now = (k & 1) ^ 1;
-    const int is_kept = !s->model.is_int8 || s->block->automata || s->running[k + 1] < s->running[k]; /* a row may end */
+    const int is_kept = !s->model.is_int8 || s->block->automata || is_last || s->running[k + 1] < s->running[k]; /* a row may end */
     const float *initial[ROWS];
     uint8_t begins_item[ROWS];
     int n_begins = 0;
@@ -188,7 +188,7 @@ static void layer_item(const lh_stepper *s, scratch_t *t, int layer, int k, int 
 
 INLINE int layer_panels(const lh_stepper *s, int layer) { return s->layer[layer].blocks / BLOCKS; }
 
-static void layer_phase(lh_stepper *s, int layer, int k, int thread)
+static void layer_phase(lh_stepper *s, int layer, int k, int is_last, int thread)
 {
     int rows = s->running[k], item_rows = rows_per_item(s->model.is_int8, rows);
     int groups = (rows + item_rows - 1) / item_rows, items = layer_panels(s, layer) * groups, from = thread;
@@ -196,7 +196,7 @@ static void layer_phase(lh_stepper *s, int layer, int k, int thread)
     for (int item; (item = pool_take(&s->pool, items, &from, k & 1)) >= 0;) {
         int first = item % groups * item_rows, count = rows - first < item_rows ? rows - first : item_rows;
         /* the same panels for a thread at each step: their weights stay in its cache */
-        layer_item(s, s->scratch[thread], layer, k, item / groups, first, count);
+        layer_item(s, s->scratch[thread], layer, k, item / groups, first, count, is_last);
     }
 }
 
@@ -344,64 +344,21 @@ static void draw_phase(lh_stepper *s, int k, int thread)
         draw_row(s, k, s->draws[s->drawn[k] + item], &s->scratch[thread]->sampling);
 }
 
-/* Takes the group that has most steps left of those that no thread has; NULL: none. */
-static row_group_t *take_group(lh_stepper *s)
+/* Whether a run should end with step k, because its caller has something else to do. */
+INLINE int is_interrupted(const lh_block *b, int k)
 {
-    for (;;) {
-        row_group_t *best = NULL;
-        int most = 0;
-        for (row_group_t *g = s->groups; g < s->groups + s->n_groups; g++) {
-            int left = g->steps - atomic_load_explicit(&g->made, memory_order_relaxed);
-            if (atomic_load_explicit(&g->is_taken, memory_order_relaxed)) left = 0;
-            if (left > most) best = g, most = left;
-        }
-        if (!best || !atomic_exchange_explicit(&best->is_taken, 1, memory_order_acquire)) return best;
-    }
+    return b->interrupt && k + 1 >= b->least_steps && __atomic_load_n(b->interrupt, __ATOMIC_RELAXED);
 }
 
-static void leave_group(row_group_t *g) { atomic_store_explicit(&g->is_taken, 0, memory_order_release); }
-
-/* Step k of the rows of a group, all of it by this thread. */
-static void group_step(lh_stepper *s, const row_group_t *g, int k, scratch_t *t)
+/* The steps of all rows; threads share the items of each phase. Thread 0 says which step is the last, a step before: after
+ * a barrier all threads know it. */
+static void run_phases(lh_stepper *s, int thread)
 {
-    const int end = s->running[k] < g->end ? s->running[k] : g->end, rows = end - g->first;
-    const int item_rows = rows_per_item(s->model.is_int8, rows);
-    for (int layer = 0; layer < s->model.layers; layer++)
-        for (int i = 0, panels = layer_panels(s, layer); i < panels; i++) {
-            const int panel = k & 1 ? panels - 1 - i : i;
-            for (int r = 0; r < rows; r += item_rows)
-                layer_item(s, t, layer, k, panel, g->first + r, rows - r < item_rows ? rows - r : item_rows);
-        }
-    const int32_t *draws = s->draws + s->drawn[k], *draws_end = s->draws + s->drawn[k + 1];
-    while (draws < draws_end && *draws < g->first) draws++; /* they ascend */
-    while (draws < draws_end && draws_end[-1] >= end) draws_end--;
-    for (const int32_t *d = draws; d < draws_end; d += HEAD_ROWS)
-        for (int panel = 0; panel < head_panels(s); panel++)
-            head_item(s, t, k, panel, d, draws_end - d < HEAD_ROWS ? (int)(draws_end - d) : HEAD_ROWS);
-    for (const int32_t *d = draws; d < draws_end; d++) draw_row(s, k, *d, &t->sampling);
-}
-
-/* Advances groups of rows, some steps of one and then of another, until each is at its end or another thread has it. */
-static void run_groups(lh_stepper *s, int thread)
-{
-    for (row_group_t *g; (g = take_group(s)) != NULL; leave_group(g)) {
-        int k = atomic_load_explicit(&g->made, memory_order_relaxed);
-        int end = k + s->turn_steps < g->steps ? k + s->turn_steps : g->steps;
-        for (; k < end; k++) group_step(s, g, k, s->scratch[thread]);
-        atomic_store_explicit(&g->made, end, memory_order_relaxed);
-    }
-}
-
-static void run_steps(void *stepper, int thread)
-{
-    lh_stepper *s = stepper;
-    if (s->groups) {
-        run_groups(s, thread);
-        return;
-    }
-    for (int k = 0; k < s->block->steps && s->running[k]; k++) {
+    for (int k = 0, last; (last = atomic_load_explicit(&s->last_step, memory_order_relaxed)) >= k; k++) {
+        if (thread == 0 && k + 1 < last && is_interrupted(s->block, k + 1))
+            atomic_store_explicit(&s->last_step, k + 1, memory_order_relaxed);
         for (int layer = 0; layer < s->model.layers; layer++) {
-            layer_phase(s, layer, k, thread);
+            layer_phase(s, layer, k, k == last, thread);
             pool_barrier(&s->pool);
         }
         if (s->drawn[k + 1] == s->drawn[k]) continue;
@@ -410,7 +367,6 @@ static void run_steps(void *stepper, int thread)
         draw_phase(s, k, thread);
         pool_barrier(&s->pool);
     }
-    tiles_release();
 }
 
 #endif

@@ -1,0 +1,100 @@
+/* Groups of rows. A thread advances a group through all phases of its steps, and there is no barrier before the end of the
+ * run. A thread that finds no group gets half of the rows of one that another thread has, so that threads end together
+ * also if one of them loses its core for a while. See docs/decisions/0050-groups-of-rows.md.
+ */
+#ifndef LONGHAND_GROUPS_H
+#define LONGHAND_GROUPS_H
+
+#include "steps.h"
+
+#define LEAST_ROWS 4      /* of a group */
+#define LEAST_PRODUCTS 3e7 /* multiply-adds of a half: 0.1 to 0.5 ms, several times what waking a thread takes */
+
+/* Takes a group that no thread has, or waits until there is one; NULL: the run is over. */
+static row_group_t *take_group(lh_stepper *s)
+{
+    row_groups_t *all = &s->groups;
+    pthread_mutex_lock(&all->lock);
+    while (all->taken == all->n && all->advancing) {
+        unsigned seen = atomic_load(&all->changes);
+        atomic_fetch_add(&all->idle, 1);
+        pthread_mutex_unlock(&all->lock);
+        pool_sleep(&s->pool, &all->changed, &all->changes, seen);
+        pthread_mutex_lock(&all->lock);
+        atomic_fetch_sub(&all->idle, 1);
+    }
+    row_group_t *group = all->taken < all->n ? &all->group[all->taken++] : NULL;
+    all->advancing += group != NULL;
+    pthread_mutex_unlock(&all->lock);
+    return group;
+}
+
+/* Tells the threads that wait. The caller has the lock. */
+static void tell_idle(row_groups_t *all)
+{
+    atomic_fetch_add(&all->changes, 1);
+    wake_all(&all->changed);
+}
+
+/* A thread is at the end of its group. */
+static void end_group(lh_stepper *s, const row_group_t *group)
+{
+    row_groups_t *all = &s->groups;
+    for (int row = group->first; row < group->end; row++) s->reached[row] = group->made;
+    pthread_mutex_lock(&all->lock);
+    if (--all->advancing == 0) tell_idle(all);
+    pthread_mutex_unlock(&all->lock);
+}
+
+/* Gives half of what a group has left to do to a thread that waits, if it is worth it. */
+static void give_half(lh_stepper *s, row_group_t *group)
+{
+    row_groups_t *all = &s->groups;
+    const int end = s->running[group->made] < group->end ? s->running[group->made] : group->end;
+    double left = 0.0, half = 0.0;
+    for (int row = group->first; row < end; row++) left += s->block->row_steps[s->order[row]] - group->made;
+    if (end - group->first < 2 * LEAST_ROWS || left / 2 * s->products < LEAST_PRODUCTS) return;
+    int middle = group->first;
+    while (middle < end - LEAST_ROWS && (half < left / 2 || middle < group->first + LEAST_ROWS))
+        half += s->block->row_steps[s->order[middle++]] - group->made;
+    pthread_mutex_lock(&all->lock);
+    if (all->n - all->taken < atomic_load(&all->idle)) { /* else one is on its way to the thread that waits */
+        all->group[all->n++] = (row_group_t){middle, group->end, group->made};
+        group->end = middle;
+        tell_idle(all);
+    }
+    pthread_mutex_unlock(&all->lock);
+}
+
+/* The next step of the rows of a group, all of it by this thread. */
+static void group_step(lh_stepper *s, const row_group_t *g, int is_last, scratch_t *t)
+{
+    const int k = g->made, end = s->running[k] < g->end ? s->running[k] : g->end, rows = end - g->first;
+    const int item_rows = rows_per_item(s->model.is_int8, rows);
+    for (int layer = 0; layer < s->model.layers; layer++)
+        for (int i = 0, panels = layer_panels(s, layer); i < panels; i++) {
+            const int panel = k & 1 ? panels - 1 - i : i;
+            for (int r = 0; r < rows; r += item_rows)
+                layer_item(s, t, layer, k, panel, g->first + r, rows - r < item_rows ? rows - r : item_rows, is_last);
+        }
+    const int32_t *draws = s->draws + s->drawn[k], *draws_end = s->draws + s->drawn[k + 1];
+    while (draws < draws_end && *draws < g->first) draws++; /* they ascend */
+    while (draws < draws_end && draws_end[-1] >= end) draws_end--;
+    for (const int32_t *d = draws; d < draws_end; d += HEAD_ROWS)
+        for (int panel = 0; panel < head_panels(s); panel++)
+            head_item(s, t, k, panel, d, draws_end - d < HEAD_ROWS ? (int)(draws_end - d) : HEAD_ROWS);
+    for (const int32_t *d = draws; d < draws_end; d++) draw_row(s, k, *d, &t->sampling);
+}
+
+/* Advances groups of rows until the run is over. */
+static void run_groups(lh_stepper *s, int thread)
+{
+    for (row_group_t *g; (g = take_group(s)) != NULL; end_group(s, g))
+        for (int is_last = 0; !is_last && g->made < s->block->row_steps[s->order[g->first]]; g->made++) {
+            if (atomic_load_explicit(&s->groups.idle, memory_order_relaxed)) give_half(s, g);
+            is_last = is_interrupted(s->block, g->made);
+            group_step(s, g, is_last, s->scratch[thread]);
+        }
+}
+
+#endif

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from model.network.penalties import LogitBias, prompt_codes, stack_windows
 from model.network.sampling import SamplingParams, as_batch, random_values
-from model.stepper import SAMPLE, Block, BlockResult, Stepper
+from model.stepper import SAMPLE, Block, BlockResult, CpuBound, Interrupt, Stepper
 from model.structured_outputs.automaton import Automaton
 from model.structured_outputs.masks import Constraints, RowConstraint
 
@@ -130,9 +130,31 @@ def window_of(text: Text, done: Progress) -> NDArray[np.int32]:
     return np.concatenate([read, np.array(done.ids, np.int32)]).astype(np.int32)
 
 
-def advance(stepper: Stepper, texts: list[Text], progress: list[Progress], slots: list[int], steps: list[int]) -> None:
-    """Run one block, and add its results to the progress of each text."""
-    result = stepper.run(block_of(texts, progress, slots, steps))
+def advance(
+    stepper: Stepper,
+    texts: list[Text],
+    progress: list[Progress],
+    slots: list[int],
+    steps: list[int],
+    interrupt_after: int | None = None,
+) -> None:
+    """Run one block, and add its results to the progress of each text.
+
+    Args:
+        stepper: Has the texts.
+        texts: Of the block's rows.
+        progress: Of each text; changed.
+        slots: Of each text.
+        steps: Of each text.
+        interrupt_after: Interrupt the run after so many steps, if the stepper can be interrupted; None: do not.
+    """
+    block = block_of(texts, progress, slots, steps)
+    if interrupt_after is not None and isinstance(stepper, CpuBound):
+        interrupt = Interrupt()
+        interrupt.set()
+        result = stepper.run(replace(block, least_steps=interrupt_after), interrupt=interrupt)
+    else:
+        result = stepper.run(block)
     made = result.steps.tolist()
     for i, (text, done) in enumerate(zip(texts, progress, strict=True)):
         first = max(0, len(text.prompt) - 1 - done.steps)  # the first step that samples
@@ -178,7 +200,8 @@ def run_in_random_batches(stepper: Stepper, texts: list[Text], rng: Random, long
         if rng.random() < 0.3:
             steps = [rng.randint(1, n) for n in steps]
         slots = [slot_of[i] for i in batch]
-        advance(stepper, [texts[i] for i in batch], [progress[i] for i in batch], slots, steps)
+        interrupt_after = rng.randint(1, longest_block) if rng.random() < 0.2 else None
+        advance(stepper, [texts[i] for i in batch], [progress[i] for i in batch], slots, steps, interrupt_after)
         for i in batch:
             is_over = progress[i].is_over(texts[i]) or rng.random() < 0.01  # cancelled
             if is_over or rng.random() < 0.1:

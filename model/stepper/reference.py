@@ -58,10 +58,7 @@ class ReferenceStepper(StateTable):
         filtered = has_filters(block.sampling)
         numbers = self._padded(block.random_values, padded, 0.0)  # (K, B)
         steps = self._padded(block.steps.astype(np.int64), padded, 0)
-        # What step k produces: forced_ids[k + 1], or SAMPLE; a row's last step always samples.
-        following = np.full((k_steps, n_rows), SAMPLE, dtype=np.int64)
-        following[:-1] = block.forced_ids[1:]
-        following[np.arange(1, k_steps + 1)[:, None] == block.steps] = SAMPLE
+        following = _following(block)
         score = np.full((k_steps, n_rows), NO_SCORE) if block.score_ids is None else block.score_ids.astype(np.int64)
         # Which steps need logits is known on the host: nothing is read back from the device inside the block.
         needs_logits = ((following == SAMPLE) | (score != NO_SCORE)).any(axis=1)
@@ -109,14 +106,11 @@ class ReferenceStepper(StateTable):
                 steps = steps.clamp(max=k + 1)
                 break
         self._table[slots] = state[:n_rows]
-        changed = None
-        if masks is not None:
-            changed = ConstraintResult(masks.states(), _host(mask_logprobs[:, :n_rows], np.float32))
         return BlockResult(
             _host(steps[:n_rows], np.int32),
             _host(ids[:, :n_rows], np.int32),
             _host(logprobs[:, :n_rows], np.float32),
-            changed,
+            None if masks is None else ConstraintResult(masks.states(), _host(mask_logprobs[:, :n_rows], np.float32)),
         )
 
     def _windows(self, block: Block, n_rows: int) -> Tensor | None:
@@ -139,6 +133,14 @@ class ReferenceStepper(StateTable):
         whole = np.full((*values.shape[:-1], size), fill, dtype=values.dtype)
         whole[..., : values.shape[-1]] = values
         return torch.from_numpy(whole).to(self._device)
+
+
+def _following(block: Block) -> NDArray[np.int64]:
+    """What step k produces, (K, B): forced_ids[k + 1], or SAMPLE. A row's last step always samples."""
+    following = np.full(block.forced_ids.shape, SAMPLE, dtype=np.int64)
+    following[:-1] = block.forced_ids[1:]
+    following[np.arange(1, len(following) + 1)[:, None] == block.steps] = SAMPLE
+    return following
 
 
 def _host(values: Tensor, dtype: type[N]) -> NDArray[N]:

@@ -102,6 +102,7 @@ class Engine:
         """End every sequence with an error, then the thread. Idempotent; not for the engine's own thread."""
         with self._changed:
             self._is_stopping = True
+            self._interrupt.set()
             self._changed.notify()
         if self._ended is not None:
             self._ended.wait()
@@ -169,13 +170,13 @@ class Engine:
                 self._in_groups += sequence.stream.group is not None
                 self._queued_steps += sequence.steps_left
             self._inbox += queued
-            if any(not sequence.request.is_part for sequence in queued) and self._may_take_a_slot():
+            if self._can_give_slot() and any(not sequence.request.is_part for sequence in queued):
                 self._interrupt.set()
             self._changed.notify()
         return len(queued)
 
-    def _may_take_a_slot(self) -> bool:
-        """Whether one more request would get a slot at the end of a block: parts give theirs back. The caller has the lock."""
+    def _can_give_slot(self) -> bool:
+        """Whether what was queued last gets a slot when a block ends: parts return theirs. The caller has the lock."""
         return self._in_flight - self._in_groups <= self.n_slots
 
     @property
@@ -360,9 +361,11 @@ class Engine:
         return turn
 
     def _run(self, block: Block, turn: Turn | None) -> BlockResult:
-        if turn is None or self._cpu_stepper is None:
+        if self._cpu_stepper is None:
             return self._stepper.run(block)
-        n_cores = turn.extend(self._cpu_stepper.cores_for(block), self._scheduler.block_s)
+        n_cores = 0
+        if turn is not None:
+            n_cores = turn.extend(self._cpu_stepper.cores_for(block), self._scheduler.block_s)
         return self._cpu_stepper.run(block, n_cores, self._interrupt)
 
     def _end_cancelled_and_late(self, now: float) -> None:

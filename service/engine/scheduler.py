@@ -25,7 +25,7 @@ OUTPUT_COST_S = 0.0005
 """The least time that a block should take for each of its rows: sending a chunk costs a request's thread about a third
 of this (bench/serve)."""
 LEAST_SHARE = 1 / 4
-"""No block is planned for less of its usual time, neither for a first character nor because many models have work."""
+"""No block is planned for less of its usual time because many models have work."""
 MAX_RETRY_AFTER_S = 60
 """A longer estimate is not worth giving: texts end early, and clients leave."""
 
@@ -121,10 +121,17 @@ class Scheduler:
     @property
     def block_s(self) -> float:
         """The time that a block of all running sequences should take: with many of them it is longer."""
-        return max(self._block_s, 2 * OUTPUT_COST_S * len(self.running))
+        return max(self._block_s, 2 * self._output_s)
+
+    @property
+    def _output_s(self) -> float:
+        """The least time that a block of all running sequences should take, for what sending its chunks costs."""
+        return OUTPUT_COST_S * len(self.running)
 
     def next_block(self, share: float = 1.0) -> Block:
         """Return the next block: every running sequence, for the block's steps or for what it has left.
+
+        A request that comes while it runs may end it, once it has taken its least time.
 
         Args:
             share: The part of its usual time that the block should take.
@@ -146,7 +153,7 @@ class Scheduler:
         return Block(
             slots=np.array([slot for slot, _ in rows], dtype=np.int32),
             steps=steps,
-            least_steps=self._steps_in(OUTPUT_COST_S * (len(rows)+1)),
+            least_steps=self._steps_in(self._output_s),
             forced_ids=forced_ids,
             random_values=random_values([s.request.seed for _, s in rows], [s.position for _, s in rows], k),
             sampling=as_batch(s.request.sampling for _, s in rows),
@@ -180,13 +187,12 @@ class Scheduler:
         Sending a chunk costs a request's thread about the same with one character as with twenty. So with many rows a
         block is longer, and it is never cut below what sending its chunks costs.
         """
-        output_s = OUTPUT_COST_S * len(self.running)
-        usual = self._steps_in(max(self._block_s * max(share, LEAST_SHARE), 2 * output_s))
+        usual = self._steps_in(max(self._block_s * max(share, LEAST_SHARE), 2 * self._output_s))
         new = [len(s.to_feed) for s in self.running.values() if not s.has_output and not s.request.is_part]
         to_first_char = min(new, default=usual)
         if to_first_char >= usual:
             return usual
-        return min(usual, max(to_first_char, self._steps_in(max(self._block_s * LEAST_SHARE, output_s))))
+        return min(usual, max(to_first_char, self._steps_in(self._output_s)))
 
     def _steps_in(self, seconds: float) -> int:
         return max(1, min(MAX_STEPS, int(seconds / self.step_s)))

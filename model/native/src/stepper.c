@@ -161,18 +161,14 @@ int threads_for(const lh_stepper *s, double rows, double steps)
     return worth < 2.0 ? 1 : worth < s->model.threads ? (int)worth : s->model.threads;
 }
 
-/* A thread that advances rows by itself reads all weights for them: they must be so many that reading them takes less time
- * than computing. See docs/decisions/0050-groups-of-rows.md. */
-#define FAST_BYTES ((size_t)1 << 20)    /* weights that are read from the L2 cache */
-#define GROUPED_BYTES ((size_t)1 << 24) /* with more, threads share each phase */
-
-/* Whether each thread of a run advances rows by itself; else threads share phases. */
+/* Whether each thread of a run advances rows by itself; else threads share phases. Such a thread reads all weights for its
+ * rows: they must be so many that reading takes less time than computing. See docs/decisions/0050-groups-of-rows.md. */
 static int has_groups(const lh_stepper *s, int rows, int threads)
 {
     size_t bytes = 0;
     for (int i = 0; i <= s->model.layers; i++) bytes += (size_t)s->layer[i].blocks * s->layer[i].block_size;
-    const int least = bytes <= FAST_BYTES ? 4 : 32; /* rows of a group */
-    return s->kernels->has_groups[s->model.is_int8] && threads > 1 && bytes <= GROUPED_BYTES && rows >= threads * least;
+    const int least = bytes <= (size_t)1 << 20 ? 4 : bytes <= (size_t)1 << 24 ? 7 : 32; /* in the L2 cache; in the L3 cache */
+    return s->kernels->has_groups[s->model.is_int8] && threads > 1 && rows >= threads * least;
 }
 
 /* Forms a group for each thread; they have about equally much to do. */

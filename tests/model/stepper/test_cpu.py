@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import itertools
 import sys
 import threading
 from collections.abc import Mapping
@@ -24,9 +25,10 @@ from model.native.build import build, compile_to, compilers
 from model.native.library import available_instruction_sets, flags, library_path, load_library
 from model.network.char_rnn import CharRNN
 from model.network.sampling import SamplingBatch, SamplingParams, as_batch, as_tensors, sample
-from model.stepper import SAMPLE, Block, BlockResult
+from model.stepper import SAMPLE, Block, BlockResult, Interrupt
 from model.stepper.cpu import CpuStepper, Unsupported
 from model.stepper.cpu.pack_weights import Packed, PackedNetwork
+from model.stepper.reference import ReferenceStepper
 from tests.random_batching import (
     Progress,
     Text,
@@ -133,14 +135,76 @@ def test_every_size_of_a_batch_gives_the_same_bits(rows: int, precision: WeightP
 
 @pytest.mark.parametrize("threads", [2, 3, 5])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_threads_that_take_turns_with_groups_of_rows_change_no_bit(threads: int, precision: WeightPrecision) -> None:
-    """A group goes from thread to thread every few steps, and its rows end at different ones."""
+def test_threads_that_give_each_other_rows_change_no_bit(threads: int, precision: WeightPrecision) -> None:
+    """A thread that has nothing left to do gets half of another one's rows, which end at different steps."""
     net, rows, steps = network(hidden=260, layers=2), 200, 40
     block = plain_block(rows, steps)
     block = replace(block, steps=np.random.default_rng(1).integers(1, steps + 1, rows).astype(np.int32))
     alone, together = (CpuStepper(net, rows, precision, threads=n) for n in (1, threads))
     for _ in range(3):
         assert bits(together, together.run(block)) == bits(alone, alone.run(block))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_interrupt_at_any_time_changes_no_bit(threads: int, precision: WeightPrecision) -> None:
+    """Runs that another thread ends at any step, each row going on where it was, give what one run gives."""
+    net, rows, steps = network(hidden=260, layers=2), 60, 40
+    block = plain_block(rows, steps)
+    block = replace(block, steps=np.random.default_rng(1).integers(1, steps + 1, rows).astype(np.int32))
+    whole = CpuStepper(net, rows, precision, threads=1)
+    expected, cut = whole.run(block), CpuStepper(net, rows, precision, threads=threads)
+    interrupt, is_over = Interrupt(), threading.Event()
+
+    def set_now_and_then() -> None:
+        for i in itertools.count():
+            if is_over.wait(0.0002 * (i % 7)):
+                return
+            interrupt.set()
+
+    setter = threading.Thread(target=set_now_and_then)
+    setter.start()
+    made, runs = np.zeros(rows, np.int32), 0
+    ids, logprobs = np.zeros_like(expected.ids), np.zeros_like(expected.logprobs)
+    while (left := np.flatnonzero(made < block.steps)).size:
+        part = _columns(block, left.tolist())
+        at = np.minimum(made[left] + np.arange(steps)[:, None], steps - 1)
+        forced_ids, random_values = np.full_like(part.forced_ids, SAMPLE), block.random_values[at, left]
+        forced_ids[0] = np.where(made[left] > 0, ids[made[left] - 1, left], block.forced_ids[0, left])
+        part = replace(part, steps=block.steps[left] - made[left], forced_ids=forced_ids, random_values=random_values)
+        interrupt.clear()
+        result = cut.run(part, interrupt=interrupt)
+        assert (result.steps >= 1).all()
+        for column, row in enumerate(left):
+            n = result.steps[column]
+            ids[made[row] : made[row] + n, row] = result.ids[:n, column]
+            logprobs[made[row] : made[row] + n, row] = result.logprobs[:n, column]
+        made[left] += result.steps
+        runs += 1
+    is_over.set()
+    setter.join()
+    is_counted = np.arange(steps)[:, None] < block.steps
+    assert runs > 1
+    assert ids[is_counted].tobytes() == expected.ids[is_counted].tobytes()
+    assert logprobs[is_counted].tobytes() == expected.logprobs[is_counted].tobytes()
+    assert all(cut.read(slot).tobytes() == whole.read(slot).tobytes() for slot in range(rows))
+
+
+@pytest.mark.parametrize("stepper", ["cpu", "reference"])
+def test_an_interrupt_ends_a_run_after_its_least_steps(stepper: str) -> None:
+    """At most one step later; rows that have fewer make those. Cleared, it ends no run."""
+    net = network(hidden=24, layers=1)
+    made = CpuStepper(net, 3) if stepper == "cpu" else ReferenceStepper(net, 3)
+    block = replace(plain_block(3, 40), steps=np.array([40, 9, 30], np.int32), least_steps=12)
+    interrupt = Interrupt()
+    assert made.run(block, interrupt=interrupt).steps.tolist() == [40, 9, 30]
+    interrupt.set()
+    first, second, third = made.run(block, interrupt=interrupt).steps.tolist()
+    assert second == 9
+    assert first == third
+    assert first in (12, 13)
+    interrupt.clear()
+    assert made.run(block, interrupt=interrupt).steps.tolist() == [40, 9, 30]
 
 
 def _columns(block: Block, columns: range | list[int], slots: list[int] | None = None) -> Block:

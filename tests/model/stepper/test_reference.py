@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from model.checkpoints.file_format import Checkpoint
 from model.network.sampling import SamplingParams
-from model.stepper import Block, BlockResult
+from model.stepper import Block, BlockResult, Interrupt
 from model.stepper.generate import generate, write
 from model.stepper.reference import ReferenceStepper
 from tests.conftest import ALPHABET, random_checkpoint
@@ -32,11 +32,11 @@ def test_the_harness_notices_a_stepper_that_is_not_invariant(tiny: Checkpoint) -
     """The negative control: a row that depends on the size of its batch, by a millionth, is noticed."""
 
     class DependsOnBatchSize(ReferenceStepper):
-        def run(self, block: Block, n_cores: int = 0) -> BlockResult:
+        def run(self, block: Block, n_cores: int = 0, interrupt: Interrupt | None = None) -> BlockResult:
             bias = self._layers.head_bias
             self._layers.head_bias = bias * (1 + 1e-6 * len(block.slots))
             try:
-                return super().run(block)
+                return super().run(block, n_cores, interrupt)
             finally:
                 self._layers.head_bias = bias
 

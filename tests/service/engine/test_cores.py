@@ -12,7 +12,7 @@ import pytest
 
 from model.checkpoints.file_format import Checkpoint
 from model.network.sampling import SamplingParams
-from model.stepper import Block, BlockResult
+from model.stepper import Block, BlockResult, Interrupt
 from model.stepper.cpu import CpuStepper
 from model.stepper.generate import write
 from service.engine.cores import CoreScheduler
@@ -110,13 +110,13 @@ class Tracked(CpuStepper):
     used = most = 0
     lock = threading.Lock()
 
-    def run(self, block: Block, n_cores: int = 0) -> BlockResult:
+    def run(self, block: Block, n_cores: int = 0, interrupt: Interrupt | None = None) -> BlockResult:
         n = n_cores or self.cores_for(block)
         with Tracked.lock:
             Tracked.used += n
             Tracked.most = max(Tracked.most, Tracked.used)
         try:
-            return super().run(block, n_cores)
+            return super().run(block, n_cores, interrupt)
         finally:
             with Tracked.lock:
                 Tracked.used -= n

@@ -13,7 +13,7 @@ import torch
 
 from model.checkpoints.file_format import Checkpoint
 from model.network.sampling import SamplingParams
-from model.stepper import Block, BlockResult, Stepper, StepperError
+from model.stepper import Block, BlockResult, CpuBound, Interrupt, Stepper, StepperError
 from model.stepper.cpu import CpuStepper, Unsupported
 from model.stepper.generate import generate, write
 from model.stepper.reference import ReferenceStepper
@@ -201,7 +201,7 @@ def test_requests_that_are_submitted_together_run_together(tiny: Checkpoint) -> 
     assert engine.in_flight == 5
     rows: list[int] = []
     run = engine._stepper.run
-    engine._stepper.run = lambda block: rows.append(len(block.slots)) or run(block)  # type: ignore[method-assign, func-returns-value]
+    engine._stepper.run = lambda block, *rest: rows.append(len(block.slots)) or run(block, *rest)  # type: ignore[method-assign, func-returns-value]
     engine.start()
     assert [len(read(stream)[0]) for _, stream in together[:4]] == [5] * 4
     assert rows[0] == 3
@@ -376,10 +376,10 @@ def test_a_bug_ends_its_sequences_and_not_the_engine(tiny: Checkpoint, monkeypat
     run = ReferenceStepper.run
     failures = iter([True])
 
-    def fail_once(self: ReferenceStepper, block: object) -> object:
+    def fail_once(self: ReferenceStepper, *arguments: object) -> object:
         if next(failures, False):
             raise RuntimeError("a bug")
-        return run(self, block)  # type: ignore[arg-type]
+        return run(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ReferenceStepper, "run", fail_once)
     failed = engine.submit(request("a", 5))
@@ -388,6 +388,52 @@ def test_a_bug_ends_its_sequences_and_not_the_engine(tiny: Checkpoint, monkeypat
         read(failed)
     assert str(raised.value.__cause__) == "a bug"
     assert len(read(engine.submit(request("a", 5)))[0]) == 5
+    engine.stop()
+
+
+class LongRunStepper:
+    """A stepper whose runs take until they are interrupted, or until the test lets them end."""
+
+    def __init__(self, inner: CpuBound) -> None:
+        self.inner, self.blocks, self.may_end = inner, list[Block](), threading.Event()
+        self.interrupt: Interrupt | None = None
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.inner, name)
+
+    def cores_for(self, block: Block) -> int:
+        """Return what the inner stepper does."""
+        return self.inner.cores_for(block)
+
+    def run(self, block: Block, n_cores: int = 0, interrupt: Interrupt | None = None) -> BlockResult:
+        """Wait, then run as far as the inner stepper does."""
+        assert interrupt is not None
+        self.interrupt = interrupt
+        self.blocks.append(block)
+        eventually(lambda: bool(interrupt) or self.may_end.is_set())
+        return self.inner.run(block, n_cores, interrupt)
+
+
+def test_a_request_interrupts_a_block_if_a_slot_is_free(tiny: Checkpoint) -> None:
+    """It is in the next block at once. One that would wait for a slot interrupts nothing, nor does a part of a text."""
+    stepper = LongRunStepper(ReferenceStepper(tiny.network(), 2))
+    engine = Engine(stepper, tiny.vocab, tiny.fingerprint, max_waiting=9)  # type: ignore[arg-type]
+    engine.start()
+    streams = [engine.submit(request("hello", 200))]
+    eventually(lambda: len(stepper.blocks) == 1)
+    group = engine.open_group()
+    engine.submit(replace(request("to be", 9), is_part=True), group.stream(0))
+    assert not stepper.interrupt
+    streams.append(engine.submit(request("to be", 200)))
+    eventually(lambda: len(stepper.blocks) == 2)
+    assert [block.slots.size for block in stepper.blocks] == [1, 2]
+    streams.append(engine.submit(request("or not", 200)))
+    assert not stepper.interrupt
+    stepper.may_end.set()
+    alone = ReferenceStepper(tiny.network(), 1)
+    for stream, prompt in zip(streams, ("hello", "to be", "or not"), strict=True):
+        assert read(stream)[0] == "".join(write(alone, ALPHABET, prompt, 200, SamplingParams(), 1))
+    engine.close_group(group)
     engine.stop()
 
 

@@ -44,10 +44,11 @@ def test_a_long_prompt_cuts_no_block_short_and_takes_one_row() -> None:
     assert made.steps.tolist() == [len(made.forced_ids)] * 32
 
 
-@pytest.mark.parametrize(("unread", "steps"), [(0, 5), (4, 5), (11, 12), (18, 19), (19, 20), (500, 20)])
+@pytest.mark.parametrize(("unread", "steps"), [(0, 4), (3, 4), (11, 12), (18, 19), (19, 20), (500, 20)])
 def test_a_first_character_does_not_wait(unread: int, steps: int) -> None:
-    """The block ends with it, but is no shorter than a quarter: a block has its costs."""
-    assert len(block(sequence(), sequence(unread, has_output=False)).forced_ids) == steps
+    """The block ends with it, but takes at least what sending its chunks costs."""
+    others = [sequence() for _ in range(int(4 * STEP_S / OUTPUT_COST_S) - 1)]
+    assert len(block(*others, sequence(unread, has_output=False)).forced_ids) == steps
 
 
 def test_a_part_of_a_longer_text_cuts_no_block_short() -> None:
@@ -65,6 +66,14 @@ def test_many_rows_get_longer_blocks() -> None:
     assert len(hurried.forced_ids) == int(rows * OUTPUT_COST_S / STEP_S)
 
 
+@pytest.mark.parametrize("rows", [1, 8, 100])
+def test_a_block_can_be_interrupted_after_what_sending_its_chunks_costs(rows: int) -> None:
+    """That is half of its time with many rows, and next to nothing with few."""
+    made = block(*[sequence() for _ in range(rows)])
+    assert made.least_steps == max(1, int(rows * OUTPUT_COST_S / STEP_S))
+    assert made.least_steps <= len(made.forced_ids) / 2
+
+
 def test_no_block_is_longer_than_the_maximum() -> None:
     """However fast a step is."""
     assert len(block(sequence(), step_s=1e-7).forced_ids) == MAX_STEPS
@@ -75,7 +84,7 @@ def test_the_wait_is_the_queue_over_the_measured_speed() -> None:
     scheduler = Scheduler(2, BLOCK_S)
     assert scheduler.estimate_wait_s(10**9) == 1
     made = block(sequence(), sequence())
-    scheduler.record(made, seconds=float(made.steps.sum()) / 1000)  # 1000 steps a second
+    scheduler.record(made.steps, seconds=float(made.steps.sum()) / 1000)  # 1000 steps a second
     assert [scheduler.estimate_wait_s(n) for n in (0, 1, 1000, 1001, 20_000)] == [1, 1, 1, 2, 20]
     assert scheduler.estimate_wait_s(10**9) == MAX_RETRY_AFTER_S
 

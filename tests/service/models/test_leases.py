@@ -12,7 +12,7 @@ from flask import Flask
 from werkzeug.test import TestResponse
 
 from model.checkpoints.file_format import Checkpoint
-from model.stepper import Block, BlockResult
+from model.stepper import Block, BlockResult, Interrupt
 from model.stepper.reference import ReferenceStepper
 from service.access.limits import RateLimiter
 from service.errors import NoModel
@@ -36,10 +36,10 @@ class Stepper(ReferenceStepper):
     is_broken = False
     is_closed = False
 
-    def run(self, block: Block, n_cores: int = 0) -> BlockResult:
+    def run(self, block: Block, n_cores: int = 0, interrupt: Interrupt | None = None) -> BlockResult:
         if self.is_broken:
             raise RuntimeError("a bug in a kernel")
-        return super().run(block)
+        return super().run(block, n_cores, interrupt)
 
     def close(self) -> None:
         self.is_closed = True

@@ -7,8 +7,10 @@
 
 #include "steps.h"
 
-#define LEAST_ROWS 4      /* of a group */
+#define LEAST_ROWS 4 /* of a half */
+#if !defined(LEAST_PRODUCTS)
 #define LEAST_PRODUCTS 3e7 /* multiply-adds of a half: 0.1 to 0.5 ms, several times what waking a thread takes */
+#endif
 
 /* Takes a group that no thread has, or waits until there is one; NULL: the run is over. */
 static row_group_t *take_group(lh_stepper *s)

@@ -145,11 +145,13 @@ typedef void tile_fn(const void *const *a, int k0, int n, const char *w, size_t 
 TILE(f32_3, F32, 3, 4, BY_WEIGHT, NO_PREFETCH)
 #endif
 TILES(F32, f32)
+TILES(I8, i8)
 #if LANES == 16
 TILE(f32_7, F32, 7, 2, BY_ROW, NO_PREFETCH)
 TILE(f32_8, F32, 8, 2, BY_ROW, NO_PREFETCH)
+TILE(i8_7, I8, 7, 2, BY_ROW, NO_PREFETCH)
+TILE(i8_8, I8, 8, 2, BY_ROW, NO_PREFETCH)
 #endif
-TILES(I8, i8)
 TILES(BF16, bf16)
 
 #if defined(HAS_WIDE)
@@ -230,10 +232,10 @@ INLINE void multiply_segment(int is_int8, const void *const *a, const void *cons
     }
 #endif
 #if LANES == 16
-    if (blocks == BLOCKS && !is_int8 && (rows == 7 || rows == 8)) {
+    if (blocks == BLOCKS && (rows == 7 || rows == 8)) {
         /* One tile of two blocks reads the weights once; two tiles of all four would wait for the L2 cache. */
-        for (; b < blocks; b += 2)
-            (rows == 7 ? f32_7 : f32_8)(a, 0, steps, w + b * block, block, sums_of(z, b), NULL);
+        tile_fn *tile = is_int8 ? (rows == 7 ? i8_7 : i8_8) : rows == 7 ? f32_7 : f32_8;
+        for (; b < blocks; b += 2) tile(a, 0, steps, w + b * block, block, sums_of(z, b), NULL);
         return;
     }
     if (blocks == BLOCKS) {

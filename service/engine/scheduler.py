@@ -21,9 +21,11 @@ from service.engine.sequence import Sequence
 from service.engine.stream import StreamGroup
 
 MAX_STEPS = 256
-OUTPUT_COST_S = 0.0005
+LEAST_ROW_S = 0.00033
 """The least time that a block should take for each of its rows: sending a chunk costs a request's thread about a third
 of this (bench/serve)."""
+USUAL_ROW_S = 0.001
+"""The time that it takes for each of many rows when nobody waits for a first character."""
 LEAST_SHARE = 1 / 4
 """No block is planned for less of its usual time because many models have work."""
 MAX_RETRY_AFTER_S = 60
@@ -121,12 +123,7 @@ class Scheduler:
     @property
     def block_s(self) -> float:
         """The time that a block of all running sequences should take: with many of them it is longer."""
-        return max(self._block_s, 2 * self._output_s)
-
-    @property
-    def _output_s(self) -> float:
-        """The least time that a block of all running sequences should take, for what sending its chunks costs."""
-        return OUTPUT_COST_S * len(self.running)
+        return max(self._block_s, USUAL_ROW_S * len(self.running))
 
     def next_block(self, share: float = 1.0) -> Block:
         """Return the next block: every running sequence, for the block's steps or for what it has left.
@@ -153,7 +150,7 @@ class Scheduler:
         return Block(
             slots=np.array([slot for slot, _ in rows], dtype=np.int32),
             steps=steps,
-            least_steps=self._steps_in(self._output_s),
+            least_steps=self._steps_in(LEAST_ROW_S * len(rows)),
             forced_ids=forced_ids,
             random_values=random_values([s.request.seed for _, s in rows], [s.position for _, s in rows], k),
             sampling=as_batch(s.request.sampling for _, s in rows),
@@ -187,12 +184,12 @@ class Scheduler:
         Sending a chunk costs a request's thread about the same with one character as with twenty. So with many rows a
         block is longer, and it is never cut below what sending its chunks costs.
         """
-        usual = self._steps_in(max(self._block_s * max(share, LEAST_SHARE), 2 * self._output_s))
+        usual = self._steps_in(max(self._block_s * max(share, LEAST_SHARE), USUAL_ROW_S * len(self.running)))
         new = [len(s.to_feed) for s in self.running.values() if not s.has_output and not s.request.is_part]
         to_first_char = min(new, default=usual)
         if to_first_char >= usual:
             return usual
-        return min(usual, max(to_first_char, self._steps_in(self._output_s)))
+        return min(usual, max(to_first_char, self._steps_in(LEAST_ROW_S * len(self.running))))
 
     def _steps_in(self, seconds: float) -> int:
         return max(1, min(MAX_STEPS, int(seconds / self.step_s)))

@@ -50,12 +50,14 @@ uint64_t read_all(const uint64_t *data, size_t count, int times, int streams)
     }
 }
 
-/* Multiply-adds of floats in twelve chains, more than the latency of an fma needs. Returns how many. */
+/* Multiply-adds of floats in twelve chains, more than the latency of an fma needs. Returns how many. The compiler must not
+ * know the factor: a chain whose value it knows (1 * 0.5 + 0.5) it does not compute. */
 double multiply_all(long times)
 {
+    volatile float half = 0.5f;
     floats sum[12], x = {0}, total = {0};
     for (int j = 0; j < 12; j++) sum[j] = x + (float)j;
-    x += 0.5f;
+    x += half;
     for (long t = 0; t < times; t++)
 #pragma GCC unroll 12
         for (int j = 0; j < 12; j++) sum[j] = sum[j] * x + x;

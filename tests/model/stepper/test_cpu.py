@@ -149,12 +149,13 @@ def test_threads_that_give_each_other_rows_change_no_bit(threads: int, precision
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_interrupt_at_any_time_changes_no_bit(threads: int, precision: WeightPrecision) -> None:
     """Runs that another thread ends at any step, each row going on where it was, give what one run gives."""
-    net, rows, steps = network(hidden=260, layers=2), 60, 40
+    net, rows, steps = network(hidden=260, layers=2), 60, 200
     block = plain_block(rows, steps)
     block = replace(block, steps=np.random.default_rng(1).integers(1, steps + 1, rows).astype(np.int32))
     whole = CpuStepper(net, rows, precision, threads=1)
     expected, cut = whole.run(block), CpuStepper(net, rows, precision, threads=threads)
     interrupt, is_over = Interrupt(), threading.Event()
+    interrupt.set()  # so that at least the first run does not end by itself
 
     def set_now_and_then() -> None:
         for i in itertools.count():
@@ -172,8 +173,8 @@ def test_an_interrupt_at_any_time_changes_no_bit(threads: int, precision: Weight
         forced_ids, random_values = np.full_like(part.forced_ids, SAMPLE), block.random_values[at, left]
         forced_ids[0] = np.where(made[left] > 0, ids[made[left] - 1, left], block.forced_ids[0, left])
         part = replace(part, steps=block.steps[left] - made[left], forced_ids=forced_ids, random_values=random_values)
-        interrupt.clear()
         result = cut.run(part, interrupt=interrupt)
+        interrupt.clear()
         assert (result.steps >= 1).all()
         for column, row in enumerate(left):
             n = result.steps[column]

@@ -97,6 +97,7 @@ class BlockArrays(ctypes.Structure):
         *[(name, POINTER) for name in ("windows", "bias_starts", "bias_ids", "bias_values")],
         *[(name, POINTER) for name in ("automata", "automaton_of", "states", "budgets", "mask_logprobs")],
         *[(name, POINTER) for name in ("made_steps", "ids", "logprobs")],
+        ("steps_run", ctypes.c_int32),
         ("bad_row", ctypes.c_int32),
         ("bad_step", ctypes.c_int32),
     ]
@@ -203,6 +204,7 @@ def load_library(path: Path) -> ctypes.CDLL:
     library.lh_run.argtypes, library.lh_run.restype = [POINTER, ctypes.POINTER(BlockArrays)], ctypes.c_int
     library.lh_threads.argtypes = [POINTER, ctypes.c_int32, ctypes.c_int32]
     library.lh_threads.restype = ctypes.c_int32
+    library.lh_groups.argtypes, library.lh_groups.restype = [POINTER], ctypes.c_int32
     library.lh_bytes.argtypes, library.lh_bytes.restype = [POINTER], ctypes.c_int64
     library.lh_read.argtypes, library.lh_read.restype = [POINTER, ctypes.c_int32, POINTER], None
     library.lh_write.argtypes, library.lh_write.restype = [POINTER, ctypes.c_int32, POINTER], None

@@ -59,6 +59,7 @@ class BlockResult:
     """
 
     steps: NDArray[np.int32]  # (B,) at most those of the block, and at least 1
+    steps_run: int  # the most that were computed for a row: a row is computed on when its constraint has stopped it
     ids: NDArray[np.int32]  # (K, B)
     logprobs: NDArray[np.float32]  # (K, B)
     constraints: ConstraintResult | None = None  # if the block has constraints
@@ -71,12 +72,12 @@ class Interrupt:
     """
 
     def __init__(self) -> None:
-        """It is not set."""
+        """Create one that is not set."""
         self._is_set = ctypes.c_int32(0)
 
     @property
     def address(self) -> int:
-        """Of an int32 that is not 0 while it is set, for native code."""
+        """The address of an int32 that is not 0 while it is set, for native code."""
         return ctypes.addressof(self._is_set)
 
     def __bool__(self) -> bool:
@@ -193,6 +194,7 @@ class CpuBound(Protocol):
         Args:
             block: The rows.
             n_cores: The most that the run uses; 0: any number. It changes no bit of the result.
-            interrupt: While it is set, the run ends with the step that it is in. Rows may be at different steps then.
+            interrupt: While it is set, the run ends with the present step or the next one, but not before the block's
+                least steps. Rows may be at different steps then.
         """
         ...

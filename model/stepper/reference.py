@@ -47,7 +47,7 @@ class ReferenceStepper(StateTable):
 
     @torch.inference_mode()
     def run(self, block: Block, n_cores: int = 0, interrupt: Interrupt | None = None) -> BlockResult:
-        """Advance the block's rows in place; an interrupt ends the run after the present step."""
+        """Advance the block's rows in place; an interrupt ends the run once the block's least steps are made."""
         k_steps, n_rows = block.forced_ids.shape
         padded = -(-n_rows // TILE) * TILE
         slots = torch.from_numpy(block.slots.astype(np.int64)).to(self._device)
@@ -108,6 +108,7 @@ class ReferenceStepper(StateTable):
         self._table[slots] = state[:n_rows]
         return BlockResult(
             _host(steps[:n_rows], np.int32),
+            k + 1,
             _host(ids[:, :n_rows], np.int32),
             _host(logprobs[:, :n_rows], np.float32),
             None if masks is None else ConstraintResult(masks.states(), _host(mask_logprobs[:, :n_rows], np.float32)),

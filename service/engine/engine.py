@@ -88,8 +88,9 @@ class Engine:
         self._queued_steps = 0  # of the sequences without a slot; under the lock
         self._groups: set[StreamGroup] = set()  # of the requests for many sequences that run; under the lock
         self._in_groups = 0  # of the sequences in flight, those of a group; under the lock
+        self._n_parts = 0  # of the sequences in flight, those that are parts of longer texts; under the lock
         self._changed = threading.Condition()
-        self._interrupt = Interrupt()  # set when a request that a slot is free for waits for the present block's end
+        self._interrupt = Interrupt()  # ends the running block early, when a submitted request can get a slot
         self._is_stopping = False
         self._on_device_lost = on_device_lost
         self._ended: threading.Event | None = None  # of the thread; None: it has not been started
@@ -168,6 +169,7 @@ class Engine:
             for sequence in queued:
                 self._in_flight += 1
                 self._in_groups += sequence.stream.group is not None
+                self._n_parts += sequence.request.is_part
                 self._queued_steps += sequence.steps_left
             self._inbox += queued
             if self._can_give_slot() and any(not sequence.request.is_part for sequence in queued):
@@ -176,8 +178,8 @@ class Engine:
         return len(queued)
 
     def _can_give_slot(self) -> bool:
-        """Whether what was queued last gets a slot when a block ends: parts return theirs. The caller has the lock."""
-        return self._in_flight - self._in_groups <= self.n_slots
+        """Whether what was queued last can get a slot when a block ends: parts end for it. The caller has the lock."""
+        return self._in_flight - self._n_parts <= self.n_slots
 
     @property
     def can_score(self) -> bool:
@@ -328,7 +330,8 @@ class Engine:
             now = time.monotonic()
             with self._changed:
                 self._take_submitted()  # those that came while this engine waited for its turn
-                self._interrupt.clear()
+                if not self._is_stopping:
+                    self._interrupt.clear()
             self._end_cancelled_and_late(now)
             self._admit(now)
             if not self._scheduler.running:
@@ -338,7 +341,7 @@ class Engine:
             started = time.monotonic()
             result = self._run(block, turn)
             self._stats.block_s = time.monotonic() - started
-        self._scheduler.record(result.steps, self._stats.block_s, now - began)
+        self._scheduler.record(result, self._stats.block_s, now - began)
         self._process(block.slots, result)
 
     def _score_texts(self) -> None:
@@ -477,6 +480,7 @@ class Engine:
         with self._changed:
             self._in_flight -= 1
             self._in_groups -= sequence.stream.group is not None
+            self._n_parts -= sequence.request.is_part
         if not sequence.request.is_part:
             self._stats.finish_reasons.append(last.finish_reason if isinstance(last, End) else "failed")
         self._send(sequence, last)

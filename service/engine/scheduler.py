@@ -11,23 +11,22 @@ from collections import Counter, deque
 from collections.abc import Iterable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from model.network.penalties import LogitBias, stack_windows
 from model.network.sampling import as_batch, random_values
-from model.stepper import NO_SCORE, SAMPLE, Block
+from model.stepper import NO_SCORE, SAMPLE, Block, BlockResult
 from model.structured_outputs.masks import Constraints
 from service.engine.sequence import Sequence
 from service.engine.stream import StreamGroup
 
 MAX_STEPS = 256
-LEAST_ROW_S = 0.00033
-"""The least time that a block should take for each of its rows: sending a chunk costs a request's thread about a third
+MIN_BLOCK_S_PER_ROW = 0.00033
+"""No block is shorter, for a first character or by an interrupt: sending a chunk costs a request's thread about a third
 of this (bench/serve)."""
-USUAL_ROW_S = 0.001
-"""The time that it takes for each of many rows when nobody waits for a first character."""
+TARGET_BLOCK_S_PER_ROW = 0.001
+"""A block of many rows takes as long when nobody waits for a first character."""
 LEAST_SHARE = 1 / 4
-"""No block is planned for less of its usual time because many models have work."""
+"""A block is planned for at least this share of its usual time, however many models have work."""
 MAX_RETRY_AFTER_S = 60
 """A longer estimate is not worth giving: texts end early, and clients leave."""
 
@@ -123,7 +122,7 @@ class Scheduler:
     @property
     def block_s(self) -> float:
         """The time that a block of all running sequences should take: with many of them it is longer."""
-        return max(self._block_s, USUAL_ROW_S * len(self.running))
+        return max(self._block_s, TARGET_BLOCK_S_PER_ROW * len(self.running))
 
     def next_block(self, share: float = 1.0) -> Block:
         """Return the next block: every running sequence, for the block's steps or for what it has left.
@@ -150,7 +149,7 @@ class Scheduler:
         return Block(
             slots=np.array([slot for slot, _ in rows], dtype=np.int32),
             steps=steps,
-            least_steps=self._steps_in(LEAST_ROW_S * len(rows)),
+            least_steps=self._steps_in(MIN_BLOCK_S_PER_ROW * len(rows)),
             forced_ids=forced_ids,
             random_values=random_values([s.request.seed for _, s in rows], [s.position for _, s in rows], k),
             sampling=as_batch(s.request.sampling for _, s in rows),
@@ -160,16 +159,16 @@ class Scheduler:
             constraints=Constraints.of([s.constraint(n) for (_, s), n in zip(rows, steps.tolist(), strict=True)]),
         )
 
-    def record(self, steps: NDArray[np.int32], seconds: float, waited_s: float = 0.0) -> None:
+    def record(self, result: BlockResult, seconds: float, waited_s: float = 0.0) -> None:
         """Learn from a block how long a step takes; the next blocks are sized by it.
 
         Args:
-            steps: (B,) how many each of its rows has advanced.
+            result: Of the block.
             seconds: Its time.
             waited_s: The time for which it waited for cores that other models used.
         """
-        self.step_s += 0.3 * (seconds / int(steps.max()) - self.step_s)
-        steps_per_s = float(steps.sum()) / (seconds + waited_s)
+        self.step_s += 0.3 * (seconds / result.steps_run - self.step_s)
+        steps_per_s = float(result.steps.sum()) / (seconds + waited_s)
         self._steps_per_s += 0.1 * (steps_per_s - self._steps_per_s) if self._steps_per_s else steps_per_s
 
     def estimate_wait_s(self, queued_steps: int) -> int:
@@ -182,14 +181,14 @@ class Scheduler:
         """Steps that take this share of block_s; fewer if that brings some sequence's first character sooner.
 
         Sending a chunk costs a request's thread about the same with one character as with twenty. So with many rows a
-        block is longer, and it is never cut below what sending its chunks costs.
+        block is longer, and it is never cut below a multiple of what sending its chunks costs.
         """
-        usual = self._steps_in(max(self._block_s * max(share, LEAST_SHARE), USUAL_ROW_S * len(self.running)))
+        usual = self._steps_in(max(self._block_s * max(share, LEAST_SHARE), TARGET_BLOCK_S_PER_ROW * len(self.running)))
         new = [len(s.to_feed) for s in self.running.values() if not s.has_output and not s.request.is_part]
         to_first_char = min(new, default=usual)
         if to_first_char >= usual:
             return usual
-        return min(usual, max(to_first_char, self._steps_in(LEAST_ROW_S * len(self.running))))
+        return min(usual, max(to_first_char, self._steps_in(MIN_BLOCK_S_PER_ROW * len(self.running))))
 
     def _steps_in(self, seconds: float) -> int:
         return max(1, min(MAX_STEPS, int(seconds / self.step_s)))

@@ -36,8 +36,8 @@ typedef struct {
 typedef struct {
     int32_t rows, steps, window_size, n_automata;
     int32_t threads;                  /* the most that the run may use, 0: any number; they change no bit of the result */
-    int32_t least_steps;              /* the steps that each row makes, or all that it has, before the run can be interrupted */
-    const int32_t *interrupt;         /* when it is not 0, the run ends after the present step; or NULL */
+    int32_t least_steps;              /* of each row, or all that it has, before the run can be interrupted */
+    const int32_t *interrupt;         /* when it is not 0, the run ends with the present step or the next one; or NULL */
     const int32_t *slots, *row_steps; /* (B,) */
     const int32_t *forced_ids;        /* (K, B) */
     const double *random_values;      /* (K, B) */
@@ -54,6 +54,7 @@ typedef struct {
     int32_t *made_steps;              /* (B,) out: row_steps, or fewer if nothing could follow or the run was interrupted */
     int32_t *ids;                     /* (K, B) out */
     float *logprobs;                  /* (K, B) out */
+    int32_t steps_run;                /* out: the most steps that were computed for a row */
     int32_t bad_row, bad_step;        /* where an invalid value is, if lh_run refuses the block */
 } lh_block;
 

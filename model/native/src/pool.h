@@ -45,7 +45,7 @@ typedef struct pool {
     _Alignas(64) atomic_int arrived; /* threads at the barrier */
     _Alignas(64) atomic_uint phase;
     waiter_t between_phases, between_runs;
-    atomic_llong slept_ns; /* of all threads, between the phases of this run */
+    atomic_llong slept_ns; /* of all threads, in this run */
     int64_t waited_ns;     /* the time of the last runs, if threads mostly waited in each of them */
     int fallback_runs;     /* runs still to be done on a single thread */
     int next_fallback_runs;
@@ -78,6 +78,12 @@ static void init_waiter(waiter_t *waiter)
     atomic_init(&waiter->sleepers, 0);
 }
 
+static void destroy_waiter(waiter_t *waiter)
+{
+    pthread_mutex_destroy(&waiter->lock);
+    pthread_cond_destroy(&waiter->changed);
+}
+
 /* Waits until *word is not `seen`. Returns the ns that it slept. */
 static int64_t wait_for_change(waiter_t *waiter, atomic_uint *word, unsigned seen)
 {
@@ -104,8 +110,8 @@ static void wake_all(waiter_t *waiter)
     pthread_mutex_unlock(&waiter->lock);
 }
 
-/* The same for a thread of a run. */
-static void pool_sleep(pool_t *p, waiter_t *waiter, atomic_uint *word, unsigned seen)
+/* Waits, as a thread of a run, until *word is not `seen`. */
+static void pool_wait(pool_t *p, waiter_t *waiter, atomic_uint *word, unsigned seen)
 {
     int64_t slept = wait_for_change(waiter, word, seen);
     if (slept) atomic_fetch_add_explicit(&p->slept_ns, slept, memory_order_relaxed);
@@ -127,7 +133,7 @@ static void pool_barrier(pool_t *p)
         atomic_fetch_add(&p->phase, 1);
         wake_all(&p->between_phases);
     } else {
-        pool_sleep(p, &p->between_phases, &p->phase, seen);
+        pool_wait(p, &p->between_phases, &p->phase, seen);
     }
 }
 
@@ -174,6 +180,8 @@ static void pool_init(pool_t *p)
 /* Returns how many of n threads the next run should use. It changes no bit of the result. */
 static int pool_threads(pool_t *p, int n)
 {
+    if (p->pid != getpid()) pool_init(p);
+    if (n > MAX_THREADS) n = MAX_THREADS;
     if (n == 1 || p->fallback_runs == 0) return n;
     if (now_ns() > p->fallback_until_ns) p->fallback_runs = 1;
     p->fallback_runs--;
@@ -198,11 +206,10 @@ static void pool_measure(pool_t *p, int n, int64_t run_ns)
     if (p->next_fallback_runs < FALLBACK_MOST_RUNS) p->next_fallback_runs *= 2;
 }
 
-/* Runs work(argument, thread) on up to n threads, the caller's included, and returns when all are done. */
+/* Runs work(argument, thread) on n threads, the caller's included, and returns when all are done; n is what pool_threads
+ * said. They are fewer if the system gives no more. */
 static void pool_run(pool_t *p, int n, void (*work)(void *, int), void *argument)
 {
-    if (p->pid != getpid()) pool_init(p);
-    n = pool_threads(p, n < MAX_THREADS ? n : MAX_THREADS);
     int64_t since = now_ns();
     sigset_t all, before; /* signals are for the host's threads */
     sigfillset(&all);

@@ -30,7 +30,7 @@ static const lh_field fields[] = {
     FIELD(lh_block, windows) FIELD(lh_block, bias_starts) FIELD(lh_block, bias_ids) FIELD(lh_block, bias_values)
     FIELD(lh_block, automata) FIELD(lh_block, automaton_of) FIELD(lh_block, states) FIELD(lh_block, budgets)
     FIELD(lh_block, mask_logprobs) FIELD(lh_block, made_steps)
-    FIELD(lh_block, ids) FIELD(lh_block, logprobs) FIELD(lh_block, bad_row) FIELD(lh_block, bad_step)
+    FIELD(lh_block, ids) FIELD(lh_block, logprobs) FIELD(lh_block, steps_run) FIELD(lh_block, bad_row) FIELD(lh_block, bad_step)
     WHOLE(lh_texts)
     FIELD(lh_texts, texts) FIELD(lh_texts, ids) FIELD(lh_texts, starts) FIELD(lh_texts, logprobs)
     WHOLE(lh_pass)

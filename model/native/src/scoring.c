@@ -98,7 +98,8 @@ EXPORT int64_t lh_score_run(lh_scoring *g, int32_t steps, int32_t threads)
     g->levels = levels;
     uint64_t mode = float_mode_enter();
     int used = threads_for(s, (double)made / levels, levels);
-    pool_run(&s->pool, threads > 0 && threads < used ? threads : used, s->kernels->run_levels, g);
+    used = pool_threads(&s->pool, threads > 0 && threads < used ? threads : used);
+    pool_run(&s->pool, used, s->kernels->run_levels, g);
     float_mode_leave(mode);
     g->level += levels;
     free(lists);

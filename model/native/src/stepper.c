@@ -131,14 +131,16 @@ void store_row(lh_stepper *s, int row, int steps)
     }
 }
 
-/* Copies the states back to the table, but of rows that their constraint has stopped: those were copied then. */
+/* Copies the states back to the table, except those of rows that their constraint has stopped: they were copied then. */
 static void store_rows(lh_stepper *s)
 {
-    const lh_block *b = s->block;
+    lh_block *b = s->block;
+    b->steps_run = 0;
     for (int row = 0; row < b->rows; row++) {
         int32_t *made = &b->made_steps[s->order[row]];
+        if (s->steps_run[row] > b->steps_run) b->steps_run = s->steps_run[row];
         if (*made < b->row_steps[s->order[row]]) continue;
-        if (s->reached[row] < *made) *made = s->reached[row];
+        if (s->steps_run[row] < *made) *made = s->steps_run[row];
         store_row(s, row, *made);
     }
 }
@@ -161,14 +163,16 @@ int threads_for(const lh_stepper *s, double rows, double steps)
     return worth < 2.0 ? 1 : worth < s->model.threads ? (int)worth : s->model.threads;
 }
 
-/* Whether each thread of a run advances rows by itself; else threads share phases. Such a thread reads all weights for its
- * rows: they must be so many that reading takes less time than computing. See docs/decisions/0050-groups-of-rows.md. */
-static int has_groups(const lh_stepper *s, int rows, int threads)
+#define L2_BYTES ((size_t)1 << 20) /* weights of which one of the caches has all */
+#define L3_BYTES ((size_t)1 << 24)
+
+/* Returns how many rows a group needs. Its thread reads all weights for them: reading must take less time than computing.
+ * See docs/decisions/0052-interrupted-blocks.md. */
+static int least_rows(const lh_stepper *s)
 {
     size_t bytes = 0;
     for (int i = 0; i <= s->model.layers; i++) bytes += (size_t)s->layer[i].blocks * s->layer[i].block_size;
-    const int least = bytes <= (size_t)1 << 20 ? 4 : bytes <= (size_t)1 << 24 ? 7 : 32; /* in the L2 cache; in the L3 cache */
-    return s->kernels->has_groups[s->model.is_int8] && threads > 1 && rows >= threads * least;
+    return bytes <= L2_BYTES ? 4 : bytes <= L3_BYTES ? 7 : 32;
 }
 
 /* Forms a group for each thread; they have about equally much to do. */
@@ -184,11 +188,20 @@ static void form_groups(lh_stepper *s, row_group_t *group, int threads)
         while (row < b->rows && (n == threads - 1 || done < all * (n + 1) / threads));
         group[n] = (row_group_t){first, row, 0};
     }
-    s->groups.group = group, s->groups.n = n, s->groups.taken = 0, s->groups.advancing = 0;
+    s->groups.group = group, s->groups.n = n, s->groups.n_taken = 0, s->groups.n_active = 0;
+    s->groups.least_rows = least_rows(s);
     pthread_mutex_init(&s->groups.lock, NULL);
-    atomic_init(&s->groups.idle, 0);
+    atomic_init(&s->groups.n_idle, 0);
     atomic_init(&s->groups.changes, 0);
     init_waiter(&s->groups.changed);
+}
+
+static void free_groups(lh_stepper *s)
+{
+    pthread_mutex_destroy(&s->groups.lock);
+    destroy_waiter(&s->groups.changed);
+    free(s->groups.group);
+    s->groups.group = NULL;
 }
 
 /* ---- what Python calls ---- */
@@ -392,8 +405,8 @@ EXPORT int lh_run(lh_stepper *s, lh_block *b)
     if (code != LH_OK) return code;
     size_t steps = (size_t)b->steps + 1, rows = (size_t)b->rows, draws = (size_t)b->steps * rows;
     int threads = threads_for(s, b->rows, b->steps);
-    if (b->threads > 0 && b->threads < threads) threads = b->threads;
-    const int is_grouped = has_groups(s, b->rows, threads);
+    threads = pool_threads(&s->pool, b->threads > 0 && b->threads < threads ? b->threads : threads);
+    const int is_grouped = s->kernels->has_groups[s->model.is_int8] && threads > 1 && b->rows >= threads * least_rows(s);
     row_group_t *group = is_grouped ? malloc(rows * sizeof *group) : NULL;
     int32_t *lists = malloc((2 * steps + rows + draws) * sizeof(int32_t));
     if (!lists || (is_grouped && !group)) {
@@ -401,22 +414,27 @@ EXPORT int lh_run(lh_stepper *s, lh_block *b)
         free(lists);
         return LH_MEMORY;
     }
-    s->block = b, s->running = lists, s->drawn = lists + steps, s->reached = lists + 2 * steps, s->draws = s->reached + rows;
+    s->block = b, s->running = lists, s->drawn = lists + steps;
+    s->steps_run = lists + 2 * steps, s->draws = s->steps_run + rows;
     uint64_t mode = float_mode_enter();
     plan(s, b);
+    s->groups.n = 0;
     if (is_grouped) form_groups(s, group, threads);
     atomic_store(&s->last_step, b->row_steps[s->order[0]] - 1); /* rows with more steps come first */
     memcpy(b->made_steps, b->row_steps, rows * sizeof(int32_t));
     load_rows(s);
     pool_run(&s->pool, threads, s->kernels->run_steps, s);
-    for (size_t row = 0; row < rows && !is_grouped; row++) s->reached[row] = atomic_load(&s->last_step) + 1;
+    if (is_grouped) free_groups(s);
+    else for (size_t row = 0; row < rows; row++) s->steps_run[row] = atomic_load(&s->last_step) + 1;
     store_rows(s);
     float_mode_leave(mode);
     free(lists);
-    free(group);
-    s->block = NULL, s->groups.group = NULL;
+    s->block = NULL;
     return LH_OK;
 }
+
+/* How many groups of rows the last run had, for tests; 0: threads shared phases. */
+EXPORT int32_t lh_groups(const lh_stepper *s) { return s->groups.n; }
 
 /* How many threads a run of such a block uses, if it may use as many as it likes. */
 EXPORT int32_t lh_threads(const lh_stepper *s, int32_t rows, int32_t steps)

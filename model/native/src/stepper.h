@@ -39,18 +39,19 @@ typedef struct {
 /* Rows that one thread advances through all phases, see kernels/groups.h. */
 typedef struct {
     int first, end; /* rows */
-    int made;       /* steps so far */
+    int step;       /* the next one */
 } row_group_t;
 
 /* The groups of a run: together they have each row once. */
 typedef struct {
-    row_group_t *group;  /* (rows,), of which n are used; NULL: threads share the items of each phase */
-    int n;
-    int taken;           /* so many have been taken by a thread, the first ones */
-    int advancing;       /* threads that have a group */
+    row_group_t *group;   /* (rows,), of which n are used; NULL: threads share the items of each phase */
+    int n;                /* of the last run: 0 if threads shared phases */
+    int n_taken;          /* the first ones, which a thread has or had */
+    int n_active;         /* threads that have a group */
+    int least_rows;       /* that a group needs at first */
     pthread_mutex_t lock; /* of all before */
-    atomic_int idle;     /* threads that wait for a group */
-    atomic_uint changes; /* counts up when there is a group, or when there will be none */
+    atomic_int n_idle;    /* threads that wait for a group */
+    atomic_uint changes;  /* counts up when there is a group, or when there will be none */
     waiter_t changed;
 } row_groups_t;
 
@@ -76,10 +77,10 @@ typedef struct lh_stepper {
     int32_t *running;   /* (steps + 1,) rows with more than k steps */
     int32_t *drawn;     /* (steps + 1,) where the rows that step k samples or scores begin in `draws` */
     int32_t *draws;     /* rows, for one step after another */
-    int32_t *reached;    /* (rows,) the steps of a row when the run ended */
+    int32_t *steps_run;   /* (rows,) the steps of a row's group, when the run has ended */
     atomic_int last_step; /* where threads share phases: the run ends with it */
     row_groups_t groups;
-    double products; /* the multiplications of a row's step */
+    double products;      /* the multiplications of a row's step */
 } lh_stepper;
 
 /* Texts that are read side by side, each from the zero state. Equal beginnings are read once: a row stands for all texts

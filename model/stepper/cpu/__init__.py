@@ -157,7 +157,7 @@ class CpuStepper:
         Args:
             block: The rows.
             n_cores: The most that the run uses; 0: any number. It changes no bit of the result.
-            interrupt: While it is set, the run ends with the step that it is in.
+            interrupt: While it is set, the run ends as soon as the block's least steps are made.
 
         Raises:
             ValueError: The block is invalid; no row has moved.
@@ -192,8 +192,8 @@ class CpuStepper:
         if constraints is not None:
             changed = ConstraintResult(constraints.states.copy(), np.empty((steps, rows), np.float32))
         ids, logprobs = np.empty((steps, rows), np.int32), np.empty((steps, rows), np.float32)
-        result = BlockResult(np.zeros(rows, np.int32), ids, logprobs, changed)
-        results = (result.steps.ctypes.data, ids.ctypes.data, logprobs.ctypes.data)
+        made_steps = np.zeros(rows, np.int32)
+        results = (made_steps.ctypes.data, ids.ctypes.data, logprobs.ctypes.data)
         automata, masks = None, tuple[int, ...]()
         if constraints is not None and changed is not None:
             automata, budgets = self._automata(constraints), constraints.budgets.copy()
@@ -214,7 +214,7 @@ class CpuStepper:
             raise MemoryError("no memory for the block")
         if code != _OK:
             raise ValueError("block: " + _INVALID[code].format(row=arrays.bad_row, step=arrays.bad_step))
-        return result
+        return BlockResult(made_steps, arrays.steps_run, ids, logprobs, changed)
 
     def begin_scoring(
         self, ids: NDArray[np.int32], starts: NDArray[np.int64], logprobs: NDArray[np.float32]

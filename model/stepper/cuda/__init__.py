@@ -132,7 +132,7 @@ class CudaStepper:
         steps, rows = block.forced_ids.shape
         if not rows or not steps:
             empty = np.empty((steps, rows), np.int32)
-            return BlockResult(np.zeros(rows, np.int32), empty, empty.astype(np.float32))
+            return BlockResult(np.zeros(rows, np.int32), 0, empty, empty.astype(np.float32))
         with self._lock:
             self._open().enter()
             return self._run(block) if steps <= CAPACITY else self._run_parts(block)
@@ -224,7 +224,7 @@ class CudaStepper:
             ids[:, others], logprobs[:, others] = result.ids, result.logprobs
         for table_slot, state in states.items():
             self.write(table_slot, state)
-        return BlockResult(made_steps, ids, logprobs, changed)
+        return BlockResult(made_steps, steps, ids, logprobs, changed)
 
     def _run(self, block: Block) -> BlockResult:
         """Run at most CAPACITY steps."""
@@ -250,7 +250,7 @@ class CudaStepper:
         both = out.reshape(2, steps, rows)
         ids, logprobs = np.empty((steps, rows), np.int32), np.empty((steps, rows), np.float32)
         ids[:, order], logprobs[:, order] = both[0], both[1].view(np.float32)
-        return BlockResult(block.steps, ids, logprobs)
+        return BlockResult(block.steps.copy(), len(ids), ids, logprobs)
 
     def _run_parts(self, block: Block) -> BlockResult:
         """Run more than CAPACITY steps, one part after another."""
@@ -270,7 +270,7 @@ class CudaStepper:
             if block.score_ids is not None:
                 is_forced &= block.score_ids[end - 1, rows] == NO_SCORE
             logprobs[end - 1, rows[is_forced]] = np.nan
-        return BlockResult(block.steps, ids, logprobs)
+        return BlockResult(block.steps.copy(), len(ids), ids, logprobs)
 
     def _whole_tiles(self, rows: int) -> int:
         """So many rows, rounded up to whole tiles of every kernel."""

@@ -414,27 +414,60 @@ class LongRunStepper:
         return self.inner.run(block, n_cores, interrupt)
 
 
-def test_a_request_interrupts_a_block_if_a_slot_is_free(tiny: Checkpoint) -> None:
-    """It is in the next block at once. One that would wait for a slot interrupts nothing, nor does a part of a text."""
+@pytest.fixture
+def long_runs(tiny: Checkpoint) -> Iterator[tuple[Engine, LongRunStepper]]:
+    """An engine of two slots that runs a block for a text, and its stepper."""
     stepper = LongRunStepper(ReferenceStepper(tiny.network(), 2))
     engine = Engine(stepper, tiny.vocab, tiny.fingerprint, max_waiting=9)  # type: ignore[arg-type]
     engine.start()
-    streams = [engine.submit(request("hello", 200))]
+    engine.submit(request("hello", ENDLESS))
     eventually(lambda: len(stepper.blocks) == 1)
-    group = engine.open_group()
-    engine.submit(replace(request("to be", 9), is_part=True), group.stream(0))
+    yield engine, stepper
+    stepper.may_end.set()
+    engine.stop()
+
+
+def test_a_request_interrupts_a_block_if_a_slot_is_free(
+    long_runs: tuple[Engine, LongRunStepper], tiny: Checkpoint
+) -> None:
+    """It is in the next block at once. One that would wait for a slot interrupts nothing. The texts are the same."""
+    engine, stepper = long_runs
     assert not stepper.interrupt
-    streams.append(engine.submit(request("to be", 200)))
+    second = engine.submit(request("to be", 200))
     eventually(lambda: len(stepper.blocks) == 2)
     assert [block.slots.size for block in stepper.blocks] == [1, 2]
-    streams.append(engine.submit(request("or not", 200)))
+    third = engine.submit(request("or not", 200))
     assert not stepper.interrupt
     stepper.may_end.set()
     alone = ReferenceStepper(tiny.network(), 1)
-    for stream, prompt in zip(streams, ("hello", "to be", "or not"), strict=True):
+    for stream, prompt in ((second, "to be"), (third, "or not")):
         assert read(stream)[0] == "".join(write(alone, ALPHABET, prompt, 200, SamplingParams(), 1))
+
+
+def test_a_part_interrupts_no_block(long_runs: tuple[Engine, LongRunStepper]) -> None:
+    """Nobody waits for its first character; a text that comes after it can have its slot."""
+    engine, stepper = long_runs
+    group = engine.open_group()
+    engine.submit(replace(request("to be", 9), is_part=True), group.stream(0))
+    assert not stepper.interrupt
+    engine.submit(request("to be", 9))
+    eventually(lambda: len(stepper.blocks) == 2)
     engine.close_group(group)
-    engine.stop()
+
+
+def test_texts_of_one_request_interrupt_a_block_only_for_free_slots(
+    long_runs: tuple[Engine, LongRunStepper],
+) -> None:
+    """They keep the slots that they have, so the ones that follow wait as others do."""
+    engine, stepper = long_runs
+    group = engine.open_group()
+    engine.submit(request("to be", 9), group.stream(0))
+    eventually(lambda: len(stepper.blocks) == 2)
+    engine.submit(request("to be", 9), group.stream(1))
+    assert not stepper.interrupt
+    engine.submit(request("to be", 9))
+    assert not stepper.interrupt
+    engine.close_group(group)
 
 
 class FailingStepper:

@@ -6,10 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from model.network.sampling import SamplingParams
-from model.stepper import NO_SCORE, Block
-from service.engine.scheduler import LEAST_ROW_S, MAX_RETRY_AFTER_S, MAX_STEPS, USUAL_ROW_S, Scheduler
+from model.stepper import NO_SCORE, Block, BlockResult
+from service.engine.scheduler import (
+    MAX_RETRY_AFTER_S,
+    MAX_STEPS,
+    MIN_BLOCK_S_PER_ROW,
+    TARGET_BLOCK_S_PER_ROW,
+    Scheduler,
+)
 from service.engine.sequence import Sequence, SequenceRequest
 from service.engine.stream import StreamGroup
 
@@ -32,6 +39,12 @@ def block(*sequences: Sequence, step_s: float = STEP_S) -> Block:
     return scheduler.next_block()
 
 
+def result(steps: NDArray[np.int64], steps_run: int) -> BlockResult:
+    """What a block produced whose rows made so many steps."""
+    empty = np.zeros((steps_run, len(steps)))
+    return BlockResult(steps.astype(np.int32), steps_run, empty.astype(np.int32), empty.astype(np.float32))
+
+
 def test_a_block_takes_its_target() -> None:
     """Blocks of 20 ms, with steps of 1 ms, have 20 steps."""
     assert len(block(sequence(), sequence()).forced_ids) == 20
@@ -46,8 +59,8 @@ def test_a_long_prompt_cuts_no_block_short_and_takes_one_row() -> None:
 
 @pytest.mark.parametrize(("unread", "steps"), [(0, 4), (3, 4), (11, 12), (18, 19), (19, 20), (500, 20)])
 def test_a_first_character_does_not_wait(unread: int, steps: int) -> None:
-    """The block ends with it, but takes at least what sending its chunks costs."""
-    others = [sequence() for _ in range(int(4.5 * STEP_S / LEAST_ROW_S))]
+    """The block ends with it, but takes several times what sending its chunks costs."""
+    others = [sequence() for _ in range(int(4.5 * STEP_S / MIN_BLOCK_S_PER_ROW))]
     assert len(block(*others, sequence(unread, has_output=False)).forced_ids) == steps
 
 
@@ -61,17 +74,24 @@ def test_a_part_of_a_longer_text_cuts_no_block_short() -> None:
 def test_many_rows_get_longer_blocks() -> None:
     """A block takes several times what sending its chunks costs, and less if a first character comes sooner by it."""
     rows = 200
-    assert len(block(*[sequence() for _ in range(rows)]).forced_ids) == int(rows * USUAL_ROW_S / STEP_S)
+    assert len(block(*[sequence() for _ in range(rows)]).forced_ids) == int(rows * TARGET_BLOCK_S_PER_ROW / STEP_S)
     hurried = block(*[sequence() for _ in range(rows - 1)], sequence(0, has_output=False))
-    assert len(hurried.forced_ids) == int(rows * LEAST_ROW_S / STEP_S)
+    assert len(hurried.forced_ids) == int(rows * MIN_BLOCK_S_PER_ROW / STEP_S)
 
 
 @pytest.mark.parametrize("rows", [1, 8, 100])
-def test_a_block_can_be_interrupted_after_what_sending_its_chunks_costs(rows: int) -> None:
-    """That is a third of its time with many rows, and next to nothing with few."""
-    made = block(*[sequence() for _ in range(rows)])
-    assert made.least_steps == max(1, int(rows * LEAST_ROW_S / STEP_S))
-    assert made.least_steps <= len(made.forced_ids) / 3
+def test_a_block_can_be_interrupted_early(rows: int) -> None:
+    """After a third of its time at most, but with many rows not before sending its chunks is worth it."""
+    planned = block(*[sequence() for _ in range(rows)])
+    assert int(rows * MIN_BLOCK_S_PER_ROW / STEP_S) <= planned.least_steps <= len(planned.forced_ids) / 3
+
+
+def test_a_step_takes_its_part_of_the_steps_that_were_run() -> None:
+    """Also if a constraint stopped each row long before: those rows were computed on."""
+    scheduler = Scheduler(2, BLOCK_S, STEP_S)
+    for _ in range(20):
+        scheduler.record(result(np.array([3, 1]), steps_run=40), seconds=0.080)
+    assert scheduler.step_s == pytest.approx(0.002, rel=0.01)
 
 
 def test_no_block_is_longer_than_the_maximum() -> None:
@@ -83,8 +103,7 @@ def test_the_wait_is_the_queue_over_the_measured_speed() -> None:
     """Before any block 1 s; then the queue's steps by the steps a second, at least 1 and at most the maximum."""
     scheduler = Scheduler(2, BLOCK_S)
     assert scheduler.estimate_wait_s(10**9) == 1
-    made = block(sequence(), sequence())
-    scheduler.record(made.steps, seconds=float(made.steps.sum()) / 1000)  # 1000 steps a second
+    scheduler.record(result(np.array([20, 20]), steps_run=20), seconds=0.040)  # 1000 steps a second
     assert [scheduler.estimate_wait_s(n) for n in (0, 1, 1000, 1001, 20_000)] == [1, 1, 1, 2, 20]
     assert scheduler.estimate_wait_s(10**9) == MAX_RETRY_AFTER_S
 

@@ -1,13 +1,12 @@
 /* Groups of rows. A thread advances a group through all phases of its steps, and there is no barrier before the end of the
- * run. A thread that finds no group gets half of the rows of one that another thread has, so that threads end together
- * also if one of them loses its core for a while. See docs/decisions/0050-groups-of-rows.md.
+ * run. A thread that finds no group gets half of the rows of another one's (work stealing), so that threads end together
+ * also if one of them loses its core for a while. See docs/decisions/0052-interrupted-blocks.md.
  */
 #ifndef LONGHAND_GROUPS_H
 #define LONGHAND_GROUPS_H
 
 #include "steps.h"
 
-#define LEAST_ROWS 4 /* of a half */
 #if !defined(LEAST_PRODUCTS)
 #define LEAST_PRODUCTS 3e7 /* multiply-adds of a half: 0.1 to 0.5 ms, several times what waking a thread takes */
 #endif
@@ -17,53 +16,55 @@ static row_group_t *take_group(lh_stepper *s)
 {
     row_groups_t *all = &s->groups;
     pthread_mutex_lock(&all->lock);
-    while (all->taken == all->n && all->advancing) {
+    while (all->n_taken == all->n && all->n_active) {
         unsigned seen = atomic_load(&all->changes);
-        atomic_fetch_add(&all->idle, 1);
+        atomic_fetch_add(&all->n_idle, 1);
         pthread_mutex_unlock(&all->lock);
-        pool_sleep(&s->pool, &all->changed, &all->changes, seen);
+        pool_wait(&s->pool, &all->changed, &all->changes, seen);
         pthread_mutex_lock(&all->lock);
-        atomic_fetch_sub(&all->idle, 1);
+        atomic_fetch_sub(&all->n_idle, 1);
     }
-    row_group_t *group = all->taken < all->n ? &all->group[all->taken++] : NULL;
-    all->advancing += group != NULL;
+    row_group_t *group = all->n_taken < all->n ? &all->group[all->n_taken++] : NULL;
+    all->n_active += group != NULL;
     pthread_mutex_unlock(&all->lock);
     return group;
 }
 
-/* Tells the threads that wait. The caller has the lock. */
-static void tell_idle(row_groups_t *all)
+/* Wakes the threads that wait for a group. The caller has the lock. */
+static void notify_idle(row_groups_t *all)
 {
     atomic_fetch_add(&all->changes, 1);
     wake_all(&all->changed);
 }
 
-/* A thread is at the end of its group. */
+/* Ends a thread's work on its group. */
 static void end_group(lh_stepper *s, const row_group_t *group)
 {
     row_groups_t *all = &s->groups;
-    for (int row = group->first; row < group->end; row++) s->reached[row] = group->made;
+    for (int row = group->first; row < group->end; row++) s->steps_run[row] = group->step;
     pthread_mutex_lock(&all->lock);
-    if (--all->advancing == 0) tell_idle(all);
+    if (--all->n_active == 0) notify_idle(all);
     pthread_mutex_unlock(&all->lock);
 }
 
-/* Gives half of what a group has left to do to a thread that waits, if it is worth it. */
-static void give_half(lh_stepper *s, row_group_t *group)
+/* Gives half of what a group has left to do to a thread that waits, if it is worth it. A half may have half as many rows as
+ * a group needs at first: without it the thread would do nothing. */
+static void split_group(lh_stepper *s, row_group_t *group)
 {
     row_groups_t *all = &s->groups;
-    const int end = s->running[group->made] < group->end ? s->running[group->made] : group->end;
+    const int end = s->running[group->step] < group->end ? s->running[group->step] : group->end;
+    const int least = (all->least_rows + 1) / 2;
     double left = 0.0, half = 0.0;
-    for (int row = group->first; row < end; row++) left += s->block->row_steps[s->order[row]] - group->made;
-    if (end - group->first < 2 * LEAST_ROWS || left / 2 * s->products < LEAST_PRODUCTS) return;
+    for (int row = group->first; row < end; row++) left += s->block->row_steps[s->order[row]] - group->step;
+    if (end - group->first < 2 * least || left / 2 * s->products < LEAST_PRODUCTS) return;
     int middle = group->first;
-    while (middle < end - LEAST_ROWS && (half < left / 2 || middle < group->first + LEAST_ROWS))
-        half += s->block->row_steps[s->order[middle++]] - group->made;
+    while (middle < end - least && (half < left / 2 || middle < group->first + least))
+        half += s->block->row_steps[s->order[middle++]] - group->step;
     pthread_mutex_lock(&all->lock);
-    if (all->n - all->taken < atomic_load(&all->idle)) { /* else one is on its way to the thread that waits */
-        all->group[all->n++] = (row_group_t){middle, group->end, group->made};
+    if (all->n - all->n_taken < atomic_load(&all->n_idle)) { /* else one is on its way to the thread that waits */
+        all->group[all->n++] = (row_group_t){middle, group->end, group->step};
         group->end = middle;
-        tell_idle(all);
+        notify_idle(all);
     }
     pthread_mutex_unlock(&all->lock);
 }
@@ -71,7 +72,7 @@ static void give_half(lh_stepper *s, row_group_t *group)
 /* The next step of the rows of a group, all of it by this thread. */
 static void group_step(lh_stepper *s, const row_group_t *g, int is_last, scratch_t *t)
 {
-    const int k = g->made, end = s->running[k] < g->end ? s->running[k] : g->end, rows = end - g->first;
+    const int k = g->step, end = s->running[k] < g->end ? s->running[k] : g->end, rows = end - g->first;
     const int item_rows = rows_per_item(s->model.is_int8, rows);
     for (int layer = 0; layer < s->model.layers; layer++)
         for (int i = 0, panels = layer_panels(s, layer); i < panels; i++) {
@@ -92,9 +93,9 @@ static void group_step(lh_stepper *s, const row_group_t *g, int is_last, scratch
 static void run_groups(lh_stepper *s, int thread)
 {
     for (row_group_t *g; (g = take_group(s)) != NULL; end_group(s, g))
-        for (int is_last = 0; !is_last && g->made < s->block->row_steps[s->order[g->first]]; g->made++) {
-            if (atomic_load_explicit(&s->groups.idle, memory_order_relaxed)) give_half(s, g);
-            is_last = is_interrupted(s->block, g->made);
+        for (int is_last = 0; !is_last && g->step < s->block->row_steps[s->order[g->first]]; g->step++) {
+            is_last = is_interrupted(s->block, g->step);
+            if (!is_last && atomic_load_explicit(&s->groups.n_idle, memory_order_relaxed)) split_group(s, g);
             group_step(s, g, is_last, s->scratch[thread]);
         }
 }

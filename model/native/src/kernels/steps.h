@@ -172,7 +172,7 @@ static void finish_rows(const lh_stepper *s, const rows_t *rows, scratch_t *t, i
 static void layer_item(const lh_stepper *s, scratch_t *t, int layer, int k, int panel, int first, int count, int is_last)
 {
     const int is_zeroed = !is_by_tiles(s, count), now = (k & 1) ^ 1;
-    const int is_kept = !s->model.is_int8 || s->block->automata || is_last || s->running[k + 1] < s->running[k]; /* a row may end */
+    const int may_end = s->block->automata || is_last || s->running[k + 1] < s->running[k]; /* a row, with this step */
     const float *initial[ROWS];
     uint8_t begins_item[ROWS];
     int n_begins = 0;
@@ -183,7 +183,7 @@ static void layer_item(const lh_stepper *s, scratch_t *t, int layer, int k, int 
         initial[r] = begin_row(s, &s->rows, t, layer, now, panel, r, row, row, fed, begins_item[r], is_zeroed);
     }
     finish_rows(s, &s->rows, t, layer, now, panel, first, count, initial, n_begins && !is_zeroed ? begins_item : NULL,
-                is_kept);
+                may_end || !s->model.is_int8);
 }
 
 INLINE int layer_panels(const lh_stepper *s, int layer) { return s->layer[layer].blocks / BLOCKS; }

@@ -48,10 +48,6 @@ class JobRequest:
         """Names of the corpora, one or several."""
         return [self.corpus] if isinstance(self.corpus, str) else self.corpus
 
-    def network_settings(self) -> dict[str, Any]:
-        """Return the network's settings except vocab_size, which follows from the corpus."""
-        return self._settings_in(_NETWORK_SETTINGS)
-
     def train_config(self) -> TrainConfig:
         """Return the trainer's settings.
 
@@ -91,23 +87,28 @@ class JobRequest:
         Vocabulary.of(alphabet, fitted.config.max_vocab)
         return fitted
 
-    def fit(self, sizes: CorpusSizes, n_distinct: int) -> FittedConfig:
+    def fit(self, sizes: CorpusSizes, n_distinct: int, source: ModelConfig | None = None) -> FittedConfig:
         """Return the trainer's settings as they fit texts of these sizes, or a list.
+
+        Args:
+            sizes: Of the texts, or the list.
+            n_distinct: The number of distinct characters.
+            source: Of a warm start, what it begins with.
 
         Raises:
             ConfigError: A setting of the request cannot work with them.
             TextError: They cannot be trained on.
         """
-        model = ModelConfig(vocab_size=2, **self.network_settings())
+        model = self.model_config(2, source)  # what fits does not depend on the vocabulary
         return fit_to_text(self.train_config(), model, sizes, n_distinct, explicit=self.settings)
 
-    def model_config(self, vocab_size: int, source: ModelConfig | None) -> ModelConfig:
+    def model_config(self, vocab_size: int, source: ModelConfig | None = None) -> ModelConfig:
         """Return the network's shape: with a warm start that of its source, as far as the request sets no other.
 
         Raises:
             ConfigError: A setting is out of range.
         """
-        settings = self.network_settings()
+        settings = self._settings_in(_NETWORK_SETTINGS)
         if source is not None:
             shape = {name: getattr(source, name) for name in _NETWORK_SETTINGS}
             settings = {**shape, **{k: v for k, v in self.settings.items() if k in shape}}
@@ -173,7 +174,7 @@ def validate(request: RetrainRequest, corpora: Corpora, checkpoint_dir: Path) ->
     with _config_errors_as_bad_requests():
         job_request.train_config()
         job_request.layout()
-        model = ModelConfig(vocab_size=2, **job_request.network_settings())
+        model = job_request.model_config(2)
         _check_corpora(job_request, corpora)
         if request.warm_start:
             _check_warm_start(job_request, model, store_folder(checkpoint_dir, request.model))

@@ -139,19 +139,20 @@ class Training:
     def _prepare(self) -> tuple[TrainConfig, Corpus, ModelConfig, Checkpoint | None]:
         """Read the corpora and settle the network's shape and the weights to begin with."""
         source = self._warm_start_source()
+        shape = source.config if source is not None else None
         sources = [self.environment.corpora.source(name) for name in self.request.corpora]
         fitted = FittedConfig(self.request.train_config(), ())
 
         def config_of(sizes: CorpusSizes, n_distinct: int) -> TrainConfig:
             nonlocal fitted
-            fitted = self.request.fit(sizes, n_distinct)
+            fitted = self.request.fit(sizes, n_distinct, shape)
             return fitted.config
 
         corpus = read_corpora(sources, config_of, self.environment.run_dir / _TEXTS, layout=self._layout())
         config = fitted.config
         for note in (*corpus.notes, *fitted.notes):
             self.log.note(note)
-        model = self.request.model_config(len(corpus.vocab), source.config if source is not None else None)
+        model = self.request.model_config(len(corpus.vocab), shape)
         self.log.note(
             f"{corpus.n_characters:,} characters, {len(corpus.vocab)} distinct; {model.cell} {model.n_layers} x "
             f"{model.n_hidden}, {model.n_parameters:,} parameters"

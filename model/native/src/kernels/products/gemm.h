@@ -146,13 +146,16 @@ TILE(f32_3, F32, 3, 4, BY_WEIGHT, NO_PREFETCH)
 #endif
 TILES(F32, f32)
 TILES(I8, i8)
-#if LANES == 16
-TILE(f32_7, F32, 7, 2, BY_ROW, NO_PREFETCH)
-TILE(f32_8, F32, 8, 2, BY_ROW, NO_PREFETCH)
-TILE(i8_7, I8, 7, 2, BY_ROW, NO_PREFETCH)
-TILE(i8_8, I8, 8, 2, BY_ROW, NO_PREFETCH)
-#endif
 TILES(BF16, bf16)
+#if LANES == 16
+#define HALVES(KIND, name)                                                                                \
+    TILE(name##_7, KIND, 7, 2, BY_ROW, NO_PREFETCH)                                                       \
+    TILE(name##_8, KIND, 8, 2, BY_ROW, NO_PREFETCH)                                                       \
+    static tile_fn *const name##_halves[] = {name##_7, name##_8};
+HALVES(F32, f32)
+HALVES(I8, i8)
+HALVES(BF16, bf16)
+#endif
 
 #if defined(HAS_WIDE)
 /* int16: a step is a pair of k, the weights of a block for it are [16][2] int16, 64 bytes again. */
@@ -189,6 +192,16 @@ INLINE void many_rows(tile_fn *const *tiles, int most, const void *const *a, int
 }
 
 INLINE zrow *sums_of(zrow *z, int block) { return (zrow *)(z[0].f + block * BLOCK); }
+
+#if LANES == 16
+INLINE int is_by_halves(int rows, int blocks) { return blocks == BLOCKS && (rows == 7 || rows == 8); }
+
+/* 7 or 8 rows: tiles of half a panel read the weights once. Two tiles of a panel would wait for the L2 cache. */
+INLINE void by_halves(tile_fn *const *halves, const void *const *a, int rows, int steps, const char *w, size_t block, zrow *z)
+{
+    for (int b = 0; b < BLOCKS; b += 2) halves[rows - 7](a, 0, steps, w + b * block, block, sums_of(z, b), NULL);
+}
+#endif
 
 #if defined(HAS_WIDE)
 /* Many rows in int16: widens KC / 2 steps of the weights, and uses them for all rows. */
@@ -232,10 +245,8 @@ INLINE void multiply_segment(int is_int8, const void *const *a, const void *cons
     }
 #endif
 #if LANES == 16
-    if (blocks == BLOCKS && (rows == 7 || rows == 8)) {
-        /* One tile of two blocks reads the weights once; two tiles of all four would wait for the L2 cache. */
-        tile_fn *tile = is_int8 ? (rows == 7 ? i8_7 : i8_8) : rows == 7 ? f32_7 : f32_8;
-        for (; b < blocks; b += 2) tile(a, 0, steps, w + b * block, block, sums_of(z, b), NULL);
+    if (is_by_halves(rows, blocks)) {
+        by_halves(is_int8 ? i8_halves : f32_halves, a, rows, steps, w, block, z);
         return;
     }
     if (blocks == BLOCKS) {
@@ -260,6 +271,10 @@ INLINE void multiply_segment(int is_int8, const void *const *a, const void *cons
 INLINE void multiply_bf16(const void *const *a, int rows, int steps, const char *w, size_t block, int blocks, zrow *z)
 {
 #if LANES == 16
+    if (is_by_halves(rows, blocks)) {
+        by_halves(bf16_halves, a, rows, steps, w, block, z);
+        return;
+    }
     if (blocks == BLOCKS) {
         many_rows(bf16_panel, TILE_ROWS_BF16, a, rows, steps, w, block, BLOCKS, z);
         return;

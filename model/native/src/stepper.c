@@ -163,8 +163,8 @@ int threads_for(const lh_stepper *s, double rows, double steps)
     return worth < 2.0 ? 1 : worth < s->model.threads ? (int)worth : s->model.threads;
 }
 
-#define L2_BYTES ((size_t)1 << 20) /* weights of which one of the caches has all */
-#define L3_BYTES ((size_t)1 << 24)
+#define L2_BYTES ((size_t)1 << 20) /* weights that a core's own cache keeps */
+#define L3_BYTES ((size_t)1 << 24) /* that the cache of several cores keeps */
 
 /* Returns how many rows a group needs. Its thread reads all weights for them: reading must take less time than computing.
  * See docs/decisions/0052-interrupted-blocks.md. */

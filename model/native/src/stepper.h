@@ -71,16 +71,16 @@ typedef struct lh_stepper {
     float *logits;    /* (rows, vstride) */
     uint8_t *seen;    /* (slots,) to find a slot that is there twice */
     scratch_t *scratch[MAX_THREADS];
+    double products;      /* the multiplications of a row's step */
     /* of the present run */
     lh_block *block;
-    int32_t *order;     /* (rows,) the block's column of a row */
-    int32_t *running;   /* (steps + 1,) rows with more than k steps */
-    int32_t *drawn;     /* (steps + 1,) where the rows that step k samples or scores begin in `draws` */
-    int32_t *draws;     /* rows, for one step after another */
+    int32_t *order;       /* (rows,) the block's column of a row */
+    int32_t *running;     /* (steps + 1,) rows with more than k steps */
+    int32_t *drawn;       /* (steps + 1,) where the rows that step k samples or scores begin in `draws` */
+    int32_t *draws;       /* rows, for one step after another */
     int32_t *steps_run;   /* (rows,) the steps of a row's group, when the run has ended */
     atomic_int last_step; /* where threads share phases: the run ends with it */
     row_groups_t groups;
-    double products;      /* the multiplications of a row's step */
 } lh_stepper;
 
 /* Texts that are read side by side, each from the zero state. Equal beginnings are read once: a row stands for all texts

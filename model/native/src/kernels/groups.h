@@ -14,59 +14,59 @@
 /* Takes a group that no thread has, or waits until there is one; NULL: the run is over. */
 static row_group_t *take_group(lh_stepper *s)
 {
-    row_groups_t *all = &s->groups;
-    pthread_mutex_lock(&all->lock);
-    while (all->n_taken == all->n && all->n_active) {
-        unsigned seen = atomic_load(&all->changes);
-        atomic_fetch_add(&all->n_idle, 1);
-        pthread_mutex_unlock(&all->lock);
-        pool_wait(&s->pool, &all->changed, &all->changes, seen);
-        pthread_mutex_lock(&all->lock);
-        atomic_fetch_sub(&all->n_idle, 1);
+    row_groups_t *groups = &s->groups;
+    pthread_mutex_lock(&groups->lock);
+    while (groups->n_taken == groups->n && groups->n_active) {
+        unsigned seen = atomic_load(&groups->changes);
+        atomic_fetch_add(&groups->n_idle, 1);
+        pthread_mutex_unlock(&groups->lock);
+        pool_wait(&s->pool, &groups->changed, &groups->changes, seen);
+        pthread_mutex_lock(&groups->lock);
+        atomic_fetch_sub(&groups->n_idle, 1);
     }
-    row_group_t *group = all->n_taken < all->n ? &all->group[all->n_taken++] : NULL;
-    all->n_active += group != NULL;
-    pthread_mutex_unlock(&all->lock);
+    row_group_t *group = groups->n_taken < groups->n ? &groups->group[groups->n_taken++] : NULL;
+    groups->n_active += group != NULL;
+    pthread_mutex_unlock(&groups->lock);
     return group;
 }
 
 /* Wakes the threads that wait for a group. The caller has the lock. */
-static void notify_idle(row_groups_t *all)
+static void notify_idle(row_groups_t *groups)
 {
-    atomic_fetch_add(&all->changes, 1);
-    wake_all(&all->changed);
+    atomic_fetch_add(&groups->changes, 1);
+    wake_all(&groups->changed);
 }
 
 /* Ends a thread's work on its group. */
 static void end_group(lh_stepper *s, const row_group_t *group)
 {
-    row_groups_t *all = &s->groups;
+    row_groups_t *groups = &s->groups;
     for (int row = group->first; row < group->end; row++) s->steps_run[row] = group->step;
-    pthread_mutex_lock(&all->lock);
-    if (--all->n_active == 0) notify_idle(all);
-    pthread_mutex_unlock(&all->lock);
+    pthread_mutex_lock(&groups->lock);
+    if (--groups->n_active == 0) notify_idle(groups);
+    pthread_mutex_unlock(&groups->lock);
 }
 
 /* Gives half of what a group has left to do to a thread that waits, if it is worth it. A half may have half as many rows as
  * a group needs at first: without it the thread would do nothing. */
 static void split_group(lh_stepper *s, row_group_t *group)
 {
-    row_groups_t *all = &s->groups;
+    row_groups_t *groups = &s->groups;
     const int end = s->running[group->step] < group->end ? s->running[group->step] : group->end;
-    const int least = (all->least_rows + 1) / 2;
+    const int least = (groups->least_rows + 1) / 2;
     double left = 0.0, half = 0.0;
     for (int row = group->first; row < end; row++) left += s->block->row_steps[s->order[row]] - group->step;
     if (end - group->first < 2 * least || left / 2 * s->products < LEAST_PRODUCTS) return;
     int middle = group->first;
     while (middle < end - least && (half < left / 2 || middle < group->first + least))
         half += s->block->row_steps[s->order[middle++]] - group->step;
-    pthread_mutex_lock(&all->lock);
-    if (all->n - all->n_taken < atomic_load(&all->n_idle)) { /* else one is on its way to the thread that waits */
-        all->group[all->n++] = (row_group_t){middle, group->end, group->step};
+    pthread_mutex_lock(&groups->lock);
+    if (groups->n - groups->n_taken < atomic_load(&groups->n_idle)) { /* else one is on its way to the thread that waits */
+        groups->group[groups->n++] = (row_group_t){middle, group->end, group->step};
         group->end = middle;
-        notify_idle(all);
+        notify_idle(groups);
     }
-    pthread_mutex_unlock(&all->lock);
+    pthread_mutex_unlock(&groups->lock);
 }
 
 /* The next step of the rows of a group, all of it by this thread. */

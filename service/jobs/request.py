@@ -174,10 +174,10 @@ def validate(request: RetrainRequest, corpora: Corpora, checkpoint_dir: Path) ->
     with _config_errors_as_bad_requests():
         job_request.train_config()
         job_request.layout()
-        model = job_request.model_config(2)
+        job_request.model_config(2)
         _check_corpora(job_request, corpora)
         if request.warm_start:
-            _check_warm_start(job_request, model, store_folder(checkpoint_dir, request.model))
+            _check_warm_start(job_request, store_folder(checkpoint_dir, request.model))
     return job_request
 
 
@@ -221,7 +221,7 @@ def _check_corpora(request: JobRequest, corpora: Corpora) -> None:
         raise BadRequest("corpus", request.corpus, e.expected, problem=e.problem) from e
 
 
-def _check_warm_start(request: JobRequest, model: ModelConfig, checkpoint_dir: Path) -> None:
+def _check_warm_start(request: JobRequest, checkpoint_dir: Path) -> None:
     """Check that the promoted checkpoint, if there is one, can be begun with."""
     try:
         path = registry.promoted_path(checkpoint_dir)
@@ -230,4 +230,4 @@ def _check_warm_start(request: JobRequest, model: ModelConfig, checkpoint_dir: P
         expected = "false, or a promoted checkpoint that can be read"
         raise BadRequest("warm_start", request.warm_start, expected, problem=str(e)) from e
     if source is not None:
-        check_shape(source.config, request.model_config(model.vocab_size, source.config))
+        check_shape(source.config, request.model_config(2, source.config))

@@ -72,6 +72,12 @@ def plain_block(rows: int, steps: int, vocab: int = 65, slots: list[int] | None 
     )
 
 
+def uneven_block(rows: int, steps: int) -> Block:
+    """A plain block whose rows end at different steps."""
+    row_steps = np.random.default_rng(1).integers(1, steps + 1, rows).astype(np.int32)
+    return replace(plain_block(rows, steps), steps=row_steps)
+
+
 def sampling(block: Block, row: int, **values: float) -> SamplingBatch:
     """The block's parameters, those of one row changed."""
     changed = block.sampling.copy()
@@ -138,9 +144,7 @@ def test_every_size_of_a_batch_gives_the_same_bits(rows: int, precision: WeightP
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_threads_that_give_each_other_rows_change_no_bit(threads: int, precision: WeightPrecision) -> None:
     """A thread that has nothing left to do gets half of another one's rows, which end at different steps."""
-    net, rows, steps = network(hidden=260, layers=2), 200, 40
-    block = plain_block(rows, steps)
-    block = replace(block, steps=np.random.default_rng(1).integers(1, steps + 1, rows).astype(np.int32))
+    net, rows, block = network(hidden=260, layers=2), 200, uneven_block(200, 40)
     alone, together = (CpuStepper(net, rows, precision, threads=n) for n in (1, threads))
     for _ in range(3):
         assert bits(together, together.run(block)) == bits(alone, alone.run(block))
@@ -164,8 +168,7 @@ def test_a_thread_without_work_gets_rows_of_another_one() -> None:
 def test_an_interrupt_at_any_time_changes_no_bit(threads: int, precision: WeightPrecision) -> None:
     """Runs that another thread ends at any step, each row going on where it was, give what one run gives."""
     net, rows, steps = network(hidden=260, layers=2), 60, 200
-    block = plain_block(rows, steps)
-    block = replace(block, steps=np.random.default_rng(1).integers(1, steps + 1, rows).astype(np.int32))
+    block = uneven_block(rows, steps)
     whole = CpuStepper(net, rows, precision, threads=1)
     expected, cut = whole.run(block), CpuStepper(net, rows, precision, threads=threads)
     interrupt, is_over = Interrupt(), threading.Event()
